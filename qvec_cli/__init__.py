@@ -1,0 +1,1 @@
+"""qvec: quantization vectors for Vision Transformers, from the command line."""

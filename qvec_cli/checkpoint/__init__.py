@@ -1,0 +1,1 @@
+"""Named arrays on disk, in numpy; knows nothing of models or quantization."""

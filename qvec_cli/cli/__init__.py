@@ -1,0 +1,1 @@
+"""What the user types: commands, options, results on a terminal."""

@@ -1,0 +1,38 @@
+"""The errors a user can cause: one sentence, one hint, one exit code."""
+
+
+class QvecError(Exception):
+    """A fault that its message explains.
+
+    Args:
+        message: one line that names the file, the tensor or flag, and the reason.
+        hint: the way out, one line, or nothing.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class SpecError(QvecError):
+    """A value outside its range: wrong usage, known before any work is done."""
+
+    exit_code = 2
+
+
+class CheckpointError(QvecError):
+    """A file that is not what it should be, or cannot be read or written."""
+
+
+class MismatchError(QvecError):
+    """Two things that do not belong together: checkpoints, a head and a data set, two grids."""
+
+
+class DataError(QvecError):
+    """Images or labels that are missing, broken or out of range."""
+
+
+class TrainingError(QvecError):
+    """A run that cannot go on, for example because its loss is no longer a number."""

@@ -1,0 +1,1 @@
+"""The verbs: paths in, a file out, a frozen result back."""

@@ -1,0 +1,1 @@
+"""Weights and integer grids: arrays in, arrays out; no files, no models."""

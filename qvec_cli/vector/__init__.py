@@ -1,0 +1,1 @@
+"""State-dict arithmetic on quantization vectors, in numpy."""
