@@ -1,0 +1,115 @@
+"""What a file says of itself: kind, architecture, grid and lineage, in its header's metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+from qvec_cli.errors import CheckpointError
+
+SCHEMA: Final = 1
+"""The format's own version: a newer one is refused, an older one is read for ever."""
+
+NO_DIGEST: Final = "0" * 64
+"""Stands in the header until the data are written and their digest is known."""
+
+
+class Kind(StrEnum):
+    """What the tensors of a file mean."""
+
+    CHECKPOINT = "checkpoint"
+    VECTOR = "vector"
+    QUANTIZED = "quantized"
+    STATE = "train-state"
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """The card of one file; every value but the strings is JSON."""
+
+    kind: Kind
+    role: str = ""  # fp, qat, patched, fake-quantized
+    model: dict[str, Any] | None = None  # timm's own configuration
+    data: dict[str, Any] | None = None  # the data set and its classes
+    quant: dict[str, Any] | None = None  # the grid that was trained for, or is stored
+    targets: tuple[str, ...] | None = None  # names of the weights that quantization covers
+    base: str | None = None  # digest of the pretrained start, without its head
+    recipe: dict[str, Any] | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)  # operation, parents, lambda, version
+    digest: str = NO_DIGEST  # of names, shapes, dtypes and data; not of this card
+
+    def to_header(self) -> dict[str, str]:
+        """Metadata strings, sorted; no time, no path: the same inputs give the same bytes."""
+        values = {
+            "schema": SCHEMA,
+            "kind": self.kind,
+            "role": self.role,
+            "data": self.data,
+            "quant": self.quant,
+            "targets": self.targets,
+            "base": self.base,
+            "recipe": self.recipe,
+            "provenance": self.provenance,
+            "digest": self.digest,
+        }
+        header = {f"qvec.{key}": _dump(value) for key, value in values.items() if value}
+        if self.model:
+            header["timm"] = _dump(self.model)
+        return dict(sorted({"format": "pt", **header}.items()))
+
+    @classmethod
+    def from_header(cls, metadata: Mapping[str, str]) -> Card | None:
+        """The card in a header, or None for a file that qvec did not write.
+
+        Raises:
+            CheckpointError: the card is from a newer qvec, or is damaged.
+        """
+        if "qvec.kind" not in metadata:
+            return None
+        try:
+            return cls._parse(metadata)
+        except (ValueError, TypeError, KeyError, RecursionError) as fault:
+            raise CheckpointError(f"its qvec card is damaged ({fault})") from None
+
+    @classmethod
+    def _parse(cls, metadata: Mapping[str, str]) -> Card:
+        schema = int(metadata["qvec.schema"])
+        if schema > SCHEMA:
+            raise CheckpointError(
+                f"written by a newer qvec (file format {schema}, this one reads up to {SCHEMA})",
+                hint="Upgrade with: pip install --upgrade qvec",
+            )
+        targets = _load(metadata, "qvec.targets", list)
+        return cls(
+            kind=Kind(metadata["qvec.kind"]),
+            role=metadata.get("qvec.role", ""),
+            model=_load(metadata, "timm", dict),
+            data=_load(metadata, "qvec.data", dict),
+            quant=_load(metadata, "qvec.quant", dict),
+            targets=None if targets is None else tuple(map(str, targets)),
+            base=metadata.get("qvec.base"),
+            recipe=_load(metadata, "qvec.recipe", dict),
+            provenance=_load(metadata, "qvec.provenance", dict) or {},
+            digest=metadata.get("qvec.digest", NO_DIGEST),
+        )
+
+
+def canonical(value: object) -> str:
+    """JSON with one spelling: sorted keys, no spaces, ASCII, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _dump(value: object) -> str:
+    return value if isinstance(value, str) else canonical(value)
+
+
+def _load(metadata: Mapping[str, str], key: str, expected: type) -> Any:
+    if key not in metadata:
+        return None
+    value = json.loads(metadata[key])
+    if not isinstance(value, expected):
+        raise ValueError(f"{key} is not a JSON {expected.__name__}")
+    return value

@@ -1,0 +1,97 @@
+"""How often a network is right, in whole counts."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qvec_cli.errors import QvecError
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Counts over one split; accuracies are shares in [0, 1]."""
+
+    n: int
+    n_correct: int
+    n_correct_top5: int  # among the k highest logits, k = min(5, classes)
+    loss: float  # mean cross-entropy, nats
+    seconds: float
+
+    @property
+    def top1(self) -> float:
+        """Share of images whose highest logit is right."""
+        return self.n_correct / self.n
+
+    @property
+    def top5(self) -> float:
+        """Share of images whose label is among the five highest logits."""
+        return self.n_correct_top5 / self.n
+
+    @property
+    def standard_error(self) -> float:
+        """Binomial standard error of top1."""
+        return float((self.top1 * (1 - self.top1) / self.n) ** 0.5)
+
+    def to_json(self) -> dict[str, float]:
+        """The score as metrics files hold it."""
+        return {
+            "n": self.n,
+            "n_correct": self.n_correct,
+            "top1": self.top1,
+            "n_correct_top5": self.n_correct_top5,
+            "top5": self.top5,
+            "loss": self.loss,
+            "standard_error": self.standard_error,
+            "images_per_second": self.n / max(self.seconds, 1e-9),
+        }
+
+
+@torch.inference_mode()
+def measure(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    normalise: Callable[[Tensor], Tensor],
+    batch_size: int,
+    heard: Callable[[int], None] = lambda done: None,
+) -> Score:
+    """Evaluates on decoded images.
+
+    Args:
+        network: put into evaluation mode and back as it was.
+        images: uint8 [N, C, H, W], on any device.
+        labels: int64 [N].
+        normalise: from uint8 to the network's input.
+        batch_size: images per forward.
+        heard: called with the images done so far.
+
+    Raises:
+        QvecError: a logit that is not a number.
+    """
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    started, right, right5, loss = time.perf_counter(), 0, 0, 0.0
+    for start in range(0, len(images), batch_size):
+        batch = normalise(images[start : start + batch_size].to(device))
+        target = labels[start : start + batch_size].to(device)
+        logits = network(batch).float()
+        loss += float(functional.cross_entropy(logits, target, reduction="sum"))
+        best = logits.topk(min(5, logits.shape[1])).indices == target[:, None]
+        right, right5 = right + int(best[:, 0].sum()), right5 + int(best.sum())
+        heard(min(start + batch_size, len(images)))
+    network.train(was_training)
+    if math.isnan(loss):
+        raise QvecError(
+            "a logit is not a number; the model is broken",
+            hint="qvec inspect FILE names tensors that are not finite.",
+        )
+    return Score(len(images), right, right5, loss / len(images), time.perf_counter() - started)

@@ -1,0 +1,147 @@
+"""Training: AdamW on one parameter group, linear warm-up, cosine to zero, clipped gradients.
+
+The paper's recipe, with one deviation: the authors' code changes the learning rate after each
+update, so their first update runs at the full rate and every later one a step behind; here
+update k runs at schedule(k).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qvec_cli.errors import TrainingError
+from qvec_cli.learn.batches import Training
+from qvec_cli.specs import Listener, Recipe
+
+SAVE_SECONDS: Final = 600.0
+"""A long epoch saves its state this often."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a run stands, and what it has seen; saved and restored with the weights."""
+
+    epoch: int = 0
+    step: int = 0  # steps done in this epoch
+    history: list[dict[str, Any]] = field(default_factory=list)
+    loss_sum: float = 0.0  # of this epoch, over images
+    correct: int = 0
+    seen: int = 0
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """Loss and accuracy of this epoch so far, on the batches as they were trained."""
+        return {"loss": self.loss_sum / max(self.seen, 1), "top1": self.correct / max(self.seen, 1)}
+
+
+def warmup_steps(recipe: Recipe, total: int) -> int:
+    """The warm-up, shortened to a tenth of a run that it would outlast."""
+    return recipe.warmup_steps if recipe.warmup_steps < total else total // 10
+
+
+def learning_rate(recipe: Recipe, step: int, total: int) -> float:
+    """The rate of update ``step`` (from 0) of ``total``."""
+    warmup = warmup_steps(recipe, total)
+    if step < warmup:
+        return recipe.lr * (step + 1) / warmup
+    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+
+
+def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW over all parameters in one group: decay reaches biases and norms, as in the paper."""
+    return torch.optim.AdamW(network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+
+
+class Fit:
+    """One training run that can stop between any two steps.
+
+    Args:
+        network: trained in place, on its own device.
+        batches: the images of every epoch.
+        recipe: how to train.
+        normalise: from uint8 images to the network's input.
+        listener: hears loss, accuracy and the steps done.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        batches: Training,
+        recipe: Recipe,
+        normalise: Callable[[Tensor], Tensor],
+        listener: Listener,
+    ) -> None:
+        self.network, self.batches, self.recipe = network, batches, recipe
+        self.normalise, self.listener = normalise, listener
+        self.optimizer = make_optimizer(network, recipe)
+        self.at = Progress()
+        self.total = recipe.epochs * len(batches)
+        self._device = next(network.parameters()).device
+
+    def run(self, save: Callable[[], None], validate: Callable[[], dict[str, Any]]) -> None:
+        """Trains from where ``at`` stands to the last epoch.
+
+        Args:
+            save: called after each epoch and every ten minutes; also before giving up.
+            validate: called after each epoch; what it returns goes into the history.
+
+        Raises:
+            TrainingError: a loss or a gradient that is not finite; the weights are those of the
+                step before.
+        """
+        while self.at.epoch < self.recipe.epochs:
+            self._epoch(save)
+            self.at.history.append({"epoch": self.at.epoch + 1, **self.at.mean, **validate()})
+            self.at = Progress(epoch=self.at.epoch + 1, history=self.at.history)
+            save()
+
+    def _epoch(self, save: Callable[[], None]) -> None:
+        self.network.train()
+        saved = time.monotonic()
+        for images, labels in self.batches.epoch(self.at.epoch, skip=self.at.step):
+            try:
+                self._step(images.to(self._device), labels.to(self._device))
+            except TrainingError:
+                save()
+                raise
+            self.at.step += 1
+            if time.monotonic() - saved > SAVE_SECONDS:
+                save()
+                saved = time.monotonic()
+            done = self.at.epoch * len(self.batches) + self.at.step
+            self.listener.progress(
+                f"epoch {self.at.epoch + 1}/{self.recipe.epochs}", done, self.total, **self.at.mean
+            )
+
+    def _step(self, images: Tensor, labels: Tensor) -> None:
+        done = self.at.epoch * len(self.batches) + self.at.step
+        rate = learning_rate(self.recipe, done, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.amp):
+            logits = self.network(self.normalise(images))
+            loss = functional.cross_entropy(
+                logits.float(), labels, label_smoothing=self.recipe.smoothing
+            )
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        limit = self.recipe.clip_grad or math.inf
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), limit)
+        for name, value in (("loss", loss.item()), ("gradient norm", norm.item())):
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"{name} is {value} at epoch {self.at.epoch + 1}, step "
+                    f"{self.at.step + 1} of {len(self.batches)} (lr {rate:.3g})"
+                )
+        self.optimizer.step()
+        self.at.loss_sum += loss.item() * len(labels)
+        self.at.correct += int((logits.argmax(1) == labels).sum())
+        self.at.seen += len(labels)

@@ -1,0 +1,49 @@
+"""A training run as named arrays and back, to the bit: weights, moments, random stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from qvec_cli.learn.fit import Fit
+from qvec_cli.model.qat import plain_name
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_MOMENTS: Final = ("step", "exp_avg", "exp_avg_sq")
+_RNG: Final = "rng.torch"
+
+
+def take(fit: Fit) -> dict[str, Array]:
+    """Everything that the next step depends on but the place in the run."""
+    arrays = {
+        f"network.{plain_name(name)}": tensor.detach().cpu().numpy()
+        for name, tensor in fit.network.state_dict().items()
+    }
+    for name, parameter in fit.network.named_parameters():
+        for key, value in fit.optimizer.state.get(parameter, {}).items():
+            arrays[f"adam.{key}.{plain_name(name)}"] = value.cpu().numpy()
+    return {**arrays, _RNG: torch.get_rng_state().numpy()}
+
+
+def restore(fit: Fit, arrays: Mapping[str, Array]) -> None:
+    """Puts a run back to where ``take`` saw it."""
+    own = fit.network.state_dict()
+    fit.network.load_state_dict(
+        {name: _tensor(arrays[f"network.{plain_name(name)}"]) for name in own}
+    )
+    for name, parameter in fit.network.named_parameters():
+        keys = {key: f"adam.{key}.{plain_name(name)}" for key in _MOMENTS}
+        if keys["step"] in arrays:
+            fit.optimizer.state[parameter] = {
+                key: _tensor(arrays[stored]).to("cpu" if key == "step" else parameter.device)
+                for key, stored in keys.items()
+            }
+    torch.set_rng_state(_tensor(arrays[_RNG]))
+
+
+def _tensor(array: Array) -> torch.Tensor:
+    return torch.from_numpy(np.array(array))

@@ -1,0 +1,195 @@
+"""Networks from timm: made from a name or from a card, and the images that they expect."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from qvec_cli.errors import MismatchError, QvecError, SpecError
+from qvec_cli.model.targets import head_tensors
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor, nn
+
+Model = Mapping[str, Any]
+"""timm's own JSON configuration: architecture, num_classes, model_args, pretrained_cfg."""
+
+_DATA_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the user says about a network."""
+
+    name: str  # timm's
+    num_classes: int
+    pretrained: bool = False  # weights from the hub
+    img_size: int | None = None
+    in_chans: int = 3
+    crop_pct: float | None = None  # share of the resized image that evaluation crops
+    args: Mapping[str, Any] = field(default_factory=dict)  # for timm's constructor
+
+
+def create(wish: Wish) -> tuple[nn.Module, dict[str, Any]]:
+    """A network, and the configuration from which ``rebuild`` makes it again.
+
+    Raises:
+        SpecError: a name or an argument that timm does not know.
+        QvecError: pretrained weights that cannot be fetched.
+    """
+    args = dict(wish.args)
+    if wish.in_chans != 3:
+        args["in_chans"] = wish.in_chans
+    if wish.img_size is not None:
+        args["img_size"] = wish.img_size
+    network = _create_model(wish.name, wish.num_classes, args, wish.pretrained)
+    return network, _configuration(network, wish, args)
+
+
+def rebuild(model: Model) -> nn.Module:
+    """The network of a configuration, with random weights."""
+    return _create_model(
+        model["architecture"], model["num_classes"], dict(model["model_args"]), pretrained=False
+    )
+
+
+def load(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Loads every tensor of a model, none missing and none left over.
+
+    Raises:
+        MismatchError: names and shapes that are not the network's.
+    """
+    expected = network.state_dict()
+    faults = [f"{n}: only in the file" for n in state if n not in expected]
+    faults += [f"{n}: missing" for n in expected if n not in state]
+    faults += [
+        f"{n}: {list(state[n].shape)} vs {list(expected[n].shape)}"
+        for n in expected
+        if n in state and state[n].shape != expected[n].shape
+    ]
+    if faults:
+        raise MismatchError(
+            f"{source}: {len(faults)} tensors do not fit the network: {'; '.join(faults[:5])}",
+            hint="Was it trained at another --img-size, or with another --model-arg?",
+        )
+    network.load_state_dict(state)
+
+
+def start_from(
+    network: nn.Module, state: Mapping[str, Tensor], model: Model, source: str
+) -> tuple[str, ...]:
+    """Loads a backbone, and the head where it fits; returns the head tensors left new."""
+    own = network.state_dict()
+    head = head_tensors(own, model)
+    fits = all(n in state and state[n].shape == own[n].shape for n in head)
+    keep = () if fits else head
+    body = {n: t for n, t in state.items() if n not in head_tensors(state, model) or fits}
+    load(network, {**body, **{n: own[n] for n in keep}}, source)
+    return keep
+
+
+def channels(model: Model) -> int:
+    """Colour channels that the network takes."""
+    return int(model["pretrained_cfg"]["input_size"][0])
+
+
+def transform(model: Model, *, augment: bool) -> Callable[[Image.Image], Tensor]:
+    """From a decoded image to a uint8 tensor [C, H, W], as timm prepares it."""
+    from timm.data import create_transform
+
+    data = model["pretrained_cfg"]
+    made: Callable[[Image.Image], Tensor] = create_transform(
+        tuple(data["input_size"]),
+        is_training=augment,
+        use_prefetcher=True,
+        interpolation=data["interpolation"],
+        crop_pct=data["crop_pct"],
+        crop_mode=data["crop_mode"],
+    )
+    return made
+
+
+def normalise(model: Model) -> Callable[[Tensor], Tensor]:
+    """From uint8 [N, C, H, W] to what the network takes: (x / 255 - mean) / std."""
+    import torch
+
+    mean, std = (
+        torch.tensor(model["pretrained_cfg"][key], dtype=torch.float32).view(1, -1, 1, 1)
+        for key in ("mean", "std")
+    )
+
+    def run(images: Tensor) -> Tensor:
+        return (images.float() / 255 - mean.to(images.device)) / std.to(images.device)
+
+    return run
+
+
+def same_backbone(first: Model, second: Model) -> list[str]:
+    """What keeps two configurations from sharing a backbone, as "img_size 224 vs 384"."""
+    pairs = {"architecture": (first["architecture"], second["architecture"])}
+    ours, theirs = dict(first["model_args"]), dict(second["model_args"])
+    pairs |= {k: (ours.get(k), theirs.get(k)) for k in sorted({*ours, *theirs})}
+    return [f"{key} {a} vs {b}" for key, (a, b) in pairs.items() if a != b]
+
+
+def _create_model(name: str, num_classes: int, args: dict[str, Any], pretrained: bool) -> nn.Module:
+    import timm
+
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name.split(".", maxsplit=1)[0], timm.list_models(), n=3)
+        raise SpecError(
+            f"model {name!r} is not known to timm",
+            hint=f"Did you mean {', '.join(near)}?" if near else None,
+        )
+    try:
+        network: nn.Module = timm.create_model(
+            name, pretrained=pretrained, num_classes=num_classes, **args
+        )
+    except (TypeError, AssertionError, ValueError) as fault:
+        if "img_size" in args and "img_size" in str(fault):  # networks of any size, as ConvNeXt
+            del args["img_size"]
+            return _create_model(name, num_classes, args, pretrained)
+        raise SpecError(f"timm cannot make {name} with {args}: {fault}") from None
+    except (RuntimeError, OSError) as fault:
+        if not pretrained:
+            raise SpecError(f"timm cannot make {name} with {args}: {fault}") from None
+        raise QvecError(
+            f"pretrained weights of {name} cannot be had: {first_line(fault)}",
+            hint="Offline? Give a checkpoint file in place of the name.",
+        ) from None
+    return network
+
+
+def _configuration(network: nn.Module, wish: Wish, args: Mapping[str, Any]) -> dict[str, Any]:
+    from timm.data import resolve_data_config
+
+    given: Any = network.pretrained_cfg
+    size = tuple(given["input_size"])[1:]
+    if wish.img_size is not None:
+        size = (wish.img_size, wish.img_size)
+    data = resolve_data_config({"input_size": (wish.in_chans, *size)}, pretrained_cfg=given)
+    if wish.crop_pct is not None:
+        data["crop_pct"] = wish.crop_pct
+    if wish.in_chans != len(data["mean"]):
+        for key in ("mean", "std"):
+            data[key] = [sum(data[key]) / len(data[key])] * wish.in_chans
+    config = {
+        key: list(data[key]) if isinstance(data[key], tuple) else data[key] for key in _DATA_KEYS
+    }
+    classifier = given["classifier"]
+    config["classifier"] = classifier if isinstance(classifier, str) else list(classifier)
+    config["num_classes"] = wish.num_classes
+    return {
+        "architecture": wish.name.split(".")[0],
+        "num_classes": wish.num_classes,
+        "model_args": dict(args),
+        "pretrained_cfg": config,
+    }
+
+
+def first_line(fault: BaseException) -> str:
+    """The first line of an exception's message."""
+    return (str(fault).splitlines() or [type(fault).__name__])[0]

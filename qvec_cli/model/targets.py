@@ -1,0 +1,99 @@
+"""Which weights are quantized, and which tensors are the classifier's: asked here by everyone.
+
+Every ``nn.Linear`` weight is, and the fused ``in_proj_weight`` of ``nn.MultiheadAttention``,
+except the classifier's. From a bare file, names and shapes decide. Nothing here imports torch
+until a network is handed in.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from qvec_cli.errors import MismatchError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+HEADS: Final = (
+    "head",
+    "head.fc",
+    "head.linear",
+    "head_dist",
+    "head_dist.linear",
+    "fc",
+    "classifier",
+    "classification_head",
+)
+"""What timm and its neighbours call the classifier; for files that do not say."""
+
+_NOT_LINEAR: Final = ("embed", "norm", "relative_position")
+
+
+def classifiers(model: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Module names of the classifier from timm's configuration, or the usual ones."""
+    named = (model or {}).get("pretrained_cfg", {}).get("classifier")
+    if not named:
+        return HEADS
+    return (named,) if isinstance(named, str) else tuple(named)
+
+
+def head_tensors(names: Iterable[str], model: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Those of the tensors that belong to the classifier."""
+    owned = {f"{module}.{part}" for module in classifiers(model) for part in ("weight", "bias")}
+    return tuple(name for name in names if name in owned)
+
+
+def of_network(network: nn.Module, model: Mapping[str, Any]) -> tuple[str, ...]:
+    """State-dict names of the weights that are quantized, in the order of the network."""
+    skip = set(classifiers(model))
+    return tuple(f"{prefix}{attribute}" for prefix, _, attribute in modules(network, skip))
+
+
+def modules(network: nn.Module, skip: Iterable[str]) -> Iterator[tuple[str, nn.Module, str]]:
+    """Prefix, module and attribute of each weight that is quantized."""
+    from torch import nn
+
+    skipped = set(skip)
+    for name, module in network.named_modules():
+        prefix = f"{name}." if name else ""
+        if name in skipped:
+            continue
+        if isinstance(module, nn.Linear):
+            yield prefix, module, "weight"
+        elif isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+            yield prefix, module, "in_proj_weight"
+
+
+def of_outline(
+    shapes: Mapping[str, tuple[int, ...]], model: Mapping[str, Any] | None
+) -> tuple[str, ...]:
+    """The rule for a file that does not say: 2-D weights but the head's and embeddings'."""
+    head = set(head_tensors(shapes, model))
+    return tuple(
+        name
+        for name, shape in shapes.items()
+        if len(shape) == 2
+        and name not in head
+        and name.endswith(("weight", "in_proj_weight"))
+        and not any(part.startswith(_NOT_LINEAR) for part in name.split(".")[-2:])
+    )
+
+
+def matching(patterns: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """Weights that the user names with globs.
+
+    Raises:
+        MismatchError: a glob that matches no 2-D tensor.
+    """
+    chosen: dict[str, None] = {}
+    for pattern in patterns:
+        found = [n for n, s in shapes.items() if len(s) == 2 and fnmatch.fnmatchcase(n, pattern)]
+        if not found:
+            raise MismatchError(
+                f"--targets {pattern!r} matches no matrix of the file",
+                hint="qvec inspect FILE lists the names.",
+            )
+        chosen.update(dict.fromkeys(found))
+    return tuple(chosen)

@@ -1,0 +1,99 @@
+"""rho = theta_QAT - theta_FP, from two checkpoint files into a vector file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from qvec_cli.checkpoint.card import Card, Kind
+from qvec_cli.checkpoint.dtypes import Array
+from qvec_cli.checkpoint.read import Checkpoint, Entry
+from qvec_cli.checkpoint.write import check_target, write
+from qvec_cli.errors import MismatchError
+from qvec_cli.model.targets import head_tensors
+from qvec_cli.ops.lineage import require, require_same_start, require_twins
+from qvec_cli.ops.metrics import Input, Metrics, provenance
+from qvec_cli.specs import Listener
+from qvec_cli.vector.arithmetic import difference
+from qvec_cli.vector.geometry import Norm
+from qvec_cli.vector.pairing import Pairing, pair
+
+
+def extract(
+    donor: Path, donor_qat: Path, out: Path, listener: Listener, *, force: bool = False
+) -> Metrics:
+    """Writes the quantization vector of a donor, float32, every floating tensor but the head.
+
+    Raises:
+        MismatchError: the two are not twins.
+        CheckpointError: a file that cannot be read or written, or holds NaN.
+    """
+    started = time.perf_counter()
+    check_target(out, force=force)
+    with Checkpoint(donor) as fp, Checkpoint(donor_qat) as qat:
+        for checkpoint in (fp, qat):
+            require(checkpoint, Kind.CHECKPOINT)
+        require_twins(fp, qat, listener)
+        require_same_start(fp, qat, listener)
+        model = qat.card.model if qat.card else None
+        pairing = pair(fp, qat, (donor.name, donor_qat.name), head_tensors(fp, model))
+        if not pairing.names:
+            raise MismatchError(f"{donor} holds no floating tensor outside its head")
+        _warn_half(fp, qat, pairing, listener)
+        rho, base = Norm(), Norm()
+        plan = {name: Entry("F32", fp[name].shape) for name in pairing.names}
+        card = write(out, plan, _tensors(fp, qat, plan, rho, base), _card(fp, qat), force=force)
+        inputs = (Input.of(fp), Input.of(qat))
+    results = {
+        "output": str(out),
+        "digest": card.digest,
+        "tensors": len(plan),
+        "norm": rho.value,
+        "relative_norm": rho.value / base.value if base.value else None,
+        "left_out": [*pairing.head, *pairing.buffers],
+    }
+    return Metrics("extract", inputs, {}, results, started=started)
+
+
+def _tensors(
+    fp: Checkpoint, qat: Checkpoint, plan: Iterable[str], rho: Norm, base: Norm
+) -> Iterator[tuple[str, Iterable[Array]]]:
+    for name in plan:
+        yield name, _difference(fp, qat, name, rho, base)
+
+
+def _difference(
+    fp: Checkpoint, qat: Checkpoint, name: str, rho: Norm, base: Norm
+) -> Iterator[Array]:
+    for theta_fp, theta_qat in zip(fp.floats(name), qat.floats(name), strict=True):
+        block = difference(theta_qat, theta_fp)
+        rho.add(block)
+        base.add(theta_fp)
+        yield block
+
+
+def _card(fp: Checkpoint, qat: Checkpoint) -> Card:
+    lineage = provenance("extract", {"donor": fp, "donor_qat": qat})
+    if qat.card is None:
+        return Card(Kind.VECTOR, provenance=lineage)
+    return Card(
+        Kind.VECTOR,
+        model=qat.card.model,
+        data=qat.card.data,
+        quant=qat.card.quant,
+        targets=qat.card.targets,
+        base=qat.card.base,
+        recipe=qat.card.recipe,
+        provenance=lineage,
+    )
+
+
+def _warn_half(fp: Checkpoint, qat: Checkpoint, pairing: Pairing, listener: Listener) -> None:
+    for checkpoint in (fp, qat):
+        half = [n for n in pairing.names if checkpoint[n].dtype in ("F16", "BF16")]
+        if half:
+            listener.note(
+                f"{checkpoint.path}: {len(half)} tensors are {checkpoint[half[0]].dtype}:"
+                " rho from half precision is mostly rounding error; use the float32 files"
+            )

@@ -1,0 +1,108 @@
+"""The one JSON document of every command: what went in, what came out, at what cost."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.specs import DataUse
+
+SCHEMA: Final = 1
+SCHEMA_FILE: Final = Path(__file__).with_name("metrics.schema.json")
+"""The published JSON Schema of the document."""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A file or data set that the result was made from."""
+
+    path: str
+    kind: str
+    digest: str | None = None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Input:
+        """An open checkpoint file."""
+        return cls(str(checkpoint.path), checkpoint.kind, checkpoint.digest())
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """What one command did.
+
+    ``data_use`` tells what of the receiver's data the result has cost beyond its own
+    fine-tuning; ``counts`` how many images or labels that was.
+    """
+
+    command: str
+    inputs: tuple[Input, ...]
+    parameters: Mapping[str, Any]
+    results: Mapping[str, Any]
+    data_use: DataUse = DataUse.NONE
+    counts: Mapping[str, int] = field(default_factory=dict)
+    device: str = "cpu"
+    seed: int | None = None
+    started: float = 0.0  # time.perf_counter() when the work began
+
+    def document(self) -> dict[str, Any]:
+        """The document, valid under ``SCHEMA_FILE``."""
+        return {
+            "schema": SCHEMA,
+            "command": self.command,
+            "version": qvec_version(),
+            "inputs": [{"path": i.path, "kind": i.kind, "digest": i.digest} for i in self.inputs],
+            "parameters": dict(self.parameters),
+            "results": dict(self.results),
+            "data_use": {"level": self.data_use, "counts": dict(self.counts)},
+            "environment": {
+                "python": platform.python_version(),
+                "torch": version("torch"),
+                "timm": version("timm"),
+                "device": self.device,
+                "seed": self.seed,
+                "threads": _threads(),
+            },
+            "timing": {
+                "wall_s": round(time.perf_counter() - self.started, 6),
+                "peak_rss_bytes": peak_rss_bytes(),
+            },
+        }
+
+
+@cache
+def qvec_version() -> str:
+    """The installed version."""
+    return version("qvec")
+
+
+def peak_rss_bytes() -> int:
+    """Most memory this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def provenance(op: str, parents: Mapping[str, Checkpoint], **facts: Any) -> dict[str, Any]:
+    """The lineage that an output's card keeps: names without folders, so bytes do not move."""
+    return {
+        "op": op,
+        "qvec": qvec_version(),
+        **facts,
+        "parents": [
+            {"as": label, "name": c.path.name, "kind": c.kind, "digest": c.digest()}
+            for label, c in parents.items()
+        ],
+    }
+
+
+def _threads() -> int:
+    torch = sys.modules.get("torch")
+    return torch.get_num_threads() if torch else 1

@@ -1,0 +1,93 @@
+"""A checkpoint file as the torch tensors of a network, packed weights unpacked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from qvec_cli.checkpoint.card import Kind
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.errors import CheckpointError, MismatchError, QvecError
+from qvec_cli.model.build import first_line
+from qvec_cli.quant.qtensor import PARTS, from_named, part_names
+from qvec_cli.specs import Grid
+
+_DTYPES: Final = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float32,
+}
+
+
+def load_state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Tensors under the network's own names; every floating one finite; F64 as float32.
+
+    Raises:
+        CheckpointError: not a model, or weights that are not finite.
+    """
+    if checkpoint.kind not in (Kind.CHECKPOINT, Kind.QUANTIZED):
+        raise CheckpointError(
+            f"{checkpoint.path}: is a {checkpoint.kind}, not a model",
+            hint="qvec inspect FILE tells what a file is.",
+        )
+    packed = {name.removesuffix(PARTS[0]) for name in checkpoint if name.endswith(PARTS[0])}
+    state = {}
+    for name in packed:
+        state[name] = torch.from_numpy(_unpacked(checkpoint, name))
+    inside = {part for name in packed for part in part_names(name)}
+    for name, entry in checkpoint.items():
+        if name in inside:
+            continue
+        if entry.floating:
+            state[name] = torch.from_numpy(checkpoint.finite(name)).to(_DTYPES[entry.dtype])
+        else:
+            state[name] = torch.from_numpy(np.array(checkpoint.array(name)))
+    return state
+
+
+def model_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """timm's configuration from the card.
+
+    Raises:
+        CheckpointError: a file that does not say its architecture.
+    """
+    if checkpoint.card and checkpoint.card.model:
+        return checkpoint.card.model
+    raise CheckpointError(
+        f"{checkpoint.path}: does not say its architecture",
+        hint="Pass --model NAME, timm's name of it.",
+    )
+
+
+def device(name: str) -> torch.device:
+    """The device a user names; "auto" is a GPU where there is one.
+
+    Raises:
+        QvecError: a device that is not here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(name)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as fault:
+        raise QvecError(f"--device {name}: {first_line(fault)}", hint="Try --device cpu.") from None
+    return chosen
+
+
+def _unpacked(checkpoint: Checkpoint, name: str) -> Any:
+    parts = part_names(name)
+    if missing := [part for part in parts if part not in checkpoint]:
+        raise MismatchError(f"{checkpoint.path}: {name}: {missing[0]} is missing")
+    if not (checkpoint.card and checkpoint.card.quant):
+        raise CheckpointError(
+            f"{checkpoint.path}: {name}: packed by another tool",
+            hint="This version reads the packed files of qvec quantize.",
+        )
+    grid = Grid.from_json(checkpoint.card.quant)
+    arrays: Mapping[str, Any] = {part: checkpoint.array(part) for part in parts}
+    return from_named(name, arrays, grid).weight()

@@ -1,0 +1,83 @@
+"""The uniform grid: blocks, scales, codes and back, written once for numpy and torch.
+
+Both give the same bits: every step is one correctly rounded float32 operation, and both round
+halves to even. So the number trained is the number shipped.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from array_api_compat import array_namespace
+
+from qvec_cli.errors import MismatchError
+from qvec_cli.specs import Granularity, Grid
+
+Array = Any
+"""A float32 array of numpy or tensor of torch."""
+
+TINY: Final = 1e-8
+"""Least absmax of a block, so that a block of zeros has a finite scale and comes back as zeros."""
+
+
+def block_shape(shape: tuple[int, ...], grid: Grid) -> tuple[int, int]:
+    """Blocks and their length, in which every method sees a weight of ``shape`` [out, in].
+
+    Raises:
+        MismatchError: a group size that does not divide the input features.
+    """
+    rows, columns = shape
+    if grid.granularity is Granularity.TENSOR:
+        return 1, rows * columns
+    if grid.granularity is Granularity.CHANNEL:
+        return rows, columns
+    assert grid.group_size is not None
+    if columns % grid.group_size:
+        divisors = [d for d in range(1, columns + 1) if columns % d == 0]
+        raise MismatchError(
+            f"--group-size {grid.group_size} does not divide its {columns} input features",
+            hint=f"Group sizes that do: {', '.join(map(str, divisors))}.",
+        )
+    return rows * columns // grid.group_size, grid.group_size
+
+
+def scale_shape(shape: tuple[int, ...], grid: Grid) -> tuple[int, ...]:
+    """Shape of a weight's scales: [1], [out, 1] or [out, in / group_size]."""
+    if grid.granularity is Granularity.TENSOR:
+        return (1,)
+    return shape[0], block_shape(shape, grid)[0] // shape[0]
+
+
+def choose_scale(blocks: Array, grid: Grid) -> Array:
+    """The absmax scale of each block, the grid of the paper's code.
+
+    Args:
+        blocks: [n_blocks, block_len], float32, in weight units.
+        grid: gives ``quant_max``.
+
+    Returns:
+        [n_blocks, 1], float32, above zero, in weight units per code: max|w| / quant_max. (Others
+        divide by (2^b - 1) / 2: at 2 bits their step is two thirds of this one.)
+    """
+    xp = array_namespace(blocks)
+    absmax = xp.max(xp.abs(blocks), axis=-1, keepdims=True)
+    return xp.clip(absmax, TINY, None) / grid.quant_max
+
+
+def quantize(blocks: Array, scale: Array, grid: Grid) -> Array:
+    """Codes in [quant_min, quant_max], still float32: round half to even, then clamp."""
+    xp = array_namespace(blocks)
+    return xp.clip(xp.round(blocks / scale), grid.quant_min, grid.quant_max)
+
+
+def dequantize(codes: Array, scale: Array) -> Array:
+    """Weights on the grid, float32, in weight units."""
+    return codes * scale
+
+
+def fake_quantize(weight: Array, grid: Grid) -> Array:
+    """What ``dequantize(quantize(w))`` stores, in the shape of ``weight`` [out, in]."""
+    xp = array_namespace(weight)
+    blocks = xp.reshape(weight, block_shape(tuple(weight.shape), grid))
+    scale = choose_scale(blocks, grid)
+    return xp.reshape(dequantize(quantize(blocks, scale, grid), scale), tuple(weight.shape))

@@ -1,0 +1,23 @@
+"""Round to nearest on absmax scales: the quantizer of the paper, without data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from qvec_cli.quant.affine import block_shape, choose_scale, quantize, scale_shape
+from qvec_cli.quant.qtensor import QTensor
+from qvec_cli.specs import Grid
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def rtn(weight: Array, grid: Grid) -> QTensor:
+    """Quantizes a weight [out, in], float32, every code the nearest to its weight."""
+    blocks = weight.reshape(block_shape(weight.shape, grid))
+    scale = choose_scale(blocks, grid)
+    codes = quantize(blocks, scale, grid).astype(np.int8)
+    return QTensor(
+        codes.reshape(weight.shape), scale.reshape(scale_shape(weight.shape, grid)), grid
+    )

@@ -1,0 +1,206 @@
+"""The vocabulary of qvec: frozen values that check themselves when they are made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from decimal import Decimal, InvalidOperation
+from enum import StrEnum
+from typing import Any, Protocol, Self
+
+from qvec_cli.errors import SpecError
+
+
+class Granularity(StrEnum):
+    """How many weights share one scale."""
+
+    TENSOR = "tensor"  # the whole matrix
+    CHANNEL = "channel"  # one output row
+    GROUP = "group"  # --group-size neighbours in a row
+
+
+class Method(StrEnum):
+    """How codes are chosen on the grid; one row each in quant/methods.py."""
+
+    RTN = "rtn"
+
+
+class DataUse(StrEnum):
+    """What of the receiver's data a number has cost, from nothing to labels."""
+
+    NONE = "none"
+    PROXY_IMAGES = "proxy_images"
+    RECEIVER_IMAGES = "receiver_images"
+    RECEIVER_LABELS = "receiver_labels"
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A symmetric uniform integer grid for weights, the grid of the paper (arXiv:2604.03420).
+
+    scale = max|w| / quant_max per block. Rounding to nearest therefore never produces
+    ``quant_min``: 3 bits use 7 of 8 codes, 2 bits are ternary. Other libraries call
+    max|w| / ((2^b - 1) / 2) symmetric; that is another grid.
+    """
+
+    bits: int = 3  # width of one code
+    granularity: Granularity = Granularity.CHANNEL
+    group_size: int | None = None  # input features per scale, with granularity "group" only
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise SpecError(f"--bits must be 2 to 8, got {self.bits}")
+        if self.granularity is Granularity.GROUP:
+            if self.group_size is None:
+                raise SpecError("--granularity group needs --group-size")
+            if self.group_size < 1:
+                raise SpecError(f"--group-size must be at least 1, got {self.group_size}")
+        elif self.group_size is not None:
+            raise SpecError(f"--group-size {self.group_size} goes with --granularity group")
+
+    @property
+    def quant_min(self) -> int:
+        """The smallest code."""
+        return -(2 ** (self.bits - 1))
+
+    @property
+    def quant_max(self) -> int:
+        """The largest code."""
+        return int(2 ** (self.bits - 1)) - 1
+
+    def __str__(self) -> str:
+        size = f" {self.group_size}" if self.group_size else ""
+        return f"{self.bits}-bit {self.granularity}{size} absmax"
+
+    def to_json(self) -> dict[str, Any]:
+        """The grid as the card of a file and the metrics hold it."""
+        return {**asdict(self), "scale": "absmax", "symmetric": True}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """The grid that a card holds; refuses scales this version does not know."""
+        if value.get("scale") != "absmax" or value.get("symmetric") is not True:
+            raise SpecError(f"this version of qvec does not know the grid {dict(value)}")
+        return cls(value["bits"], Granularity(value["granularity"]), value["group_size"])
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a network is trained; the defaults are the paper's. Twins share all of it."""
+
+    epochs: int = 10
+    lr: float = 1e-5  # peak learning rate of AdamW
+    weight_decay: float = 0.1  # on every parameter, in one group
+    warmup_steps: int = 500  # linear, then cosine to zero
+    clip_grad: float = 1.0  # largest norm of the gradient
+    batch_size: int = 128
+    smoothing: float = 0.0  # label smoothing
+    seed: int = 0  # head initialisation, data order, augmentation
+    no_aug: bool = False  # images as evaluation sees them
+    amp: bool = False  # bfloat16 autocast; otherwise float32
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1), ("warmup_steps", 0), ("seed", 0)):
+            _at_least(name, getattr(self, name), least)
+        for name in ("lr", "weight_decay", "clip_grad", "smoothing"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise SpecError(f"{_flag(name)} must be a finite number from 0 up, got {value}")
+        if self.lr == 0:
+            raise SpecError("--lr must be above 0")
+        if self.smoothing >= 1:
+            raise SpecError(f"--smoothing must be below 1, got {self.smoothing}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The recipe as cards and metrics hold it."""
+        return asdict(self)
+
+    def differences(self, other: Mapping[str, Any]) -> list[str]:
+        """Which settings differ from a recorded recipe, as "lr 1e-05 vs 0.001"."""
+        mine = self.to_json()
+        return [
+            f"{f.name} {other.get(f.name)} vs {mine[f.name]}"
+            for f in fields(self)
+            if other.get(f.name) != mine[f.name]
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """How images are fetched: nothing here changes a result's bytes."""
+
+    data_dir: str | None = None  # where named data sets lie
+    download: bool = False  # whether the network may be asked
+    workers: int = 0  # processes that decode; 0: this one
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        _at_least("batch_size", self.batch_size, 1)
+        _at_least("workers", self.workers, 0)
+
+
+class Listener(Protocol):
+    """Who hears what a long operation has to say; cli/show is one."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know, once."""
+
+    def progress(self, label: str, done: int, total: int, **facts: float) -> None:
+        """How far the work is, with the numbers of the moment."""
+
+
+class Silence:
+    """A listener that does not listen."""
+
+    def note(self, text: str) -> None:
+        """Drop it."""
+
+    def progress(self, label: str, done: int, total: int, **facts: float) -> None:
+        """Drop it."""
+
+
+MAX_LAMBDAS = 1000
+
+
+def parse_lambda(text: str) -> float:
+    """One scaling coefficient, any finite number."""
+    return float(_decimal(text))
+
+
+def parse_lambdas(text: str) -> tuple[float, ...]:
+    """Scaling coefficients from ``0,0.5,1`` or ``start:stop:step`` with the stop included.
+
+    Ranges are computed in decimal, so 0:1.5:0.15 holds exactly 0.45 and 1.5.
+    """
+    if ":" not in text:
+        return tuple(dict.fromkeys(float(_decimal(part)) for part in text.split(",")))
+    parts = text.split(":")
+    if len(parts) != 3:
+        raise SpecError(f"--lambdas {text!r} is not start:stop:step")
+    start, stop, step = (_decimal(part) for part in parts)
+    if step <= 0 or stop < start:
+        raise SpecError(f"--lambdas {text!r} needs a step above 0 and a stop from the start up")
+    count = int((stop - start) / step) + 1
+    if count > MAX_LAMBDAS:
+        raise SpecError(f"--lambdas {text!r} asks for {count} points, at most {MAX_LAMBDAS}")
+    return tuple(float(start + step * i) for i in range(count))
+
+
+def _decimal(text: str) -> Decimal:
+    try:
+        value = Decimal(text.strip())
+    except InvalidOperation:
+        raise SpecError(f"lambda {text!r} is not a number") from None
+    if not (value.is_finite() and math.isfinite(float(value))):
+        raise SpecError(f"lambda must be finite, got {text!r}")
+    return value
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise SpecError(f"{_flag(name)} must be at least {least}, got {value}")

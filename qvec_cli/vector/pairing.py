@@ -1,0 +1,99 @@
+"""Which tensors of two files belong together, and what is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from qvec_cli.errors import MismatchError
+
+SHOWN = 5
+"""Offending tensors that a message names."""
+
+
+class Outline(Protocol):
+    """A tensor without its values."""
+
+    @property
+    def dtype(self) -> str: ...  # noqa: D102
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def floating(self) -> bool: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """The tensors that take part in arithmetic, and those that do not."""
+
+    names: tuple[str, ...]
+    head: tuple[str, ...]  # the classifier's, which stays with its model
+    buffers: tuple[str, ...]  # integers and booleans, likewise
+
+
+def pair(
+    first: Mapping[str, Outline],
+    second: Mapping[str, Outline],
+    labels: tuple[str, str],
+    head: Iterable[str],
+) -> Pairing:
+    """Pairs the floating tensors of two models outside their heads.
+
+    Args:
+        first: tensors by name.
+        second: the other model's.
+        labels: what to call the two in messages.
+        head: names of the classifier's tensors; they need not pair up.
+
+    Raises:
+        MismatchError: a tensor has no counterpart, or one of another shape or another type.
+    """
+    left_out = set(head)
+    names = [n for n in (*first, *(n for n in second if n not in first)) if n not in left_out]
+    faults = {name: _fault(first.get(name), second.get(name), labels) for name in names}
+    _refuse([f"{name}: {fault}" for name, fault in faults.items() if fault], len(names), labels)
+    return Pairing(
+        names=tuple(n for n in names if first[n].floating),
+        head=tuple(n for n in first if n in left_out),
+        buffers=tuple(n for n in names if not first[n].floating),
+    )
+
+
+def cover(
+    receiver: Mapping[str, Outline],
+    rho: Mapping[str, Outline],
+    labels: tuple[str, str],
+    head: Iterable[str],
+) -> Pairing:
+    """Pairs a receiver with a vector, which holds no head and no buffers.
+
+    Raises:
+        MismatchError: see ``pair``.
+    """
+    buffers = [n for n in receiver if not receiver[n].floating]
+    body = {n: e for n, e in receiver.items() if e.floating}
+    paired = pair(body, rho, labels, head)
+    return Pairing(paired.names, paired.head, tuple(buffers))
+
+
+def _refuse(faults: list[str], total: int, labels: tuple[str, str]) -> None:
+    """Raises when any tensor does not pair up, naming the first few."""
+    if not faults:
+        return
+    more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+    raise MismatchError(
+        f"{len(faults)} of {total} tensors of {labels[0]} and {labels[1]} do not pair up: "
+        f"{'; '.join(faults[:SHOWN])}{more}",
+        hint="Both must be the same architecture, at the same image and patch size.",
+    )
+
+
+def _fault(first: Outline | None, second: Outline | None, labels: tuple[str, str]) -> str:
+    if first is None or second is None:
+        return f"only in {labels[0] if second is None else labels[1]}"
+    if first.shape != second.shape:
+        return f"{list(first.shape)} vs {list(second.shape)}"
+    if first.floating != second.floating:
+        return f"{first.dtype} vs {second.dtype}"
+    return ""
