@@ -62,12 +62,12 @@ class Grid:
     @property
     def quant_min(self) -> int:
         """The smallest code."""
-        return -(2 ** (self.bits - 1))
+        return -(1 << (self.bits - 1))
 
     @property
     def quant_max(self) -> int:
         """The largest code."""
-        return int(2 ** (self.bits - 1)) - 1
+        return (1 << (self.bits - 1)) - 1
 
     def __str__(self) -> str:
         size = f" {self.group_size}" if self.group_size else ""
@@ -83,6 +83,38 @@ class Grid:
         if value.get("scale") != "absmax" or value.get("symmetric") is not True:
             raise SpecError(f"this version of qvec does not know the grid {dict(value)}")
         return cls(value["bits"], Granularity(value["granularity"]), value["group_size"])
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The grid as a user types it; what is left out, the file's own grid fills in."""
+
+    bits: int | None = None
+    granularity: Granularity | None = None
+    group_size: int | None = None
+
+    def __post_init__(self) -> None:
+        self.grid(None if self.bits is not None else Grid())
+
+    def grid(self, own: Grid | None) -> Grid:
+        """The grid that is meant.
+
+        Args:
+            own: what the file was made for; it counts as a whole unless bits are typed.
+
+        Raises:
+            SpecError: values out of range, or no bits anywhere.
+        """
+        if self.bits is None and own is None:
+            raise SpecError("--bits is missing", hint="The file was not made for a grid.")
+        if self.bits is None and self.granularity is None and self.group_size is None:
+            assert own is not None
+            return own
+        bits = self.bits if self.bits is not None else own.bits if own else 0
+        granularity = self.granularity
+        if granularity is None:
+            granularity = Granularity.CHANNEL if self.group_size is None else Granularity.GROUP
+        return Grid(bits, granularity, self.group_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +164,7 @@ class Loading:
 
     data_dir: str | None = None  # where named data sets lie
     download: bool = False  # whether the network may be asked
+    class_map: str | None = None  # file of class names, for heads that do not name theirs
     workers: int = 0  # processes that decode; 0: this one
     batch_size: int = 128
 
@@ -149,6 +182,9 @@ class Listener(Protocol):
     def progress(self, label: str, done: int, total: int, **facts: float) -> None:
         """How far the work is, with the numbers of the moment."""
 
+    def milestone(self, text: str) -> None:
+        """A part of the work is done, for example an epoch."""
+
 
 class Silence:
     """A listener that does not listen."""
@@ -157,6 +193,9 @@ class Silence:
         """Drop it."""
 
     def progress(self, label: str, done: int, total: int, **facts: float) -> None:
+        """Drop it."""
+
+    def milestone(self, text: str) -> None:
         """Drop it."""
 
 

@@ -78,11 +78,16 @@ def write(
 
 
 def write_json(path: Path, document: object, *, force: bool) -> None:
-    """Writes JSON for people and programs: indented, sorted, no NaN, one newline at the end."""
-    text = json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    """Writes ``dump(document)``, whole or not at all."""
+    text = dump(document)
     check_target(path, force=force)
     with replacing(path, force=force) as file:
         file.write(text.encode())
+
+
+def dump(document: object) -> str:
+    """JSON for people and programs: indented, sorted, no NaN, one newline at the end."""
+    return json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 @contextlib.contextmanager

@@ -89,7 +89,7 @@ def measure(
         right, right5 = right + int(best[:, 0].sum()), right5 + int(best.sum())
         heard(min(start + batch_size, len(images)))
     network.train(was_training)
-    if math.isnan(loss):
+    if not math.isfinite(loss):
         raise QvecError(
             "a logit is not a number; the model is broken",
             hint="qvec inspect FILE names tensors that are not finite.",

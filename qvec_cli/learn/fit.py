@@ -99,9 +99,16 @@ class Fit:
         """
         while self.at.epoch < self.recipe.epochs:
             self._epoch(save)
-            self.at.history.append({"epoch": self.at.epoch + 1, **self.at.mean, **validate()})
+            scores = validate()
+            self.at.history.append({"epoch": self.at.epoch + 1, **self.at.mean, **scores})
+            self.listener.milestone(self._summary(scores))
             self.at = Progress(epoch=self.at.epoch + 1, history=self.at.history)
             save()
+
+    def _summary(self, scores: dict[str, Any]) -> str:
+        trained = f"loss {self.at.mean['loss']:.4f}, top-1 {self.at.mean['top1']:.4f}"
+        validated = ", ".join(f"{key} {score['top1']:.4f}" for key, score in scores.items())
+        return f"epoch {self.at.epoch + 1}/{self.recipe.epochs}: {trained}; validation {validated}"
 
     def _epoch(self, save: Callable[[], None]) -> None:
         self.network.train()

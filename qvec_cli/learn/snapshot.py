@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
 import torch
 
 from qvec_cli.learn.fit import Fit
-from qvec_cli.model.qat import plain_name
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+Naming = Callable[[str], str]
+"""From a parameter's name in the network to its name in files, wrappers or not."""
 
 _MOMENTS: Final = ("step", "exp_avg", "exp_avg_sq")
 _RNG: Final = "rng.torch"
 
 
-def take(fit: Fit) -> dict[str, Array]:
+def take(fit: Fit, plain_name: Naming) -> dict[str, Array]:
     """Everything that the next step depends on but the place in the run."""
     arrays = {
         f"network.{plain_name(name)}": tensor.detach().cpu().numpy()
@@ -29,7 +31,7 @@ def take(fit: Fit) -> dict[str, Array]:
     return {**arrays, _RNG: torch.get_rng_state().numpy()}
 
 
-def restore(fit: Fit, arrays: Mapping[str, Array]) -> None:
+def restore(fit: Fit, arrays: Mapping[str, Array], plain_name: Naming) -> None:
     """Puts a run back to where ``take`` saw it."""
     own = fit.network.state_dict()
     fit.network.load_state_dict(

@@ -3,78 +3,71 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import MismatchError
-from qvec_cli.learn.accuracy import measure
+from qvec_cli.errors import CheckpointError, MismatchError
 from qvec_cli.model import build
-from qvec_cli.ops.examples import open_for
+from qvec_cli.model.names import check_name
+from qvec_cli.model.targets import HEADS, head_tensors
+from qvec_cli.ops.examples import Examples, open_for
+from qvec_cli.ops.lineage import inherited_use, model_of, require_model
 from qvec_cli.ops.metrics import Input, Metrics
-from qvec_cli.ops.quantize import inherited_use
-from qvec_cli.ops.state import device, load_state, model_of
 from qvec_cli.specs import Listener, Loading
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def evaluate(
-    source: Path,
-    data: str,
-    loading: Loading,
-    listener: Listener,
-    *,
-    split: str = "test",
-    wish: build.Wish | None = None,
-    on: str = "auto",
-) -> Metrics:
+    from qvec_cli.learn.accuracy import Score
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asks for."""
+
+    source: Path  # a float or packed checkpoint
+    data: str
+    loading: Loading
+    split: str = "test"
+    wish: build.Wish | None = None  # the architecture, for a file that does not say
+    device: str = "auto"
+
+
+def evaluate(request: Request, listener: Listener) -> Metrics:
     """Loads a model strictly and measures it.
-
-    Args:
-        source: a float or packed checkpoint.
-        data: the data set.
-        loading: how images are fetched.
-        listener: hears progress and notes.
-        split: train, val or test.
-        wish: the architecture, for a file that does not say.
-        on: the device.
 
     Raises:
         MismatchError: a model and a data set, or a file and an architecture, that do not match.
     """
     started = time.perf_counter()
-    with Checkpoint(source) as checkpoint:
-        model = _architecture(checkpoint, wish)
-        state = load_state(checkpoint)
-        target = device(on)
-        examples = open_for(checkpoint, model, data, loading, listener)
-        examples.task.split(split)
-        network = build.rebuild(model)
-        build.load(network, state, str(source))
-        inputs = (Input.of(checkpoint), Input(data, "data"))
+    with Checkpoint(request.source) as checkpoint:
+        require_model(checkpoint)
+        model = _architecture(checkpoint, request.wish)
+        examples = open_for(checkpoint, model, request.data, request.loading)
+        examples.task.split(request.split)
+        from qvec_cli.ops.state import load_network
+
+        network = load_network(checkpoint, model, request.device)
+        inputs = (Input.of(checkpoint), Input(request.data, "data"))
         level, counts = inherited_use(checkpoint)
-        quant, role = (
-            (checkpoint.card.quant, checkpoint.card.role) if checkpoint.card else (None, "")
-        )
-    images, labels = examples.decoded(split, listener)
-    score = measure(
-        network.to(target),
-        images,
-        labels,
-        normalise=build.normalise(model),
-        batch_size=loading.batch_size,
-        heard=lambda done: listener.progress("evaluate", done, len(images)),
-    )
-    results: dict[str, Any] = {**score.to_json(), "split": split, "role": role, "grid": quant}
+        card = checkpoint.card
+    score = _measure(network, examples, request, listener)
+    results: dict[str, Any] = {
+        **score.to_json(),
+        "split": request.split,
+        "role": card.role if card else "",
+        "grid": card.quant if card else None,
+    }
+    parameters = {
+        "data": request.data,
+        "split": request.split,
+        "batch_size": request.loading.batch_size,
+    }
+    device = str(next(network.parameters()).device)
     return Metrics(
-        "eval",
-        inputs,
-        {"data": data, "split": split, "batch_size": loading.batch_size},
-        results,
-        level,
-        counts,
-        str(target),
-        None,
-        started,
+        "eval", inputs, parameters, results, level, counts, device=device, started=started
     )
 
 
@@ -83,10 +76,40 @@ def _architecture(checkpoint: Checkpoint, wish: build.Wish | None) -> dict[str, 
         return model_of(checkpoint)
     if checkpoint.card and checkpoint.card.model:
         model = checkpoint.card.model
-        if wish.name.split(".")[0] != model["architecture"]:
+        if wish.name.split(".", maxsplit=1)[0] != model["architecture"]:
             raise MismatchError(
                 f"{checkpoint.path} is a {model['architecture']}, not a {wish.name}",
                 hint="Leave --model out: the file knows.",
             )
         return model
-    return build.create(wish)[1]
+    check_name(wish.name)
+    return build.create(replace(wish, num_classes=_outputs(checkpoint)))[1]
+
+
+def _outputs(checkpoint: Checkpoint) -> int:
+    """Classes that the head of a bare file tells apart."""
+    head = [entry for name in head_tensors(checkpoint, None) if (entry := checkpoint[name]).shape]
+    if not head:
+        raise CheckpointError(
+            f"{checkpoint.path}: no tensor looks like a classifier's",
+            hint=f"Heads are looked for under {', '.join(HEADS)}.",
+        )
+    return head[0].shape[0]
+
+
+def _measure(network: nn.Module, examples: Examples, request: Request, listener: Listener) -> Score:
+    from qvec_cli.learn.accuracy import measure
+
+    images, labels = examples.decoded(request.split, listener)
+
+    def heard(done: int) -> None:
+        listener.progress("evaluate", done, len(images))
+
+    return measure(
+        network,
+        images,
+        labels,
+        normalise=build.normalise(examples.model),
+        batch_size=request.loading.batch_size,
+        heard=heard,
+    )

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import MismatchError
-from qvec_cli.learn.batches import Batch, decode
+from qvec_cli.errors import DataError, MismatchError
 from qvec_cli.learn.data import Task, open_task
-from qvec_cli.model import build
 from qvec_cli.specs import Listener, Loading
+
+if TYPE_CHECKING:
+    from qvec_cli.learn.batches import Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +23,16 @@ class Examples:
 
     task: Task
     model: dict[str, Any]
-    relabel: torch.Tensor  # from the data set's class index to the head's
+    relabel: tuple[int, ...]  # from the data set's class index to the head's
     loading: Loading
 
     def decoded(self, split: str, listener: Listener) -> Batch:
         """Every image of a split, uint8 [N, C, H, W], with the head's labels."""
+        import torch
+
+        from qvec_cli.learn.batches import decode
+        from qvec_cli.model import build
+
         samples = self.task.split(split)
         images, labels = decode(
             samples,
@@ -36,7 +41,7 @@ class Examples:
             self.loading.workers,
             lambda done: listener.progress(f"decode {split}", done, len(samples)),
         )
-        return images, self.relabel[labels]
+        return images, torch.tensor(self.relabel)[labels]
 
 
 def open_data(spec: str, loading: Loading) -> Task:
@@ -46,7 +51,7 @@ def open_data(spec: str, loading: Loading) -> Task:
 
 
 def open_for(
-    checkpoint: Checkpoint, model: dict[str, Any], spec: str, loading: Loading, listener: Listener
+    checkpoint: Checkpoint, model: dict[str, Any], spec: str, loading: Loading
 ) -> Examples:
     """A data set whose classes are matched with the head's, by name where the card has names.
 
@@ -56,17 +61,50 @@ def open_for(
     task = open_data(spec, loading)
     known = (checkpoint.card.data or {}).get("classes") if checkpoint.card else None
     if known is None:
-        if len(task.classes) != model["num_classes"]:
-            raise MismatchError(
-                f"{spec} has {len(task.classes)} classes, the head of "
-                f"{checkpoint.path} {model['num_classes']}"
-            )
-        listener.note(f"{checkpoint.path} does not name its classes; taking them in sorted order")
-        known = task.classes
+        known = _unnamed(task, model["num_classes"], spec, checkpoint, loading)
     return Examples(task, model, _relabel(task, known, spec, checkpoint), loading)
 
 
-def _relabel(task: Task, known: Sequence[str], spec: str, checkpoint: Checkpoint) -> torch.Tensor:
+def _unnamed(
+    task: Task, outputs: int, spec: str, checkpoint: Checkpoint, loading: Loading
+) -> Sequence[str]:
+    """Class names in the order of a head that does not tell them."""
+    known = _listed(loading.class_map) if loading.class_map else task.classes
+    if loading.class_map is None and natural(known) != list(known):
+        raise MismatchError(
+            f"{checkpoint.path}: does not name its classes, and they have two usual orders: "
+            f"{', '.join(known[:3])}... and {', '.join(natural(known)[:3])}...",
+            hint="Pass --class-map FILE, one class name a line in the order of the head.",
+        )
+    if len(known) != outputs:
+        raise MismatchError(
+            f"{loading.class_map or spec} has {len(known)} classes, the head of "
+            f"{checkpoint.path} {outputs}"
+        )
+    return known
+
+
+def _listed(path: str) -> tuple[str, ...]:
+    try:
+        return tuple(filter(None, Path(path).read_text(encoding="utf-8").splitlines()))
+    except (OSError, UnicodeDecodeError) as fault:
+        raise DataError(f"--class-map {path}: cannot be read: {fault}") from None
+
+
+def natural(names: Sequence[str]) -> list[str]:
+    """Sorted as timm does, c2 before c10; torchvision has them the other way round."""
+    return sorted(
+        names,
+        key=lambda n: [
+            (not p.isdigit(), int(p) if p.isdigit() else 0, p)
+            for p in re.split(r"(\d+)", n.lower())
+        ],
+    )
+
+
+def _relabel(
+    task: Task, known: Sequence[str], spec: str, checkpoint: Checkpoint
+) -> tuple[int, ...]:
     place = {name: index for index, name in enumerate(known)}
     strange = [name for name in task.classes if name not in place]
     if strange:
@@ -75,4 +113,4 @@ def _relabel(task: Task, known: Sequence[str], spec: str, checkpoint: Checkpoint
             f"it does not know {', '.join(map(repr, strange[:3]))}",
             hint="The model was trained on another data set.",
         )
-    return torch.tensor([place[name] for name in task.classes], dtype=torch.int64)
+    return tuple(place[name] for name in task.classes)

@@ -1,11 +1,13 @@
-"""Whether two files may meet in one operation, by what their cards say."""
+"""What the cards of files say: what a file is, and whether two may meet in one operation."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import MismatchError
-from qvec_cli.specs import Listener
+from qvec_cli.errors import CheckpointError, MismatchError
+from qvec_cli.specs import DataUse, Listener
 
 _INSTEAD = {
     Kind.VECTOR: "A vector comes from qvec extract.",
@@ -28,6 +30,39 @@ def require(checkpoint: Checkpoint, kind: Kind) -> None:
             f"{checkpoint.path}: holds packed weights, a float checkpoint belongs here",
             hint=_INSTEAD[kind],
         )
+
+
+def require_model(checkpoint: Checkpoint) -> None:
+    """Refuses a file that holds no network, float or packed.
+
+    Raises:
+        CheckpointError: a vector or the state of a run.
+    """
+    if checkpoint.kind not in (Kind.CHECKPOINT, Kind.QUANTIZED):
+        raise CheckpointError(
+            f"{checkpoint.path}: is a {checkpoint.kind}, not a model",
+            hint="qvec inspect FILE tells what a file is.",
+        )
+
+
+def model_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The configuration of timm from the card.
+
+    Raises:
+        CheckpointError: a file that does not say its architecture.
+    """
+    if checkpoint.card and checkpoint.card.model:
+        return checkpoint.card.model
+    raise CheckpointError(
+        f"{checkpoint.path}: does not say its architecture",
+        hint="Pass --model NAME, timm's name of it.",
+    )
+
+
+def inherited_use(checkpoint: Checkpoint) -> tuple[DataUse, dict[str, int]]:
+    """What of the receiver's data a file has used before, by its card."""
+    lineage = checkpoint.card.provenance if checkpoint.card else {}
+    return DataUse(lineage.get("data_use", DataUse.NONE)), dict(lineage.get("counts", {}))
 
 
 def require_same_start(first: Checkpoint, second: Checkpoint, listener: Listener) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.checkpoint.write import check_target, dump, write_json
+from qvec_cli.errors import SpecError
 from qvec_cli.specs import DataUse
 
 SCHEMA: Final = 1
@@ -76,6 +78,28 @@ class Metrics:
                 "peak_rss_bytes": peak_rss_bytes(),
             },
         }
+
+    def text(self) -> str:
+        """The document as a file or stdout holds it."""
+        return dump(self.document())
+
+    def save(self, path: Path, *, force: bool) -> None:
+        """Writes the document, whole or not at all."""
+        write_json(path, self.document(), force=force)
+
+
+def check_documents(document: Path | None, out: Path | None, *, force: bool) -> None:
+    """Refuses, before any work, a metrics file that could not be written afterwards.
+
+    Raises:
+        SpecError: the same file as the artefact.
+        CheckpointError: see ``check_target``.
+    """
+    if document is None:
+        return
+    if out is not None and document.resolve() == out.resolve():
+        raise SpecError(f"--metrics {document} is the output itself")
+    check_target(document, force=force)
 
 
 @cache

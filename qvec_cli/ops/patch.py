@@ -71,6 +71,7 @@ def patch(
     results = {
         "output": str(out),
         "digest": card.digest,
+        "lambda": choice.lam,
         "tensors": len(pairing.names),
         "kept": [*pairing.head, *pairing.buffers],
     }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,14 @@ from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.read import Checkpoint, Entry
 from qvec_cli.checkpoint.write import check_target, write
-from qvec_cli.errors import CheckpointError, MismatchError, QvecError
-from qvec_cli.model.targets import matching, of_outline
-from qvec_cli.ops.lineage import require
+from qvec_cli.errors import MismatchError
+from qvec_cli.ops.grids import choose_grid, choose_targets
+from qvec_cli.ops.lineage import inherited_use, require
 from qvec_cli.ops.metrics import Input, Metrics, provenance
-from qvec_cli.quant.affine import block_shape
 from qvec_cli.quant.distortion import sqnr_db
 from qvec_cli.quant.methods import QUANTIZERS
-from qvec_cli.quant.qtensor import QTensor, part_names, part_shapes, stored_bits
-from qvec_cli.specs import DataUse, Grid, Listener, Method
+from qvec_cli.quant.qtensor import part_names, part_shapes, stored_bits
+from qvec_cli.specs import Grid, Listener, Method, Wanted
 
 FAKE = "fake-quantized"
 """The role of a float checkpoint whose targets lie on a grid."""
@@ -28,98 +27,52 @@ FAKE = "fake-quantized"
 _PART_DTYPES = ("I32", "F32", "I64")
 
 
-def quantize(
-    source: Path,
-    out: Path,
-    grid: Grid,
-    listener: Listener,
-    *,
-    method: Method = Method.RTN,
-    fake: bool = False,
-    patterns: Iterable[str] = (),
-    force: bool = False,
-) -> Metrics:
-    """Writes the quantized model and reports what it costs and how far it is from the float one.
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asks for."""
 
-    Args:
-        source: a float checkpoint.
-        out: the target.
-        grid: the grid of every target.
-        listener: hears notes.
-        method: how codes are chosen.
-        fake: whether to write float32 weights on the grid in place of packed codes.
-        patterns: globs that name the targets; by default the card's, or a rule over names.
-        force: whether ``out`` may be replaced.
+    source: Path  # a float checkpoint
+    out: Path
+    grid: Wanted  # of every target
+    method: Method = Method.RTN
+    fake: bool = False  # write float32 weights on the grid in place of packed codes
+    patterns: tuple[str, ...] = ()  # globs that name the targets; else the card or a rule does
+    force: bool = False
+
+
+def quantize(request: Request, listener: Listener) -> Metrics:
+    """Writes the quantized model and reports what it costs and how far it is from the float one.
 
     Raises:
         MismatchError: a group size that does not divide, a file of another kind.
         CheckpointError: a file that cannot be read or written, or holds NaN.
     """
     started = time.perf_counter()
-    check_target(out, force=force)
-    with Checkpoint(source) as theta:
+    check_target(request.out, force=request.force)
+    with Checkpoint(request.source) as theta:
         _require_float(theta)
-        targets = choose_targets(theta, patterns, listener)
-        _check_grid(theta, targets, grid)
-        made_for = theta.card.quant if theta.card else None
-        if made_for and made_for != grid.to_json():
-            listener.note(f"{source} was made for {Grid.from_json(made_for)}, not for {grid}")
+        targets = choose_targets(theta, request.patterns, listener)
+        grid = choose_grid(request.grid, theta, theta, targets, listener)
         ratios: dict[str, float | None] = {}
         card = write(
-            out,
-            _plan(theta, targets, grid, fake=fake),
-            _tensors(theta, targets, grid, method, ratios, fake=fake),
-            _card(theta, targets, grid, method, fake=fake),
-            force=force,
+            request.out,
+            _plan(theta, targets, grid, fake=request.fake),
+            _tensors(theta, targets, grid, request, ratios),
+            _card(theta, targets, grid, request),
+            force=request.force,
         )
         results = {
-            "output": str(out),
+            "output": str(request.out),
             "digest": card.digest,
-            **_sizes(theta, targets, grid, source, out),
+            **_sizes(theta, targets, grid, request),
             "quantized": list(targets),
-            "left": [n for n in theta if n not in targets],
+            "left": [name for name in theta if name not in targets],
             "sqnr_db": ratios,
         }
         inputs = (Input.of(theta),)
         level, counts = inherited_use(theta)
-    parameters = {"grid": grid.to_json(), "method": method, "fake": fake}
+    parameters = {"grid": grid.to_json(), "method": request.method, "fake": request.fake}
     return Metrics("quantize", inputs, parameters, results, level, counts, started=started)
-
-
-def choose_targets(
-    theta: Checkpoint, patterns: Iterable[str], listener: Listener
-) -> tuple[str, ...]:
-    """Names of the weights to quantize: the user's, the card's, or those a rule finds.
-
-    Raises:
-        QvecError: nothing to quantize.
-    """
-    shapes = {name: entry.shape for name, entry in theta.items() if entry.floating}
-    patterns = tuple(patterns)
-    if patterns:
-        targets = matching(patterns, shapes)
-    elif theta.card and theta.card.targets is not None:
-        targets = theta.card.targets
-        if missing := [name for name in targets if len(shapes.get(name, ())) != 2]:
-            raise CheckpointError(
-                f"{theta.path}: {missing[0]}: its card names it a target, "
-                "but it is not a matrix of the file"
-            )
-    else:
-        targets = of_outline(shapes, theta.card.model if theta.card else None)
-        listener.note(
-            f"{theta.path} does not list its targets: {len(targets)} matrices chosen by "
-            "name and shape"
-        )
-    if not targets:
-        raise QvecError(f"{theta.path}: no weight to quantize", hint="Name some with --targets.")
-    return targets
-
-
-def inherited_use(theta: Checkpoint) -> tuple[DataUse, dict[str, int]]:
-    """What of the receiver's data a file has used before, by its card."""
-    lineage = theta.card.provenance if theta.card else {}
-    return DataUse(lineage.get("data_use", DataUse.NONE)), dict(lineage.get("counts", {}))
 
 
 def _require_float(theta: Checkpoint) -> None:
@@ -131,14 +84,6 @@ def _require_float(theta: Checkpoint) -> None:
             hint="Quantize the float checkpoint it was made from.",
         )
     require(theta, Kind.CHECKPOINT)
-
-
-def _check_grid(theta: Checkpoint, targets: Iterable[str], grid: Grid) -> None:
-    for name in targets:
-        try:
-            block_shape(theta[name].shape, grid)
-        except MismatchError as error:
-            raise MismatchError(f"{theta.path}: {name}: {error}", hint=error.hint) from None
 
 
 def _plan(theta: Checkpoint, targets: Iterable[str], grid: Grid, *, fake: bool) -> dict[str, Entry]:
@@ -158,10 +103,8 @@ def _tensors(
     theta: Checkpoint,
     targets: Iterable[str],
     grid: Grid,
-    method: Method,
+    request: Request,
     ratios: dict[str, float | None],
-    *,
-    fake: bool,
 ) -> Iterator[tuple[str, Iterable[Array]]]:
     chosen = set(targets)
     for name in theta:
@@ -169,39 +112,40 @@ def _tensors(
             yield name, theta.blocks(name)
             continue
         weight = theta.finite(name)
-        quantized = QUANTIZERS[method].run(weight, grid)
+        quantized = QUANTIZERS[request.method].run(weight, grid)
         shown = quantized.weight()
         ratios[name] = sqnr_db(weight, shown)
-        for part, array in _stored(name, quantized, shown, fake=fake).items():
+        stored = {name: shown} if request.fake else quantized.to_named(name)
+        for part, array in stored.items():
             yield part, [array.reshape(-1)]
 
 
-def _stored(name: str, quantized: QTensor, shown: Array, *, fake: bool) -> Mapping[str, Array]:
-    return {name: shown} if fake else quantized.to_named(name)
-
-
-def _card(
-    theta: Checkpoint, targets: tuple[str, ...], grid: Grid, method: Method, *, fake: bool
-) -> Card:
+def _card(theta: Checkpoint, targets: tuple[str, ...], grid: Grid, request: Request) -> Card:
     level, counts = inherited_use(theta)
-    lineage = provenance("quantize", {"model": theta}, method=method, data_use=level, counts=counts)
-    kind = Kind.CHECKPOINT if fake else Kind.QUANTIZED
-    role = FAKE if fake else (theta.card.role if theta.card else "")
+    lineage = provenance(
+        "quantize", {"model": theta}, method=request.method, data_use=level, counts=counts
+    )
+    kind = Kind.CHECKPOINT if request.fake else Kind.QUANTIZED
     card = theta.card or Card(kind)
     return replace(
-        card, kind=kind, role=role, quant=grid.to_json(), targets=targets, provenance=lineage
+        card,
+        kind=kind,
+        role=FAKE if request.fake else card.role,
+        quant=grid.to_json(),
+        targets=targets,
+        provenance=lineage,
     )
 
 
 def _sizes(
-    theta: Checkpoint, targets: Iterable[str], grid: Grid, source: Path, out: Path
+    theta: Checkpoint, targets: Iterable[str], grid: Grid, request: Request
 ) -> dict[str, Any]:
     shapes = [theta[name].shape for name in targets]
     weights = sum(rows * columns for rows, columns in shapes)
     return {
-        "bytes_before": source.stat().st_size,
-        "bytes_after": out.stat().st_size,
+        "bytes_before": request.source.stat().st_size,
+        "bytes_after": request.out.stat().st_size,
         "weights": weights,
-        "parameters": sum(e.size for e in theta.values()),
+        "parameters": sum(entry.size for entry in theta.values()),
         "bits_per_weight": sum(stored_bits(shape, grid) for shape in shapes) / weights,
     }

@@ -8,11 +8,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
-from qvec_cli.model.build import first_line
-from qvec_cli.quant.qtensor import PARTS, from_named, part_names
+from qvec_cli.model import build
+from qvec_cli.quant.qtensor import PARTS, from_named, part_names, part_shapes
 from qvec_cli.specs import Grid
 
 _DTYPES: Final = {
@@ -27,17 +26,11 @@ def load_state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Tensors under the network's own names; every floating one finite; F64 as float32.
 
     Raises:
-        CheckpointError: not a model, or weights that are not finite.
+        CheckpointError: weights that are not finite, or packed by another tool.
+        MismatchError: parts of a packed weight that do not belong together.
     """
-    if checkpoint.kind not in (Kind.CHECKPOINT, Kind.QUANTIZED):
-        raise CheckpointError(
-            f"{checkpoint.path}: is a {checkpoint.kind}, not a model",
-            hint="qvec inspect FILE tells what a file is.",
-        )
-    packed = {name.removesuffix(PARTS[0]) for name in checkpoint if name.endswith(PARTS[0])}
-    state = {}
-    for name in packed:
-        state[name] = torch.from_numpy(_unpacked(checkpoint, name))
+    packed = [name.removesuffix(PARTS[0]) for name in checkpoint if name.endswith(PARTS[0])]
+    state = {name: torch.from_numpy(_unpacked(checkpoint, name)) for name in packed}
     inside = {part for name in packed for part in part_names(name)}
     for name, entry in checkpoint.items():
         if name in inside:
@@ -49,18 +42,12 @@ def load_state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     return state
 
 
-def model_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """timm's configuration from the card.
-
-    Raises:
-        CheckpointError: a file that does not say its architecture.
-    """
-    if checkpoint.card and checkpoint.card.model:
-        return checkpoint.card.model
-    raise CheckpointError(
-        f"{checkpoint.path}: does not say its architecture",
-        hint="Pass --model NAME, timm's name of it.",
-    )
+def load_network(checkpoint: Checkpoint, model: dict[str, Any], on: str) -> torch.nn.Module:
+    """The network of a file on a device, every tensor in its place."""
+    target = device(on)
+    network = build.rebuild(model)
+    build.load(network, load_state(checkpoint), str(checkpoint.path))
+    return network.to(target)
 
 
 def device(name: str) -> torch.device:
@@ -75,7 +62,9 @@ def device(name: str) -> torch.device:
         chosen = torch.device(name)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as fault:
-        raise QvecError(f"--device {name}: {first_line(fault)}", hint="Try --device cpu.") from None
+        raise QvecError(
+            f"--device {name}: {build.first_line(fault)}", hint="Try --device cpu."
+        ) from None
     return chosen
 
 
@@ -90,4 +79,14 @@ def _unpacked(checkpoint: Checkpoint, name: str) -> Any:
         )
     grid = Grid.from_json(checkpoint.card.quant)
     arrays: Mapping[str, Any] = {part: checkpoint.array(part) for part in parts}
+    _check_parts(checkpoint, name, arrays, grid)
     return from_named(name, arrays, grid).weight()
+
+
+def _check_parts(checkpoint: Checkpoint, name: str, arrays: Mapping[str, Any], grid: Grid) -> None:
+    shape = tuple(int(n) for n in arrays[part_names(name)[2]])
+    found = tuple(arrays[part].shape for part in part_names(name))
+    if len(shape) != 2 or found != part_shapes(shape, grid):
+        raise MismatchError(
+            f"{checkpoint.path}: {name}: its packed parts {found} are not those of a {grid} weight"
+        )

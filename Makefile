@@ -1,0 +1,39 @@
+# Short verbs. Each builds .venv when it is missing, so one command suffices on a fresh machine.
+
+PYTHON ?= python3
+# A pair that is known to work; pyproject.toml states the lower bounds.
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+BIN := .venv/bin
+
+.PHONY: demo test lint fix bench slow clean
+
+demo: .venv/ready  ## the whole method on real images, offline
+	$(MAKE) -C examples/tiny BIN=$(CURDIR)/$(BIN) demo
+
+test: lint  ## everything a change must pass
+	$(BIN)/pytest -m "not slow and not gpu"
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: .venv/ready  ## what a machine can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+slow: .venv/ready  ## the tests that take minutes
+	$(BIN)/pytest -m "slow and not gpu"
+
+bench: .venv/ready  ## the ratios of README's "How fast", measured in one run
+	$(BIN)/python tests/bench/run.py
+
+clean:
+	$(MAKE) -C examples/tiny clean
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+
+.venv/ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@

@@ -1,0 +1,5 @@
+"""``python -m qvec_cli``."""
+
+from qvec_cli.cli.app import main
+
+main()

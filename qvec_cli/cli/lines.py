@@ -1,0 +1,154 @@
+"""What each command's result says in words, a few lines each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from qvec_cli.ops.metrics import Metrics
+from qvec_cli.specs import Grid
+
+Facts = Mapping[str, Any]
+
+
+def lines(metrics: Metrics) -> Iterator[str]:
+    """The lines of a result, with what it has cost of the receiver's data."""
+    yield from _LINES[metrics.command](metrics.results)
+    counts = ", ".join(f"{count} {what}" for what, count in metrics.counts.items())
+    if metrics.command not in ("inspect", "extract"):
+        yield f"receiver data used: {metrics.data_use}{f' ({counts})' if counts else ''}"
+
+
+def size(count: float) -> str:
+    """Bytes for people, in powers of 1000."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def score(result: Facts) -> str:
+    """An accuracy with its counts and its standard error."""
+    return (
+        f"{result['top1']:.4f} +- {result['standard_error']:.4f} "
+        f"({result['n_correct']}/{result['n']})"
+    )
+
+
+def _training(results: Facts) -> Iterator[str]:
+    yield f"{results['output']}: {results['steps']} steps, {len(results['epochs'])} epochs"
+    names = {"float": "validation, float", "quantized": "validation, quantized"}
+    for key, result in results["val"].items():
+        yield f"{names[key]}: top-1 {score(result)}"
+
+
+def _extract(results: Facts) -> Iterator[str]:
+    relative = results["relative_norm"]
+    share = f", {relative:.3g} of the donor's" if relative is not None else ""
+    yield (
+        f"{results['output']}: rho of {results['tensors']} tensors, norm {results['norm']:.4g}"
+        f"{share}"
+    )
+    yield f"left out: {_some(results['left_out'])}"
+
+
+def _patch(results: Facts) -> Iterator[str]:
+    yield (
+        f"{results['output']}: {results['tensors']} tensors patched at lambda {results['lambda']:g}"
+    )
+    yield f"kept from the receiver: {_some(results['kept'])}"
+
+
+def _quantize(results: Facts) -> Iterator[str]:
+    ratios = [value for value in results["sqnr_db"].values() if value is not None]
+    yield (
+        f"{results['output']}: {size(results['bytes_before'])} -> {size(results['bytes_after'])}, "
+        f"{results['bits_per_weight']:.3f} bits per weight in {len(results['quantized'])} tensors "
+        f"({results['weights']:,} of {results['parameters']:,} parameters)"
+    )
+    yield f"left as they were: {_some(results['left'])}"
+    if ratios:
+        yield (
+            f"signal to quantization noise: {min(ratios):.1f} to {max(ratios):.1f} dB, "
+            f"mean {sum(ratios) / len(ratios):.1f} dB"
+        )
+
+
+def _eval(results: Facts) -> Iterator[str]:
+    yield f"{results['split']} top-1: {score(results)}"
+    yield f"{results['split']} top-5: {results['top5']:.4f} ({results['n_correct_top5']})"
+    yield f"loss: {results['loss']:.4f}"
+    yield f"images/s: {results['images_per_second']:.0f}"
+
+
+def _sweep(results: Facts) -> Iterator[str]:
+    yield "lambda\tvalidation top-1"
+    chosen = results["chosen"]["lambda"]
+    for point in results["curve"]:
+        mark = "\t<- chosen" if point["lambda"] == chosen else ""
+        yield f"{point['lambda']:g}\t{score(point['val'])}{mark}"
+    rows = {
+        "float, not quantized": results["baselines"]["fp"],
+        "lambda 0 (plain quantization)": results["baselines"]["ptq"],
+        "lambda 1 (zero-shot)": results["zero_shot"],
+        f"lambda {chosen:g} (chosen)": results["chosen"],
+    }
+    yield "on test\ttop-1\treceiver data used"
+    for name, row in rows.items():
+        yield f"{name}\t{score(row['test'])}\t{row['data_use']}"
+
+
+def _inspect(results: Facts) -> Iterator[str]:
+    card = results["card"]
+    role = f", {card['role']}" if card and card["role"] else ""
+    yield (
+        f"{results['kind']}{role}: {len(results['tensors'])} tensors, "
+        f"{results['parameters']:,} parameters, {size(results['bytes'])}"
+    )
+    yield from _card(card) if card else ["no qvec card: architecture and lineage are not known"]
+    yield "tensor\tdtype\tshape\tnorm"
+    for tensor in results["tensors"]:
+        bad = f"\t{tensor['not_finite']} not finite" if tensor.get("not_finite") else ""
+        norm = f"{tensor['norm']:.6g}" if "norm" in tensor else "-"
+        yield f"{tensor['name']}\t{tensor['dtype']}\t{tensor['shape']}\t{norm}{bad}"
+
+
+def _card(card: Facts) -> Iterator[str]:
+    if model := card["model"]:
+        yield (
+            f"architecture: {model['architecture']} {model['model_args'] or ''}, "
+            f"{model['num_classes']} classes"
+        )
+    if data := card["data"]:
+        yield f"data: {data['name']}, {data['images']}"
+    if card["grid"]:
+        yield f"grid: {Grid.from_json(card['grid'])}"
+    if card["targets"] is not None:
+        yield f"targets: {len(card['targets'])} weights"
+    if recipe := card["recipe"]:
+        yield "recipe: " + ", ".join(f"{key} {value}" for key, value in recipe.items())
+    lineage = card["provenance"]
+    facts = f" at lambda {lineage['lambda']:g}" if "lambda" in lineage else ""
+    yield f"made by: qvec {lineage.get('qvec', '?')} {lineage.get('op', '?')}{facts}"
+    for parent in lineage.get("parents", []):
+        yield f"from: {parent['as']} {parent['name']} ({parent['kind']}, {parent['digest'][:12]})"
+    yield f"base: {card['base'] or 'unknown'}"
+    yield f"digest: {card['digest']}"
+
+
+def _some(names: list[str], shown: int = 4) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more if names else "nothing"
+
+
+_LINES: Final[Mapping[str, Callable[[Facts], Iterator[str]]]] = {
+    "finetune": _training,
+    "train-qat": _training,
+    "extract": _extract,
+    "patch": _patch,
+    "quantize": _quantize,
+    "eval": _eval,
+    "sweep-lambda": _sweep,
+    "inspect": _inspect,
+}

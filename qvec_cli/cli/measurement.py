@@ -1,0 +1,131 @@
+"""The commands that measure: eval, sweep-lambda."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qvec_cli.cli import show
+from qvec_cli.cli.options import (
+    AsJson,
+    BatchSize,
+    Bits,
+    ClassMap,
+    CropPct,
+    Data,
+    DataDir,
+    Device,
+    Download,
+    Force,
+    GranularityChoice,
+    GroupSize,
+    ImgSize,
+    InChans,
+    MethodChoice,
+    ModelArg,
+    Out,
+    Resume,
+    Workers,
+    model_args,
+)
+from qvec_cli.errors import SpecError
+from qvec_cli.specs import Loading, Method, Wanted, parse_lambdas
+
+
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="Float or packed checkpoint.")],
+    data: Data,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="JSON file for the metrics.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    model: Annotated[
+        str | None, typer.Option(help="timm's name, for a file that does not say.")
+    ] = None,
+    img_size: ImgSize = None,
+    in_chans: InChans = None,
+    crop_pct: CropPct = None,
+    model_arg: ModelArg = None,
+    class_map: ClassMap = None,
+    data_dir: DataDir = None,
+    dataset_download: Download = False,
+    batch_size: BatchSize = 128,
+    workers: Workers = 0,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the accuracy of CHECKPOINT; it knows its own architecture."""
+    from qvec_cli.model.build import Wish
+    from qvec_cli.ops.evaluate import Request
+    from qvec_cli.ops.evaluate import evaluate as run
+
+    args = model_args(model_arg)
+    if model is None and (img_size or in_chans or crop_pct or args):
+        raise SpecError("--img-size, --in-chans, --crop-pct and --model-arg go with --model")
+    wish = Wish(model, 0, False, img_size, in_chans or 3, crop_pct, args) if model else None
+    loading = Loading(
+        data_dir=_text(data_dir),
+        download=dataset_download,
+        class_map=_text(class_map),
+        workers=workers,
+        batch_size=batch_size,
+    )
+    request = Request(checkpoint, data, loading, split, wish, device)
+    show.deliver(
+        lambda listener: run(request, listener), as_json=as_json, document=output, force=force
+    )
+
+
+def sweep_lambda(
+    receiver: Annotated[Path, typer.Argument(help="Model to make robust to quantization.")],
+    rho: Annotated[Path, typer.Argument(help="Vector written by extract.")],
+    data: Data,
+    output: Out,
+    bits: Bits = None,
+    granularity: GranularityChoice = None,
+    group_size: GroupSize = None,
+    method: MethodChoice = Method.RTN,
+    lambdas: Annotated[
+        str,
+        typer.Option(
+            "--lambdas",
+            "-l",
+            metavar="LIST",
+            help="start:stop:step with the stop included, or 0,0.5,1. 0 always takes part.",
+        ),
+    ] = "0:1.5:0.15",
+    data_dir: DataDir = None,
+    dataset_download: Download = False,
+    batch_size: BatchSize = 128,
+    workers: Workers = 0,
+    device: Device = "auto",
+    resume: Resume = False,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Choose lambda for RECEIVER on its validation images, and report it on test."""
+    from qvec_cli.ops.sweep import Request, sweep
+
+    request = Request(
+        receiver,
+        rho,
+        data,
+        output,
+        parse_lambdas(lambdas),
+        Wanted(bits, granularity, group_size),
+        Loading(_text(data_dir), dataset_download, None, workers, batch_size),
+        method,
+        device,
+        resume,
+        force,
+    )
+    show.deliver(
+        lambda listener: sweep(request, listener), as_json=as_json, document=output, force=force
+    )
+
+
+def _text(path: Path | None) -> str | None:
+    return str(path) if path is not None else None

@@ -1,0 +1,92 @@
+"""Options that several commands share, so that a flag means one thing everywhere."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from qvec_cli.cli import recipe
+from qvec_cli.errors import SpecError
+from qvec_cli.specs import Granularity, Method
+
+Out = Annotated[Path, typer.Option("-o", "--output", help="File to write.", show_default=False)]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace what exists.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the metrics as one JSON document.")]
+MetricsFile = Annotated[
+    Path | None, typer.Option("--metrics", help="Also write the metrics to this JSON file.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut off.")]
+Recipe = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe",
+        callback=recipe.apply,
+        is_eager=True,
+        help="YAML file with defaults for these flags; flags win.",
+    ),
+]
+
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="An image folder (train/ val/ test/), torch/NAME, hfds/ORG/NAME, or a task of the "
+        "paper by name, as FashionMNIST.",
+        show_default=False,
+    ),
+]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where named data sets lie.")]
+Download = Annotated[
+    bool, typer.Option("--dataset-download", help="Let a named data set be downloaded.")
+]
+ClassMap = Annotated[
+    Path | None,
+    typer.Option(help="Class names in the order of the head, one a line, for bare files."),
+]
+Workers = Annotated[
+    int, typer.Option("--workers", "-j", min=0, help="Processes that decode images.")
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per forward.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
+ImgSize = Annotated[int | None, typer.Option(min=1, help="Side of the square input, pixels.")]
+InChans = Annotated[
+    int | None, typer.Option(min=1, max=3, help="Colour channels of the input; 3 by default.")
+]
+CropPct = Annotated[
+    float | None, typer.Option(min=0.01, max=1.0, help="Share of the image that is cropped.")
+]
+ModelArg = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="Argument for timm's constructor; repeat it."),
+]
+
+Bits = Annotated[
+    int | None, typer.Option(min=2, max=8, help="Width of a code.", show_default="the file's own")
+]
+GranularityChoice = Annotated[
+    Granularity | None,
+    typer.Option("--granularity", help="What shares a scale.", show_default="channel"),
+]
+GroupSize = Annotated[int | None, typer.Option(min=1, help="Input features per scale.")]
+MethodChoice = Annotated[Method, typer.Option("--method", help="How codes are chosen.")]
+
+
+def model_args(pairs: list[str] | None) -> dict[str, Any]:
+    """KEY=VALUE texts as arguments; values are Python literals, or else text.
+
+    Raises:
+        SpecError: a text without "=".
+    """
+    parsed = {}
+    for pair in pairs or ():
+        key, sign, value = pair.partition("=")
+        if not (key and sign):
+            raise SpecError(f"--model-arg {pair!r} is not KEY=VALUE")
+        try:
+            parsed[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            parsed[key] = value
+    return parsed

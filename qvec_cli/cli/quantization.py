@@ -1,0 +1,54 @@
+"""The command that puts a checkpoint onto a low-bit grid: quantize."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qvec_cli.cli import show
+from qvec_cli.cli.options import (
+    AsJson,
+    Bits,
+    Force,
+    GranularityChoice,
+    GroupSize,
+    MethodChoice,
+    MetricsFile,
+    Out,
+)
+from qvec_cli.specs import Method, Wanted
+
+
+def quantize(
+    checkpoint: Annotated[Path, typer.Argument(help="Float checkpoint.")],
+    output: Out,
+    bits: Bits = None,
+    granularity: GranularityChoice = None,
+    group_size: GroupSize = None,
+    method: MethodChoice = Method.RTN,
+    fake: Annotated[
+        bool, typer.Option("--fake", help="Write float32 weights on the grid, not packed codes.")
+    ] = False,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Weights to quantize, in place of the file's own."),
+    ] = None,
+    force: Force = False,
+    metrics: MetricsFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write CHECKPOINT with its linear weights in 2 to 8 bits; the head stays as it is."""
+    from qvec_cli.ops.quantize import Request
+    from qvec_cli.ops.quantize import quantize as run
+
+    wanted = Wanted(bits, granularity, group_size)
+    request = Request(checkpoint, output, wanted, method, fake, tuple(targets or ()), force)
+    show.deliver(
+        lambda listener: run(request, listener),
+        as_json=as_json,
+        document=metrics,
+        out=output,
+        force=force,
+    )

@@ -1,0 +1,176 @@
+"""The terminal: results on stdout, everything else on stderr; the only user of rich."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from qvec_cli.cli.lines import lines
+from qvec_cli.errors import QvecError
+from qvec_cli.ops.metrics import Metrics, check_documents
+from qvec_cli.specs import Listener
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What could steer a terminal: control characters, and marks that turn text around."""
+
+_QUIET_SECONDS: Final = 10.0
+"""Without a live display, progress is a line this often."""
+
+
+def deliver(
+    work: Callable[[Listener], Metrics],
+    *,
+    as_json: bool,
+    document: Path | None = None,
+    out: Path | None = None,
+    force: bool = False,
+) -> None:
+    """Runs a command's work and shows what came out.
+
+    Args:
+        work: does it, and tells a listener how it goes.
+        as_json: whether stdout gets the JSON document in place of lines.
+        document: a file for that document.
+        out: the command's artefact, which must be another file than ``document``.
+        force: whether ``document`` may be replaced.
+    """
+    check_documents(document, out, force=force)
+    with Terminal() as terminal:
+        metrics = work(terminal)
+    if document is not None:
+        metrics.save(document, force=force)
+    result(metrics.text() if as_json else clean("\n".join(lines(metrics))) + "\n")
+
+
+def result(text: str) -> None:
+    """Writes to stdout and makes sure that it arrives.
+
+    Raises:
+        QvecError: a closed stdout, a full disk.
+        SystemExit: the reader has left, as ``head`` does; 128 + SIGPIPE.
+    """
+    try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_stdout()
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as fault:
+        _drop_stdout()
+        reason = (fault.strerror or "closed").lower()
+        raise QvecError(f"the result cannot be written to stdout: {reason}") from None
+
+
+def _drop_stdout() -> None:
+    """Lets the interpreter's own last flush succeed."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def clean(text: str) -> str:
+    """Text from a file or a user, made harmless for a terminal."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def complain(message: str, hint: str | None) -> None:
+    """An error on one line of stderr, and the way out on another."""
+    _stderr(f"error: {_one_line(message)}")
+    if hint:
+        _stderr(f"hint: {_one_line(hint)}")
+
+
+class Terminal:
+    """A listener that writes to stderr: a live bar where one can be shown, else lines."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._label, self._began, self._first, self._spoke = "", 0.0, 0, 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def note(self, text: str) -> None:
+        """Something the user should know, once."""
+        self.milestone(f"note: {_one_line(text)}")
+
+    def milestone(self, text: str) -> None:
+        """A line of its own, above the bar if there is one."""
+        if self._bar is None:
+            _stderr(text)
+        else:
+            self._bar.console.print(clean(text), markup=False, highlight=False, soft_wrap=True)
+
+    def progress(self, label: str, done: int, total: int, **facts: float) -> None:
+        """How far the work is, with the numbers of the moment and the time left."""
+        now = time.monotonic()
+        if label != self._label:
+            self._label, self._began, self._first, self._spoke = label, now, done, now
+            self._bar = self._bar or _bar()
+            if self._bar is not None:
+                self._turn(label, total)
+        text = " ".join(f"{key} {value:.4g}" for key, value in facts.items())
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, facts=text)
+        elif now - self._spoke >= _QUIET_SECONDS:
+            self._spoke = now
+            left = (now - self._began) / max(done - self._first, 1) * (total - done)
+            _stderr(f"{label}: {done}/{total} {text} {left:.0f} s left".replace("  ", " "))
+
+    def _turn(self, label: str, total: int) -> None:
+        assert self._bar is not None
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(label, total=total, facts="")
+
+
+def _bar() -> Progress | None:
+    """A live display, or None where stderr is no terminal or colour is unwanted."""
+    if not (sys.stderr and sys.stderr.isatty()):
+        return None
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Left
+
+    console = Console(stderr=True)
+    if console.no_color or console.is_dumb_terminal:
+        return None
+    words, facts = TextColumn("{task.description}"), TextColumn("{task.fields[facts]}")
+    bar = Progress(
+        words, BarColumn(), MofNCompleteColumn(), facts, Left(), console=console, transient=True
+    )
+    bar.start()
+    return bar
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _stderr(text: str) -> None:
+    if sys.stderr is not None:
+        sys.stderr.write(clean(text) + "\n")
+        sys.stderr.flush()

@@ -1,0 +1,60 @@
+"""The commands whose subject is a quantization vector: extract, patch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qvec_cli.cli import show
+from qvec_cli.cli.options import AsJson, Force, MetricsFile, Out
+
+
+def extract(
+    donor: Annotated[Path, typer.Argument(help="Plain fine-tuned checkpoint.")],
+    donor_qat: Annotated[Path, typer.Argument(help="Its twin, trained with train-qat.")],
+    output: Out,
+    force: Force = False,
+    metrics: MetricsFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the quantization vector rho = DONOR_QAT - DONOR."""
+    from qvec_cli.ops.extract import extract as run
+
+    show.deliver(
+        lambda listener: run(donor, donor_qat, output, listener, force=force),
+        as_json=as_json,
+        document=metrics,
+        out=output,
+        force=force,
+    )
+
+
+def patch(
+    receiver: Annotated[Path, typer.Argument(help="Model to make robust to quantization.")],
+    rho: Annotated[Path, typer.Argument(help="Vector written by extract.")],
+    output: Out,
+    lam: Annotated[
+        str,
+        typer.Option(
+            "--lambda",
+            "-l",
+            metavar="NUMBER",
+            help="Scaling coefficient, or the JSON file of a sweep.",
+        ),
+    ] = "1",
+    force: Force = False,
+    metrics: MetricsFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write RECEIVER + lambda * RHO; the receiver keeps its head."""
+    from qvec_cli.ops.patch import patch as run
+
+    show.deliver(
+        lambda listener: run(receiver, rho, output, listener, lam=lam, force=force),
+        as_json=as_json,
+        document=metrics,
+        out=output,
+        force=force,
+    )

@@ -1,0 +1,65 @@
+"""What a file is: its kind, what its card says, and every tensor with its norm."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qvec_cli.checkpoint.card import Card
+from qvec_cli.checkpoint.dtypes import to_float32
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.ops.lineage import inherited_use
+from qvec_cli.ops.metrics import Input, Metrics
+from qvec_cli.vector.geometry import Norm
+
+
+def describe(path: Path) -> Metrics:
+    """Reads a file once; tensors that are not finite are counted, not refused.
+
+    Raises:
+        CheckpointError: not a whole and valid safetensors file.
+    """
+    started = time.perf_counter()
+    with Checkpoint(path) as checkpoint:
+        results = {
+            "kind": checkpoint.kind,
+            "bytes": path.stat().st_size,
+            "parameters": sum(entry.size for entry in checkpoint.values()),
+            "card": _card(checkpoint.card) if checkpoint.card else None,
+            "metadata": checkpoint.metadata if checkpoint.card is None else {},
+            "tensors": [_tensor(checkpoint, name) for name in checkpoint],
+        }
+        inputs = (Input.of(checkpoint),)
+        level, counts = inherited_use(checkpoint)
+    return Metrics("inspect", inputs, {}, results, level, counts, started=started)
+
+
+def _card(card: Card) -> dict[str, Any]:
+    return {
+        "role": card.role,
+        "model": card.model,
+        "data": card.data,
+        "grid": card.quant,
+        "targets": list(card.targets) if card.targets is not None else None,
+        "base": card.base,
+        "recipe": card.recipe,
+        "provenance": card.provenance,
+        "digest": card.digest,
+    }
+
+
+def _tensor(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    entry = checkpoint[name]
+    facts: dict[str, Any] = {"name": name, "dtype": entry.dtype, "shape": list(entry.shape)}
+    if not entry.floating:
+        return facts
+    norm, bad = Norm(), 0
+    for raw in checkpoint.blocks(name):
+        block = to_float32(raw, entry.dtype)
+        wrong = block.size - int(np.isfinite(block).sum())
+        bad += wrong
+        norm.add(np.nan_to_num(block, nan=0, posinf=0, neginf=0) if wrong else block)
+    return {**facts, "norm": norm.value, "not_finite": bad}

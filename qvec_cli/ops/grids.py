@@ -1,0 +1,66 @@
+"""Which weights are quantized on which grid: the user's word, the card's, or a rule's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.errors import CheckpointError, MismatchError, QvecError
+from qvec_cli.model.targets import matching, of_outline
+from qvec_cli.quant.affine import block_shape
+from qvec_cli.specs import Grid, Listener, Wanted
+
+
+def choose_targets(
+    theta: Checkpoint, patterns: Iterable[str], listener: Listener
+) -> tuple[str, ...]:
+    """Names of the weights to quantize: the user's, the card's, or those a rule finds.
+
+    Raises:
+        QvecError: nothing to quantize.
+    """
+    shapes = {name: entry.shape for name, entry in theta.items() if entry.floating}
+    patterns = tuple(patterns)
+    if patterns:
+        targets = matching(patterns, shapes)
+    elif theta.card and theta.card.targets is not None:
+        targets = theta.card.targets
+        if missing := [name for name in targets if len(shapes.get(name, ())) != 2]:
+            raise CheckpointError(
+                f"{theta.path}: {missing[0]}: its card names it a target, "
+                "but it is not a matrix of the file"
+            )
+    else:
+        targets = of_outline(shapes, theta.card.model if theta.card else None)
+        listener.note(
+            f"{theta.path} does not list its targets: {len(targets)} matrices chosen by "
+            "name and shape"
+        )
+    if not targets:
+        raise QvecError(f"{theta.path}: no weight to quantize", hint="Name some with --targets.")
+    return targets
+
+
+def choose_grid(
+    wanted: Wanted,
+    made: Checkpoint,
+    theta: Checkpoint,
+    targets: Iterable[str],
+    listener: Listener,
+) -> Grid:
+    """The grid for the targets of ``theta``: the user's, or the one that ``made`` was made for.
+
+    Raises:
+        SpecError: no bits given, and none in the file.
+        MismatchError: a group size that does not divide the input features of a target.
+    """
+    own = Grid.from_json(made.card.quant) if made.card and made.card.quant else None
+    grid = wanted.grid(own)
+    if own and own != grid:
+        listener.note(f"{made.path} was made for {own}, not for {grid}")
+    for name in targets:
+        try:
+            block_shape(theta[name].shape, grid)
+        except MismatchError as error:
+            raise MismatchError(f"{theta.path}: {name}: {error}", hint=error.hint) from None
+    return grid

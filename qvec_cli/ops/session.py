@@ -1,0 +1,238 @@
+"""One training run: network, images and place in the run, from the first step to the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qvec_cli.checkpoint import digest as digests
+from qvec_cli.checkpoint.card import Card, Kind
+from qvec_cli.checkpoint.dtypes import name_of
+from qvec_cli.checkpoint.read import Checkpoint, Entry
+from qvec_cli.checkpoint.write import write
+from qvec_cli.errors import CheckpointError, MismatchError, TrainingError
+from qvec_cli.learn import snapshot
+from qvec_cli.learn.accuracy import measure
+from qvec_cli.learn.batches import Training, decode
+from qvec_cli.learn.data import Task
+from qvec_cli.learn.fit import Fit, Progress, warmup_steps
+from qvec_cli.model import build, qat
+from qvec_cli.model.targets import head_tensors, of_network
+from qvec_cli.ops.metrics import Input, provenance
+from qvec_cli.ops.start import Request, stored_model
+from qvec_cli.ops.state import device, load_state
+from qvec_cli.ops.unfinished import unfinished
+from qvec_cli.specs import DataUse, Listener
+
+
+class Session:
+    """Everything of one run.
+
+    The order matters: the seed is set, then the network is made, then wrapped; wrapping draws
+    no random number, so twins share their head and every later draw.
+    """
+
+    def __init__(self, request: Request, task: Task, listener: Listener) -> None:
+        self.request, self.task, self.listener = request, task, listener
+        self.device = device(request.device)
+        torch.manual_seed(request.recipe.seed)
+        self.network, self.model, self.parents = _start(request, len(task.classes), listener)
+        self.targets = of_network(self.network, self.model)
+        self.card = self._card()
+        if request.grid:
+            qat.prepare(self.network, self.model, request.grid)
+        self.network.to(self.device)
+        self.fit = Fit(
+            self.network,
+            self._training(),
+            request.recipe,
+            build.normalise(self.model),
+            listener,
+        )
+        self._val = decode(
+            task.split("val"),
+            build.transform(self.model, augment=False),
+            build.channels(self.model),
+            request.loading.workers,
+        )
+
+    def run(self) -> None:
+        """Trains to the end, from the saved state if so asked.
+
+        Raises:
+            TrainingError: with the place of the state before the bad step.
+        """
+        self._note_warmup()
+        if self.request.resume:
+            self._resume()
+        try:
+            self.fit.run(self._save, self._validate)
+        except TrainingError as error:
+            raise TrainingError(
+                f"{error}; the state before that step is in {unfinished(self.request.out)}",
+                hint="A lower --lr or a longer --warmup-steps may hold it.",
+            ) from None
+
+    def write(self) -> Card:
+        """Writes the checkpoint, without wrappers, and returns its card."""
+        qat.strip(self.network)
+        state = self.network.state_dict()
+        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in state.items()}
+        return _write(self.request.out, arrays, self.card, force=self.request.force)
+
+    def facts(self) -> dict[str, Any]:
+        """What the metrics say of the run."""
+        history = self.fit.at.history
+        return {
+            "steps": self.fit.total,
+            "warmup_steps": warmup_steps(self.request.recipe, self.fit.total),
+            "epochs": history,
+            "val": {key: history[-1][key] for key in ("float", "quantized") if key in history[-1]},
+            "targets": len(self.targets),
+            "data": self.card.data,
+            "model": self.model,
+        }
+
+    def _training(self) -> Training:
+        recipe = self.request.recipe
+        return Training(
+            self.task.split("train"),
+            build.transform(self.model, augment=not recipe.no_aug),
+            build.channels(self.model),
+            seed=recipe.seed,
+            batch_size=recipe.batch_size,
+            workers=self.request.loading.workers,
+            augmented=not recipe.no_aug,
+        )
+
+    def _card(self) -> Card:
+        grid = self.request.grid
+        lineage = provenance("train-qat" if grid else "finetune", {})
+        lineage["parents"] = [
+            {"as": label, "name": Path(i.path).name, "kind": i.kind, "digest": i.digest}
+            for label, i in self.parents.items()
+        ]
+        lineage["data_use"] = DataUse.RECEIVER_LABELS if grid else DataUse.NONE
+        splits = self.task.splits
+        return Card(
+            Kind.CHECKPOINT,
+            role="qat" if grid else "fp",
+            model=self.model,
+            data={
+                "name": Path(self.task.name).name,
+                "classes": list(self.task.classes),
+                "images": {name: len(samples) for name, samples in splits.items()},
+            },
+            quant=grid.to_json() if grid else None,
+            targets=self.targets,
+            base=_backbone_digest(self.network, self.model),
+            recipe=self.request.recipe.to_json(),
+            provenance=lineage,
+        )
+
+    def _validate(self) -> dict[str, Any]:
+        """Scores on the validation split; of both forwards when training through a grid."""
+        with qat.float_forward(self.network) as wrapped:
+            result = {"float": self._score()}
+        return {**result, "quantized": self._score()} if wrapped else result
+
+    def _score(self) -> dict[str, float]:
+        images, labels = self._val
+        return measure(
+            self.network,
+            images,
+            labels,
+            normalise=self.fit.normalise,
+            batch_size=self.request.recipe.batch_size,
+        ).to_json()
+
+    def _save(self) -> None:
+        place = {"op": "train", "progress": asdict(self.fit.at), "run": self._fingerprint()}
+        card = Card(Kind.STATE, provenance=place)
+        _write(unfinished(self.request.out), snapshot.take(self.fit, qat.plain_name), card, force=True)
+
+    def _resume(self) -> None:
+        path = unfinished(self.request.out)
+        if not path.exists():
+            self.listener.note(f"{path} is not there: starting from the beginning")
+            return
+        with Checkpoint(path) as saved:
+            if saved.card is None or saved.kind is not Kind.STATE:
+                raise CheckpointError(f"{path}: is not the state of a run")
+            self._check_same_run(path, saved.card.provenance["run"])
+            snapshot.restore(
+                self.fit, {name: saved.array(name) for name in saved}, qat.plain_name
+            )
+            self.fit.at = Progress(**saved.card.provenance["progress"])
+        at = self.fit.at
+        self.listener.note(f"resumed at epoch {at.epoch + 1}, step {at.step + 1}")
+
+    def _check_same_run(self, path: Path, stored: Mapping[str, Any]) -> None:
+        asked = self._fingerprint()
+        changed = [f"{k} {stored.get(k)} vs {asked[k]}" for k in asked if stored.get(k) != asked[k]]
+        if changed:
+            raise MismatchError(
+                f"{path}: is of another run: {'; '.join(changed)}",
+                hint="Repeat the flags of that run, or start anew with --force.",
+            )
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What must not change between the parts of one run."""
+        assert self.card.data is not None
+        return {
+            **self.request.recipe.to_json(),
+            "base": self.card.base,
+            "grid": self.card.quant,
+            "model": self.model,
+            **self.card.data,
+        }
+
+    def _note_warmup(self) -> None:
+        asked, steps = self.request.recipe.warmup_steps, self.fit.total
+        if (shortened := warmup_steps(self.request.recipe, steps)) < asked:
+            self.listener.note(
+                f"the run has {steps} steps: warm-up shortened from {asked} to {shortened}"
+            )
+
+
+def _start(
+    request: Request, classes: int, listener: Listener
+) -> tuple[torch.nn.Module, dict[str, Any], dict[str, Input]]:
+    """The network at its first step, its configuration, and the file it comes from."""
+    if request.source is None:
+        network, model = build.create(request.wish(classes))
+        return network, model, {}
+    with Checkpoint(request.source) as checkpoint:
+        if request.initial_checkpoint is not None:
+            network, model = build.create(request.wish(classes))
+        else:
+            model = stored_model(request, checkpoint, classes)
+            network = build.rebuild(model)
+        fresh = build.start_from(network, load_state(checkpoint), model, str(request.source))
+        if fresh:
+            listener.note(
+                f"{request.source}: its head is replaced by a new one with {classes} classes"
+            )
+        return network, model, {"base": Input.of(checkpoint)}
+
+
+def _backbone_digest(network: torch.nn.Module, model: dict[str, Any]) -> str:
+    """Identity of the start without its head: what two fine-tunings must share."""
+    state = network.state_dict()
+    head = set(head_tensors(state, model))
+    body = {name: tensor.detach().numpy() for name, tensor in state.items() if name not in head}
+    with digests.Hasher() as hasher:
+        for name, array in body.items():
+            hasher.start(name)
+            hasher.update(name, array.reshape(-1))
+    hashed = hasher.digests()
+    return digests.combine({n: (name_of(a.dtype), a.shape, hashed[n]) for n, a in body.items()})
+
+
+def _write(path: Path, arrays: Mapping[str, Any], card: Card, *, force: bool) -> Card:
+    plan = {name: Entry(name_of(a.dtype), a.shape) for name, a in arrays.items()}
+    return write(path, plan, ((n, [a.reshape(-1)]) for n, a in arrays.items()), card, force=force)

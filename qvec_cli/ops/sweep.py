@@ -1,0 +1,203 @@
+"""Chooses lambda on the receiver's validation split, and reports it on test."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from qvec_cli.checkpoint.card import Kind
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.checkpoint.write import check_target, write_json
+from qvec_cli.errors import CheckpointError, MismatchError
+from qvec_cli.model.targets import head_tensors
+from qvec_cli.ops.examples import Examples, open_for
+from qvec_cli.ops.grids import choose_grid, choose_targets
+from qvec_cli.ops.lineage import model_of, require, require_same_start
+from qvec_cli.ops.metrics import Input, Metrics
+from qvec_cli.ops.unfinished import check_unfinished, unfinished
+from qvec_cli.specs import DataUse, Grid, Listener, Loading, Method, Wanted
+from qvec_cli.vector.pairing import cover
+
+if TYPE_CHECKING:
+    from qvec_cli.ops.trial import Trial
+
+UNIT: Final = 1.0
+"""The lambda that needs no data of the receiver."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asks for."""
+
+    receiver: Path
+    vector: Path
+    data: str
+    out: Path
+    lambdas: tuple[float, ...]
+    grid: Wanted
+    loading: Loading
+    method: Method = Method.RTN
+    device: str = "auto"
+    resume: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """The files of a sweep, found to belong together."""
+
+    theta: Checkpoint
+    rho: Checkpoint
+    examples: Examples
+    targets: tuple[str, ...]
+    grid: Grid
+
+    def fingerprint(self, method: Method) -> dict[str, Any]:
+        """What a point of the curve depends on, besides its lambda."""
+        splits = self.examples.task.splits
+        return {
+            "receiver": self.theta.digest(),
+            "rho": self.rho.digest(),
+            "grid": self.grid.to_json(),
+            "method": method,
+            "targets": list(self.targets),
+            "data": self.examples.task.name,
+            "images": {name: len(splits[name]) for name in ("val", "test")},
+        }
+
+
+def sweep(request: Request, listener: Listener) -> Metrics:
+    """Measures the curve on validation, its best point, lambda 0 and lambda 1 on test.
+
+    Ties go to the smaller |lambda|; lambda = 0, which is plain quantization, always takes part.
+
+    Raises:
+        MismatchError: files, grid or data that do not belong together.
+        CheckpointError: an unfinished sweep of something else.
+    """
+    started = time.perf_counter()
+    check_target(request.out, force=request.force)
+    check_unfinished(request.out, resume=request.resume, force=request.force)
+    lambdas = tuple(sorted({0.0, *request.lambdas}))
+    with Checkpoint(request.receiver) as theta, Checkpoint(request.vector) as rho:
+        setting = _match(request, theta, rho, listener)
+        points = _Points(request, setting.fingerprint(request.method))
+        trial = _trial(request, setting, listener)
+        inputs = (Input.of(theta), Input.of(rho), Input(request.data, "data"))
+    results = _measure(trial, lambdas, points, listener)
+    unfinished(request.out).unlink(missing_ok=True)
+    return Metrics(
+        "sweep-lambda",
+        inputs,
+        {
+            "grid": setting.grid.to_json(),
+            "method": request.method,
+            "data": request.data,
+            "lambdas": list(lambdas),
+        },
+        results,
+        DataUse.RECEIVER_LABELS,
+        {"val": results["chosen"]["val"]["n"]},
+        device=str(next(trial.network.parameters()).device),
+        started=started,
+    )
+
+
+def _match(request: Request, theta: Checkpoint, rho: Checkpoint, listener: Listener) -> _Setting:
+    require(theta, Kind.CHECKPOINT)
+    require(rho, Kind.VECTOR)
+    require_same_start(theta, rho, listener)
+    model = model_of(theta)
+    cover(theta, rho, (request.receiver.name, request.vector.name), head_tensors(theta, model))
+    targets = choose_targets(theta, (), listener)
+    grid = choose_grid(request.grid, rho, theta, targets, listener)
+    examples = open_for(theta, model, request.data, request.loading)
+    for split in ("val", "test"):
+        examples.task.split(split)
+    return _Setting(theta, rho, examples, targets, grid)
+
+
+def _trial(request: Request, setting: _Setting, listener: Listener) -> Trial:
+    from qvec_cli.model.build import normalise
+    from qvec_cli.ops.state import load_network
+    from qvec_cli.ops.trial import Trial, resident
+
+    examples, theta = setting.examples, setting.theta
+    return Trial(
+        network=load_network(theta, examples.model, request.device),
+        theta=resident(theta),
+        dtypes={name: entry.dtype for name, entry in theta.items()},
+        rho=resident(setting.rho),
+        targets=frozenset(setting.targets),
+        grid=setting.grid,
+        method=request.method,
+        images={split: examples.decoded(split, listener) for split in ("val", "test")},
+        normalise=normalise(examples.model),
+        batch_size=request.loading.batch_size,
+    )
+
+
+def _measure(
+    trial: Trial, lambdas: tuple[float, ...], points: _Points, listener: Listener
+) -> dict[str, Any]:
+    curve = []
+    for done, lam in enumerate(lambdas, start=1):
+        val = points.get(f"val at {lam!r}", lambda lam=lam: trial.score(lam, "val").to_json())
+        curve.append({"lambda": lam, "val": val})
+        listener.progress("sweep", done, len(lambdas), **{"lambda": lam, "top1": val["top1"]})
+    best = choose(curve)
+
+    def tested(lam: float) -> dict[str, Any]:
+        return points.get(f"test at {lam!r}", lambda: trial.score(lam, "test").to_json())
+
+    plain = next(point for point in curve if point["lambda"] == 0)
+    fp = points.get("test of float", lambda: trial.float_score("test").to_json())
+    return {
+        "curve": curve,
+        "chosen": {**best, "test": tested(best["lambda"]), "data_use": DataUse.RECEIVER_LABELS},
+        "zero_shot": {"lambda": UNIT, "test": tested(UNIT), "data_use": DataUse.NONE},
+        "baselines": {
+            "fp": {"test": fp, "data_use": DataUse.NONE},
+            "ptq": {**plain, "test": tested(0.0), "data_use": DataUse.NONE},
+        },
+    }
+
+
+def choose(curve: list[dict[str, Any]]) -> dict[str, Any]:
+    """The point with most validation images right; ties go to the smaller |lambda|."""
+    return min(curve, key=lambda p: (-p["val"]["n_correct"], abs(p["lambda"]), p["lambda"] < 0))
+
+
+class _Points:
+    """Scores that are kept beside the output until it is whole, so that a sweep can go on."""
+
+    def __init__(self, request: Request, run: dict[str, Any]) -> None:
+        self._path, self._run = unfinished(request.out), run
+        self._scores = self._load() if request.resume and self._path.exists() else {}
+
+    def get(self, key: str, score: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The score kept under a key, or measured now."""
+        if key not in self._scores:
+            self._scores[key] = score()
+            write_json(self._path, {"run": self._run, "scores": self._scores}, force=True)
+        return self._scores[key]
+
+    def _load(self) -> dict[str, dict[str, Any]]:
+        try:
+            document = json.loads(self._path.read_bytes())
+            stored, scores = document["run"], dict(document["scores"])
+        except (OSError, ValueError, KeyError, TypeError) as fault:
+            raise CheckpointError(
+                f"{self._path}: is not the state of a sweep ({fault})",
+                hint="Start anew with --force.",
+            ) from None
+        if changed := [key for key in self._run if stored.get(key) != self._run[key]]:
+            raise MismatchError(
+                f"{self._path}: is of another sweep: its {', '.join(changed)} differ",
+                hint="Start anew with --force.",
+            )
+        return scores

@@ -1,0 +1,21 @@
+"""Where work that was cut off waits for --resume: a file beside the output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qvec_cli.errors import CheckpointError
+
+
+def unfinished(out: Path) -> Path:
+    """The state file of an output; gone when the output is there."""
+    return out.with_name(out.name + ".state")
+
+
+def check_unfinished(out: Path, *, resume: bool, force: bool) -> None:
+    """Refuses to lose work that was cut off, unless told what to do with it."""
+    if unfinished(out).exists() and not (resume or force):
+        raise CheckpointError(
+            f"{unfinished(out)}: an unfinished run is there",
+            hint="Pass --resume to go on with it, or --force to start anew.",
+        )

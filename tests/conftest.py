@@ -1,0 +1,124 @@
+"""A pico ViT, two small tasks in image folders, and the files that the whole chain writes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+MODEL = ("test_vit", "--img-size", "32")
+"""timm's own test network: 265 thousand parameters at 32 pixels."""
+
+FAST = ("--no-aug", "--lr", "1e-3", "--batch-size", "16", "--epochs", "2", "--device", "cpu")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command line left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def errors(self) -> list[str]:
+        return [line for line in self.err.splitlines() if line.startswith("error:")]
+
+
+def call(*args: object, code: int | None = 0) -> Result:
+    """Runs qvec in this process."""
+    from qvec_cli.cli.app import run
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        found = run([str(arg) for arg in args])
+    result = Result(found, out.getvalue(), err.getvalue())
+    assert code is None or found == code, result
+    return result
+
+
+def spawn(*args: object, env: dict[str, str] | None = None, **options: Any) -> Result:
+    """Runs qvec in a process of its own."""
+    command = [sys.executable, "-m", "qvec_cli", *map(str, args)]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        check=False,
+        **options,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def draw(folder: Path, classes: Sequence[str], train: int, test: int, seed: int) -> Path:
+    """An image folder whose classes are bars at different places, in noise."""
+    rng = np.random.default_rng(seed)
+    for split, count in (("train", train), ("test", test)):
+        for place, name in enumerate(classes):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 120, (32, 32, 3))
+                pixels[:, 6 * place : 6 * place + 6] += 100
+                image = Image.fromarray(pixels.astype(np.uint8))
+                image.save(folder / split / name / f"{number:03d}.png")
+    return folder
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """The files of a donor and a receiver, as a user would have them."""
+
+    donor_data: Path  # three classes
+    receiver_data: Path  # four classes
+    base: Path
+    donor: Path
+    donor_qat: Path
+    receiver: Path
+    rho: Path
+
+
+@pytest.fixture(scope="session")
+def drawer(tmp_path_factory: pytest.TempPathFactory) -> Drawer:
+    """Trained once; tests only read it."""
+    root = tmp_path_factory.mktemp("drawer")
+    donor_data = draw(root / "bars3", ("left", "middle", "right"), 30, 12, seed=0)
+    receiver_data = draw(root / "bars4", ("a", "b", "c", "d"), 30, 12, seed=1)
+    made = Drawer(
+        donor_data,
+        receiver_data,
+        *(root / f"{name}.st" for name in ("base", "donor", "donor_qat", "receiver", "rho")),
+    )
+    call("finetune", *MODEL, "--data", receiver_data, "-o", made.base, *FAST, "--seed", 7)
+    call("finetune", made.base, "--data", donor_data, "-o", made.donor, *FAST)
+    call("train-qat", made.base, "--data", donor_data, "-o", made.donor_qat, *FAST, "--bits", 3)
+    call("finetune", made.base, "--data", receiver_data, "-o", made.receiver, *FAST)
+    call("extract", made.donor, made.donor_qat, "-o", made.rho)
+    return made
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Bits that depend on the number of threads would make tests flicker."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    yield
+    if before is None:
+        del os.environ["OMP_NUM_THREADS"]
+    else:
+        os.environ["OMP_NUM_THREADS"] = before

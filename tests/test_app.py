@@ -1,0 +1,303 @@
+"""The command contract: exit codes, streams, one-line errors, and nothing heavy for a refusal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import MODEL, Drawer, call, spawn
+from safetensors.numpy import save_file
+
+from qvec_cli.cli.app import app
+
+LIGHT = """
+import sys
+from qvec_cli.cli.app import run
+code = run(sys.argv[1:])
+print(code, *sorted({"torch", "timm", "torchvision"} & set(sys.modules)), file=sys.stderr)
+"""
+
+
+def light(*args: object) -> tuple[int, list[str], list[str]]:
+    """Exit code, heavy modules and what stderr said, of a command in a fresh process."""
+    command = [sys.executable, "-c", LIGHT, *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    *rest, last = done.stderr.splitlines()
+    code, *heavy = last.split()
+    return int(code), heavy, rest
+
+
+COMMANDS = [info.name or info.callback.__name__ for info in app.registered_commands]
+
+
+@pytest.mark.parametrize("command", [name.replace("_", "-") for name in COMMANDS])
+def test_every_command_has_help_without_torch(command: str) -> None:
+    assert light(command, "--help") == (0, [], [])
+    assert len(call(command, "--help").out.splitlines()) > 5
+
+
+def test_help_of_the_whole_names_every_command() -> None:
+    shown = call("--help").out
+    assert all(name.replace("_", "-") in shown for name in COMMANDS)
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    from importlib.metadata import version
+
+    assert call("--version").out == f"qvec {version('qvec')}\n"
+
+
+REFUSALS = {
+    "no such file": (1, "no such file", "extract", "nothing.st", "{donor}", "-o", "x.st"),
+    "a vector where a checkpoint belongs": (1, "is a vector", "quantize", "{rho}", "-o", "x.st"),
+    "a checkpoint where a vector belongs": (
+        *(1, "is a checkpoint, a vector belongs here"),
+        *("patch", "{receiver}", "{donor}", "-o", "x.st"),
+    ),
+    "arguments swapped": (1, "swapped", "extract", "{donor_qat}", "{donor}", "-o", "x.st"),
+    "a file with itself": (1, "rho would be zero", "extract", "{donor}", "{donor}", "-o", "x.st"),
+    "bits 1": (2, "--bits", "quantize", "{donor}", "--bits", 1, "-o", "x.st"),
+    "bits 9": (2, "--bits", "quantize", "{donor}", "--bits", 9, "-o", "x.st"),
+    "bits missing": (2, "--bits is missing", "quantize", "{donor}", "-o", "x.st"),
+    "bits of train-qat": (
+        *(2, "--bits", "train-qat", *MODEL, "--data", "{donor_data}"),
+        *("--bits", 9, "-o", "x.st"),
+    ),
+    "a group size that does not divide": (
+        *(1, "--group-size 5 does not divide its 64 input features"),
+        *("quantize", "{donor}", "--bits", 3, "--group-size", 5, "-o", "x.st"),
+    ),
+    "a group size without groups": (
+        *(2, "goes with --granularity group", "quantize", "{donor}", "--bits", 3),
+        *("--group-size", 8, "--granularity", "channel", "-o", "x.st"),
+    ),
+    "groups without a size": (
+        *(2, "needs --group-size", "quantize", "{donor}", "--bits", 3),
+        *("--granularity", "group", "-o", "x.st"),
+    ),
+    "targets that match nothing": (
+        *(1, "matches no matrix", "quantize", "{donor}", "--bits", 3),
+        *("--targets", "nothing.*", "-o", "x.st"),
+    ),
+    "lambda nan": (2, "must be finite", "patch", "{receiver}", "{rho}", "-l", "nan", "-o", "x.st"),
+    "lambda inf": (2, "must be finite", "patch", "{receiver}", "{rho}", "-l", "inf", "-o", "x.st"),
+    "lambda of letters": (2, "not a number", "patch", "{receiver}", "{rho}", "-l", "a", "-o", "x"),
+    "lambda from a file that is no sweep": (
+        *(1, "is not the result of qvec sweep-lambda"),
+        *("patch", "{receiver}", "{rho}", "-l", "{junk_json}", "-o", "x.st"),
+    ),
+    "lambdas reversed": (
+        *(2, "needs a step above 0", "sweep-lambda", "{receiver}", "{rho}"),
+        *("--data", "{receiver_data}", "--lambdas", "2:0:0.5", "-o", "x.json"),
+    ),
+    "output exists": (1, "exists", "extract", "{donor}", "{donor_qat}", "-o", "{rho}"),
+    "output folder missing": (
+        *(1, "its folder does not exist", "extract", "{donor}", "{donor_qat}"),
+        *("-o", "no/such/x.st"),
+    ),
+    "output is a folder": (1, "is a folder", "extract", "{donor}", "{donor_qat}", "-o", "."),
+    "metrics over the output": (
+        *(2, "is the output itself", "extract", "{donor}", "{donor_qat}"),
+        *("-o", "x.st", "--metrics", "x.st"),
+    ),
+    "metrics that exist": (
+        *(1, "exists", "extract", "{donor}", "{donor_qat}"),
+        *("-o", "x.st", "--metrics", "{junk_json}"),
+    ),
+    "no data set there": (
+        *(1, "no/such/folder", "finetune", *MODEL, "--data", "./no/such/folder", "-o", "x.st"),
+    ),
+    "a data set that nobody knows": (
+        *(2, "FashionMNIST", "finetune", *MODEL, "--data", "FashonMNIST", "-o", "x.st"),
+    ),
+    "a named data set that is not there": (
+        *(1, "MNIST", "eval", "{donor}", "--data", "MNIST", "--data-dir", "{empty}"),
+    ),
+    "an empty data folder": (1, "{empty}", "finetune", *MODEL, "--data", "{empty}", "-o", "x.st"),
+    "a mistyped split": (
+        *(1, "train, val, test", "eval", "{donor}", "--data", "{donor_data}", "--split", "tset"),
+    ),
+    "a model that timm does not know": (
+        *(2, "vit_tiny_patch16_224", "finetune", "vit_tiny_patch16_225"),
+        *("--data", "{donor_data}", "-o", "x.st"),
+    ),
+    "a checkpoint to start from that is not there": (
+        *(1, "no such file", "finetune", "nothing.st", "--data", "{donor_data}", "-o", "x.st"),
+    ),
+    "pretrained weights for a file": (
+        *(2, "--pretrained", "finetune", "{base}", "--pretrained"),
+        *("--data", "{donor_data}", "-o", "x.st"),
+    ),
+    "another size than the file's": (
+        *(1, "img_size 32, not 64", "finetune", "{base}", "--img-size", 64),
+        *("--data", "{donor_data}", "-o", "x.st"),
+    ),
+    "a vector to start from": (
+        *(1, "is a vector", "finetune", "{rho}", "--data", "{donor_data}", "-o", "x.st"),
+    ),
+    "batch size 0": (
+        *(2, "--batch-size", "finetune", *MODEL, "--data", "{donor_data}"),
+        *("--batch-size", 0, "-o", "x.st"),
+    ),
+    "workers -1": (
+        *(2, "--workers", "eval", "{donor}", "--data", "{donor_data}", "--workers", -1),
+    ),
+    "epochs 1.5": (
+        *(2, "--epochs", "finetune", *MODEL, "--data", "{donor_data}"),
+        *("--epochs", 1.5, "-o", "x.st"),
+    ),
+    "a learning rate of zero": (
+        *(2, "--lr", "finetune", *MODEL, "--data", "{donor_data}", "--lr", 0, "-o", "x.st"),
+    ),
+    "a learning rate that is no number": (
+        *(2, "--lr", "finetune", *MODEL, "--data", "{donor_data}", "--lr", "nan", "-o", "x.st"),
+    ),
+    "a model argument without a value": (
+        *(2, "KEY=VALUE", "finetune", *MODEL, "--data", "{donor_data}"),
+        *("--model-arg", "depth", "-o", "x.st"),
+    ),
+    "classes that the head does not know": (
+        *(1, "4 classes, the head of", "eval", "{donor}", "--data", "{receiver_data}"),
+    ),
+    "a vector to evaluate": (1, "not a model", "eval", "{rho}", "--data", "{donor_data}"),
+    "another architecture than the file's": (
+        *(1, "is a test_vit, not a vit_tiny", "eval", "{donor}", "--data", "{donor_data}"),
+        *("--model", "vit_tiny_patch16_224"),
+    ),
+    "a recipe with an unknown key": (
+        *(2, "is no flag here", "finetune", *MODEL, "--data", "{donor_data}"),
+        *("--recipe", "{bad_recipe}", "-o", "x.st"),
+    ),
+    "an unknown command": (2, "No such command", "extrct"),
+    "an unknown flag": (2, "No such option", "inspect", "{rho}", "--jsn"),
+}
+
+
+@pytest.fixture
+def words(drawer: Drawer, tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "junk.json").write_text("{}")
+    (tmp_path / "bad.yaml").write_text("epocks: 3\n")
+    extra = {"empty": tmp_path / "empty", "junk_json": tmp_path / "junk.json"}
+    extra["bad_recipe"] = tmp_path / "bad.yaml"
+    return {name: str(value) for name, value in (vars(drawer) | extra).items()}
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_a_refusal_is_one_line_loses_nothing_and_needs_no_torch(
+    case: str, words: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, reason, *args = REFUSALS[case]
+    args = [str(arg).format(**words) for arg in args]
+    monkeypatch.chdir(tmp_path)
+    before = snapshot(tmp_path), snapshot(Path(words["rho"]).parent)
+    found, heavy, said = light(*args)
+    assert found == code
+    assert heavy == []
+    assert len([line for line in said if line.startswith(("error: ", "Error: "))]) == 1
+    assert len([line for line in said if line.startswith("hint: ")]) <= 1
+    assert str(reason).format(**words) in " ".join(said)
+    assert (snapshot(tmp_path), snapshot(Path(words["rho"]).parent)) == before
+
+
+def test_arithmetic_on_files_needs_no_torch(drawer: Drawer, tmp_path: Path) -> None:
+    rho, patched, packed = (tmp_path / f"{name}.st" for name in ("rho", "patched", "packed"))
+    assert light("extract", drawer.donor, drawer.donor_qat, "-o", rho)[:2] == (0, [])
+    assert light("patch", drawer.receiver, rho, "-l", "0.5", "-o", patched)[:2] == (0, [])
+    assert light("quantize", patched, "-o", packed)[:2] == (0, [])
+    assert light("inspect", packed)[:2] == (0, [])
+
+
+def test_json_is_the_only_thing_on_stdout(drawer: Drawer, tmp_path: Path) -> None:
+    out = call("quantize", drawer.donor, "--bits", 3, "-o", tmp_path / "q.st", "--json")
+    assert out.json["command"] == "quantize"
+    assert call("inspect", drawer.rho, "--json").json["results"]["kind"] == "vector"
+
+
+def test_neither_stream_has_escape_codes_when_it_is_no_terminal(drawer: Drawer) -> None:
+    shown = spawn("inspect", drawer.rho, env={"TERM": "xterm-256color"})
+    assert "\x1b" not in shown.out + shown.err
+
+
+def test_a_traceback_is_shown_on_request_only() -> None:
+    assert "Traceback" not in spawn("inspect", "nothing.st").err
+    assert "Traceback" in spawn("inspect", "nothing.st", env={"QVEC_TRACEBACK": "1"}).err
+
+
+def test_an_ascii_terminal_is_enough(drawer: Drawer) -> None:
+    shown = spawn("inspect", "λ.st", env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
+    assert shown.code == 1
+    assert shown.err.startswith("error: \\u03bb.st: no such file")
+
+
+def test_names_in_a_file_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    save_file({"\x1b[31mred\x07\u202e": np.zeros(2, np.float32)}, tmp_path / "evil.st")
+    shown = call("inspect", tmp_path / "evil.st")
+    assert not set("\x1b\x07\u202e") & set(shown.out)
+    assert "\\x1b[31mred" in shown.out
+
+
+@pytest.mark.parametrize("where", ["/dev/full", "closed"])
+def test_a_result_that_cannot_be_shown_is_a_fault(drawer: Drawer, where: str) -> None:
+    with Path(os.devnull if where == "closed" else where).open("w") as stdout:
+        close = (lambda: os.close(1)) if where == "closed" else None
+        done = subprocess.run(
+            [sys.executable, "-m", "qvec_cli", "inspect", str(drawer.rho)],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            preexec_fn=close,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "cannot be written to stdout" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_left_is_no_fault_of_ours(drawer: Drawer) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "qvec_cli", "inspect", str(drawer.rho), "--json"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_stops_training_without_leaving_half_a_file(
+    number: signal.Signals, code: int, drawer: Drawer, tmp_path: Path
+) -> None:
+    out = tmp_path / "x.st"
+    args = ["finetune", str(drawer.base), "--data", str(drawer.donor_data), "-o", str(out)]
+    heard = "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code_ = heard + "runpy.run_module('qvec_cli', run_name='__main__')"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code_, *args, "--epochs", "5000", "--no-aug"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    state = tmp_path / "x.st.state"
+    deadline = time.monotonic() + 60
+    while not state.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert "Traceback" not in errors
+    assert {path.name for path in tmp_path.iterdir()} == {"x.st.state"}

@@ -1,0 +1,101 @@
+"""The contract of every quantizer: whoever stands in the table keeps it."""
+
+import numpy as np
+import pytest
+
+from qvec_cli.errors import MismatchError
+from qvec_cli.quant.affine import fake_quantize, scale_shape
+from qvec_cli.quant.methods import QUANTIZERS
+from qvec_cli.quant.qtensor import from_named
+from qvec_cli.specs import Granularity, Grid, Method
+
+GRIDS = [
+    Grid(bits, *kind)
+    for bits in range(2, 9)
+    for kind in (
+        (Granularity.TENSOR, None),
+        (Granularity.CHANNEL, None),
+        (Granularity.GROUP, 4),
+        (Granularity.GROUP, 24),
+    )
+]
+RNG = np.random.default_rng(0)
+WEIGHTS = {
+    "normal": RNG.normal(size=(5, 24)).astype(np.float32),
+    "one row": RNG.normal(size=(1, 24)).astype(np.float32),
+    "zero row": np.float32(RNG.normal(size=(3, 24)) * [[1], [0], [1]]),
+    "tiny": np.float32(RNG.normal(size=(3, 24)) * 1e-30),
+    "huge": np.float32(RNG.normal(size=(3, 24)) * 1e30),
+}
+every_method = pytest.mark.parametrize("method", Method)
+every_grid = pytest.mark.parametrize("grid", GRIDS, ids=str)
+every_weight = pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS)
+
+
+def test_every_word_has_a_row_and_every_row_a_word():
+    assert set(QUANTIZERS) == set(Method)
+
+
+@every_method
+def test_every_row_tells_what_it_is_in_a_line(method):
+    summary = QUANTIZERS[method].summary
+    assert summary.strip()
+    assert "\n" not in summary
+
+
+@every_method
+@every_grid
+@every_weight
+def test_every_quantizer_keeps_shape_type_and_range(method, grid, weight):
+    tensor = QUANTIZERS[method].run(weight, grid)
+    assert tensor.grid == grid
+    assert tensor.codes.shape == weight.shape
+    assert tensor.codes.dtype == np.int8
+    assert tensor.codes.min() >= grid.quant_min
+    assert tensor.codes.max() <= grid.quant_max
+    assert tensor.scale.shape == scale_shape(weight.shape, grid)
+    assert tensor.scale.dtype == np.float32
+    assert np.isfinite(tensor.scale).all()
+    assert (tensor.scale > 0).all()
+    assert tensor.weight().shape == weight.shape
+    assert tensor.weight().dtype == np.float32
+
+
+@every_method
+@every_grid
+@every_weight
+def test_every_quantizer_survives_its_names(method, grid, weight):
+    tensor = QUANTIZERS[method].run(weight, grid)
+    back = from_named("w", tensor.to_named("w"), grid)
+    np.testing.assert_array_equal(back.codes, tensor.codes)
+    np.testing.assert_array_equal(back.weight(), tensor.weight())
+
+
+@every_method
+@every_grid
+def test_every_quantizer_gives_zeros_for_zeros(method, grid):
+    zeros = np.zeros((3, 24), np.float32)
+    np.testing.assert_array_equal(QUANTIZERS[method].run(zeros, grid).weight(), zeros)
+
+
+@every_method
+@every_grid
+def test_every_quantizer_gives_the_same_twice_and_leaves_its_input(method, grid):
+    weight = WEIGHTS["normal"].copy()
+    first, second = (QUANTIZERS[method].run(weight, grid) for _ in range(2))
+    np.testing.assert_array_equal(first.codes, second.codes)
+    np.testing.assert_array_equal(first.scale, second.scale)
+    np.testing.assert_array_equal(weight, WEIGHTS["normal"])
+
+
+@every_method
+def test_every_quantizer_refuses_a_group_size_that_does_not_divide(method):
+    with pytest.raises(MismatchError, match="7 does not divide its 24"):
+        QUANTIZERS[method].run(WEIGHTS["normal"], Grid(3, Granularity.GROUP, 7))
+
+
+@every_grid
+@every_weight
+def test_rounding_to_nearest_is_fake_quantize(grid, weight):
+    shown = QUANTIZERS[Method.RTN].run(weight, grid).weight()
+    np.testing.assert_array_equal(shown, fake_quantize(weight, grid))
