@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
 from qvec_cli.errors import DataError
 from qvec_cli.learn.folders import has_splits, layout, read_folder
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
+
 from qvec_cli.errors import DataError
 from qvec_cli.learn.data import open_task
 from qvec_cli.learn.idx import find_idx, open_idx, read_idx

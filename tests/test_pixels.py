@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
 from qvec_cli.errors import DataError, SpecError
 from qvec_cli.learn.pixels import open_image, to_mode
 
@@ -54,7 +55,7 @@ PICTURES: dict[str, Callable[[], Image.Image]] = {
 @pytest.mark.parametrize("channels", [1, 3])
 def test_one_picture_has_the_same_pixels_in_every_mode(name: str, channels: int) -> None:
     image = PICTURES[name]()
-    assert image.mode == name.split()[0]
+    assert image.mode == name.split(maxsplit=1)[0]
     made = to_mode(image, channels)
     assert made.mode == {1: "L", 3: "RGB"}[channels]
     assert np.array_equal(np.asarray(made).reshape(16, 16, channels)[..., 0], RAMP)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+
 from qvec_cli.errors import DataError
 from qvec_cli.learn.samples import Found, Part, Task, assemble, draw_validation
 

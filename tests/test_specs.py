@@ -22,7 +22,7 @@ from qvec_cli.specs import (
 
 BITS = range(2, 9)
 GRIDS = [
-    *(Grid(bits, granularity) for bits in BITS for granularity in ("tensor", "channel")),
+    *(Grid(bits, granularity) for bits in BITS for granularity in (Granularity.TENSOR, Granularity.CHANNEL)),
     *(Grid(bits, Granularity.GROUP, size) for bits in BITS for size in (1, 64)),
 ]
 NOT_NUMBERS = (float("nan"), float("inf"), float("-inf"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from qvec_cli.errors import DataError
 from qvec_cli.learn.libraries import open_torchvision
 from qvec_cli.learn.samples import draw_validation

@@ -34,6 +34,13 @@ def open_task(spec: str, folder: Path | None, *, download: bool = False) -> Task
         SpecError: nothing has that name.
         DataError: it is not there, or not what it should be.
     """
+    try:
+        return _open(spec, folder, download=download)
+    except OSError as error:  # a folder that we may not look into, a disk that fails
+        raise DataError(f"{error.filename or spec}: {error.strerror or error}") from None
+
+
+def _open(spec: str, folder: Path | None, *, download: bool) -> Task:
     has_separator = any(mark in spec for mark in (os.sep, os.altsep) if mark)
     if spec and (has_separator or spec not in TASKS) and _exists(Path(spec)):
         path = Path(spec)
@@ -82,15 +89,12 @@ def _sources(
 
 
 def _on_disk(task: PaperTask, folder: Path) -> Found | None:
-    try:
-        if home := _image_folder(task, folder):
-            found = read_folder(home)
-            if task.tests_on_val and "test" not in found.splits and "val" in found.splits:
-                found.splits["test"] = found.splits.pop("val")
-            return found
-        home = find_idx(task, folder) if task.idx else None
-    except OSError as error:
-        raise DataError(f"{error.filename or folder}: {error.strerror or error}") from None
+    if home := _image_folder(task, folder):
+        found = read_folder(home)
+        if task.tests_on_val and "test" not in found.splits and "val" in found.splits:
+            found.splits["test"] = found.splits.pop("val")
+        return found
+    home = find_idx(task, folder) if task.idx else None
     return open_idx(task, home) if home else None
 
 
@@ -165,4 +169,4 @@ def _did_you_mean(name: str, known: list[str]) -> str:
     close = [folded[match] for match in get_close_matches(fold(name), folded, 3)]
     if close:
         return f"Did you mean {' or '.join(close)}?"
-    return f"Known are {', '.join(known)}, and any image folder."
+    return f"Known are {', '.join(known)}."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from PIL import Image
@@ -123,12 +124,8 @@ def _network(datasets: Any, *, allowed: bool) -> Iterator[None]:
 def _splits(loaded: Mapping[str, Any], task: PaperTask | None, where: str) -> list[tuple[str, str]]:
     """Pairs of our name and theirs."""
     if task is None:
-        wanted = [
-            (split, name)
-            for split, spellings in _SPELLINGS.items()
-            for name in [next((s for s in spellings if s in loaded), None)]
-            if name is not None
-        ]
+        first = {k: next((name for name in v if name in loaded), "") for k, v in _SPELLINGS.items()}
+        wanted = [(split, name) for split, name in first.items() if name]
     else:
         wanted = [("train", "train"), ("test", task.hub.test)]
     if not wanted or any(name not in loaded for _, name in wanted):
@@ -159,7 +156,7 @@ def _columns(features: Mapping[str, Any], task: PaperTask | None, where: str) ->
 
 def _integers(column: Any) -> list[Any]:
     """Labels as ints, PCAM's True and False too; anything else stays and is refused later."""
-    return [int(value) if isinstance(value, int) else value for value in column]
+    return [int(value) if isinstance(value, Integral) else value for value in column]
 
 
 def _first_label(raw: Mapping[str, Sequence[Any]], task: PaperTask | None) -> int:

@@ -124,13 +124,13 @@ def _candidates(task: PaperTask, folder: Path) -> Iterator[Path]:
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and fold(entry.name) == fold(task.name):
             yield from (entry, entry / "raw")
-    if _may_be(task, folder):
-        yield folder
-        yield folder / "raw"
+    for home in (folder, folder / "raw"):
+        if home.is_dir() and _may_be(task, home):
+            yield home
 
 
-def _may_be(task: PaperTask, folder: Path) -> bool:
-    here = folder.resolve()
+def _may_be(task: PaperTask, home: Path) -> bool:
+    here = home.resolve()
     name = fold(here.parent.name if here.name == "raw" else here.name)
     if name in map(fold, TASKS):
         return name == fold(task.name)

@@ -9,6 +9,7 @@ are not the images of the paper's splits, only as many.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -94,10 +95,13 @@ def _construct(
         with redirect_stdout(io.StringIO()):  # stdout is for results
             return getattr(torchvision.datasets, task.vision.name)(str(root), **arguments)
     except Exception as error:  # RuntimeError, OSError, csv, pickle: as many as there are formats
-        missing = error.name if isinstance(error, ImportError) else None
+        way_out = "--download completes it; its" if fetches(task) and not download else "Its"
+        hint = f"{way_out} home is {task.source}"
+        if isinstance(error, ImportError) and error.name:
+            hint = f"pip install {error.name}"
         raise DataError(
             f"{task.name}: torchvision cannot open {root / task.vision.place}: {cause(error)}",
-            hint=f"pip install {missing}" if missing else f"The original is at {task.source}",
+            hint=hint,
         ) from None
 
 
@@ -110,7 +114,7 @@ def _cut(dataset: Any, task: PaperTask, vision: Vision, root: Path) -> dict[str,
             hint="qvec draws train and test from the whole set; with images missing, others "
             "would be drawn.",
         )
-    found.sort(key=lambda item: (item[1], Path(item[0]).as_posix()))
+    found.sort(key=lambda item: (item[1], item[0].replace(os.sep, "/")))
     whole = ImageFiles([file for file, _ in found], [label for _, label in found])
     end = task.train + task.test
     return {"train": Part(whole, 0, task.train), "test": Part(whole, task.train, end)}
@@ -122,9 +126,12 @@ def _samples(sets: Sequence[Any], task: PaperTask) -> Samples:
     if found:
         return ImageFiles([file for file, _ in found], [label for _, label in found])
     (dataset,) = sets
-    labels: list[Any] = [
-        label if label is None else label - task.first_label for label in _labels(dataset)
-    ]
+    try:
+        labels: list[Any] = [
+            label if label is None else label - task.first_label for label in _labels(dataset)
+        ]
+    except (OSError, KeyError) as error:  # HDF5, which is not opened before
+        raise DataError(f"{task.name}: its labels cannot be read: {cause(error)}") from None
     return LibraryImages(dataset, labels, task)
 
 

@@ -1,0 +1,110 @@
+"""Prints the table of the tiny example from the metrics in OUT, and writes OUT/summary.json.
+
+    python summary.py OUT --bits B --receivers NAME... --donors NAME...
+
+Every number is read from a metrics file that a qvec command wrote. The packed models were
+measured by ``qvec eval``; they must score exactly what the sweep said of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+USES = {
+    "none": "none",
+    "receiver_labels": "labels",
+}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A metrics document."""
+    return json.loads(path.read_text())
+
+
+def rows(out: Path, receiver: str, bits: int) -> dict[str, dict[str, Any]]:
+    """The measured models of a receiver, by their key in the summary."""
+    names = {
+        "fp": "fp",
+        "ptq": f"w{bits}",
+        "patched_unit": f"unit_w{bits}",
+        "patched_best": f"best_w{bits}",
+        "qat": f"qat_w{bits}",
+    }
+    return {key: read(out / f"{receiver}_{name}.json") for key, name in names.items()}
+
+
+def summary(out: Path, receiver: str, donors: list[str], bits: int) -> dict[str, Any]:
+    """The accuracies of a receiver, patched from the first donor, and of every other pair."""
+    measured = rows(out, receiver, bits)
+    sweeps = {donor: read(out / f"{receiver}_from_{donor}.json")["results"] for donor in donors}
+    first = sweeps[donors[0]]
+    shipped = {
+        "fp": first["baselines"]["fp"],
+        "ptq": first["baselines"]["ptq"],
+        "patched_unit": first["zero_shot"],
+        "patched_best": first["chosen"],
+    }
+    for key, swept in shipped.items():
+        if measured[key]["results"]["n_correct"] != swept["test"]["n_correct"]:
+            raise SystemExit(f"{receiver}: {key}: eval and sweep-lambda disagree")
+    return {
+        **{key: document["results"]["top1"] for key, document in measured.items()},
+        "lambda_best": first["chosen"]["lambda"],
+        "donor": donors[0],
+        "data_use": {key: document["data_use"]["level"] for key, document in measured.items()},
+        "standard_error": {
+            key: document["results"]["standard_error"] for key, document in measured.items()
+        },
+        "pairs": {
+            donor: {
+                "patched_unit": swept["zero_shot"]["test"]["top1"],
+                "patched_best": swept["chosen"]["test"]["top1"],
+                "lambda_best": swept["chosen"]["lambda"],
+            }
+            for donor, swept in sweeps.items()
+        },
+    }
+
+
+def table(found: dict[str, dict[str, Any]], bits: int) -> list[str]:
+    """The pairs, a line each, between what the receiver has without a donor and its own QAT."""
+    lines = [
+        f"top-1 on test; all but 'float' at {bits} bits",
+        f"{'receiver':<10}{'donor':<10}{'float':>8}{'RTN':>8}{'lambda 1':>10}"
+        f"{'lambda*':>9}{'(at)':>6}{'own QAT':>9}",
+    ]
+    for receiver, facts in found.items():
+        for donor, pair in facts["pairs"].items():
+            lines.append(
+                f"{receiver:<10}{donor:<10}{facts['fp']:>8.3f}{facts['ptq']:>8.3f}"
+                f"{pair['patched_unit']:>10.3f}{pair['patched_best']:>9.3f}"
+                f"{pair['lambda_best']:>6.2f}{facts['qat']:>9.3f}"
+            )
+    used = ("none", "none", "none", "labels", "labels")
+    widths = (8, 8, 10, 9, 15)
+    cells = "".join(f"{use:>{width}}" for use, width in zip(used, widths, strict=True))
+    lines.append(f"{'receiver data used':<20}{cells}")
+    pairs = [(f["ptq"], p) for f in found.values() for p in f["pairs"].values()]
+    unit, best = (sum(p[k] > ptq for ptq, p in pairs) for k in ("patched_unit", "patched_best"))
+    lines.append(f"pairs that beat RTN: {unit} of {len(pairs)} at lambda 1, {best} at lambda*")
+    return lines
+
+
+def main() -> None:
+    """Parses the command line, prints the table and writes the summary."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--bits", type=int, required=True)
+    parser.add_argument("--receivers", nargs="+", required=True)
+    parser.add_argument("--donors", nargs="+", required=True)
+    args = parser.parse_args()
+    found = {name: summary(args.out, name, args.donors, args.bits) for name in args.receivers}
+    (args.out / "summary.json").write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
+    print("\n".join(table(found, args.bits)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""Networks: the same again from their configuration, and never half loaded."""
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from qvec_cli.errors import MismatchError, QvecError, SpecError
+from qvec_cli.model.build import (
+    Wish,
+    channels,
+    create,
+    first_line,
+    load,
+    normalise,
+    rebuild,
+    same_backbone,
+    start_from,
+    transform,
+)
+
+PICO = Wish("test_vit", 3, img_size=32)
+WISHES = [
+    PICO,
+    Wish("test_vit", 7, img_size=64, in_chans=1),
+    Wish("test_vit2", 3, img_size=32, args={"depth": 2}),
+    Wish("vit_tiny_patch16_224", 10),
+    Wish("vit_tiny_patch16_224.augreg_in21k", 10, img_size=96),
+    Wish("deit_tiny_distilled_patch16_224", 10),
+    Wish("swin_tiny_patch4_window7_224", 10),
+    Wish("levit_128s", 10),
+    Wish("convnext_atto", 10, img_size=64),
+]
+every_wish = pytest.mark.parametrize("wish", WISHES, ids=lambda w: f"{w.name}-{w.img_size}")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Two threads wait for each other when the machine is busy: 0.4 s a forward, not 2 ms."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def _outline(network):
+    return {name: (t.shape, t.dtype) for name, t in network.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def pico():
+    return create(PICO)
+
+
+@every_wish
+def test_a_network_is_made_again_from_its_configuration(wish):
+    with torch.device("meta"):
+        network, model = create(wish)
+        again = rebuild(json.loads(json.dumps(model)))
+    assert _outline(again) == _outline(network)
+    assert list(again.state_dict()) == list(network.state_dict())
+
+
+@every_wish
+def test_a_configuration_says_size_channels_classes_and_head(wish):
+    with torch.device("meta"):
+        network, model = create(wish)
+    size = model["pretrained_cfg"]["input_size"]
+    own = network.pretrained_cfg["input_size"][1:]
+    assert size == [wish.in_chans, *((wish.img_size,) * 2 if wish.img_size else own)]
+    assert channels(model) == wish.in_chans
+    assert model["architecture"] == wish.name.split(".")[0]
+    assert model["num_classes"] == model["pretrained_cfg"]["num_classes"] == wish.num_classes
+    assert len(model["pretrained_cfg"]["mean"]) == wish.in_chans
+    assert len(model["pretrained_cfg"]["std"]) == wish.in_chans
+    heads = model["pretrained_cfg"]["classifier"]
+    for head in [heads] if isinstance(heads, str) else heads:
+        assert network.get_submodule(head).out_features == wish.num_classes
+
+
+@every_wish
+def test_a_configuration_is_json(wish):
+    with torch.device("meta"):
+        _, model = create(wish)
+    assert json.loads(json.dumps(model, allow_nan=False)) == model
+
+
+def test_the_same_seed_makes_the_same_network():
+    states = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        states.append(create(PICO)[0].state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_network_of_one_channel_sees_grey_images():
+    network, model = create(Wish("test_vit", 3, img_size=32, in_chans=1))
+    assert channels(model) == 1
+    images = torch.zeros(2, 1, 32, 32, dtype=torch.uint8)
+    assert network(normalise(model)(images)).shape == (2, 3)
+
+
+def test_a_crop_is_kept_and_may_be_wished(pico):
+    assert pico[1]["pretrained_cfg"]["crop_pct"] == timm.create_model("test_vit").pretrained_cfg.get(
+        "crop_pct"
+    )
+    _, model = create(Wish("test_vit", 3, img_size=32, crop_pct=0.5))
+    assert model["pretrained_cfg"]["crop_pct"] == 0.5
+
+
+def test_a_network_of_any_size_takes_an_image_size_without_keeping_it():
+    with torch.device("meta"):
+        _, model = create(Wish("convnext_atto", 3, img_size=64))
+    assert model["model_args"] == {}
+    assert model["pretrained_cfg"]["input_size"] == [3, 64, 64]
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_244", "vit_tiny_patch16_244.augreg_in21k"])
+def test_an_unknown_network_is_refused_with_those_of_nearly_its_name(name):
+    with pytest.raises(SpecError, match=name) as caught:
+        create(Wish(name, 3))
+    assert "vit_tiny_patch16_224" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        Wish("", 3),
+        Wish("no network has a name like this", 3),
+        Wish("hf-hub:org/model", 3),
+        Wish("../test_vit", 3),
+        Wish("test_vit.no_such_weights", 3),
+        Wish("test_vit", 3, args={"no_such_argument": 1}),
+        Wish("test_vit", 3, args={"depth": "many"}),
+        Wish("test_vit", 3, args={"patch_size": 0}),
+        Wish("swin_tiny_patch4_window7_224", 3, img_size=0),
+    ],
+    ids=lambda w: f"{w.name}-{w.img_size}-{dict(w.args)}",
+)
+def test_what_timm_cannot_make_is_refused_as_usage(wish):
+    with pytest.raises(SpecError):
+        create(wish)
+
+
+@pytest.mark.parametrize("name", ["qwen3_vit_88m_enc", "deepseek_vit_412m_enc"])
+def test_an_encoder_without_a_classifier_is_refused_as_usage(name):
+    if not timm.is_model(name):
+        pytest.skip("not in this timm")
+    with torch.device("meta"), pytest.raises(SpecError):
+        create(Wish(name, 3))
+
+
+@pytest.mark.parametrize("fault", [OSError, RuntimeError, ConnectionError])
+def test_weights_that_cannot_be_fetched_are_a_fault_with_a_way_out(fault, monkeypatch):
+    def refuse(*_, **__):
+        raise fault("no route to host\nand more")
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(QvecError, match=r"test_vit cannot be had: no route to host$") as caught:
+        create(Wish("test_vit", 3, pretrained=True))
+    assert caught.value.exit_code == 1
+    assert "Offline" in caught.value.hint
+
+
+# --- loading ------------------------------------------------------------------------------------
+
+
+def _changed(state, **tensors):
+    return {**state, **{name.replace("__", "."): value for name, value in tensors.items()}}
+
+
+def _shifted(network):
+    return {name: tensor + 1 for name, tensor in network.state_dict().items()}
+
+
+def test_loading_takes_every_tensor(pico):
+    state, network = _shifted(pico[0]), rebuild(pico[1])
+    load(network, state, "a.st")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda s: {n: t for n, t in s.items() if n != "pos_embed"}, "pos_embed: missing"),
+        (lambda s: _changed(s, more=torch.ones(1)), "more: only in the file"),
+        (lambda s: _changed(s, norm__bias=torch.ones(3)), r"norm.bias: \[3\] vs \[64\]"),
+        (lambda s: _changed(s, norm__bias=torch.ones(64, 1)), r"norm.bias: \[64, 1\] vs \[64\]"),
+    ],
+    ids=["missing", "extra", "shape", "dimension"],
+)
+def test_a_state_that_does_not_fit_is_refused_and_not_loaded(change, fault, pico):
+    network = rebuild(pico[1])
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(MismatchError, match=f"^a.st: 1 tensors do not fit.*{fault}"):
+        load(network, change(_shifted(pico[0])), "a.st")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["test_vit", "deit_tiny_distilled_patch16_224"])
+@pytest.mark.parametrize("classes", [3, 5])
+def test_a_start_brings_its_backbone_and_its_head_where_that_fits(name, classes):
+    source, _ = create(Wish(name, 3, img_size=32))
+    network, model = create(Wish(name, classes, img_size=32))
+    state, before = _shifted(source), {n: t.clone() for n, t in network.state_dict().items()}
+    new = start_from(network, state, model, "base.st")
+    heads = {n for n in before if n.startswith("head")}
+    assert set(new) == (set() if classes == 3 else heads)
+    for tensor, value in network.state_dict().items():
+        assert torch.equal(value, before[tensor] if tensor in new else state[tensor])
+
+
+def test_a_start_without_a_head_brings_its_backbone(pico):
+    network = rebuild(pico[1])
+    state = {n: t for n, t in _shifted(pico[0]).items() if not n.startswith("head")}
+    assert start_from(network, state, pico[1], "base.st") == ("head.weight", "head.bias")
+    assert torch.equal(network.state_dict()["norm.bias"], state["norm.bias"])
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        Wish("test_vit", 3, img_size=64),
+        Wish("test_vit", 3, img_size=32, in_chans=1),
+        Wish("test_vit", 3, img_size=32, args={"depth": 2}),
+        Wish("test_vit2", 3, img_size=32),
+    ],
+    ids=["size", "channels", "depth", "name"],
+)
+def test_a_start_of_another_backbone_is_refused(wish, pico):
+    source, _ = create(wish)
+    network = rebuild(pico[1])
+    with pytest.raises(MismatchError, match=r"^base\.st: "):
+        start_from(network, source.state_dict(), pico[1], "base.st")
+
+
+def test_configurations_of_one_backbone_do_not_differ_by_their_heads(pico):
+    _, other = create(Wish("test_vit", 37, img_size=32))
+    assert same_backbone(pico[1], other) == []
+    assert same_backbone(pico[1], {**other, "architecture": "x"}) == ["architecture test_vit vs x"]
+    larger = {**other, "model_args": {"img_size": 64, "depth": 2}}
+    assert same_backbone(pico[1], larger) == ["depth None vs 2", "img_size 32 vs 64"]
+
+
+# --- images -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("size", [(32, 32), (17, 90), (640, 480)])
+def test_an_image_of_any_size_becomes_bytes_of_the_networks_size(augment, size, pico):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    seen = torch.as_tensor(transform(pico[1], augment=augment)(Image.fromarray(pixels)))
+    assert seen.dtype == torch.uint8
+    assert tuple(seen.shape) == (3, 32, 32)
+
+
+def test_evaluation_sees_the_same_image_twice(pico):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    look = transform(pico[1], augment=False)
+    first, second = (torch.as_tensor(look(Image.fromarray(pixels))) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_normalising_is_timms_own_arithmetic():
+    model = {"pretrained_cfg": {"mean": [0.5, 0.25, 0.1], "std": [0.5, 0.2, 0.3]}}
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2, 3, 16, 16)
+    seen = normalise(model)(images)
+    assert seen.dtype == torch.float32
+    for channel, (mean, std) in enumerate(zip((0.5, 0.25, 0.1), (0.5, 0.2, 0.3), strict=True)):
+        expected = [(value / 255 - mean) / std for value in range(256)]
+        assert seen[1, channel].reshape(-1).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_first_line_of_a_fault_is_its_type_when_it_says_nothing():
+    assert first_line(ValueError("one\ntwo")) == "one"
+    assert first_line(ValueError()) == "ValueError"

@@ -1,0 +1,221 @@
+"""Which weights are quantized: two rules, one answer; and whose tensors the classifier's are."""
+
+import functools
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from qvec_cli.errors import MismatchError
+from qvec_cli.model.build import Wish, create
+from qvec_cli.model.targets import (
+    HEADS,
+    classifiers,
+    head_tensors,
+    matching,
+    modules,
+    of_network,
+    of_outline,
+)
+
+NETWORKS = {
+    "test_vit": 32,
+    "vit_tiny_patch16_224": None,
+    "deit_tiny_distilled_patch16_224": None,
+    "swin_tiny_patch4_window7_224": None,
+    "levit_128s": None,
+}
+MORE = ("deit3_small_patch16_224", "beit_base_patch16_224", "eva02_tiny_patch14_224")
+MORE += ("cait_xxs24_224", "xcit_nano_12_p16_224", "volo_d1_224", "crossvit_9_240")
+MORE += ("levit_384_s8", "swinv2_tiny_window8_256", "coat_tiny", "convnext_tiny")
+every_network = pytest.mark.parametrize("name", NETWORKS)
+every_network_and_more = pytest.mark.parametrize("name", [*NETWORKS, *MORE])
+
+
+@functools.cache
+def _network(name, classes=10):
+    """A network without values, which is made in a moment, and its configuration."""
+    with torch.device("meta"):
+        return create(Wish(name, classes, img_size=NETWORKS.get(name)))
+
+
+def _shapes(network, *, floating=True):
+    state = network.state_dict()
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in state.items()
+        if tensor.is_floating_point() or not floating
+    }
+
+
+@every_network_and_more
+def test_architecture_and_outline_choose_the_same_weights(name):
+    network, model = _network(name)
+    by_architecture, by_outline = of_network(network, model), of_outline(_shapes(network), model)
+    assert set(by_architecture) ^ set(by_outline) == set()
+    assert len(set(by_architecture)) == len(by_architecture) > 0
+
+
+@every_network
+def test_a_file_that_does_not_say_its_architecture_has_the_same_targets(name):
+    network, model = _network(name)
+    assert of_outline(_shapes(network), None) == of_outline(_shapes(network), model)
+
+
+@every_network_and_more
+def test_targets_are_matrices_outside_head_and_embeddings(name):
+    network, model = _network(name)
+    shapes, head = _shapes(network), set(head_tensors(_shapes(network), model))
+    for target in of_network(network, model):
+        assert len(shapes[target]) == 2
+        assert target not in head
+        assert not target.startswith(("patch_embed", "stem", "pos_embed", "cls_token"))
+        assert "bias" not in target
+        assert "norm" not in target.rsplit(".", 2)[-2]
+
+
+@every_network_and_more
+def test_the_head_is_what_the_number_of_classes_shapes(name):
+    small, large = (_network(name, classes) for classes in (10, 11))
+    ours, theirs = _shapes(small[0]), _shapes(large[0])
+    differ = {tensor for tensor in ours if ours[tensor] != theirs[tensor]}
+    assert differ
+    assert differ <= set(head_tensors(ours, small[1]))
+
+
+def test_a_vit_base_has_the_papers_48_matrices_84934656_weights_and_82944_rows():
+    network, model = _network("vit_base_patch16_224")
+    shapes = [_shapes(network)[name] for name in of_network(network, model)]
+    assert len(shapes) == 48
+    assert sum(rows * columns for rows, columns in shapes) == 84_934_656
+    assert sum(rows for rows, _ in shapes) == 82_944
+
+
+def test_the_targets_of_a_vit_are_four_in_each_block_in_its_order():
+    network, model = _network("vit_tiny_patch16_224")
+    assert of_network(network, model) == tuple(
+        f"blocks.{i}.{part}.weight"
+        for i in range(12)
+        for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    )
+
+
+def test_swin_tables_of_biases_are_left_alone_and_its_reductions_are_not():
+    network, model = _network("swin_tiny_patch4_window7_224")
+    tables = [name for name in _shapes(network) if name.endswith("relative_position_bias_table")]
+    targets = set(of_network(network, model))
+    assert len(tables) == 12
+    assert not targets & set(tables)
+    assert "layers.1.downsample.reduction.weight" in targets
+
+
+class Attention(nn.Module):
+    """What open_clip is built of."""
+
+    def __init__(self):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(8, 2)
+        self.ln = nn.LayerNorm(8)
+        self.conv = nn.Conv2d(3, 8, 2)
+        self.table = nn.Embedding(5, 8)
+        self.head = nn.Linear(8, 3)
+
+
+def test_the_fused_projection_of_an_attention_counts():
+    network = Attention()
+    expected = ("attn.in_proj_weight", "attn.out_proj.weight")
+    assert of_network(network, {}) == expected
+    shapes = {n: s for n, s in _shapes(network).items() if not n.startswith("table")}
+    assert of_outline(shapes, None) == expected
+
+
+class Tied(nn.Module):
+    """Two places, one module, as in CoaT."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = self.first
+
+
+def test_a_weight_under_two_names_is_a_target_under_both():
+    network = Tied()
+    assert set(of_network(network, {})) == {"first.weight", "second.weight"}
+    assert of_outline(_shapes(network), None) == ("first.weight", "second.weight")
+
+
+def test_a_network_that_is_one_matrix_has_it_as_target():
+    assert of_network(nn.Linear(3, 4), {}) == ("weight",)
+    assert of_outline({"weight": (4, 3), "bias": (4,)}, None) == ("weight",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("patch_embed.proj.weight", "conv.weight"),
+        *("pos_embed", "cls_token", "embed.weight", "embeddings.weight", "token_embedding.weight"),
+        *("word_embeddings.weight", "position_embeddings.weight"),
+        *("attn.relative_position_bias_table", "attn.attention_biases", "norm.weight", "bias"),
+        *("head.weight", "head_dist.weight", "head.fc.weight", "classifier.weight"),
+    ],
+)
+def test_the_outline_leaves_out_what_is_no_linear_weight(name):
+    shape = (8, 3, 2, 2) if name in ("patch_embed.proj.weight", "conv.weight") else (8, 6)
+    assert of_outline({name: shape, "fc1.weight": (4, 6)}, None) == ("fc1.weight",)
+
+
+@pytest.mark.parametrize("shape", [(), (6,), (2, 3, 4), (8, 3, 2, 2), (0, 6), (6, 0)])
+def test_only_matrices_with_elements_are_targets(shape):
+    assert of_outline({"fc1.weight": shape}, None) == ()
+
+
+def test_heads_are_told_by_the_configuration_or_by_the_usual_names():
+    assert classifiers(None) == classifiers({}) == classifiers({"pretrained_cfg": {}}) == HEADS
+    assert classifiers({"pretrained_cfg": {"classifier": "fc"}}) == ("fc",)
+    for two in (["head", "head_dist"], ("head", "head_dist")):
+        assert classifiers({"pretrained_cfg": {"classifier": two}}) == ("head", "head_dist")
+
+
+def test_the_head_is_its_weight_and_bias_and_nothing_that_only_begins_alike():
+    names = ("head.weight", "head.bias", "head.norm.weight", "head_norm.weight", "xhead.weight")
+    model = {"pretrained_cfg": {"classifier": "head"}}
+    assert head_tensors(names, model) == ("head.weight", "head.bias")
+
+
+def test_a_module_that_is_skipped_is_not_visited():
+    network = Attention()
+    found = [prefix + attribute for prefix, _, attribute in modules(network, ["attn.out_proj"])]
+    assert found == ["attn.in_proj_weight", "head.weight"]
+
+
+SHAPES = {
+    "blocks.0.fc1.weight": (4, 6),
+    "blocks.0.fc1.bias": (4,),
+    "blocks.1.fc1.weight": (4, 6),
+    "head.weight": (3, 4),
+}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "chosen"),
+    [
+        (["blocks.*"], ("blocks.0.fc1.weight", "blocks.1.fc1.weight")),
+        (["blocks.1.*", "blocks.*"], ("blocks.1.fc1.weight", "blocks.0.fc1.weight")),
+        (["head.weight"], ("head.weight",)),
+        (["blocks.[0-1].fc?.weight", "*.weight"], tuple(n for n in SHAPES if "weight" in n)),
+        ([], ()),
+    ],
+)
+def test_globs_choose_matrices_each_once(patterns, chosen):
+    assert matching(patterns, SHAPES) == chosen
+
+
+@pytest.mark.parametrize("pattern", ["blocks.9.*", "*.bias", "BLOCKS.*", "", "fc1.weight"])
+def test_a_glob_that_matches_no_matrix_is_refused(pattern):
+    with pytest.raises(MismatchError, match="--targets"):
+        matching(["head.weight", pattern], SHAPES)
+
+
+def test_timm_still_has_the_networks_of_this_file():
+    assert [name for name in (*NETWORKS, *MORE) if not timm.is_model(name)] == []
