@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: sums differ with threads
 
 MODEL = ("test_vit", "--img-size", "32")
 """timm's own test network: 265 thousand parameters at 32 pixels."""
@@ -110,15 +112,3 @@ def drawer(tmp_path_factory: pytest.TempPathFactory) -> Drawer:
     call("finetune", made.base, "--data", receiver_data, "-o", made.receiver, *FAST)
     call("extract", made.donor, made.donor_qat, "-o", made.rho)
     return made
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Bits that depend on the number of threads would make tests flicker."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    yield
-    if before is None:
-        del os.environ["OMP_NUM_THREADS"]
-    else:
-        os.environ["OMP_NUM_THREADS"] = before

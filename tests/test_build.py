@@ -104,9 +104,9 @@ def test_a_network_of_one_channel_sees_grey_images():
 
 
 def test_a_crop_is_kept_and_may_be_wished(pico):
-    assert pico[1]["pretrained_cfg"]["crop_pct"] == timm.create_model("test_vit").pretrained_cfg.get(
-        "crop_pct"
-    )
+    assert pico[1]["pretrained_cfg"]["crop_pct"] == timm.create_model(
+        "test_vit"
+    ).pretrained_cfg.get("crop_pct")
     _, model = create(Wish("test_vit", 3, img_size=32, crop_pct=0.5))
     assert model["pretrained_cfg"]["crop_pct"] == 0.5
 

@@ -116,7 +116,7 @@ def test_a_task_that_is_not_there_is_answered_with_where_to_put_it(
     assert f"{tmp_path}/{name}/{{train," in hint
     assert task.hub.id in hint
     assert task.source in hint
-    assert "--download" in hint
+    assert "--dataset-download" in hint
     assert "pip install 'qvec[hfds]'" in hint
     assert task.vision is None or f"{tmp_path}/{task.vision.place}" in hint
     assert ("(torchvision" in hint) == libraries.fetches(task)

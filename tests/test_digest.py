@@ -107,10 +107,15 @@ def test_a_tensor_without_bytes_has_the_hash_of_nothing():
 @pytest.mark.timeout(10)
 def test_a_fault_in_the_stream_stops_the_hashing_thread():
     hasher = Hasher()
-    with pytest.raises(KeyboardInterrupt), hasher:
-        hasher.start("w")
-        hasher.update("w", np.zeros(4))
-        raise KeyboardInterrupt
+
+    def stream():
+        with hasher:
+            hasher.start("w")
+            hasher.update("w", np.zeros(4))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stream()
     assert not hasher._thread.is_alive()
     hasher.finish()  # twice is no fault
 

@@ -26,10 +26,11 @@ TORCH = {
 }
 FLOATING = [name for name, row in FORMATS.items() if row.floating]
 RNG = np.random.default_rng(0)
-ODD = np.array(
-    [0.0, -0.0, 1.0, -1.0, 65504.0, 65519.9, 65520.0, 1e-8, 6e-8, 2**-25, 3.4e38, -3.4e38, 1e-45]
-    + [1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11, 1 + 3 * 2**-11, np.inf, -np.inf, np.nan],
-    np.float32,
+ODD = np.float32(
+    [
+        *(0.0, -0.0, 1.0, -1.0, 65504.0, 65519.9, 65520.0, 1e-8, 6e-8, 2**-25, 3.4e38, 1e-45),
+        *(1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11, 1 + 3 * 2**-11, np.inf, -np.inf, np.nan),
+    ]
 )
 """Zeros, ends of ranges, ties and what is no number."""
 

@@ -71,6 +71,8 @@ print(norm.value.hex())
 def test_the_norm_is_the_same_for_any_number_of_threads():
     def run(threads):
         counts = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), str(threads))
-        return subprocess.check_output([sys.executable, "-c", THREADS], env={**os.environ, **counts})
+        return subprocess.check_output(
+            [sys.executable, "-c", THREADS], env={**os.environ, **counts}
+        )
 
     assert run(1) == run(2)

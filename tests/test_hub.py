@@ -115,7 +115,7 @@ def test_the_network_is_asked_only_with_download(fake: Fake, download: bool) -> 
     with pytest.raises(DataError, match="Couldn't reach 'org/gone' on the Hub") as caught:
         open_task("hfds/org/gone", None, download=download)
     assert fake.asked == [("org/gone", None, not download)]
-    assert ("--download" in str(caught.value.hint)) is not download
+    assert ("--dataset-download" in str(caught.value.hint)) is not download
 
 
 def test_without_the_package_the_way_to_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:

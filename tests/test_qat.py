@@ -18,7 +18,11 @@ from qvec_cli.quant.rtn import rtn
 from qvec_cli.specs import Granularity, Grid
 
 GRIDS = [
-    *(Grid(bits, granularity) for bits in range(2, 9) for granularity in (Granularity.TENSOR, Granularity.CHANNEL)),
+    *(
+        Grid(bits, granularity)
+        for bits in range(2, 9)
+        for granularity in (Granularity.TENSOR, Granularity.CHANNEL)
+    ),
     *(Grid(bits, Granularity.GROUP, 16) for bits in range(2, 9)),
 ]
 every_grid = pytest.mark.parametrize("grid", GRIDS, ids=str)
@@ -195,7 +199,7 @@ def test_names_without_wrappers_are_the_plain_ones(made):
 def test_wrapping_training_and_stripping_draw_no_random_number(made):
     network, model, batch = made
     network.eval()  # dropout would draw
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     prepare(network, model, Grid())
     network(batch).sum().backward()
     with float_forward(network):
@@ -203,7 +207,7 @@ def test_wrapping_training_and_stripping_draw_no_random_number(made):
     strip(network)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
-    assert str(np.random.get_state()) == str(states[2])  # noqa: NPY002
+    assert str(np.random.get_state()) == str(states[2])
 
 
 def test_inside_float_forward_the_latent_weights_compute(made):

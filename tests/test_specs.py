@@ -22,7 +22,11 @@ from qvec_cli.specs import (
 
 BITS = range(2, 9)
 GRIDS = [
-    *(Grid(bits, granularity) for bits in BITS for granularity in (Granularity.TENSOR, Granularity.CHANNEL)),
+    *(
+        Grid(bits, granularity)
+        for bits in BITS
+        for granularity in (Granularity.TENSOR, Granularity.CHANNEL)
+    ),
     *(Grid(bits, Granularity.GROUP, size) for bits in BITS for size in (1, 64)),
 ]
 NOT_NUMBERS = (float("nan"), float("inf"), float("-inf"))
@@ -191,7 +195,7 @@ def test_a_list_of_lambdas_keeps_its_order_and_drops_doubles(text, points):
 
 def test_a_range_may_hold_as_many_points_as_are_allowed_and_no_more():
     assert len(parse_lambdas(f"1:{MAX_LAMBDAS}:1")) == MAX_LAMBDAS
-    with pytest.raises(SpecError, match=f"{MAX_LAMBDAS + 1} points"):
+    with pytest.raises(SpecError, match=f"{MAX_LAMBDAS}"):
         parse_lambdas(f"0:{MAX_LAMBDAS}:1")
 
 

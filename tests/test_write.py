@@ -312,9 +312,7 @@ def test_a_fault_within_a_tensor_leaves_nothing(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write(
-            tmp_path / "a.st", {"a": Entry("F32", (2,))}, [("a", blocks())], CARD, force=False
-        )
+        write(tmp_path / "a.st", {"a": Entry("F32", (2,))}, [("a", blocks())], CARD, force=False)
     assert _names(tmp_path) == []
 
 
@@ -356,9 +354,7 @@ def test_while_it_is_written_a_file_is_a_hidden_sibling(tmp_path):
 
 def test_a_short_write_is_carried_on(tmp_path, monkeypatch):
     whole = os.pwrite
-    monkeypatch.setattr(
-        os, "pwrite", lambda fd, data, offset: whole(fd, bytes(data)[:100], offset)
-    )
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: whole(fd, bytes(data)[:100], offset))
     _save(tmp_path / "a.st")
     monkeypatch.undo()
     with Checkpoint(tmp_path / "a.st") as ours:
@@ -533,7 +529,9 @@ def test_a_name_as_long_as_the_disk_allows_is_written(name, tmp_path):
     assert _names(tmp_path) == [name]
 
 
-@pytest.mark.parametrize("name", ["-rf", "new\nline", "\x1b[31m", "a b", "%s", b"\xff.st"], ids=repr)
+@pytest.mark.parametrize(
+    "name", ["-rf", "new\nline", "\x1b[31m", "a b", "%s", b"\xff.st"], ids=repr
+)
 def test_any_name_is_written(name, tmp_path):
     path = tmp_path / os.fsdecode(name)
     _save(path)

@@ -13,12 +13,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-USES = {
-    "none": "none",
-    "receiver_labels": "labels",
-}
-
-
 def read(path: Path) -> dict[str, Any]:
     """A metrics document."""
     return json.loads(path.read_text())
@@ -71,11 +65,11 @@ def summary(out: Path, receiver: str, donors: list[str], bits: int) -> dict[str,
 
 def table(found: dict[str, dict[str, Any]], bits: int) -> list[str]:
     """The pairs, a line each, between what the receiver has without a donor and its own QAT."""
-    lines = [
-        f"top-1 on test; all but 'float' at {bits} bits",
+    lines = [f"top-1 on test; all but 'float' at {bits} bits"]
+    lines.append(
         f"{'receiver':<10}{'donor':<10}{'float':>8}{'RTN':>8}{'lambda 1':>10}"
-        f"{'lambda*':>9}{'(at)':>6}{'own QAT':>9}",
-    ]
+        f"{'lambda*':>9}{'(at)':>6}{'own QAT':>9}"
+    )
     for receiver, facts in found.items():
         for donor, pair in facts["pairs"].items():
             lines.append(

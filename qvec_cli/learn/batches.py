@@ -119,7 +119,7 @@ class Training:
         order = order[skip * self.batch_size :]
         if self._resident is not None:
             images, labels = self._resident
-            for chosen in order.split(self.batch_size):
+            for chosen in torch.split(order, self.batch_size):
                 yield images[chosen], labels[chosen]
             return
         decoded = _Decoded(self._samples, self._transform, self._channels, (self.seed, epoch))

@@ -152,7 +152,7 @@ def _absent(task: PaperTask, folder: Path | None) -> DataError:
     extra = "" if hub.installed() else f", which needs {hub.EXTRA}"
     return DataError(
         f"{task.name} is {where}",
-        hint=f"Put it into {places}; or pass --download ({ways}{task.hub.id} of the "
+        hint=f"Put it into {places}; or pass --dataset-download ({ways}{task.hub.id} of the "
         f"Hugging Face hub{extra}). Its home is {task.source}",
     )
 

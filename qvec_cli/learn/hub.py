@@ -97,7 +97,7 @@ def _load(id: str, config: str | None, *, download: bool) -> Mapping[str, Any]: 
             f"{id}: {cause(error)}",
             hint="Check the name and the network; gated sets need `hf auth login` before."
             if download
-            else "Only the cache was looked at; --download asks the hub.",
+            else "Only the cache was looked at; --dataset-download asks the hub.",
         ) from None
     if not isinstance(loaded, Mapping):
         raise DataError(f"{id}: has no splits")

@@ -95,7 +95,9 @@ def _construct(
         with redirect_stdout(io.StringIO()):  # stdout is for results
             return getattr(torchvision.datasets, task.vision.name)(str(root), **arguments)
     except Exception as error:  # RuntimeError, OSError, csv, pickle: as many as there are formats
-        way_out = "--download completes it; its" if fetches(task) and not download else "Its"
+        way_out = (
+            "--dataset-download completes it; its" if fetches(task) and not download else "Its"
+        )
         hint = f"{way_out} home is {task.source}"
         if isinstance(error, ImportError) and error.name:
             hint = f"pip install {error.name}"

@@ -27,7 +27,7 @@ class _StraightThrough(torch.autograd.Function):
         return torch.as_tensor(fake_quantize(weight, grid))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 

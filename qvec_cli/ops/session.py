@@ -14,7 +14,7 @@ from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import name_of
 from qvec_cli.checkpoint.read import Checkpoint, Entry
 from qvec_cli.checkpoint.write import write
-from qvec_cli.errors import CheckpointError, MismatchError, TrainingError
+from qvec_cli.errors import CheckpointError, MismatchError, QvecError, TrainingError
 from qvec_cli.learn import snapshot
 from qvec_cli.learn.accuracy import measure
 from qvec_cli.learn.batches import Training, decode
@@ -72,9 +72,10 @@ class Session:
         try:
             self.fit.run(self._save, self._validate)
         except TrainingError as error:
+            state = unfinished(self.request.out)
+            kept = f"; the last good state is in {state}" if state.exists() else ""
             raise TrainingError(
-                f"{error}; the state before that step is in {unfinished(self.request.out)}",
-                hint="A lower --lr or a longer --warmup-steps may hold it.",
+                f"{error}{kept}", hint="A lower --lr or a longer --warmup-steps may hold it."
             ) from None
 
     def write(self) -> Card:
@@ -136,9 +137,16 @@ class Session:
 
     def _validate(self) -> dict[str, Any]:
         """Scores on the validation split; of both forwards when training through a grid."""
-        with qat.float_forward(self.network) as wrapped:
-            result = {"float": self._score()}
-        return {**result, "quantized": self._score()} if wrapped else result
+        try:
+            with qat.float_forward(self.network) as wrapped:
+                result = {"float": self._score()}
+            return {**result, "quantized": self._score()} if wrapped else result
+        except QvecError as error:
+            at = self.fit.at
+            raise TrainingError(
+                f"{error}: validation after epoch {at.epoch + 1}, step {at.step} "
+                f"(lr {self.request.recipe.lr:.3g})"
+            ) from None
 
     def _score(self) -> dict[str, float]:
         images, labels = self._val
@@ -153,7 +161,9 @@ class Session:
     def _save(self) -> None:
         place = {"op": "train", "progress": asdict(self.fit.at), "run": self._fingerprint()}
         card = Card(Kind.STATE, provenance=place)
-        _write(unfinished(self.request.out), snapshot.take(self.fit, qat.plain_name), card, force=True)
+        _write(
+            unfinished(self.request.out), snapshot.take(self.fit, qat.plain_name), card, force=True
+        )
 
     def _resume(self) -> None:
         path = unfinished(self.request.out)
@@ -164,9 +174,7 @@ class Session:
             if saved.card is None or saved.kind is not Kind.STATE:
                 raise CheckpointError(f"{path}: is not the state of a run")
             self._check_same_run(path, saved.card.provenance["run"])
-            snapshot.restore(
-                self.fit, {name: saved.array(name) for name in saved}, qat.plain_name
-            )
+            snapshot.restore(self.fit, {name: saved.array(name) for name in saved}, qat.plain_name)
             self.fit.at = Progress(**saved.card.provenance["progress"])
         at = self.fit.at
         self.listener.note(f"resumed at epoch {at.epoch + 1}, step {at.step + 1}")

@@ -144,25 +144,29 @@ def _trial(request: Request, setting: _Setting, listener: Listener) -> Trial:
 def _measure(
     trial: Trial, lambdas: tuple[float, ...], points: _Points, listener: Listener
 ) -> dict[str, Any]:
+
+    def score(lam: float, split: str) -> dict[str, Any]:
+        return points.get(f"{split} at {lam!r}", lambda: trial.score(lam, split).to_json())
+
     curve = []
     for done, lam in enumerate(lambdas, start=1):
-        val = points.get(f"val at {lam!r}", lambda lam=lam: trial.score(lam, "val").to_json())
+        val = score(lam, "val")
         curve.append({"lambda": lam, "val": val})
         listener.progress("sweep", done, len(lambdas), **{"lambda": lam, "top1": val["top1"]})
     best = choose(curve)
-
-    def tested(lam: float) -> dict[str, Any]:
-        return points.get(f"test at {lam!r}", lambda: trial.score(lam, "test").to_json())
-
     plain = next(point for point in curve if point["lambda"] == 0)
     fp = points.get("test of float", lambda: trial.float_score("test").to_json())
     return {
         "curve": curve,
-        "chosen": {**best, "test": tested(best["lambda"]), "data_use": DataUse.RECEIVER_LABELS},
-        "zero_shot": {"lambda": UNIT, "test": tested(UNIT), "data_use": DataUse.NONE},
+        "chosen": {
+            **best,
+            "test": score(best["lambda"], "test"),
+            "data_use": DataUse.RECEIVER_LABELS,
+        },
+        "zero_shot": {"lambda": UNIT, "test": score(UNIT, "test"), "data_use": DataUse.NONE},
         "baselines": {
             "fp": {"test": fp, "data_use": DataUse.NONE},
-            "ptq": {**plain, "test": tested(0.0), "data_use": DataUse.NONE},
+            "ptq": {**plain, "test": score(0.0, "test"), "data_use": DataUse.NONE},
         },
     }
 

@@ -42,4 +42,5 @@ def unpack(packed: Array, columns: int, bits: int) -> Array:
     stream = np.unpackbits(raw, axis=-1, count=columns * bits, bitorder="little")
     fields = stream.reshape(packed.shape[0], columns, bits)
     unsigned = np.packbits(fields, axis=-1, bitorder="little")[..., 0]
-    return (unsigned.astype(np.int16) - 2 ** (bits - 1)).astype(np.int8)
+    codes: Array = (unsigned.astype(np.int16) - 2 ** (bits - 1)).astype(np.int8)
+    return codes

@@ -1,0 +1,280 @@
+"""Training runs: twins, resuming, faults and what the files say afterwards."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAST, MODEL, Drawer, call, draw, spawn
+from safetensors.numpy import load_file
+
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.learn import fit
+from qvec_cli.learn.data import open_task
+from qvec_cli.ops.session import Session
+from qvec_cli.ops.start import Request
+from qvec_cli.ops.unfinished import unfinished
+from qvec_cli.specs import Grid, Loading, Recipe, Silence
+
+
+def session(drawer: Drawer, out: Path, grid: Grid | None) -> Session:
+    recipe = Recipe(epochs=1, batch_size=16, seed=3)
+    request = Request(
+        str(drawer.base), str(drawer.donor_data), out, recipe, Loading(), grid, device="cpu"
+    )
+    return Session(request, open_task(str(drawer.donor_data), None), Silence())
+
+
+def digest(path: Path) -> str:
+    with Checkpoint(path) as checkpoint:
+        return checkpoint.compute_digest()
+
+
+def test_twins_share_head_and_random_stream_and_data(drawer: Drawer, tmp_path: Path) -> None:
+    plain = session(drawer, tmp_path / "a.st", None)
+    stream = torch.get_rng_state()
+    twin = session(drawer, tmp_path / "b.st", Grid(3))
+    assert torch.equal(torch.get_rng_state(), stream)
+    head = {n: p for n, p in plain.network.named_parameters() if n.startswith("head")}
+    assert head
+    for name, parameter in twin.network.named_parameters():
+        if name in head:
+            assert torch.equal(parameter, head[name])
+    assert plain.card.base == twin.card.base
+    ours, theirs = (list(s.fit.batches.epoch(0)) for s in (plain, twin))
+    assert len(ours) == len(theirs) > 1
+    for (images, labels), (twins_images, twins_labels) in zip(ours, theirs, strict=True):
+        assert torch.equal(images, twins_images)
+        assert torch.equal(labels, twins_labels)
+
+
+def test_twins_have_the_same_tensors(drawer: Drawer) -> None:
+    with Checkpoint(drawer.donor) as plain, Checkpoint(drawer.donor_qat) as twin:
+        assert {n: (e.dtype, e.shape) for n, e in plain.items()} == {
+            n: (e.dtype, e.shape) for n, e in twin.items()
+        }
+        assert plain.card is not None
+        assert twin.card is not None
+        assert (plain.card.role, twin.card.role) == ("fp", "qat")
+        assert plain.card.recipe == twin.card.recipe
+        assert plain.card.targets == twin.card.targets
+
+
+@pytest.mark.parametrize("extra", [(), ("--workers", 2)], ids=["in this process", "by workers"])
+def test_the_same_command_gives_the_same_bytes(
+    drawer: Drawer, tmp_path: Path, extra: tuple[Any, ...]
+) -> None:
+    """Augmented images, another working folder, another string hashing, other processes."""
+    flags = ("--data", drawer.donor_data, "--epochs", 1, "--batch-size", 16, "--device", "cpu")
+    call("finetune", drawer.base, *flags, "-o", tmp_path / "a.st")
+    again = spawn(
+        *("finetune", drawer.base, *flags, *extra, "-o", tmp_path / "b.st"),
+        env={"PYTHONHASHSEED": "7"},
+        cwd=tmp_path,
+    )
+    assert again.code == 0, again.err
+    assert (tmp_path / "a.st").read_bytes() == (tmp_path / "b.st").read_bytes()
+
+
+class CutOffError(Exception):
+    """Stands for a power cut."""
+
+
+@pytest.mark.parametrize("bits", [(), ("--bits", 3)], ids=["finetune", "train-qat"])
+@pytest.mark.parametrize("steps", [1, 6, 8])
+def test_a_run_cut_off_at_any_step_resumes_to_the_same_bytes(
+    bits: tuple[Any, ...],
+    steps: int,
+    drawer: Drawer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With augmentation and dropped paths, so that every random stream is needed."""
+    command = "train-qat" if bits else "finetune"
+    args = [command, *MODEL, "--data", drawer.donor_data, "--epochs", 2, "--batch-size", 16]
+    args += [*bits, "--lr", "1e-3", "--model-arg", "drop_path_rate=0.2", "--device", "cpu"]
+    call(*args, "-o", tmp_path / "whole.st")
+
+    monkeypatch.setattr(fit, "SAVE_SECONDS", 0.0)
+    step, taken = fit.Fit._step, []
+
+    def counted(self: fit.Fit, *batch: torch.Tensor) -> None:
+        if len(taken) == steps:
+            raise CutOffError
+        taken.append(0)
+        step(self, *batch)
+
+    monkeypatch.setattr(fit.Fit, "_step", counted)
+    with pytest.raises(CutOffError):
+        call(*args, "-o", tmp_path / "cut.st")
+    assert [path.name for path in tmp_path.glob("cut*")] == ["cut.st.state"]
+
+    monkeypatch.setattr(fit.Fit, "_step", step)
+    refused = call(*args, "-o", tmp_path / "cut.st", code=1)
+    assert "an unfinished run is there" in refused.err
+    resumed = call(*args, "-o", tmp_path / "cut.st", "--resume")
+    assert "resumed at epoch" in resumed.err
+    assert (tmp_path / "cut.st").read_bytes() == (tmp_path / "whole.st").read_bytes()
+    assert not unfinished(tmp_path / "cut.st").exists()
+
+
+def test_a_run_that_was_killed_resumes_to_the_same_bytes(drawer: Drawer, tmp_path: Path) -> None:
+    args = ["finetune", str(drawer.base), "--data", str(drawer.donor_data), "--epochs", "15"]
+    args += ["--batch-size", "16", "--device", "cpu", "--no-aug"]
+    assert spawn(*args, "-o", tmp_path / "whole.st").code == 0
+    out = tmp_path / "killed.st"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qvec_cli", *args, "-o", str(out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    while process.poll() is None and not unfinished(out).exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not out.exists()
+    assert spawn(*args, "-o", out, "--resume").code == 0
+    assert out.read_bytes() == (tmp_path / "whole.st").read_bytes()
+
+
+def test_a_state_of_another_run_is_refused(
+    drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ["finetune", drawer.base, "--data", drawer.donor_data, *FAST, "-o", tmp_path / "x.st"]
+    monkeypatch.setattr(fit.Fit, "_summary", lambda *_: exec("raise ZeroDivisionError"))
+    monkeypatch.setattr(fit, "SAVE_SECONDS", 0.0)
+    with pytest.raises(ZeroDivisionError):
+        call(*args)
+    monkeypatch.undo()
+    refused = call(*args, "--seed", 5, "--resume", code=1)
+    assert "seed 0 vs 5" in refused.err
+    unfinished(tmp_path / "x.st").write_bytes(drawer.rho.read_bytes())
+    assert "is not the state of a run" in call(*args, "--resume", code=1).err
+
+
+def test_a_loss_that_is_no_number_stops_at_once(drawer: Drawer, tmp_path: Path) -> None:
+    out = tmp_path / "x.st"
+    args = ["finetune", drawer.base, "--data", drawer.donor_data, "-o", out, "--no-aug"]
+    args += ["--warmup-steps", 0, "--epochs", 50, "--batch-size", 16]
+    result = call(*args, "--lr", "1e30", code=1)
+    assert re.match(
+        r"error: (loss|gradient norm) is (nan|inf) at epoch 1, step \d of 6 \(lr 1e\+30\); "
+        r"the last good state is in .*x\.st\.state$",
+        result.errors[0],
+    )
+    assert len(result.errors) == 1
+    assert not out.exists()
+    arrays = load_file(unfinished(out))
+    weights = [a for n, a in arrays.items() if n.startswith("network.")]
+    assert weights
+    assert all(np.isfinite(array).all() for array in weights)
+
+
+def test_a_network_that_validation_finds_broken_stops_the_run(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    args = ["finetune", drawer.base, "--data", drawer.donor_data, "-o", tmp_path / "x.st"]
+    args += ["--no-aug", "--warmup-steps", 0, "--batch-size", 128]  # one step an epoch
+    result = call(*args, "--lr", "1e30", code=1)
+    assert "a logit is not a number" in result.errors[0]
+    assert "after epoch 1, step 1 (lr 1e+30)" in result.errors[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_warm_up_longer_than_the_run_is_shortened_and_said(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    result = call(
+        *("finetune", drawer.base, "--data", drawer.donor_data, *FAST, "-o", tmp_path / "x.st"),
+        *("--metrics", tmp_path / "x.json"),
+    )
+    assert "warm-up shortened from 500 to 1" in result.err
+
+
+def test_a_head_is_replaced_when_class_counts_differ_and_kept_when_not(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    still = ("--epochs", 1, "--lr", "1e-30", "--weight-decay", 0, "--no-aug", "--device", "cpu")
+    other = call(
+        "finetune", drawer.base, "--data", drawer.donor_data, *still, "-o", tmp_path / "a.st"
+    )
+    assert "its head is replaced by a new one with 3 classes" in other.err
+    same = call(
+        "finetune", drawer.base, "--data", drawer.receiver_data, *still, "-o", tmp_path / "b.st"
+    )
+    assert "replaced" not in same.err
+    base, kept, replaced = (
+        load_file(p) for p in (drawer.base, tmp_path / "b.st", tmp_path / "a.st")
+    )
+    assert np.allclose(base["head.weight"], kept["head.weight"], atol=1e-12)
+    assert replaced["head.weight"].shape[0] == 3
+    body = [name for name in base if not name.startswith("head")]
+    assert all(np.allclose(base[name], replaced[name], atol=1e-12) for name in body)
+
+
+def test_a_bare_file_starts_a_named_network(drawer: Drawer, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file(load_file(drawer.base), tmp_path / "bare.st")
+    flags = ("--data", drawer.donor_data, *FAST)
+    named = call("finetune", tmp_path / "bare.st", *flags, "-o", tmp_path / "x.st", code=1)
+    assert "does not say its architecture" in named.err
+    assert "--initial-checkpoint" in named.err
+    start = ("--initial-checkpoint", tmp_path / "bare.st")
+    call("finetune", *MODEL, *start, *flags, "-o", tmp_path / "x.st")
+    with Checkpoint(tmp_path / "x.st") as ours, Checkpoint(drawer.donor) as theirs:
+        assert ours.card is not None
+        assert theirs.card is not None
+        assert ours.card.base == theirs.card.base
+
+
+def test_another_backbone_is_refused(drawer: Drawer, tmp_path: Path) -> None:
+    result = call(
+        *("finetune", "test_vit2", "--img-size", 32, "--initial-checkpoint", drawer.base),
+        *("--data", drawer.donor_data, "-o", tmp_path / "x.st"),
+        code=1,
+    )
+    assert "do not fit the network" in result.err
+
+
+def test_grey_images_train_a_network_with_one_channel(tmp_path: Path) -> None:
+    from PIL import Image
+
+    data = draw(tmp_path / "data", ("x", "y"), 20, 4, seed=5)
+    for path in data.rglob("*.png"):
+        with Image.open(path) as image:
+            image.convert("L").save(path)
+    call("finetune", *MODEL, "--in-chans", 1, "--data", data, *FAST, "-o", tmp_path / "x.st")
+    assert load_file(tmp_path / "x.st")["patch_embed.proj.weight"].shape[1] == 1
+    assert call("eval", tmp_path / "x.st", "--data", data, "--json").json["results"]["n"] == 8
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_stops_the_run_and_is_named(tmp_path: Path, workers: int) -> None:
+    data = draw(tmp_path / "data", ("x", "y"), 20, 4, seed=5)
+    bad = data / "train" / "y" / "007.png"
+    bad.write_bytes(bad.read_bytes()[:200])
+    result = call(
+        *("finetune", *MODEL, "--data", data, "--epochs", 1, "--workers", workers),
+        *("-o", tmp_path / "x.st"),
+        code=1,
+    )
+    assert str(bad) in result.errors[0]
+    assert not (tmp_path / "x.st").exists()
+
+
+def test_the_paper_s_tasks_have_the_paper_s_epochs() -> None:
+    from qvec_cli.ops.train import EPOCHS, default_epochs
+
+    assert default_epochs("Cars") == 35
+    assert default_epochs("./Cars") == EPOCHS
