@@ -29,7 +29,7 @@ def pack(codes: Array, bits: int) -> Array:
         int32 [rows, words]; what is stored is code + 2^(bits-1).
     """
     rows, columns = codes.shape
-    unsigned = (codes + 2 ** (bits - 1)).astype(np.uint8)
+    unsigned = (codes.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
     stream = np.unpackbits(unsigned[..., None], axis=-1, count=bits, bitorder="little")
     padded = np.zeros((rows, words(columns, bits) * 32), np.uint8)
     padded[:, : columns * bits] = stream.reshape(rows, columns * bits)
