@@ -37,15 +37,6 @@ WISHES = [
 every_wish = pytest.mark.parametrize("wish", WISHES, ids=lambda w: f"{w.name}-{w.img_size}")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Two threads wait for each other when the machine is busy: 0.4 s a forward, not 2 ms."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def _outline(network):
     return {name: (t.shape, t.dtype) for name, t in network.state_dict().items()}
 

@@ -28,15 +28,6 @@ GRIDS = [
 every_grid = pytest.mark.parametrize("grid", GRIDS, ids=str)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Two threads wait for each other when the machine is busy: 0.4 s a forward, not 2 ms."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Attention(nn.Module):
     """What open_clip is built of: a fused projection, and a classifier."""
 

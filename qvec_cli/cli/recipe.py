@@ -14,6 +14,9 @@ from qvec_cli.errors import SpecError
 
 MAX_BYTES: Final = 1 << 20
 
+_YAML: Final = "tag:yaml.org,2002:"
+_PLAIN: Final = {f"{_YAML}{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp")}
+
 Value = str | list[str]
 
 
@@ -65,19 +68,17 @@ def _entries(path: Path) -> Iterable[tuple[yaml.ScalarNode, yaml.Node]]:
 
 
 def _value(where: str, node: yaml.Node) -> Value:
-    if isinstance(node, yaml.SequenceNode):
+    if isinstance(node, yaml.SequenceNode) and node.tag == f"{_YAML}seq":
         return [_scalar(where, item).value for item in node.value]
-    if isinstance(node, yaml.MappingNode):
+    if isinstance(node, yaml.MappingNode) and node.tag == f"{_YAML}map":
         return [f"{_scalar(where, k).value}={_scalar(where, v).value}" for k, v in node.value]
     return str(_scalar(where, node).value)
 
 
 def _scalar(where: str, node: yaml.Node) -> yaml.ScalarNode:
     """A plain value: text as it stands; yes is no boolean and 010 no octal number."""
-    if not isinstance(node, yaml.ScalarNode) or not node.tag.startswith("tag:yaml.org,2002:"):
+    if not isinstance(node, yaml.ScalarNode) or node.tag not in _PLAIN:
         raise SpecError(f"{where}: a plain value belongs here")
-    if node.tag.startswith("tag:yaml.org,2002:python"):
-        raise SpecError(f"{where}: a recipe holds plain values, not Python objects")
     return node
 
 

@@ -17,7 +17,11 @@ class Norm:
     def add(self, block: np.ndarray[Any, np.dtype[Any]]) -> None:
         """Takes a float32 block; its own sum is in float32, the running sum in float64."""
         flat = block.reshape(-1)
-        self._squares += float(np.dot(flat, flat))
+        with np.errstate(over="ignore"):
+            squares = float(np.dot(flat, flat))
+        if math.isinf(squares):  # values beyond 1e19, whose squares float32 cannot hold
+            squares = float(np.square(flat, dtype=np.float64).sum())
+        self._squares += squares
 
     @property
     def value(self) -> float:

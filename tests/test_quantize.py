@@ -1,0 +1,154 @@
+"""quantize: what is written, what is left, and what it is said to cost."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Drawer, call
+from safetensors.numpy import load_file, save_file
+
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.quant.affine import fake_quantize
+from qvec_cli.specs import Granularity, Grid
+
+GRIDS = [
+    *[Grid(bits) for bits in range(2, 9)],
+    Grid(3, Granularity.TENSOR),
+    Grid(2, Granularity.GROUP, 8),
+    Grid(4, Granularity.GROUP, 64),
+]
+
+
+def flags(grid: Grid) -> tuple[object, ...]:
+    size = ("--group-size", grid.group_size) if grid.group_size else ()
+    return ("--bits", grid.bits, "--granularity", grid.granularity, *size)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_fake_weights_are_the_grid_and_the_rest_is_untouched(
+    grid: Grid, drawer: Drawer, tmp_path: Path
+) -> None:
+    out = tmp_path / "q.st"
+    results = call("quantize", drawer.receiver, *flags(grid), "--fake", "-o", out, "--json").json
+    before, after = load_file(drawer.receiver), load_file(out)
+    quantized = set(results["results"]["quantized"])
+    assert before.keys() == after.keys()
+    for name, array in after.items():
+        expected = before[name]
+        if name in quantized:
+            expected = fake_quantize(torch.from_numpy(expected), grid).numpy()
+        assert np.array_equal(array, expected), name
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_the_reported_cost_is_that_of_the_file(grid: Grid, drawer: Drawer, tmp_path: Path) -> None:
+    out = tmp_path / "q.st"
+    results = call("quantize", drawer.receiver, *flags(grid), "-o", out, "--json").json["results"]
+    assert results["bytes_before"] == drawer.receiver.stat().st_size
+    assert results["bytes_after"] == out.stat().st_size
+    with Checkpoint(out) as packed:
+        stored = sum(
+            packed[name + part].nbytes
+            for name in results["quantized"]
+            for part in ("_packed", "_scale")
+        )
+        assert {n.removesuffix("_packed") for n in packed if n.endswith("_packed")} == set(
+            results["quantized"]
+        )
+    assert results["bits_per_weight"] == pytest.approx(8 * stored / results["weights"])
+    assert set(results["left"]).isdisjoint(results["quantized"])
+
+
+def test_the_linear_weights_are_quantized_and_head_and_embedding_are_left(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    results = call(
+        "quantize", drawer.receiver, "--bits", 3, "-o", tmp_path / "q.st", "--json"
+    ).json["results"]
+    network_names = {
+        f"blocks.{block}.{part}.weight"
+        for block in range(6)
+        for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    }
+    assert set(results["quantized"]) == network_names
+    assert {"head.weight", "patch_embed.proj.weight", "pos_embed"} <= set(results["left"])
+
+
+def test_the_signal_to_noise_ratio_is_its_definition(drawer: Drawer, tmp_path: Path) -> None:
+    out = tmp_path / "q.st"
+    ratios = call("quantize", drawer.receiver, "--bits", 4, "--fake", "-o", out, "--json").json[
+        "results"
+    ]["sqnr_db"]
+    before, after = load_file(drawer.receiver), load_file(out)
+    for name, ratio in ratios.items():
+        w, q = (a[name].astype(np.float64) for a in (before, after))
+        assert ratio == pytest.approx(
+            10 * math.log10((w**2).sum() / ((w - q) ** 2).sum()), abs=1e-6
+        )
+
+
+def test_more_bits_mean_less_noise(drawer: Drawer, tmp_path: Path) -> None:
+    means = []
+    for bits in range(2, 9):
+        args = ("--bits", bits, "-o", tmp_path / f"{bits}.st", "--json")
+        ratios = call("quantize", drawer.receiver, *args).json["results"]["sqnr_db"].values()
+        means.append(sum(ratios) / len(ratios))
+    assert means == sorted(means)
+    assert all(after - before > 4 for before, after in zip(means[1:], means[2:], strict=False))
+
+
+def test_quantizing_what_is_quantized_is_refused(drawer: Drawer, tmp_path: Path) -> None:
+    for extra in ((), ("--fake",)):
+        path = tmp_path / f"q{len(extra)}.st"
+        call("quantize", drawer.receiver, "--bits", 3, *extra, "-o", path)
+        result = call("quantize", path, "--bits", 3, "-o", tmp_path / "x.st", code=1)
+        assert "is quantized already, to 3-bit channel absmax" in result.errors[0]
+
+
+def test_without_bits_the_grid_of_the_vector_counts(drawer: Drawer, tmp_path: Path) -> None:
+    call("patch", drawer.receiver, drawer.rho, "-o", tmp_path / "p.st")
+    made = call("quantize", tmp_path / "p.st", "-o", tmp_path / "q.st", "--json").json
+    assert made["parameters"]["grid"]["bits"] == 3
+    other = call("quantize", tmp_path / "p.st", "--bits", 2, "-o", tmp_path / "x.st")
+    assert "was made for 3-bit channel absmax, not for 2-bit channel absmax" in other.err
+
+
+def test_targets_can_be_named_and_are_remembered(drawer: Drawer, tmp_path: Path) -> None:
+    out = tmp_path / "q.st"
+    call("quantize", drawer.receiver, "--bits", 3, "--targets", "*.qkv.weight", "-o", out)
+    shown = call("inspect", out, "--json").json["results"]["card"]
+    assert len(shown["targets"]) == 6
+    assert all(name.endswith("qkv.weight") for name in shown["targets"])
+
+
+def test_a_bare_file_is_quantized_by_rule_and_says_so(drawer: Drawer, tmp_path: Path) -> None:
+    save_file(load_file(drawer.receiver), tmp_path / "bare.st")
+    args = ("--bits", 3, "-o", tmp_path / "q.st", "--json")
+    ruled = call("quantize", tmp_path / "bare.st", *args)
+    assert "24 matrices chosen by name and shape" in ruled.err
+    carded = call("quantize", drawer.receiver, "--bits", 3, "-o", tmp_path / "r.st", "--json")
+    assert ruled.json["results"]["sqnr_db"] == carded.json["results"]["sqnr_db"]
+
+
+def test_a_row_of_zeros_comes_back_as_zeros(tmp_path: Path) -> None:
+    weight = np.zeros((4, 8), np.float32)
+    weight[1] = np.linspace(-1, 1, 8)
+    save_file({"blocks.0.fc.weight": weight}, tmp_path / "z.st")
+    call("quantize", tmp_path / "z.st", "--bits", 2, "--fake", "-o", tmp_path / "q.st")
+    after = load_file(tmp_path / "q.st")["blocks.0.fc.weight"]
+    assert not after[[0, 2, 3]].any()
+    assert set(np.abs(after[1]).tolist()) <= {0.0, 1.0}
+
+
+def test_half_precision_weights_are_upcast_before_their_scale(tmp_path: Path) -> None:
+    """1e-8, the least absmax, is zero in float16."""
+    weight = np.full((2, 8), 6e-8, np.float16)
+    save_file({"blocks.0.fc.weight": weight}, tmp_path / "z.st")
+    call("quantize", tmp_path / "z.st", "--bits", 3, "--fake", "-o", tmp_path / "q.st")
+    after = load_file(tmp_path / "q.st")["blocks.0.fc.weight"]
+    assert np.allclose(after, weight.astype(np.float32))
