@@ -19,7 +19,7 @@ class Norm:
         flat = block.reshape(-1)
         with np.errstate(over="ignore"):
             squares = float(np.dot(flat, flat))
-        if math.isinf(squares):  # values beyond 1e19, whose squares float32 cannot hold
+        if not 1e-30 < squares < math.inf:  # float32 may have lost squares at either end
             squares = float(np.square(flat, dtype=np.float64).sum())
         self._squares += squares
 
