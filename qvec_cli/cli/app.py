@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -34,6 +33,8 @@ app.command()(study.inspect)
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(f"qvec {version('qvec')}")
         raise typer.Exit
 

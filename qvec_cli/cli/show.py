@@ -14,13 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from qvec_cli.cli.lines import lines
 from qvec_cli.errors import QvecError
-from qvec_cli.ops.metrics import Metrics, check_documents
 from qvec_cli.specs import Listener
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from qvec_cli.ops.metrics import Metrics
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """What could steer a terminal: control characters, and marks that turn text around."""
@@ -46,6 +46,9 @@ def deliver(
         out: the command's artefact, which must be another file than ``document``.
         force: whether ``document`` may be replaced.
     """
+    from qvec_cli.cli.lines import lines
+    from qvec_cli.ops.metrics import check_documents
+
     check_documents(document, out, force=force)
     with Terminal() as terminal:
         metrics = work(terminal)

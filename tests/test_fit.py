@@ -1,0 +1,179 @@
+"""Training: the schedule, the step against a plain loop, and batches that depend on the seed."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import draw
+from torch import nn
+from torch.nn import functional
+
+from qvec_cli.learn.batches import Training, decode
+from qvec_cli.learn.data import Samples, open_task
+from qvec_cli.learn.fit import Fit, learning_rate, warmup_steps
+from qvec_cli.model import build
+from qvec_cli.specs import Recipe, Silence
+
+
+def linear(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 16), nn.GELU(), nn.Linear(16, 3))
+
+
+class Fixed(Training):
+    """Batches that a test knows."""
+
+    def __init__(self, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        self.fixed = batches
+
+    def __len__(self) -> int:
+        return len(self.fixed)
+
+    def epoch(self, epoch: int, skip: int = 0) -> Any:
+        return iter(self.fixed[skip:])
+
+
+def batches(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (
+            torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=generator),
+            torch.randint(0, 3, (6,), generator=generator),
+        )
+        for _ in range(count)
+    ]
+
+
+def normalise(images: torch.Tensor) -> torch.Tensor:
+    return images.float() / 255 - 0.5
+
+
+@pytest.mark.parametrize("clip", [1.0, 0.01, 0.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_training_is_a_plain_loop_of_torchs_own_parts(clip: float, smoothing: float) -> None:
+    recipe = Recipe(3, 1e-2, 0.1, 4, clip, 6, smoothing)
+    data, network, reference = batches(5), linear(), linear()
+    fit = Fit(network, Fixed(data), recipe, normalise, Silence())
+    fit.run(lambda: None, dict)
+
+    optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-2, weight_decay=0.1)
+    total, warmup = 15, 4
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    for images, labels in data * 3:
+        loss = functional.cross_entropy(
+            reference(normalise(images)), labels, label_smoothing=smoothing
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(reference.parameters(), clip or math.inf)
+        optimizer.step()
+        schedule.step()
+    for ours, theirs in zip(network.parameters(), reference.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-6, atol=1e-7)
+    assert fit.at.history[-1]["loss"] < fit.at.history[0]["loss"]
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(0, 10), (1, 10), (4, 10), (500, 2000)])
+def test_the_rate_rises_to_its_peak_and_falls_to_zero(warmup: int, total: int) -> None:
+    recipe = Recipe(lr=0.5, warmup_steps=warmup)
+    rates = [learning_rate(recipe, step, total) for step in range(total)]
+    peak = max(warmup - 1, 0)
+    assert rates[peak] == 0.5
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert 0 < rates[-1] < 0.5 * 3 / (total - warmup)
+
+
+@pytest.mark.parametrize(
+    ("asked", "total", "steps"), [(500, 2000, 500), (500, 500, 50), (500, 6, 0), (3, 4, 3)]
+)
+def test_a_warm_up_that_the_run_would_not_outlast_is_a_tenth(
+    asked: int, total: int, steps: int
+) -> None:
+    assert warmup_steps(Recipe(warmup_steps=asked), total) == steps
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
+    folder: Path = draw(tmp_path_factory.mktemp("batches") / "d", ("x", "y"), 20, 4, seed=2)
+    return open_task(str(folder), None).split("train")
+
+
+MODEL = {
+    "pretrained_cfg": {
+        "input_size": [3, 32, 32],
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+    }
+}
+
+
+def training(samples: Samples, seed: int, workers: int, *, augmented: bool) -> Training:
+    return Training(
+        samples,
+        build.transform(MODEL, augment=augmented),
+        3,
+        seed=seed,
+        batch_size=8,
+        workers=workers,
+        augmented=augmented,
+    )
+
+
+@pytest.mark.parametrize("augmented", [True, False])
+def test_batches_depend_on_seed_and_epoch_and_not_on_workers(
+    samples: Samples, augmented: bool
+) -> None:
+    def epoch(seed: int, number: int, workers: int) -> torch.Tensor:
+        made = training(samples, seed, workers, augmented=augmented)
+        return torch.cat([images for images, _ in made.epoch(number)])
+
+    assert torch.equal(epoch(0, 0, 0), epoch(0, 0, 2))
+    assert not torch.equal(epoch(0, 0, 0), epoch(0, 1, 0))
+    assert not torch.equal(epoch(0, 0, 0), epoch(1, 0, 0))
+
+
+@pytest.mark.parametrize("augmented", [True, False])
+def test_an_epoch_can_be_entered_anywhere(samples: Samples, augmented: bool) -> None:
+    made = training(samples, 0, 0, augmented=augmented)
+    whole, rest = list(made.epoch(3)), list(made.epoch(3, skip=2))
+    assert len(rest) == len(whole) - 2
+    for (ours, labels), (theirs, same) in zip(whole[2:], rest, strict=True):
+        assert torch.equal(ours, theirs)
+        assert torch.equal(labels, same)
+
+
+def test_every_image_is_seen_once_an_epoch(samples: Samples) -> None:
+    images, _ = decode(samples, build.transform(MODEL, augment=False), 3, workers=0)
+    made = training(samples, 0, 0, augmented=False)
+    seen = torch.cat([batch for batch, _ in made.epoch(0)])
+    assert sorted(map(hash, map(str, seen.flatten(1).tolist()))) == sorted(
+        map(hash, map(str, images.flatten(1).tolist()))
+    )
+
+
+def test_drawing_batches_leaves_torchs_own_stream_alone(samples: Samples) -> None:
+    """Twins draw dropout from it, and must not hear of their images."""
+    before = torch.get_rng_state()
+    list(training(samples, 0, 0, augmented=True).epoch(0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_decoded_images_are_timms_transform_of_the_files(samples: Samples) -> None:
+    transform = build.transform(MODEL, augment=False)
+    images, labels = decode(samples, transform, 3, workers=2)
+    for index in (0, 17, len(samples) - 1):
+        expected = torch.as_tensor(transform(samples.load(index).convert("RGB")))
+        assert torch.equal(images[index], expected)
+        assert labels[index] == samples.labels[index]
