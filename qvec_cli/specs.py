@@ -49,13 +49,13 @@ class Grid:
     group_size: int | None = None  # input features per scale, with granularity "group" only
 
     def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 8:
+        object.__setattr__(self, "granularity", Granularity(self.granularity))
+        if not (isinstance(self.bits, int) and 2 <= self.bits <= 8):
             raise SpecError(f"--bits must be 2 to 8, got {self.bits}")
         if self.granularity is Granularity.GROUP:
             if self.group_size is None:
                 raise SpecError("--granularity group needs --group-size")
-            if self.group_size < 1:
-                raise SpecError(f"--group-size must be at least 1, got {self.group_size}")
+            _at_least("group_size", self.group_size, 1)
         elif self.group_size is not None:
             raise SpecError(f"--group-size {self.group_size} goes with --granularity group")
 
@@ -82,7 +82,10 @@ class Grid:
         """The grid that a card holds; refuses scales this version does not know."""
         if value.get("scale") != "absmax" or value.get("symmetric") is not True:
             raise SpecError(f"this version of qvec does not know the grid {dict(value)}")
-        return cls(value["bits"], Granularity(value["granularity"]), value["group_size"])
+        try:
+            return cls(value["bits"], Granularity(value["granularity"]), value["group_size"])
+        except (KeyError, ValueError):
+            raise SpecError(f"this version of qvec does not know the grid {dict(value)}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,9 +223,9 @@ def parse_lambdas(text: str) -> tuple[float, ...]:
     start, stop, step = (_decimal(part) for part in parts)
     if step <= 0 or stop < start:
         raise SpecError(f"--lambdas {text!r} needs a step above 0 and a stop from the start up")
+    if stop - start >= step * MAX_LAMBDAS:
+        raise SpecError(f"--lambdas {text!r} asks for more than {MAX_LAMBDAS} points")
     count = int((stop - start) / step) + 1
-    if count > MAX_LAMBDAS:
-        raise SpecError(f"--lambdas {text!r} asks for {count} points, at most {MAX_LAMBDAS}")
     return tuple(float(start + step * i) for i in range(count))
 
 
@@ -241,5 +244,5 @@ def _flag(name: str) -> str:
 
 
 def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
+    if not (isinstance(value, int) and value >= least):
         raise SpecError(f"{_flag(name)} must be at least {least}, got {value}")

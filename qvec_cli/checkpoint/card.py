@@ -55,7 +55,7 @@ class Card:
             "provenance": self.provenance,
             "digest": self.digest,
         }
-        header = {f"qvec.{key}": _dump(value) for key, value in values.items() if value}
+        header = {f"qvec.{k}": _dump(v) for k, v in values.items() if v or v == ()}
         if self.model:
             header["timm"] = _dump(self.model)
         return dict(sorted({"format": "pt", **header}.items()))
@@ -109,7 +109,12 @@ def _dump(value: object) -> str:
 def _load(metadata: Mapping[str, str], key: str, expected: type) -> Any:
     if key not in metadata:
         return None
-    value = json.loads(metadata[key])
+    value = json.loads(metadata[key], parse_constant=refuse_constant)
     if not isinstance(value, expected):
         raise ValueError(f"{key} is not a JSON {expected.__name__}")
     return value
+
+
+def refuse_constant(text: str) -> Any:
+    """For Python's parser, which takes NaN and Infinity, although they are not JSON."""
+    raise ValueError(f"{text} is not JSON")

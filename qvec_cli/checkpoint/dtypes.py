@@ -63,7 +63,8 @@ def to_float32(raw: Array, dtype: str) -> Array:
     """Float32 values of a raw block; exact for F16, BF16 and F32, rounded for F64."""
     if dtype == "BF16":
         return (raw.astype(np.uint32) << 16).view(np.float32)
-    return raw.astype(np.float32, copy=False)
+    with np.errstate(all="ignore"):
+        return raw.astype(np.float32, copy=False)
 
 
 def from_float32(values: Array, dtype: str) -> Array:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from qvec_cli.checkpoint.card import NO_DIGEST, Card, Kind
+from qvec_cli.checkpoint.card import NO_DIGEST, Card, Kind, refuse_constant
 from qvec_cli.checkpoint.digest import Hasher, combine
 from qvec_cli.checkpoint.dtypes import FORMATS, Array, to_float32
 from qvec_cli.errors import CheckpointError
@@ -24,11 +24,16 @@ BLOCK: Final = 1 << 20
 MAX_HEADER: Final = 32 << 20
 """Bytes of header that are parsed; 100,000 tensors need 9 MB."""
 
+_MAX_DIMENSIONS: Final = 64
+"""As many as numpy has."""
+
 _FOREIGN: Final = {
     b"PK\x03\x04": "a zip archive, probably a PyTorch pickle (.pt)",
     b"version ": "a Git LFS pointer: run git lfs pull",
     b"\x80\x02": "a pickle",
+    b"\x80\x03": "a pickle",
     b"\x80\x04": "a pickle",
+    b"\x80\x05": "a pickle",
     b"\x1f\x8b": "gzip-compressed",
     b"GGUF": "a GGUF file",
     b"\x93NUMPY": "a numpy array",
@@ -180,10 +185,11 @@ class Checkpoint(Mapping[str, Entry]):
         if self._size == 0:
             raise CheckpointError("the file is empty", hint="Was a copy interrupted?")
         start = self._pread(min(self._size, 16), 0)
-        for magic, name in _FOREIGN.items():
-            if start.startswith(magic):
-                raise CheckpointError(f"not a safetensors file but {name}")
         length = int.from_bytes(start[:8], "little")
+        if not start[8:].lstrip().startswith(b"{"):  # a length alone may look like any magic
+            for magic, name in _FOREIGN.items():
+                if start.lower().startswith(magic.lower()):
+                    raise CheckpointError(f"not a safetensors file but {name}")
         if self._size < 10 or length + 8 > self._size:
             raise CheckpointError(
                 f"not a safetensors file, or cut short in its header ({self._size:,} bytes)"
@@ -231,12 +237,15 @@ def parse_header(
             unknown dtypes, sizes that do not add up.
     """
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+        header = json.loads(
+            text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=refuse_constant
+        )
     except (ValueError, RecursionError) as fault:
         raise CheckpointError(f"its header is not valid: {fault}") from None
     if not isinstance(header, dict):
         raise CheckpointError("its header is not a JSON object")
-    metadata = header.pop("__metadata__", None) or {}
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError("its __metadata__ is not a mapping from text to text")
     entries = {name: _entry(name, value, data_start) for name, value in header.items()}
@@ -256,32 +265,51 @@ def parse_header(
 
 
 def _entry(name: str, value: Any, data_start: int) -> Entry:
-    try:
-        dtype, shape, (start, stop) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
-    except (TypeError, KeyError, ValueError):
-        raise CheckpointError(f"{name}: its header entry is not valid") from None
+    match value:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [start, stop], **rest} if (
+            not rest
+        ):
+            pass
+        case _:
+            raise CheckpointError(f"{name}: its header entry is not valid")
     if dtype not in FORMATS:
         raise CheckpointError(f"{name}: dtype {dtype} is not supported by qvec")
     if not all(type(n) is int and n >= 0 for n in (*shape, start, stop)):
         raise CheckpointError(f"{name}: its shape or offsets are not whole numbers from 0 up")
-    entry = Entry(dtype, shape, data_start + start, data_start + stop)
+    if not _holdable(shape, FORMATS[dtype].numpy.itemsize):
+        raise CheckpointError(f"{name}: its shape is beyond any array")
+    entry = Entry(dtype, tuple(shape), data_start + start, data_start + stop)
     if entry.nbytes != stop - start:
         raise CheckpointError(f"{name}: {dtype} {list(shape)} does not take {stop - start} bytes")
     return entry
 
 
+def _holdable(shape: list[int], itemsize: int) -> bool:
+    """Whether numpy can have an array of this shape; found without multiplying huge numbers."""
+    total = itemsize
+    for n in shape:
+        total *= n or 1
+        if total >= 1 << 63:
+            return False
+    return len(shape) <= _MAX_DIMENSIONS
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    mapping = dict(pairs)
-    if len(mapping) != len(pairs):
-        names = [name for name, _ in pairs]
-        double = next(name for name in mapping if names.count(name) > 1)
-        raise ValueError(f"{double!r} stands in it twice")
+    """A JSON object whose names are unique, and whose texts UTF-8 can hold."""
+    mapping: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in mapping:
+            raise ValueError(f"{name!r} stands in it twice")
+        for text in (name, value):
+            if isinstance(text, str):
+                text.encode()  # refuses a lone surrogate
+        mapping[name] = value
     return mapping
 
 
 def _open(path: Path) -> int:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe: no wait
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file", hint=_near(path)) from None
     except OSError as fault:

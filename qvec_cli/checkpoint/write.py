@@ -25,6 +25,15 @@ Blocks = Iterable[tuple[str, Iterable[Array]]]
 
 def check_target(path: Path, *, force: bool) -> None:
     """Refuses, before any work, a target that could not be written afterwards."""
+    try:
+        _check(path, force=force)
+    except OSError as fault:
+        raise _refused(path, fault) from None
+    except RuntimeError:
+        raise CheckpointError(f"{path}: is a link to itself") from None
+
+
+def _check(path: Path, *, force: bool) -> None:
     if path.is_dir():
         raise CheckpointError(f"{path}: is a folder", hint="Name a file with -o.")
     if path.exists() and not path.is_file():
@@ -73,7 +82,8 @@ def write(
         )
         header = _header(placed, done, start)
         assert len(header) == start
-        os.pwrite(file.fileno(), header, 0)
+        file.seek(0)
+        file.write(header)
     return done
 
 
@@ -98,9 +108,8 @@ def replacing(path: Path, *, force: bool) -> Iterator[BinaryIO]:
     ``force`` two writers cannot both win: the last step is a link, which never replaces.
     """
     target = path.resolve()
-    temporary = target.with_name(
-        f".{target.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
-    )
+    name = os.fsdecode(os.fsencode(target.name)[:200])
+    temporary = target.with_name(f".{name}.{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
     try:
         file = temporary.open("xb")
     except OSError as fault:

@@ -148,7 +148,7 @@ def _create_model(name: str, num_classes: int, args: dict[str, Any], pretrained:
         network: nn.Module = timm.create_model(
             name, pretrained=pretrained, num_classes=num_classes, **args
         )
-    except (TypeError, AssertionError, ValueError) as fault:
+    except (TypeError, AssertionError, ValueError, ArithmeticError) as fault:
         if "img_size" in args and "img_size" in str(fault):  # networks of any size, as ConvNeXt
             del args["img_size"]
             return _create_model(name, num_classes, args, pretrained)
@@ -179,8 +179,7 @@ def _configuration(network: nn.Module, wish: Wish, args: Mapping[str, Any]) -> d
     config = {
         key: list(data[key]) if isinstance(data[key], tuple) else data[key] for key in _DATA_KEYS
     }
-    classifier = given["classifier"]
-    config["classifier"] = classifier if isinstance(classifier, str) else list(classifier)
+    config["classifier"] = _classifier(network, given.get("classifier"), wish.name)
     config["num_classes"] = wish.num_classes
     return {
         "architecture": wish.name.split(".")[0],
@@ -188,6 +187,17 @@ def _configuration(network: nn.Module, wish: Wish, args: Mapping[str, Any]) -> d
         "model_args": dict(args),
         "pretrained_cfg": config,
     }
+
+
+def _classifier(network: nn.Module, named: Any, name: str) -> str | list[str]:
+    """The classifier's modules; LeViT has a second that timm does not always name."""
+    if not named:
+        raise SpecError(f"{name} has no classifier")
+    names = [named] if isinstance(named, str) else list(named)
+    second = "head_dist.linear"
+    if second not in names and any(module == second for module, _ in network.named_modules()):
+        names.append(second)
+    return names[0] if len(names) == 1 else names
 
 
 def first_line(fault: BaseException) -> str:

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 HEADS: Final = (
+    "aux_head",
+    "head.0",
+    "head.1",
+    "head.l",
+    "head.head.l",
+    "head.head_dist.l",
+    "head.classifier.4",
     "head",
     "head.fc",
     "head.linear",
@@ -47,16 +54,22 @@ def head_tensors(names: Iterable[str], model: Mapping[str, Any] | None) -> tuple
 
 def of_network(network: nn.Module, model: Mapping[str, Any]) -> tuple[str, ...]:
     """State-dict names of the weights that are quantized, in the order of the network."""
-    skip = set(classifiers(model))
-    return tuple(f"{prefix}{attribute}" for prefix, _, attribute in modules(network, skip))
+    found = modules(network, classifiers(model), aliases=True)
+    return tuple(f"{prefix}{attribute}" for prefix, _, attribute in found)
 
 
-def modules(network: nn.Module, skip: Iterable[str]) -> Iterator[tuple[str, nn.Module, str]]:
-    """Prefix, module and attribute of each weight that is quantized."""
+def modules(
+    network: nn.Module, skip: Iterable[str], *, aliases: bool = False
+) -> Iterator[tuple[str, nn.Module, str]]:
+    """Prefix, module and attribute of each weight that is quantized.
+
+    A module used in two places comes once, or with ``aliases`` under each of its names, as a
+    state dict has it.
+    """
     from torch import nn
 
     skipped = set(skip)
-    for name, module in network.named_modules():
+    for name, module in network.named_modules(remove_duplicate=not aliases):
         prefix = f"{name}." if name else ""
         if name in skipped:
             continue
@@ -75,9 +88,10 @@ def of_outline(
         name
         for name, shape in shapes.items()
         if len(shape) == 2
+        and min(shape) > 0
         and name not in head
         and name.endswith(("weight", "in_proj_weight"))
-        and not any(part.startswith(_NOT_LINEAR) for part in name.split(".")[-2:])
+        and not any(word in part for part in name.split(".")[-2:] for word in _NOT_LINEAR)
     )
 
 

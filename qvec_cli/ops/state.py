@@ -11,7 +11,7 @@ import torch
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
 from qvec_cli.model import build
-from qvec_cli.quant.qtensor import PARTS, from_named, part_names, part_shapes
+from qvec_cli.quant.qtensor import PARTS, from_named, part_names
 from qvec_cli.specs import Grid
 
 _DTYPES: Final = {
@@ -79,14 +79,7 @@ def _unpacked(checkpoint: Checkpoint, name: str) -> Any:
         )
     grid = Grid.from_json(checkpoint.card.quant)
     arrays: Mapping[str, Any] = {part: checkpoint.array(part) for part in parts}
-    _check_parts(checkpoint, name, arrays, grid)
-    return from_named(name, arrays, grid).weight()
-
-
-def _check_parts(checkpoint: Checkpoint, name: str, arrays: Mapping[str, Any], grid: Grid) -> None:
-    shape = tuple(int(n) for n in arrays[part_names(name)[2]])
-    found = tuple(arrays[part].shape for part in part_names(name))
-    if len(shape) != 2 or found != part_shapes(shape, grid):
-        raise MismatchError(
-            f"{checkpoint.path}: {name}: its packed parts {found} are not those of a {grid} weight"
-        )
+    try:
+        return from_named(name, arrays, grid).weight()
+    except MismatchError as error:
+        raise MismatchError(f"{checkpoint.path}: {error}", hint=error.hint) from None

@@ -61,13 +61,17 @@ def choose_scale(blocks: Array, grid: Grid) -> Array:
     """
     xp = array_namespace(blocks)
     absmax = xp.max(xp.abs(blocks), axis=-1, keepdims=True)
-    return xp.clip(absmax, TINY, None) / grid.quant_max
+    largest = xp.full_like(absmax, grid.quant_max)  # by a scalar, CUDA would multiply by 1 / 3
+    return xp.clip(absmax, TINY, None) / largest
 
 
 def quantize(blocks: Array, scale: Array, grid: Grid) -> Array:
-    """Codes in [quant_min, quant_max], still float32: round half to even, then clamp."""
+    """Codes in [quant_min, quant_max], still float32: round half to even, then clamp.
+
+    No code is -0.0, which integers do not have.
+    """
     xp = array_namespace(blocks)
-    return xp.clip(xp.round(blocks / scale), grid.quant_min, grid.quant_max)
+    return xp.clip(xp.round(blocks / scale), grid.quant_min, grid.quant_max) + 0.0
 
 
 def dequantize(codes: Array, scale: Array) -> Array:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from qvec_cli.errors import MismatchError
 from qvec_cli.quant.affine import block_shape, dequantize, scale_shape
 from qvec_cli.quant.pack import pack, unpack, words
 from qvec_cli.specs import Grid
@@ -39,9 +40,21 @@ class QTensor:
 
 
 def from_named(name: str, arrays: Mapping[str, Array], grid: Grid) -> QTensor:
-    """The weight stored under ``name`` by ``to_named``."""
+    """The weight stored under ``name`` by ``to_named``.
+
+    Raises:
+        MismatchError: parts that do not belong together, or are packed in another way.
+    """
     packed, scale, shape = (arrays[part] for part in part_names(name))
-    return QTensor(unpack(packed, int(shape[1]), grid.bits), scale, grid)
+    size = tuple(map(int, shape.reshape(-1)))
+    fit = len(size) == 2 and min(size) >= 0
+    if not fit or part_shapes(size, grid)[:2] != (packed.shape, scale.shape):
+        raise MismatchError(
+            f"{name}: codes {list(packed.shape)}, scales {list(scale.shape)} and shape "
+            f"{list(size)} are not those of a {grid} weight",
+            hint="Files packed by compressed-tensors before 0.18 have another 3-bit layout.",
+        )
+    return QTensor(unpack(packed, size[1], grid.bits), scale, grid)
 
 
 def part_names(name: str) -> tuple[str, str, str]:
