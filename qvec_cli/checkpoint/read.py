@@ -18,7 +18,7 @@ from qvec_cli.checkpoint.digest import Hasher, combine
 from qvec_cli.checkpoint.dtypes import FORMATS, Array, to_float32
 from qvec_cli.errors import CheckpointError
 
-BLOCK: Final = 1 << 20
+BLOCK: Final = 1 << 18
 """Elements in a block: memory stays the same for any model."""
 
 MAX_HEADER: Final = 32 << 20

@@ -14,7 +14,7 @@ from typing import BinaryIO, Final
 from qvec_cli.checkpoint.card import Card
 from qvec_cli.checkpoint.digest import Hasher, combine
 from qvec_cli.checkpoint.dtypes import FORMATS, Array
-from qvec_cli.checkpoint.read import Entry
+from qvec_cli.checkpoint.read import MAX_HEADER, Entry
 from qvec_cli.errors import CheckpointError
 
 SUFFIX: Final = ".qvec-tmp"
@@ -139,11 +139,13 @@ def _put(temporary: Path, target: Path, *, force: bool) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    """Makes the new name durable; a folder that may be written but not read cannot be synced."""
+    with contextlib.suppress(PermissionError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def _place(plan: Mapping[str, Entry], card: Card) -> tuple[dict[str, Entry], int]:
@@ -172,6 +174,8 @@ def _header(placed: Mapping[str, Entry], card: Card, start: int) -> bytes:
         }
     text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER:
+        raise CheckpointError(f"{len(placed):,} tensors need a header that qvec could not read")
     return len(text).to_bytes(8, "little") + text
 
 

@@ -15,7 +15,9 @@ def lines(metrics: Metrics) -> Iterator[str]:
     """The lines of a result, with what it has cost of the receiver's data."""
     yield from _LINES[metrics.command](metrics.results)
     counts = ", ".join(f"{count} {what}" for what, count in metrics.counts.items())
-    if metrics.command not in ("inspect", "extract"):
+    if metrics.command in ("finetune", "train-qat"):
+        yield f"labels used: {counts}"
+    elif metrics.command not in ("inspect", "extract"):
         yield f"receiver data used: {metrics.data_use}{f' ({counts})' if counts else ''}"
 
 

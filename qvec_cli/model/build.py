@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.errors import MismatchError, QvecError, SpecError
 from qvec_cli.model.targets import head_tensors
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 Model = Mapping[str, Any]
 """timm's own JSON configuration: architecture, num_classes, model_args, pretrained_cfg."""
 
+_FIELDS: Final = {
+    "architecture": str,
+    "num_classes": int,
+    "model_args": dict,
+    "pretrained_cfg": dict,
+}
 _DATA_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 
 
@@ -46,7 +52,31 @@ def create(wish: Wish) -> tuple[nn.Module, dict[str, Any]]:
     if wish.img_size is not None:
         args["img_size"] = wish.img_size
     network = _create_model(wish.name, wish.num_classes, args, wish.pretrained)
+    patches = getattr(getattr(network, "patch_embed", None), "num_patches", None)
+    if patches == 0:
+        raise SpecError(f"--img-size {wish.img_size} is smaller than one patch of {wish.name}")
     return network, _configuration(network, wish, args)
+
+
+def check(model: Model) -> Model:
+    """Refuses a configuration that ``create`` would not have made; cards are only text.
+
+    Raises:
+        MismatchError: names the field.
+    """
+    for name, kind in _FIELDS.items():
+        if not isinstance(model.get(name), kind):
+            raise MismatchError(f"its configuration for timm is damaged: {name}")
+    data = model["pretrained_cfg"]
+    named = data.get("classifier")
+    if not all(isinstance(part, str) for part in (named if isinstance(named, list) else [named])):
+        raise MismatchError("its configuration for timm is damaged: classifier")
+    size = data.get("input_size")
+    if not (isinstance(size, list) and len(size) == 3 and all(type(n) is int for n in size)):
+        raise MismatchError("its configuration for timm is damaged: input_size")
+    if missing := [key for key in _DATA_KEYS if key not in data]:
+        raise MismatchError(f"its configuration for timm is damaged: {missing[0]} is missing")
+    return model
 
 
 def rebuild(model: Model) -> nn.Module:

@@ -13,7 +13,7 @@ from qvec_cli.model import build
 from qvec_cli.model.names import check_name
 from qvec_cli.model.targets import HEADS, head_tensors
 from qvec_cli.ops.examples import Examples, open_for
-from qvec_cli.ops.lineage import inherited_use, model_of, require_model
+from qvec_cli.ops.lineage import inherited_use, model_of, require_model, stated_model
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.specs import Listener, Loading
 
@@ -74,8 +74,7 @@ def evaluate(request: Request, listener: Listener) -> Metrics:
 def _architecture(checkpoint: Checkpoint, wish: build.Wish | None) -> dict[str, Any]:
     if wish is None:
         return model_of(checkpoint)
-    if checkpoint.card and checkpoint.card.model:
-        model = checkpoint.card.model
+    if model := stated_model(checkpoint):
         if wish.name.split(".", maxsplit=1)[0] != model["architecture"]:
             raise MismatchError(
                 f"{checkpoint.path} is a {model['architecture']}, not a {wish.name}",

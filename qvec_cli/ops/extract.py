@@ -12,7 +12,7 @@ from qvec_cli.checkpoint.read import Checkpoint, Entry
 from qvec_cli.checkpoint.write import check_target, write
 from qvec_cli.errors import MismatchError
 from qvec_cli.model.targets import head_tensors
-from qvec_cli.ops.lineage import require, require_same_start, require_twins
+from qvec_cli.ops.lineage import require, require_same_start, require_twins, stated_model
 from qvec_cli.ops.metrics import Input, Metrics, provenance
 from qvec_cli.specs import Listener
 from qvec_cli.vector.arithmetic import difference
@@ -36,7 +36,7 @@ def extract(
             require(checkpoint, Kind.CHECKPOINT)
         require_twins(fp, qat, listener)
         require_same_start(fp, qat, listener)
-        model = qat.card.model if qat.card else None
+        model = stated_model(qat)
         pairing = pair(fp, qat, (donor.name, donor_qat.name), head_tensors(fp, model))
         if not pairing.names:
             raise MismatchError(f"{donor} holds no floating tensor outside its head")

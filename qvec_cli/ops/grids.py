@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
 from qvec_cli.model.targets import matching, of_outline
+from qvec_cli.ops.lineage import stated_model
 from qvec_cli.quant.affine import block_shape
 from qvec_cli.specs import Grid, Listener, Wanted
 
@@ -31,7 +32,7 @@ def choose_targets(
                 "but it is not a matrix of the file"
             )
     else:
-        targets = of_outline(shapes, theta.card.model if theta.card else None)
+        targets = of_outline(shapes, stated_model(theta))
         listener.note(
             f"{theta.path} does not list its targets: {len(targets)} matrices chosen by "
             "name and shape"

@@ -7,6 +7,7 @@ from typing import Any
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError
+from qvec_cli.model.build import check, same_backbone
 from qvec_cli.specs import DataUse, Listener
 
 _INSTEAD = {
@@ -45,14 +46,28 @@ def require_model(checkpoint: Checkpoint) -> None:
         )
 
 
+def stated_model(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The configuration of timm from the card, if there is one.
+
+    Raises:
+        MismatchError: one that cannot be.
+    """
+    if not (checkpoint.card and checkpoint.card.model):
+        return None
+    try:
+        return dict(check(checkpoint.card.model))
+    except MismatchError as error:
+        raise MismatchError(f"{checkpoint.path}: {error}") from None
+
+
 def model_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """The configuration of timm from the card.
 
     Raises:
         CheckpointError: a file that does not say its architecture.
     """
-    if checkpoint.card and checkpoint.card.model:
-        return checkpoint.card.model
+    if model := stated_model(checkpoint):
+        return model
     raise CheckpointError(
         f"{checkpoint.path}: does not say its architecture",
         hint="Pass --model NAME, timm's name of it.",
@@ -76,7 +91,7 @@ def require_same_start(first: Checkpoint, second: Checkpoint, listener: Listener
         bare = first if first.card is None else second
         listener.note(f"{bare.path} has no card: its base and architecture cannot be checked")
         return
-    if differences := _backbones(first.card, second.card):
+    if differences := _backbones(first, second):
         raise MismatchError(f"{names} differ in architecture: {', '.join(differences)}")
     if first.card.base != second.card.base:
         raise MismatchError(
@@ -119,10 +134,9 @@ def require_twins(donor: Checkpoint, donor_qat: Checkpoint, listener: Listener) 
         )
 
 
-def _backbones(first: Card, second: Card) -> list[str]:
-    from qvec_cli.model.build import same_backbone
-
-    return same_backbone(first.model, second.model) if first.model and second.model else []
+def _backbones(first: Checkpoint, second: Checkpoint) -> list[str]:
+    ours, theirs = stated_model(first), stated_model(second)
+    return same_backbone(ours, theirs) if ours and theirs else []
 
 
 def _runs(first: Card, second: Card) -> list[str]:

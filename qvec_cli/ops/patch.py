@@ -9,13 +9,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import Checkpoint, finite
 from qvec_cli.checkpoint.write import check_target, write
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
 from qvec_cli.model.targets import head_tensors
-from qvec_cli.ops.lineage import require, require_same_start
+from qvec_cli.ops.lineage import require, require_same_start, stated_model
 from qvec_cli.ops.metrics import Input, Metrics, provenance
 from qvec_cli.specs import DataUse, Listener, parse_lambda
 from qvec_cli.vector.arithmetic import apply
@@ -53,7 +55,7 @@ def patch(
         require(rho, Kind.VECTOR)
         require_same_start(theta, rho, listener)
         _require_choice(choice, lam, theta, rho)
-        model = theta.card.model if theta.card else None
+        model = stated_model(theta)
         pairing = cover(theta, rho, (receiver.name, vector.name), head_tensors(theta, model))
         lineage = provenance(
             "patch",
@@ -139,7 +141,8 @@ def _tensors(
 def _apply(theta: Checkpoint, rho: Checkpoint, name: str, lam: float) -> Iterator[Array]:
     dtype = theta[name].dtype
     for (raw, ours), theirs in zip(theta.checked(name), rho.floats(name), strict=True):
-        block = raw if lam == 0 else from_float32(apply(ours, theirs, lam), dtype)
+        with np.errstate(over="ignore", invalid="ignore"):  # found below, by name
+            block = raw if lam == 0 else from_float32(apply(ours, theirs, lam), dtype)
         if not finite(to_float32(block, dtype)):
             raise CheckpointError(f"{theta.path}: {name}: overflows {dtype} at lambda {lam:g}")
         yield block

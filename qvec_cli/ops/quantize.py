@@ -66,7 +66,7 @@ def quantize(request: Request, listener: Listener) -> Metrics:
             "digest": card.digest,
             **_sizes(theta, targets, grid, request),
             "quantized": list(targets),
-            "left": [name for name in theta if name not in targets],
+            "left": sorted(theta.keys() - set(targets), key=lambda n: (-theta[n].size, n)),
             "sqnr_db": ratios,
         }
         inputs = (Input.of(theta),)
