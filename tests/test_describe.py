@@ -13,8 +13,10 @@ from safetensors.numpy import load_file, save_file
 def test_it_knows_every_kind_of_file(drawer: Drawer, tmp_path: Path) -> None:
     call("quantize", drawer.receiver, "--bits", 3, "-o", tmp_path / "q.st")
     kinds = {drawer.donor: "checkpoint", drawer.rho: "vector", tmp_path / "q.st": "quantized"}
-    for path, kind in kinds.items():
-        assert call("inspect", path, "--json").json["results"]["kind"] == kind
+    found = {path: call("inspect", path, "--json").json["results"] for path in kinds}
+    assert {path: results["kind"] for path, results in found.items()} == kinds
+    receiver = call("inspect", drawer.receiver, "--json").json["results"]
+    assert found[tmp_path / "q.st"]["parameters"] == receiver["parameters"]
 
 
 def test_norms_are_those_of_the_tensors(drawer: Drawer) -> None:

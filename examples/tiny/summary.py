@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+
 def read(path: Path) -> dict[str, Any]:
     """A metrics document."""
     return json.loads(path.read_text())

@@ -19,7 +19,7 @@ from qvec_cli.checkpoint.dtypes import FORMATS, Array, to_float32
 from qvec_cli.errors import CheckpointError
 
 BLOCK: Final = 1 << 18
-"""Elements in a block: memory stays the same for any model."""
+"""Elements in a block: memory stays the same for any model, and a block fits into a cache."""
 
 MAX_HEADER: Final = 32 << 20
 """Bytes of header that are parsed; 100,000 tensors need 9 MB."""

@@ -33,7 +33,7 @@ app.command()(study.inspect)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from qvec_cli.ops.metrics import version
 
         typer.echo(f"qvec {version('qvec')}")
         raise typer.Exit

@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import typer
-import yaml
 
 from qvec_cli.errors import SpecError
+
+if TYPE_CHECKING:
+    import yaml
 
 MAX_BYTES: Final = 1 << 20
 
@@ -52,6 +54,8 @@ def load(path: Path, names: dict[str, str]) -> dict[str, Value]:
 
 
 def _entries(path: Path) -> Iterable[tuple[yaml.ScalarNode, yaml.Node]]:
+    import yaml
+
     try:
         if path.stat().st_size > MAX_BYTES:
             raise SpecError(f"{path}: a recipe of more than {MAX_BYTES:,} bytes is not read")
@@ -68,6 +72,8 @@ def _entries(path: Path) -> Iterable[tuple[yaml.ScalarNode, yaml.Node]]:
 
 
 def _value(where: str, node: yaml.Node) -> Value:
+    import yaml
+
     if isinstance(node, yaml.SequenceNode) and node.tag == f"{_YAML}seq":
         return [_scalar(where, item).value for item in node.value]
     if isinstance(node, yaml.MappingNode) and node.tag == f"{_YAML}map":
@@ -77,6 +83,8 @@ def _value(where: str, node: yaml.Node) -> Value:
 
 def _scalar(where: str, node: yaml.Node) -> yaml.ScalarNode:
     """A plain value: text as it stands; yes is no boolean and 010 no octal number."""
+    import yaml
+
     if not isinstance(node, yaml.ScalarNode) or node.tag not in _PLAIN:
         raise SpecError(f"{where}: a plain value belongs here")
     return node

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from qvec_cli.checkpoint.dtypes import to_float32
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.ops.lineage import inherited_use
 from qvec_cli.ops.metrics import Input, Metrics
+from qvec_cli.quant.qtensor import PARTS, part_names
 from qvec_cli.vector.geometry import Norm
 
 
@@ -27,7 +29,7 @@ def describe(path: Path) -> Metrics:
         results = {
             "kind": checkpoint.kind,
             "bytes": path.stat().st_size,
-            "parameters": sum(entry.size for entry in checkpoint.values()),
+            "parameters": _parameters(checkpoint),
             "card": _card(checkpoint.card) if checkpoint.card else None,
             "metadata": checkpoint.metadata if checkpoint.card is None else {},
             "tensors": [_tensor(checkpoint, name) for name in checkpoint],
@@ -35,6 +37,15 @@ def describe(path: Path) -> Metrics:
         inputs = (Input.of(checkpoint),)
         level, counts = inherited_use(checkpoint)
     return Metrics("inspect", inputs, {}, results, level, counts, started=started)
+
+
+def _parameters(checkpoint: Checkpoint) -> int:
+    """How many numbers the network has; a packed weight counts as what it was."""
+    packed = [name.removesuffix(PARTS[0]) for name in checkpoint if name.endswith(PARTS[0])]
+    shapes = {name: part for name in packed if (part := part_names(name)[2]) in checkpoint}
+    inside = {part for name in shapes for part in part_names(name)}
+    stored = sum(entry.size for name, entry in checkpoint.items() if name not in inside)
+    return stored + sum(math.prod(map(int, checkpoint.array(part))) for part in shapes.values())
 
 
 def _card(card: Card) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,7 +59,7 @@ class Metrics:
         return {
             "schema": SCHEMA,
             "command": self.command,
-            "version": qvec_version(),
+            "version": version("qvec"),
             "inputs": [{"path": i.path, "kind": i.kind, "digest": i.digest} for i in self.inputs],
             "parameters": dict(self.parameters),
             "results": dict(self.results),
@@ -103,9 +102,11 @@ def check_documents(document: Path | None, out: Path | None, *, force: bool) -> 
 
 
 @cache
-def qvec_version() -> str:
-    """The installed version."""
-    return version("qvec")
+def version(package: str) -> str:
+    """The installed version of a package, which need not be imported for it."""
+    from importlib import metadata
+
+    return metadata.version(package)
 
 
 def peak_rss_bytes() -> int:
@@ -118,7 +119,7 @@ def provenance(op: str, parents: Mapping[str, Checkpoint], **facts: Any) -> dict
     """The lineage that an output's card keeps: names without folders, so bytes do not move."""
     return {
         "op": op,
-        "qvec": qvec_version(),
+        "qvec": version("qvec"),
         **facts,
         "parents": [
             {"as": label, "name": c.path.name, "kind": c.kind, "digest": c.digest()}
