@@ -103,16 +103,16 @@ def files(folder: Path) -> None:
 
 
 def _draw(data: Path) -> Path:
-    """Noise in two classes, 224 pixels wide."""
+    """Noise in two classes, 112 pixels wide."""
     import numpy as np
     from PIL import Image
 
     rng = np.random.default_rng(0)
-    for split, count in (("train", 8), ("val", 256), ("test", 64)):
+    for split, count in (("train", 8), ("val", 128), ("test", 32)):
         for label in "ab":
             (data / split / label).mkdir(parents=True)
             for i in range(count // 2):
-                pixels = rng.integers(0, 256, (224, 224, 3), np.uint8)
+                pixels = rng.integers(0, 256, (112, 112, 3), np.uint8)
                 Image.fromarray(pixels).save(data / split / label / f"{i}.png")
     return data
 
@@ -130,7 +130,18 @@ def sweep(folder: Path) -> None:
     data = _draw(folder / "images")
     names = {name: str(folder / f"s_{name}.st") for name in ("base", "fp", "qat", "rho")}
     train = ["--data", str(data), "--epochs", "1", "--batch-size", "8", "--no-aug"]
-    run([*QVEC, "finetune", "vit_small_patch16_224", *train, "-o", names["base"]])
+    run(
+        [
+            *QVEC,
+            "finetune",
+            "vit_small_patch16_224",
+            "--img-size",
+            "112",
+            *train,
+            "-o",
+            names["base"],
+        ]
+    )
     run([*QVEC, "finetune", names["base"], *train, "-o", names["fp"]])
     run([*QVEC, "train-qat", names["base"], *train, "-o", names["qat"]])
     run([*QVEC, "extract", names["fp"], names["qat"], "-o", names["rho"]])
@@ -165,7 +176,7 @@ def sweep(folder: Path) -> None:
         return float(metrics.document()["timing"]["wall_s"])
 
     report(
-        "sweep-lambda, 11 lambdas x 256 val + 4 x 64 test / 12 x 256 bare",
+        "sweep-lambda, 11 x 128 val + 4 x 32 test / 12 x 128 bare",
         ratio(ours, bare, pairs=2),
         "1.15",
     )
