@@ -12,7 +12,7 @@ from conftest import draw
 from torch import nn
 from torch.nn import functional
 
-from qvec_cli.learn.batches import Training, decode
+from qvec_cli.learn.batches import Training, View, decode
 from qvec_cli.learn.data import Samples, open_task
 from qvec_cli.learn.fit import Fit, learning_rate, warmup_steps
 from qvec_cli.model import build
@@ -120,15 +120,8 @@ MODEL = {
 
 
 def training(samples: Samples, seed: int, workers: int, *, augmented: bool) -> Training:
-    return Training(
-        samples,
-        build.transform(MODEL, augment=augmented),
-        3,
-        seed=seed,
-        batch_size=8,
-        workers=workers,
-        augmented=augmented,
-    )
+    view = View(samples, build.transform(MODEL, augment=augmented), 3, workers)
+    return Training(view, seed=seed, batch_size=8, augmented=augmented)
 
 
 @pytest.mark.parametrize("augmented", [True, False])
@@ -155,7 +148,7 @@ def test_an_epoch_can_be_entered_anywhere(samples: Samples, augmented: bool) -> 
 
 
 def test_every_image_is_seen_once_an_epoch(samples: Samples) -> None:
-    images, _ = decode(samples, build.transform(MODEL, augment=False), 3, workers=0)
+    images, _ = decode(View(samples, build.transform(MODEL, augment=False), 3))
     made = training(samples, 0, 0, augmented=False)
     seen = torch.cat([batch for batch, _ in made.epoch(0)])
     assert sorted(map(hash, map(str, seen.flatten(1).tolist()))) == sorted(
@@ -172,7 +165,7 @@ def test_drawing_batches_leaves_torchs_own_stream_alone(samples: Samples) -> Non
 
 def test_decoded_images_are_timms_transform_of_the_files(samples: Samples) -> None:
     transform = build.transform(MODEL, augment=False)
-    images, labels = decode(samples, transform, 3, workers=2)
+    images, labels = decode(View(samples, transform, 3, workers=2))
     for index in (0, 17, len(samples) - 1):
         expected = torch.as_tensor(transform(samples.load(index).convert("RGB")))
         assert torch.equal(images[index], expected)

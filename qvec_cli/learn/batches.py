@@ -39,49 +39,45 @@ class _Fault:
     hint: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """A split as a network sees it."""
+
+    samples: Samples
+    transform: Transform
+    channels: int  # of the network
+    workers: int = 0  # processes that decode
+
+
 class _Decoded(Dataset[Any]):
     """Pairs of transformed image and label; random transforms are drawn from ``stream``."""
 
-    def __init__(
-        self,
-        samples: Samples,
-        transform: Transform,
-        channels: int,
-        stream: tuple[int, int] | None = None,
-    ) -> None:
-        self.samples, self.transform, self.channels = samples, transform, channels
-        self.stream = stream  # seed and epoch
+    def __init__(self, view: View, stream: tuple[int, int] | None = None) -> None:
+        self.view, self.stream = view, stream  # seed and epoch
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.view.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int] | _Fault:
+        view = self.view
         try:
-            image = to_mode(self.samples.load(index), self.channels)
+            image = to_mode(view.samples.load(index), view.channels)
         except DataError as fault:
             return _Fault(str(fault), fault.hint)
         if self.stream is None:
-            return self.transform(image), self.samples.labels[index]
+            return view.transform(image), view.samples.labels[index]
         with _stream(*self.stream, index):
-            return self.transform(image), self.samples.labels[index]
+            return view.transform(image), view.samples.labels[index]
 
 
-def decode(
-    samples: Samples,
-    transform: Transform,
-    channels: int,
-    workers: int,
-    heard: Callable[[int], None] = lambda done: None,
-) -> Batch:
+def decode(view: View, heard: Callable[[int], None] = lambda done: None) -> Batch:
     """Every image of a split, transformed, in its order."""
-    loader = _loader(
-        _Decoded(samples, transform, channels), range(len(samples)), _DECODE_BATCH, workers
-    )
-    images, labels = None, torch.tensor(list(samples.labels), dtype=torch.int64)
+    count = len(view.samples)
+    images, labels = None, torch.tensor(list(view.samples.labels), dtype=torch.int64)
     done = 0
-    for batch, _ in loader:
+    for batch, _ in _loader(_Decoded(view), range(count), _DECODE_BATCH):
         if images is None:
-            images = torch.empty((len(samples), *batch.shape[1:]), dtype=torch.uint8)
+            images = torch.empty((count, *batch.shape[1:]), dtype=torch.uint8)
         images[done : done + len(batch)] = batch
         done += len(batch)
         heard(done)
@@ -90,55 +86,57 @@ def decode(
 
 
 class Training:
-    """The batches of each epoch, in an order drawn from (seed, epoch)."""
+    """The batches of each epoch, in an order drawn from (seed, epoch).
+
+    Args:
+        view: the images; its transform may draw random numbers.
+        seed: of order and augmentation.
+        batch_size: images in a step.
+        augmented: whether the transform does; if not, images are decoded once where they fit.
+        heard: called with the images decoded so far, while they are decoded once.
+    """
 
     def __init__(
         self,
-        samples: Samples,
-        transform: Transform,
-        channels: int,
+        view: View,
         *,
         seed: int,
         batch_size: int,
-        workers: int,
         augmented: bool,
+        heard: Callable[[int], None] = lambda done: None,
     ) -> None:
-        self.seed, self.batch_size, self.workers = seed, batch_size, workers
-        self._samples, self._transform, self._channels = samples, transform, channels
-        self._resident: Batch | None = None
-        if not augmented and self._fits():
-            self._resident = decode(samples, transform, channels, workers)
+        self.seed, self.batch_size, self._view = seed, batch_size, view
+        self._resident = decode(view, heard) if not augmented and self._fits() else None
 
     def __len__(self) -> int:
         """Steps in an epoch; the last batch may be smaller."""
-        return -(-len(self._samples) // self.batch_size)
+        return -(-len(self._view.samples) // self.batch_size)
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, without the first ``skip``."""
-        order = torch.randperm(len(self._samples), generator=_generator(self.seed, epoch))
+        order = torch.randperm(len(self._view.samples), generator=_generator(self.seed, epoch))
         order = order[skip * self.batch_size :]
         if self._resident is not None:
             images, labels = self._resident
             for chosen in torch.split(order, self.batch_size):
                 yield images[chosen], labels[chosen]
             return
-        decoded = _Decoded(self._samples, self._transform, self._channels, (self.seed, epoch))
-        yield from _loader(decoded, order.tolist(), self.batch_size, self.workers)
+        decoded = _Decoded(self._view, (self.seed, epoch))
+        yield from _loader(decoded, order.tolist(), self.batch_size)
 
     def _fits(self) -> bool:
-        first = self._transform(to_mode(self._samples.load(0), self._channels))
-        return first.numel() * len(self._samples) <= _RESIDENT_BYTES
+        view = self._view
+        first = view.transform(to_mode(view.samples.load(0), view.channels))
+        return first.numel() * len(view.samples) <= _RESIDENT_BYTES
 
 
-def _loader(
-    dataset: _Decoded, order: Sequence[int], batch_size: int, workers: int
-) -> Iterator[Batch]:
+def _loader(dataset: _Decoded, order: Sequence[int], batch_size: int) -> Iterator[Batch]:
     """Batches in a given order; torch's own generator stays untouched."""
     loader = DataLoader(
         dataset,
         batch_size,
         sampler=order,
-        num_workers=workers,
+        num_workers=dataset.view.workers,
         collate_fn=_collate,
         generator=torch.Generator(),
     )

@@ -30,16 +30,18 @@ class Examples:
         """Every image of a split, uint8 [N, C, H, W], with the head's labels."""
         import torch
 
-        from qvec_cli.learn.batches import decode
+        from qvec_cli.learn.batches import View, decode
         from qvec_cli.model import build
 
         samples = self.task.split(split)
-        images, labels = decode(
+        view = View(
             samples,
             build.transform(self.model, augment=False),
             build.channels(self.model),
             self.loading.workers,
-            lambda done: listener.progress(f"decode {split}", done, len(samples)),
+        )
+        images, labels = decode(
+            view, lambda done: listener.progress(f"decode {split}", done, len(samples))
         )
         return images, torch.tensor(self.relabel)[labels]
 

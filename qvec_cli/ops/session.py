@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from qvec_cli.checkpoint.write import write
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError, TrainingError
 from qvec_cli.learn import snapshot
 from qvec_cli.learn.accuracy import measure
-from qvec_cli.learn.batches import Training, decode
+from qvec_cli.learn.batches import Training, View, decode
 from qvec_cli.learn.data import Task
 from qvec_cli.learn.fit import Fit, Progress, warmup_steps
 from qvec_cli.model import build, qat
@@ -53,12 +53,7 @@ class Session:
             build.normalise(self.model),
             listener,
         )
-        self._val = decode(
-            task.split("val"),
-            build.transform(self.model, augment=False),
-            build.channels(self.model),
-            request.loading.workers,
-        )
+        self._val = decode(self._view("val", augment=False), self._heard("val"))
 
     def run(self) -> None:
         """Trains to the end, from the saved state if so asked.
@@ -101,14 +96,24 @@ class Session:
     def _training(self) -> Training:
         recipe = self.request.recipe
         return Training(
-            self.task.split("train"),
-            build.transform(self.model, augment=not recipe.no_aug),
-            build.channels(self.model),
+            self._view("train", augment=not recipe.no_aug),
             seed=recipe.seed,
             batch_size=recipe.batch_size,
-            workers=self.request.loading.workers,
             augmented=not recipe.no_aug,
+            heard=self._heard("train"),
         )
+
+    def _view(self, split: str, *, augment: bool) -> View:
+        return View(
+            self.task.split(split),
+            build.transform(self.model, augment=augment),
+            build.channels(self.model),
+            self.request.loading.workers,
+        )
+
+    def _heard(self, split: str) -> Callable[[int], None]:
+        total = len(self.task.splits[split])
+        return lambda done: self.listener.progress(f"decode {split}", done, total)
 
     def _card(self) -> Card:
         grid = self.request.grid
