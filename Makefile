@@ -8,7 +8,7 @@ BIN := .venv/bin
 .PHONY: demo test lint fix bench slow clean
 
 demo: .venv/ready  ## the whole method on real images, offline
-	$(MAKE) -C examples/tiny BIN=$(CURDIR)/$(BIN) demo
+	$(MAKE) --no-print-directory -C examples/tiny BIN=$(CURDIR)/$(BIN) demo
 
 test: lint  ## everything a change must pass
 	$(BIN)/pytest -m "not slow and not gpu"
