@@ -247,6 +247,33 @@ def test_another_backbone_is_refused(drawer: Drawer, tmp_path: Path) -> None:
     assert "do not fit the network" in result.err
 
 
+def test_a_network_without_targets_is_not_trained_for_a_grid(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    flags = ("--img-size", 32, "--data", drawer.donor_data, "-o", tmp_path / "x.st")
+    result = call("train-qat", "test_efficientnet", *flags, code=1)
+    assert "test_efficientnet: no weight to quantize" in result.errors[0]
+
+
+def test_a_group_size_that_does_not_divide_is_refused_before_training(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    flags = ("--data", drawer.donor_data, "-o", tmp_path / "x.st", "--group-size", 5)
+    result = call("train-qat", drawer.base, *flags, code=1)
+    assert "blocks.0.attn.qkv.weight: --group-size 5 does not divide" in result.errors[0]
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_vit"])
+def test_twins_of_any_architecture_train_in_reduced_precision(
+    name: str, drawer: Drawer, tmp_path: Path
+) -> None:
+    flags = (name, "--img-size", 32, "--data", drawer.donor_data, *FAST, "--amp")
+    call("train-qat", *flags, "-o", tmp_path / "q.st", "--bits", 4)
+    call("quantize", tmp_path / "q.st", "-o", tmp_path / "packed.st")
+    args = ("--data", drawer.donor_data, "--json")
+    assert call("eval", tmp_path / "packed.st", *args).json["results"]["n"] == 36
+
+
 def test_grey_images_train_a_network_with_one_channel(tmp_path: Path) -> None:
     from PIL import Image
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
@@ -18,7 +18,8 @@ def choose_targets(
     """Names of the weights to quantize: the user's, the card's, or those a rule finds.
 
     Raises:
-        QvecError: nothing to quantize.
+        MismatchError: a glob that matches nothing.
+        CheckpointError: a card whose targets are not in the file.
     """
     shapes = {name: entry.shape for name, entry in theta.items() if entry.floating}
     patterns = tuple(patterns)
@@ -37,8 +38,6 @@ def choose_targets(
             f"{theta.path} does not list its targets: {len(targets)} matrices chosen by "
             "name and shape"
         )
-    if not targets:
-        raise QvecError(f"{theta.path}: no weight to quantize", hint="Name some with --targets.")
     return targets
 
 
@@ -53,15 +52,27 @@ def choose_grid(
 
     Raises:
         SpecError: no bits given, and none in the file.
-        MismatchError: a group size that does not divide the input features of a target.
+        QvecError, MismatchError: see ``check_fit``.
     """
     own = Grid.from_json(made.card.quant) if made.card and made.card.quant else None
     grid = wanted.grid(own)
     if own and own != grid:
         listener.note(f"{made.path} was made for {own}, not for {grid}")
-    for name in targets:
-        try:
-            block_shape(theta[name].shape, grid)
-        except MismatchError as error:
-            raise MismatchError(f"{theta.path}: {name}: {error}", hint=error.hint) from None
+    check_fit({name: theta[name].shape for name in targets}, grid, str(theta.path))
     return grid
+
+
+def check_fit(shapes: Mapping[str, tuple[int, ...]], grid: Grid, source: str) -> None:
+    """Refuses a grid that a target cannot lie on, and a network without any target.
+
+    Raises:
+        QvecError: no target.
+        MismatchError: a group size that does not divide the input features.
+    """
+    if not shapes:
+        raise QvecError(f"{source}: no weight to quantize", hint="Name some with --targets.")
+    for name, shape in shapes.items():
+        try:
+            block_shape(shape, grid)
+        except MismatchError as error:
+            raise MismatchError(f"{source}: {name}: {error}", hint=error.hint) from None

@@ -22,6 +22,7 @@ from qvec_cli.learn.data import Task
 from qvec_cli.learn.fit import Fit, Progress, warmup_steps
 from qvec_cli.model import build, qat
 from qvec_cli.model.targets import head_tensors, of_network
+from qvec_cli.ops.grids import check_fit
 from qvec_cli.ops.metrics import Input, provenance
 from qvec_cli.ops.start import Request, stored_model
 from qvec_cli.ops.state import device, load_state
@@ -44,6 +45,8 @@ class Session:
         self.targets = of_network(self.network, self.model)
         self.card = self._card()
         if request.grid:
+            shapes = {name: tuple(self.network.state_dict()[name].shape) for name in self.targets}
+            check_fit(shapes, request.grid, request.model)
             qat.prepare(self.network, self.model, request.grid)
         self.network.to(self.device)
         self.fit = Fit(
