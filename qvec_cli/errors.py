@@ -34,5 +34,9 @@ class DataError(QvecError):
     """Images or labels that are missing, broken or out of range."""
 
 
+class NotFiniteError(QvecError):
+    """A network whose output is not a number."""
+
+
 class TrainingError(QvecError):
     """A run that cannot go on, for example because its loss is no longer a number."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
-from typing import Any, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 from qvec_cli.errors import SpecError
 
@@ -33,6 +33,37 @@ class DataUse(StrEnum):
     PROXY_IMAGES = "proxy_images"
     RECEIVER_IMAGES = "receiver_images"
     RECEIVER_LABELS = "receiver_labels"
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What a result has cost beyond the receiver's own fine-tuning."""
+
+    level: DataUse = DataUse.NONE
+    counts: Mapping[str, int] = field(default_factory=dict)  # images or labels, by split
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "level", DataUse(self.level))
+        if not all(type(count) is int and count >= 0 for count in self.counts.values()):
+            raise SpecError(f"counts of images are whole numbers from 0 up, not {self.counts}")
+
+    def to_json(self) -> dict[str, Any]:
+        """As metrics and cards hold it."""
+        return {"level": self.level, "counts": dict(self.counts)}
+
+
+NOTHING: Final = Use()
+
+
+def spent(*uses: Use) -> Use:
+    """What several things have cost together: the highest level, each image counted once."""
+    order = list(DataUse)
+    level = max((use.level for use in uses), key=order.index, default=DataUse.NONE)
+    counts: dict[str, int] = {}
+    for use in uses:
+        for name, count in use.counts.items():
+            counts[name] = max(count, counts.get(name, 0))
+    return Use(level, counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +171,7 @@ class Recipe:
             _at_least(name, getattr(self, name), least)
         for name in ("lr", "weight_decay", "clip_grad", "smoothing"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
+            if not 0 <= value <= _LARGEST:
                 raise SpecError(f"{_flag(name)} must be a finite number from 0 up, got {value}")
         if self.lr == 0:
             raise SpecError("--lr must be above 0")
@@ -150,15 +181,6 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """The recipe as cards and metrics hold it."""
         return asdict(self)
-
-    def differences(self, other: Mapping[str, Any]) -> list[str]:
-        """Which settings differ from a recorded recipe, as "lr 1e-05 vs 0.001"."""
-        mine = self.to_json()
-        return [
-            f"{f.name} {other.get(f.name)} vs {mine[f.name]}"
-            for f in fields(self)
-            if other.get(f.name) != mine[f.name]
-        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +223,9 @@ class Silence:
     def milestone(self, text: str) -> None:
         """Drop it."""
 
+
+_LARGEST = 1e38
+"""About as much as float32 holds."""
 
 MAX_LAMBDAS = 1000
 
@@ -246,3 +271,5 @@ def _flag(name: str) -> str:
 def _at_least(name: str, value: int, least: int) -> None:
     if not (isinstance(value, int) and value >= least):
         raise SpecError(f"{_flag(name)} must be at least {least}, got {value}")
+    if value >= 1 << 63:
+        raise SpecError(f"{_flag(name)} must be below 2^63, got {value}")

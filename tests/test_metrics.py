@@ -82,7 +82,7 @@ def test_the_schema_refuses_what_is_wrong(
 def test_what_a_number_has_cost_is_told(documents: dict[str, Any]) -> None:
     levels = {command: document["data_use"]["level"] for command, document in documents.items()}
     assert levels == {
-        "finetune": "receiver_labels",
+        "finetune": "none",
         "train-qat": "receiver_labels",
         "extract": "none",
         "patch": "none",

@@ -12,12 +12,15 @@ from qvec_cli import errors
 from qvec_cli.errors import QvecError, SpecError
 from qvec_cli.specs import (
     MAX_LAMBDAS,
+    DataUse,
     Granularity,
     Grid,
     Loading,
     Recipe,
+    Use,
     parse_lambda,
     parse_lambdas,
+    spent,
 )
 
 BITS = range(2, 9)
@@ -146,17 +149,6 @@ def test_the_default_recipe_is_the_papers():
     assert paper.items() <= Recipe().to_json().items()
 
 
-def test_twins_with_one_recipe_do_not_differ():
-    recipe = Recipe(epochs=3, lr=1e-3)
-    assert recipe.differences(json.loads(json.dumps(recipe.to_json()))) == []
-
-
-def test_every_setting_that_differs_is_named():
-    mine, other = Recipe(lr=1e-3, seed=1), Recipe(lr=1e-5, seed=2)
-    assert mine.differences(other.to_json()) == ["lr 1e-05 vs 0.001", "seed 2 vs 1"]
-    assert len(mine.differences({})) == len(mine.to_json())
-
-
 @pytest.mark.parametrize(("name", "least"), [("batch_size", 1), ("workers", 0)])
 def test_loading_is_bounded_below(name, least):
     assert getattr(Loading(**{name: least}), name) == least
@@ -240,3 +232,17 @@ def test_an_error_carries_its_sentence_its_hint_and_an_exit_code(kind):
     assert (str(error), error.hint) == ("sentence", "way out")
     assert kind("sentence").hint is None
     assert error.exit_code == (2 if kind is SpecError else 1)
+
+
+def test_what_several_things_cost_is_the_dearest_and_counts_an_image_once():
+    labels = Use(DataUse.RECEIVER_LABELS, {"val": 12})
+    images = Use(DataUse.RECEIVER_IMAGES, {"val": 9, "train": 5})
+    assert spent() == Use()
+    assert spent(Use(), images) == images
+    assert spent(images, labels) == Use(DataUse.RECEIVER_LABELS, {"val": 12, "train": 5})
+
+
+@pytest.mark.parametrize("counts", [{"val": -1}, {"val": 1.5}, {"val": True}, {"val": "1"}])
+def test_counts_are_whole_numbers(counts):
+    with pytest.raises(SpecError):
+        Use(DataUse.NONE, counts)

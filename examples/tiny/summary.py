@@ -78,7 +78,9 @@ def table(found: dict[str, dict[str, Any]], bits: int) -> list[str]:
                 f"{pair['patched_unit']:>10.3f}{pair['patched_best']:>9.3f}"
                 f"{pair['lambda_best']:>6.2f}{facts['qat']:>9.3f}"
             )
-    used = ("none", "none", "none", "labels", "labels")
+    keys = ("fp", "ptq", "patched_unit", "patched_best", "qat")
+    uses = [{f["data_use"][key] for f in found.values()} for key in keys]
+    used = ["/".join(sorted(use)).replace("receiver_", "") for use in uses]
     widths = (8, 8, 10, 9, 15)
     cells = "".join(f"{use:>{width}}" for use, width in zip(used, widths, strict=True))
     lines.append(f"{'receiver data used':<20}{cells}")

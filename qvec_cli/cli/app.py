@@ -91,7 +91,8 @@ def _prepare() -> None:
         if stream is not None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup has asked to ignore it
+            signal.signal(number, _stop)
 
 
 def _stop(number: int, _: FrameType | None) -> NoReturn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
+from qvec_cli.errors import QvecError
 from qvec_cli.ops.metrics import Metrics
 from qvec_cli.specs import Grid
 
@@ -14,11 +15,10 @@ Facts = Mapping[str, Any]
 def lines(metrics: Metrics) -> Iterator[str]:
     """The lines of a result, with what it has cost of the receiver's data."""
     yield from _LINES[metrics.command](metrics.results)
-    counts = ", ".join(f"{count} {what}" for what, count in metrics.counts.items())
-    if metrics.command in ("finetune", "train-qat"):
-        yield f"labels used: {counts}"
-    elif metrics.command not in ("inspect", "extract"):
-        yield f"receiver data used: {metrics.data_use}{f' ({counts})' if counts else ''}"
+    use = metrics.use
+    counts = ", ".join(f"{count} {what}" for what, count in use.counts.items())
+    if metrics.command not in ("finetune", "train-qat", "inspect", "extract"):
+        yield f"receiver data used: {use.level}{f' ({counts})' if counts else ''}"
 
 
 def size(count: float) -> str:
@@ -40,6 +40,8 @@ def score(result: Facts) -> str:
 
 def _training(results: Facts) -> Iterator[str]:
     yield f"{results['output']}: {results['steps']} steps, {len(results['epochs'])} epochs"
+    images = results["data"]["images"]
+    yield f"labelled images: {images['train']} to train, {images['val']} to validate"
     names = {"float": "validation, float", "quantized": "validation, quantized"}
     for key, result in results["val"].items():
         yield f"{names[key]}: top-1 {score(result)}"
@@ -109,6 +111,8 @@ def _inspect(results: Facts) -> Iterator[str]:
         f"{results['parameters']:,} parameters, {size(results['bytes'])}"
     )
     yield from _card(card) if card else ["no qvec card: architecture and lineage are not known"]
+    held = "" if results["digest_holds"] else " (not that of its card: edited since)"
+    yield f"digest: {results['digest']}{held}"
     yield "tensor\tdtype\tshape\tnorm"
     for tensor in results["tensors"]:
         bad = f"\t{tensor['not_finite']} not finite" if tensor.get("not_finite") else ""
@@ -125,18 +129,34 @@ def _card(card: Facts) -> Iterator[str]:
     if data := card["data"]:
         yield f"data: {data['name']}, {data['images']}"
     if card["grid"]:
-        yield f"grid: {Grid.from_json(card['grid'])}"
+        yield f"grid: {_grid(card['grid'])}"
     if card["targets"] is not None:
         yield f"targets: {len(card['targets'])} weights"
     if recipe := card["recipe"]:
         yield "recipe: " + ", ".join(f"{key} {value}" for key, value in recipe.items())
-    lineage = card["provenance"]
-    facts = f" at lambda {lineage['lambda']:g}" if "lambda" in lineage else ""
-    yield f"made by: qvec {lineage.get('qvec', '?')} {lineage.get('op', '?')}{facts}"
-    for parent in lineage.get("parents", []):
-        yield f"from: {parent['as']} {parent['name']} ({parent['kind']}, {parent['digest'][:12]})"
     yield f"base: {card['base'] or 'unknown'}"
-    yield f"digest: {card['digest']}"
+    yield from _family(card["provenance"], "")
+
+
+def _family(lineage: Facts, indent: str) -> Iterator[str]:
+    """An operation, its parents below it, theirs below them."""
+    facts = f" at lambda {lineage['lambda']}" if "lambda" in lineage else ""
+    yield f"{indent}made by: qvec {lineage.get('qvec', '?')} {lineage.get('op', '?')}{facts}"
+    parents = lineage.get("parents")
+    for parent in parents if isinstance(parents, list) else []:
+        if isinstance(parent, dict):
+            name, kind = parent.get("name", "?"), parent.get("kind", "?")
+            digest = str(parent.get("digest", "?"))[:12]
+            yield f"{indent}from: {parent.get('as', '?')} {name} ({kind}, {digest})"
+            if isinstance(parent.get("provenance"), dict) and parent["provenance"]:
+                yield from _family(parent["provenance"], indent + "  ")
+
+
+def _grid(value: Facts) -> str:
+    try:
+        return str(Grid.from_json(value))
+    except QvecError:
+        return str(value)
 
 
 def _some(names: list[str], shown: int = 4) -> str:

@@ -46,15 +46,17 @@ def deliver(
         out: the command's artefact, which must be another file than ``document``.
         force: whether ``document`` may be replaced.
     """
+    from qvec_cli.checkpoint.write import dump, write_json
     from qvec_cli.cli.lines import lines
     from qvec_cli.ops.metrics import check_documents
 
     check_documents(document, out, force=force)
     with Terminal() as terminal:
         metrics = work(terminal)
+    whole = metrics.document()
     if document is not None:
-        metrics.save(document, force=force)
-    result(metrics.text() if as_json else clean("\n".join(lines(metrics))) + "\n")
+        write_json(document, whole, force=force)
+    result(dump(whole) if as_json else clean("\n".join(lines(metrics))) + "\n")
 
 
 def result(text: str) -> None:

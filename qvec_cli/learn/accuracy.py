@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qvec_cli.errors import QvecError
+from qvec_cli.errors import NotFiniteError
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def measure(
         heard: called with the images done so far.
 
     Raises:
-        QvecError: a logit that is not a number.
+        NotFiniteError: a logit that is not a number.
     """
     device = next(network.parameters()).device
     was_training = network.training
@@ -90,7 +90,7 @@ def measure(
         heard(min(start + batch_size, len(images)))
     network.train(was_training)
     if not math.isfinite(loss):
-        raise QvecError(
+        raise NotFiniteError(
             "a logit is not a number; the model is broken",
             hint="qvec inspect FILE names tensors that are not finite.",
         )

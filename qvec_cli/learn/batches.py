@@ -116,6 +116,8 @@ class Training:
         """The batches of an epoch, without the first ``skip``."""
         order = torch.randperm(len(self._view.samples), generator=_generator(self.seed, epoch))
         order = order[skip * self.batch_size :]
+        if not len(order):  # all is done but the validation; torch.split would make a batch
+            return
         if self._resident is not None:
             images, labels = self._resident
             for chosen in torch.split(order, self.batch_size):

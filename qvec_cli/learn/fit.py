@@ -114,9 +114,11 @@ class Fit:
         self.network.train()
         saved = time.monotonic()
         for images, labels in self.batches.epoch(self.at.epoch, skip=self.at.step):
+            before = self._before()
             try:
                 self._step(images.to(self._device), labels.to(self._device))
             except TrainingError:
+                self._undo(before)
                 save()
                 raise
             self.at.step += 1
@@ -128,13 +130,23 @@ class Fit:
                 f"epoch {self.at.epoch + 1}/{self.recipe.epochs}", done, self.total, **self.at.mean
             )
 
+    def _before(self) -> tuple[Tensor, list[Tensor]]:
+        """What a forward changes: the random stream, and buffers such as running means."""
+        return torch.get_rng_state(), [b.clone() for b in self.network.buffers()]
+
+    def _undo(self, before: tuple[Tensor, list[Tensor]]) -> None:
+        stream, buffers = before
+        torch.set_rng_state(stream)
+        for buffer, old in zip(self.network.buffers(), buffers, strict=True):
+            buffer.copy_(old)
+
     def _step(self, images: Tensor, labels: Tensor) -> None:
         done = self.at.epoch * len(self.batches) + self.at.step
         rate = learning_rate(self.recipe, done, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.amp):
-            logits = self.network(self.normalise(images))
+            logits = self._forward(images)
             loss = functional.cross_entropy(
                 logits.float(), labels, label_smoothing=self.recipe.smoothing
             )
@@ -152,3 +164,15 @@ class Fit:
         self.at.loss_sum += loss.item() * len(labels)
         self.at.correct += int((logits.argmax(1) == labels).sum())
         self.at.seen += len(labels)
+
+    def _forward(self, images: Tensor) -> Tensor:
+        try:
+            logits: Tensor = self.network(self.normalise(images))
+        except ValueError as fault:  # torch's word for a batch norm that sees one value
+            if len(images) > 1:
+                raise
+            raise TrainingError(
+                f"the last batch of an epoch is one image, too few for this network ({fault})",
+                hint="Choose another --batch-size.",
+            ) from None
+        return logits

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -36,6 +36,12 @@ class ImageFiles:
     def load(self, index: int) -> Image.Image:
         """Decode one image."""
         return open_image(self.files[index])
+
+    def identity(self) -> Iterator[str]:
+        """Place below the common folder, size and label of every file."""
+        start = len(os.path.commonpath([os.path.dirname(f) for f in self.files]))  # noqa: PTH120
+        for file, label in zip(self.files, self.labels, strict=True):
+            yield f"{file[start:]}\t{os.stat(file).st_size}\t{label}"  # noqa: PTH116
 
 
 def layout(folder: Path) -> str:

@@ -45,6 +45,11 @@ class HubImages:
             raise DataError(f"{self.where}: image {index} is {type(image).__name__}, not an image")
         return image.transpose(Image.Transpose.TRANSPOSE) if self.sideways else image
 
+    def identity(self) -> Iterator[str]:
+        """The data set, its split and the labels."""
+        yield self.where
+        yield str(list(self.labels))
+
 
 def installed() -> bool:
     """Whether the package is there."""

@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,11 @@ class ImageArray:
         from PIL import Image
 
         return Image.fromarray(self.images[index])
+
+    def identity(self) -> Iterator[str]:
+        """The pixels and the labels."""
+        yield sha256(np.ascontiguousarray(self.images).data).hexdigest()
+        yield str(list(self.labels))
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:

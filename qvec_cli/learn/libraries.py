@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,11 @@ class LibraryImages:
         except Exception as error:  # HDF5 and others, each with its own errors
             raise DataError(f"{self.task.name}: image {index} is broken: {cause(error)}") from None
         return image.transpose(Image.Transpose.TRANSPOSE) if self.task.sideways else image
+
+    def identity(self) -> Iterator[str]:
+        """The task and the labels."""
+        yield self.task.name
+        yield str(list(self.labels))
 
 
 def present(task: PaperTask, root: Path | None) -> bool:

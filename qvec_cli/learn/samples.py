@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
+from hashlib import sha256
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from qvec_cli.errors import DataError
@@ -35,6 +38,9 @@ class Samples(Protocol):
             DataError: it cannot be decoded. No other image takes its place.
         """
 
+    def identity(self) -> Iterator[str]:
+        """What tells these samples from others, as far as it is known without decoding."""
+
 
 class Found(NamedTuple):
     """What a source holds, before anything is drawn or checked."""
@@ -43,13 +49,22 @@ class Found(NamedTuple):
     splits: dict[str, Samples]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Task:
     """A data set. The length of a split is known without drawing or decoding."""
 
     name: str
     classes: tuple[str, ...]  # names in label order
     splits: Mapping[str, Samples]
+
+    @cached_property
+    def digest(self) -> str:
+        """Identity of classes, splits, labels and files, wherever the folder lies."""
+        lines = chain(
+            [json.dumps(self.classes)],
+            *([name, *samples.identity()] for name, samples in self.splits.items()),
+        )
+        return sha256("\n".join(lines).encode()).hexdigest()
 
     def split(self, name: str) -> Samples:
         """The samples of a split, whose labels have been checked.
@@ -111,6 +126,11 @@ class Part:
     def load(self, index: int) -> Image.Image:
         """Decode one image."""
         return self.whole.load(self.indices[index])
+
+    def identity(self) -> Iterator[str]:
+        """Of the whole, and which part."""
+        yield f"{self.start}:{self.stop}"
+        yield from self.whole.identity()
 
 
 def draw_validation(train: Samples) -> tuple[Samples, Samples]:

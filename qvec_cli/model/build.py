@@ -23,6 +23,12 @@ _FIELDS: Final = {
     "model_args": dict,
     "pretrained_cfg": dict,
 }
+_FLAGS: Final = {
+    "img_size": "--img-size",
+    "in_chans": "--in-chans",
+    "num_classes": "the classes of the data set decide",
+    "pretrained": "--pretrained",
+}
 _DATA_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 
 
@@ -37,6 +43,15 @@ class Wish:
     in_chans: int = 3
     crop_pct: float | None = None  # share of the resized image that evaluation crops
     args: Mapping[str, Any] = field(default_factory=dict)  # for timm's constructor
+
+    def __post_init__(self) -> None:
+        for name in sorted(self.args.keys() & _FLAGS.keys()):
+            raise SpecError(f"--model-arg {name} has a word of its own: {_FLAGS[name]}")
+
+    @property
+    def shaped(self) -> bool:
+        """Whether more than a name is said."""
+        return bool(self.img_size or self.in_chans != 3 or self.crop_pct or self.args)
 
 
 def create(wish: Wish) -> tuple[nn.Module, dict[str, Any]]:

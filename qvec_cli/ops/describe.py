@@ -26,8 +26,11 @@ def describe(path: Path) -> Metrics:
     """
     started = time.perf_counter()
     with Checkpoint(path) as checkpoint:
+        digest = checkpoint.compute_digest()
         results = {
             "kind": checkpoint.kind,
+            "digest": digest,
+            "digest_holds": digest == checkpoint.digest(),
             "bytes": path.stat().st_size,
             "parameters": _parameters(checkpoint),
             "card": _card(checkpoint.card) if checkpoint.card else None,
@@ -35,8 +38,8 @@ def describe(path: Path) -> Metrics:
             "tensors": [_tensor(checkpoint, name) for name in checkpoint],
         }
         inputs = (Input.of(checkpoint),)
-        level, counts = inherited_use(checkpoint)
-    return Metrics("inspect", inputs, {}, results, level, counts, started=started)
+        use = inherited_use(checkpoint)
+    return Metrics("inspect", inputs, {}, results, use, started=started)
 
 
 def _parameters(checkpoint: Checkpoint) -> int:

@@ -50,8 +50,8 @@ def evaluate(request: Request, listener: Listener) -> Metrics:
         from qvec_cli.ops.state import load_network
 
         network = load_network(checkpoint, model, request.device)
-        inputs = (Input.of(checkpoint), Input(request.data, "data"))
-        level, counts = inherited_use(checkpoint)
+        inputs = (Input.of(checkpoint), Input(request.data, "data", examples.task.digest))
+        use = inherited_use(checkpoint)
         card = checkpoint.card
     score = _measure(network, examples, request, listener)
     results: dict[str, Any] = {
@@ -66,15 +66,18 @@ def evaluate(request: Request, listener: Listener) -> Metrics:
         "batch_size": request.loading.batch_size,
     }
     device = str(next(network.parameters()).device)
-    return Metrics(
-        "eval", inputs, parameters, results, level, counts, device=device, started=started
-    )
+    return Metrics("eval", inputs, parameters, results, use, device=device, started=started)
 
 
 def _architecture(checkpoint: Checkpoint, wish: build.Wish | None) -> dict[str, Any]:
     if wish is None:
         return model_of(checkpoint)
     if model := stated_model(checkpoint):
+        if wish.shaped:
+            raise MismatchError(
+                f"{checkpoint.path} knows its own --img-size, --in-chans, --crop-pct and arguments",
+                hint="Leave them out, and --model too.",
+            )
         if wish.name.split(".", maxsplit=1)[0] != model["architecture"]:
             raise MismatchError(
                 f"{checkpoint.path} is a {model['architecture']}, not a {wish.name}",

@@ -62,6 +62,10 @@ def open_for(
     """
     task = open_data(spec, loading)
     known = (checkpoint.card.data or {}).get("classes") if checkpoint.card else None
+    if known is not None and loading.class_map:
+        raise MismatchError(f"{checkpoint.path} names its classes itself: leave --class-map out")
+    if known is not None and not (isinstance(known, list) and set(map(type, known)) == {str}):
+        raise MismatchError(f"{checkpoint.path}: its qvec card is damaged (classes)")
     if known is None:
         known = _unnamed(task, model["num_classes"], spec, checkpoint, loading)
     return Examples(task, model, _relabel(task, known, spec, checkpoint), loading)
@@ -88,9 +92,12 @@ def _unnamed(
 
 def _listed(path: str) -> tuple[str, ...]:
     try:
-        return tuple(filter(None, Path(path).read_text(encoding="utf-8").splitlines()))
+        names = tuple(filter(None, Path(path).read_text(encoding="utf-8").splitlines()))
     except (OSError, UnicodeDecodeError) as fault:
         raise DataError(f"--class-map {path}: cannot be read: {fault}") from None
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise DataError(f"--class-map {path}: {double!r} stands in it twice")
+    return names
 
 
 def natural(names: Sequence[str]) -> list[str]:

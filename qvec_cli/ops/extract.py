@@ -12,9 +12,15 @@ from qvec_cli.checkpoint.read import Checkpoint, Entry
 from qvec_cli.checkpoint.write import check_target, write
 from qvec_cli.errors import MismatchError
 from qvec_cli.model.targets import head_tensors
-from qvec_cli.ops.lineage import require, require_same_start, require_twins, stated_model
-from qvec_cli.ops.metrics import Input, Metrics, provenance
-from qvec_cli.specs import Listener
+from qvec_cli.ops.lineage import (
+    provenance,
+    require,
+    require_same_start,
+    require_twins,
+    stated_model,
+)
+from qvec_cli.ops.metrics import Input, Metrics
+from qvec_cli.specs import NOTHING, Listener
 from qvec_cli.vector.arithmetic import difference
 from qvec_cli.vector.geometry import Norm
 from qvec_cli.vector.pairing import Pairing, pair
@@ -61,6 +67,8 @@ def _tensors(
 ) -> Iterator[tuple[str, Iterable[Array]]]:
     for name in plan:
         yield name, _difference(fp, qat, name, rho, base)
+    if rho.value == 0:
+        raise MismatchError(f"{fp.path} and {qat.path} are equal: rho would be zero")
 
 
 def _difference(
@@ -74,7 +82,8 @@ def _difference(
 
 
 def _card(fp: Checkpoint, qat: Checkpoint) -> Card:
-    lineage = provenance("extract", {"donor": fp, "donor_qat": qat})
+    # what the donor's twin has cost is the donor's own; of a receiver nothing is used here
+    lineage = provenance("extract", {"donor": fp, "donor_qat": qat}, NOTHING)
     if qat.card is None:
         return Card(Kind.VECTOR, provenance=lineage)
     return Card(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import CheckpointError, MismatchError
+from qvec_cli.errors import CheckpointError, MismatchError, QvecError
 from qvec_cli.model.build import check, same_backbone
-from qvec_cli.specs import DataUse, Listener
+from qvec_cli.ops.metrics import version
+from qvec_cli.specs import DataUse, Grid, Listener, Use, spent
+
+FAKE: Final = "fake-quantized"
+"""The role of a float checkpoint whose targets lie on a grid."""
 
 _INSTEAD = {
     Kind.VECTOR: "A vector comes from qvec extract.",
@@ -25,6 +30,12 @@ def require(checkpoint: Checkpoint, kind: Kind) -> None:
     if checkpoint.kind is not kind or (kind is Kind.VECTOR and checkpoint.card is None):
         raise MismatchError(
             f"{checkpoint.path}: is a {checkpoint.kind}, a {kind} belongs here", hint=_INSTEAD[kind]
+        )
+    card = checkpoint.card
+    if kind is Kind.CHECKPOINT and card and card.role == FAKE:
+        raise MismatchError(
+            f"{checkpoint.path}: is quantized already, to {Grid.from_json(card.quant or {})}",
+            hint="Use the float checkpoint it was made from.",
         )
     if kind is Kind.CHECKPOINT and any(name.endswith("_packed") for name in checkpoint):
         raise MismatchError(
@@ -74,10 +85,58 @@ def model_of(checkpoint: Checkpoint) -> dict[str, Any]:
     )
 
 
-def inherited_use(checkpoint: Checkpoint) -> tuple[DataUse, dict[str, int]]:
-    """What of the receiver's data a file has used before, by its card."""
+def inherited_use(checkpoint: Checkpoint) -> Use:
+    """What of the receiver's data a file has used before, by its card.
+
+    Raises:
+        CheckpointError: a card that says what cannot be.
+    """
     lineage = checkpoint.card.provenance if checkpoint.card else {}
-    return DataUse(lineage.get("data_use", DataUse.NONE)), dict(lineage.get("counts", {}))
+    try:
+        return Use(lineage.get("data_use", DataUse.NONE), dict(lineage.get("counts", {})))
+    except (ValueError, TypeError, QvecError) as fault:
+        raise CheckpointError(f"{checkpoint.path}: its qvec card is damaged ({fault})") from None
+
+
+def patched_use(theta: Checkpoint, rho: Checkpoint) -> Use:
+    """What a receiver has cost with a vector, which is its own QAT if it is of the same data."""
+    if not same_data(theta.card, rho.card):
+        return inherited_use(theta)
+    images = (rho.card.data or {}).get("images", {}) if rho.card else {}
+    own = {split: images[split] for split in ("train", "val") if split in images}
+    return spent(inherited_use(theta), Use(DataUse.RECEIVER_LABELS, own))
+
+
+def same_data(first: Card | None, second: Card | None) -> bool:
+    """Whether two files were trained on the very same images and labels."""
+    ours, theirs = ((card.data or {}).get("digest") if card else None for card in (first, second))
+    return ours is not None and ours == theirs
+
+
+def provenance(
+    op: str, parents: Mapping[str, Checkpoint], use: Use, **facts: Any
+) -> dict[str, Any]:
+    """The lineage that an output's card keeps, whole: each parent brings its own.
+
+    Names come without folders, so that the same inputs give the same bytes anywhere.
+    """
+    return {
+        "op": op,
+        "qvec": version("qvec"),
+        **facts,
+        "data_use": use.level,
+        "counts": dict(use.counts),
+        "parents": [
+            {
+                "as": label,
+                "name": parent.path.name,
+                "kind": parent.kind,
+                "digest": parent.digest(),
+                "provenance": parent.card.provenance if parent.card else {},
+            }
+            for label, parent in parents.items()
+        ],
+    }
 
 
 def require_same_start(first: Checkpoint, second: Checkpoint, listener: Listener) -> None:
@@ -102,14 +161,14 @@ def require_same_start(first: Checkpoint, second: Checkpoint, listener: Listener
 
 
 def require_twins(donor: Checkpoint, donor_qat: Checkpoint, listener: Listener) -> None:
-    """Refuses a pair in the wrong order, or of one file; warns when the twins' runs differ.
+    """Refuses a pair in the wrong order; warns when the twins' runs differ.
 
     Raises:
-        MismatchError: rho would be zero, or its sign wrong.
+        MismatchError: the sign of rho would be wrong.
     """
+    if donor.path.samefile(donor_qat.path):
+        raise MismatchError(f"{donor.path} and {donor_qat.path} are one file: rho would be zero")
     if donor.card is None or donor_qat.card is None:
-        if donor.digest() == donor_qat.digest():
-            raise MismatchError(f"{donor.path} and {donor_qat.path} are equal: rho would be zero")
         return
     roles = donor.card.role, donor_qat.card.role
     if roles == ("qat", "fp"):
@@ -118,8 +177,6 @@ def require_twins(donor: Checkpoint, donor_qat: Checkpoint, listener: Listener) 
             "one: the arguments look swapped",
             hint=f"qvec extract {donor_qat.path} {donor.path} ...",
         )
-    if donor.digest() == donor_qat.digest():
-        raise MismatchError(f"{donor.path} and {donor_qat.path} are equal: rho would be zero")
     for checkpoint, expected in ((donor, "fp"), (donor_qat, "qat")):
         if checkpoint.card and checkpoint.card.role != expected:
             raise MismatchError(
@@ -140,13 +197,17 @@ def _backbones(first: Checkpoint, second: Checkpoint) -> list[str]:
 
 
 def _runs(first: Card, second: Card) -> list[str]:
-    ours = {**(first.recipe or {}), "data": (first.data or {}).get("name")}
-    theirs = {**(second.recipe or {}), "data": (second.data or {}).get("name")}
+    ours, theirs = ({**(card.recipe or {}), **_data_of(card)} for card in (first, second))
     return [
         f"{key} {ours.get(key)} vs {theirs.get(key)}"
         for key in sorted({*ours, *theirs})
         if ours.get(key) != theirs.get(key)
     ]
+
+
+def _data_of(card: Card) -> dict[str, Any]:
+    data = card.data or {}
+    return {"data": data.get("name"), "data digest": _short(data.get("digest"))}
 
 
 def _short(digest: str | None) -> str:

@@ -7,15 +7,15 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.checkpoint.write import check_target, dump, write_json
+from qvec_cli.checkpoint.write import check_target
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import DataUse
+from qvec_cli.specs import NOTHING, Use
 
 SCHEMA: Final = 1
 SCHEMA_FILE: Final = Path(__file__).with_name("metrics.schema.json")
@@ -40,16 +40,14 @@ class Input:
 class Metrics:
     """What one command did.
 
-    ``data_use`` tells what of the receiver's data the result has cost beyond its own
-    fine-tuning; ``counts`` how many images or labels that was.
+    ``use`` tells what of the receiver's data the result has cost beyond its own fine-tuning.
     """
 
     command: str
     inputs: tuple[Input, ...]
     parameters: Mapping[str, Any]
     results: Mapping[str, Any]
-    data_use: DataUse = DataUse.NONE
-    counts: Mapping[str, int] = field(default_factory=dict)
+    use: Use = NOTHING
     device: str = "cpu"
     seed: int | None = None
     started: float = 0.0  # time.perf_counter() when the work began
@@ -63,7 +61,7 @@ class Metrics:
             "inputs": [{"path": i.path, "kind": i.kind, "digest": i.digest} for i in self.inputs],
             "parameters": dict(self.parameters),
             "results": dict(self.results),
-            "data_use": {"level": self.data_use, "counts": dict(self.counts)},
+            "data_use": self.use.to_json(),
             "environment": {
                 "python": platform.python_version(),
                 "torch": version("torch"),
@@ -78,14 +76,6 @@ class Metrics:
             },
         }
 
-    def text(self) -> str:
-        """The document as a file or stdout holds it."""
-        return dump(self.document())
-
-    def save(self, path: Path, *, force: bool) -> None:
-        """Writes the document, whole or not at all."""
-        write_json(path, self.document(), force=force)
-
 
 def check_documents(document: Path | None, out: Path | None, *, force: bool) -> None:
     """Refuses, before any work, a metrics file that could not be written afterwards.
@@ -96,9 +86,9 @@ def check_documents(document: Path | None, out: Path | None, *, force: bool) -> 
     """
     if document is None:
         return
+    check_target(document, force=force)
     if out is not None and document.resolve() == out.resolve():
         raise SpecError(f"--metrics {document} is the output itself")
-    check_target(document, force=force)
 
 
 @cache
@@ -113,19 +103,6 @@ def peak_rss_bytes() -> int:
     """Most memory this process has held so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def provenance(op: str, parents: Mapping[str, Checkpoint], **facts: Any) -> dict[str, Any]:
-    """The lineage that an output's card keeps: names without folders, so bytes do not move."""
-    return {
-        "op": op,
-        "qvec": version("qvec"),
-        **facts,
-        "parents": [
-            {"as": label, "name": c.path.name, "kind": c.kind, "digest": c.digest()}
-            for label, c in parents.items()
-        ],
-    }
 
 
 def _threads() -> int:

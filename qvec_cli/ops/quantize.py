@@ -14,15 +14,12 @@ from qvec_cli.checkpoint.read import Checkpoint, Entry
 from qvec_cli.checkpoint.write import check_target, write
 from qvec_cli.errors import MismatchError
 from qvec_cli.ops.grids import choose_grid, choose_targets
-from qvec_cli.ops.lineage import inherited_use, require
-from qvec_cli.ops.metrics import Input, Metrics, provenance
+from qvec_cli.ops.lineage import FAKE, inherited_use, provenance, require
+from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.quant.distortion import sqnr_db
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import part_names, part_shapes, stored_bits
 from qvec_cli.specs import Grid, Listener, Method, Wanted
-
-FAKE = "fake-quantized"
-"""The role of a float checkpoint whose targets lie on a grid."""
 
 _PART_DTYPES = ("I32", "F32", "I64")
 
@@ -70,18 +67,16 @@ def quantize(request: Request, listener: Listener) -> Metrics:
             "sqnr_db": ratios,
         }
         inputs = (Input.of(theta),)
-        level, counts = inherited_use(theta)
+        use = inherited_use(theta)
     parameters = {"grid": grid.to_json(), "method": request.method, "fake": request.fake}
-    return Metrics("quantize", inputs, parameters, results, level, counts, started=started)
+    return Metrics("quantize", inputs, parameters, results, use, started=started)
 
 
 def _require_float(theta: Checkpoint) -> None:
-    quant = theta.card.quant if theta.card else None
-    on_grid = theta.kind is Kind.QUANTIZED or (theta.card and theta.card.role == FAKE)
-    if quant and on_grid:
+    if theta.kind is Kind.QUANTIZED and theta.card and theta.card.quant:
         raise MismatchError(
-            f"{theta.path}: is quantized already, to {Grid.from_json(quant)}",
-            hint="Quantize the float checkpoint it was made from.",
+            f"{theta.path}: is quantized already, to {Grid.from_json(theta.card.quant)}",
+            hint="Use the float checkpoint it was made from.",
         )
     require(theta, Kind.CHECKPOINT)
 
@@ -121,10 +116,8 @@ def _tensors(
 
 
 def _card(theta: Checkpoint, targets: tuple[str, ...], grid: Grid, request: Request) -> Card:
-    level, counts = inherited_use(theta)
-    lineage = provenance(
-        "quantize", {"model": theta}, method=request.method, data_use=level, counts=counts
-    )
+    use = inherited_use(theta)
+    lineage = provenance("quantize", {"model": theta}, use, method=request.method)
     kind = Kind.CHECKPOINT if request.fake else Kind.QUANTIZED
     card = theta.card or Card(kind)
     return replace(

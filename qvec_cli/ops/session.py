@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from qvec_cli.checkpoint import digest as digests
-from qvec_cli.checkpoint.card import Card, Kind
+from qvec_cli.checkpoint.card import Card, Kind, canonical
 from qvec_cli.checkpoint.dtypes import name_of
 from qvec_cli.checkpoint.read import Checkpoint, Entry
 from qvec_cli.checkpoint.write import write
-from qvec_cli.errors import CheckpointError, MismatchError, QvecError, TrainingError
+from qvec_cli.errors import CheckpointError, MismatchError, NotFiniteError, TrainingError
 from qvec_cli.learn import snapshot
 from qvec_cli.learn.accuracy import measure
 from qvec_cli.learn.batches import Training, View, decode
@@ -23,11 +24,14 @@ from qvec_cli.learn.fit import Fit, Progress, warmup_steps
 from qvec_cli.model import build, qat
 from qvec_cli.model.targets import head_tensors, of_network
 from qvec_cli.ops.grids import check_fit
-from qvec_cli.ops.metrics import Input, provenance
+from qvec_cli.ops.lineage import inherited_use, provenance
+from qvec_cli.ops.metrics import Input
 from qvec_cli.ops.start import Request, stored_model
 from qvec_cli.ops.state import device, load_state
 from qvec_cli.ops.unfinished import unfinished
-from qvec_cli.specs import DataUse, Listener
+from qvec_cli.specs import NOTHING, DataUse, Listener, Use, spent
+
+_LOWER: Final = "A lower --lr or a longer --warmup-steps may hold it; start anew with --force."
 
 
 class Session:
@@ -41,7 +45,8 @@ class Session:
         self.request, self.task, self.listener = request, task, listener
         self.device = device(request.device)
         torch.manual_seed(request.recipe.seed)
-        self.network, self.model, self.parents = _start(request, len(task.classes), listener)
+        self.start = _start(request, task, listener)
+        self.network, self.model = self.start.network, self.start.model
         self.targets = of_network(self.network, self.model)
         self.card = self._card()
         if request.grid:
@@ -72,9 +77,7 @@ class Session:
         except TrainingError as error:
             state = unfinished(self.request.out)
             kept = f"; the last good state is in {state}" if state.exists() else ""
-            raise TrainingError(
-                f"{error}{kept}", hint="A lower --lr or a longer --warmup-steps may hold it."
-            ) from None
+            raise TrainingError(f"{error}{kept}", hint=error.hint or _LOWER) from None
 
     def write(self) -> Card:
         """Writes the checkpoint, without wrappers, and returns its card."""
@@ -82,6 +85,12 @@ class Session:
         state = self.network.state_dict()
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in state.items()}
         return _write(self.request.out, arrays, self.card, force=self.request.force)
+
+    @property
+    def use(self) -> Use:
+        """What the run has cost."""
+        lineage = self.start.lineage
+        return Use(lineage["data_use"], lineage["counts"])
 
     def facts(self) -> dict[str, Any]:
         """What the metrics say of the run."""
@@ -120,12 +129,6 @@ class Session:
 
     def _card(self) -> Card:
         grid = self.request.grid
-        lineage = provenance("train-qat" if grid else "finetune", {})
-        lineage["parents"] = [
-            {"as": label, "name": Path(i.path).name, "kind": i.kind, "digest": i.digest}
-            for label, i in self.parents.items()
-        ]
-        lineage["data_use"] = DataUse.RECEIVER_LABELS if grid else DataUse.NONE
         splits = self.task.splits
         return Card(
             Kind.CHECKPOINT,
@@ -135,12 +138,13 @@ class Session:
                 "name": Path(self.task.name).name,
                 "classes": list(self.task.classes),
                 "images": {name: len(samples) for name, samples in splits.items()},
+                "digest": self.task.digest,
             },
             quant=grid.to_json() if grid else None,
             targets=self.targets,
             base=_backbone_digest(self.network, self.model),
             recipe=self.request.recipe.to_json(),
-            provenance=lineage,
+            provenance=self.start.lineage,
         )
 
     def _validate(self) -> dict[str, Any]:
@@ -149,7 +153,7 @@ class Session:
             with qat.float_forward(self.network) as wrapped:
                 result = {"float": self._score()}
             return {**result, "quantized": self._score()} if wrapped else result
-        except QvecError as error:
+        except NotFiniteError as error:
             at = self.fit.at
             raise TrainingError(
                 f"{error}: validation after epoch {at.epoch + 1}, step {at.step} "
@@ -188,7 +192,7 @@ class Session:
         self.listener.note(f"resumed at epoch {at.epoch + 1}, step {at.step + 1}")
 
     def _check_same_run(self, path: Path, stored: Mapping[str, Any]) -> None:
-        asked = self._fingerprint()
+        asked = json.loads(canonical(self._fingerprint()))  # as the file has it: lists, not tuples
         changed = [f"{k} {stored.get(k)} vs {asked[k]}" for k in asked if stored.get(k) != asked[k]]
         if changed:
             raise MismatchError(
@@ -204,7 +208,8 @@ class Session:
             "base": self.card.base,
             "grid": self.card.quant,
             "model": self.model,
-            **self.card.data,
+            "data": self.card.data,
+            "device": str(self.device),
         }
 
     def _note_warmup(self) -> None:
@@ -215,25 +220,42 @@ class Session:
             )
 
 
-def _start(
-    request: Request, classes: int, listener: Listener
-) -> tuple[torch.nn.Module, dict[str, Any], dict[str, Input]]:
-    """The network at its first step, its configuration, and the file it comes from."""
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """A network at its first step, and where it comes from."""
+
+    network: torch.nn.Module
+    model: dict[str, Any]
+    lineage: dict[str, Any]
+    inputs: tuple[Input, ...] = ()
+
+
+def _start(request: Request, task: Task, listener: Listener) -> _Start:
+    use, op = _own_use(request, task), "train-qat" if request.grid else "finetune"
+    classes = len(task.classes)
     if request.source is None:
-        network, model = build.create(request.wish(classes))
-        return network, model, {}
-    with Checkpoint(request.source) as checkpoint:
+        return _Start(*build.create(request.wish(classes)), provenance(op, {}, use))
+    with Checkpoint(request.source) as base:
         if request.initial_checkpoint is not None:
             network, model = build.create(request.wish(classes))
         else:
-            model = stored_model(request, checkpoint, classes)
+            model = stored_model(request, base, classes)
             network = build.rebuild(model)
-        fresh = build.start_from(network, load_state(checkpoint), model, str(request.source))
-        if fresh:
+        if build.start_from(network, load_state(base), model, str(request.source)):
             listener.note(
                 f"{request.source}: its head is replaced by a new one with {classes} classes"
             )
-        return network, model, {"base": Input.of(checkpoint)}
+        if base.card and (base.card.data or {}).get("digest") == task.digest:
+            use = spent(use, inherited_use(base))
+        return _Start(network, model, provenance(op, {"base": base}, use), (Input.of(base),))
+
+
+def _own_use(request: Request, task: Task) -> Use:
+    """QAT is what a vector would spare its receiver; plain fine-tuning is where all begin."""
+    if request.grid is None:
+        return NOTHING
+    counts = {split: len(task.splits[split]) for split in ("train", "val")}
+    return Use(DataUse.RECEIVER_LABELS, counts)
 
 
 def _backbone_digest(network: torch.nn.Module, model: dict[str, Any]) -> str:

@@ -12,14 +12,20 @@ from typing import TYPE_CHECKING, Any, Final
 from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.write import check_target, write_json
-from qvec_cli.errors import CheckpointError, MismatchError
+from qvec_cli.errors import CheckpointError, MismatchError, NotFiniteError, QvecError
 from qvec_cli.model.targets import head_tensors
 from qvec_cli.ops.examples import Examples, open_for
 from qvec_cli.ops.grids import choose_grid, choose_targets
-from qvec_cli.ops.lineage import model_of, require, require_same_start
+from qvec_cli.ops.lineage import (
+    inherited_use,
+    model_of,
+    patched_use,
+    require,
+    require_same_start,
+)
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.unfinished import check_unfinished, unfinished
-from qvec_cli.specs import DataUse, Grid, Listener, Loading, Method, Wanted
+from qvec_cli.specs import DataUse, Grid, Listener, Loading, Method, Use, Wanted, spent
 from qvec_cli.vector.pairing import cover
 
 if TYPE_CHECKING:
@@ -56,7 +62,7 @@ class _Setting:
     targets: tuple[str, ...]
     grid: Grid
 
-    def fingerprint(self, method: Method) -> dict[str, Any]:
+    def fingerprint(self, method: Method, device: str) -> dict[str, Any]:
         """What a point of the curve depends on, besides its lambda."""
         splits = self.examples.task.splits
         return {
@@ -65,8 +71,10 @@ class _Setting:
             "grid": self.grid.to_json(),
             "method": method,
             "targets": list(self.targets),
-            "data": self.examples.task.name,
+            "data": self.examples.task.digest,
             "images": {name: len(splits[name]) for name in ("val", "test")},
+            "batch_size": self.examples.loading.batch_size,
+            "device": device,
         }
 
 
@@ -85,10 +93,15 @@ def sweep(request: Request, listener: Listener) -> Metrics:
     lambdas = tuple(sorted({0.0, *request.lambdas}))
     with Checkpoint(request.receiver) as theta, Checkpoint(request.vector) as rho:
         setting = _match(request, theta, rho, listener)
-        points = _Points(request, setting.fingerprint(request.method))
+        points = _Points(request, setting.fingerprint(request.method, request.device))
         trial = _trial(request, setting, listener)
-        inputs = (Input.of(theta), Input.of(rho), Input(request.data, "data"))
-    results = _measure(trial, lambdas, points, listener)
+        data = Input(request.data, "data", setting.examples.task.digest)
+        inputs, use = (Input.of(theta), Input.of(rho), data), patched_use(theta, rho)
+        before = inherited_use(theta)
+    curve = _curve(trial, lambdas, points, listener)
+    labels = Use(DataUse.RECEIVER_LABELS, {"val": curve[0]["val"]["n"]})
+    costs = _Costs(before, use, spent(use, labels))
+    results = _report(trial, curve, points, costs)
     unfinished(request.out).unlink(missing_ok=True)
     return Metrics(
         "sweep-lambda",
@@ -100,8 +113,7 @@ def sweep(request: Request, listener: Listener) -> Metrics:
             "lambdas": list(lambdas),
         },
         results,
-        DataUse.RECEIVER_LABELS,
-        {"val": results["chosen"]["val"]["n"]},
+        costs.chosen,
         device=str(next(trial.network.parameters()).device),
         started=started,
     )
@@ -141,34 +153,56 @@ def _trial(request: Request, setting: _Setting, listener: Listener) -> Trial:
     )
 
 
-def _measure(
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    """What the rows of the report have used of the receiver's data."""
+
+    receiver: Use  # as it came
+    patched: Use  # with the vector, at a lambda that nobody chose
+    chosen: Use  # at the lambda of the sweep
+
+
+def _curve(
     trial: Trial, lambdas: tuple[float, ...], points: _Points, listener: Listener
-) -> dict[str, Any]:
-
-    def score(lam: float, split: str) -> dict[str, Any]:
-        return points.get(f"{split} at {lam!r}", lambda: trial.score(lam, split).to_json())
-
+) -> list[dict[str, Any]]:
     curve = []
     for done, lam in enumerate(lambdas, start=1):
-        val = score(lam, "val")
+        val = _score(trial, points, lam, "val")
         curve.append({"lambda": lam, "val": val})
         listener.progress("sweep", done, len(lambdas), **{"lambda": lam, "top1": val["top1"]})
-    best = choose(curve)
-    plain = next(point for point in curve if point["lambda"] == 0)
+    return curve
+
+
+def _report(
+    trial: Trial, curve: list[dict[str, Any]], points: _Points, costs: _Costs
+) -> dict[str, Any]:
+    """The curve, and on test: its best point, lambda 1, and what the receiver had before."""
+    best, plain = choose(curve), next(point for point in curve if point["lambda"] == 0)
     fp = points.get("test of float", lambda: trial.float_score("test").to_json())
+
+    def row(point: dict[str, Any], use: Use) -> dict[str, Any]:
+        test = _score(trial, points, point["lambda"], "test")
+        return {**point, "test": test, "data_use": use.level}
+
     return {
         "curve": curve,
-        "chosen": {
-            **best,
-            "test": score(best["lambda"], "test"),
-            "data_use": DataUse.RECEIVER_LABELS,
-        },
-        "zero_shot": {"lambda": UNIT, "test": score(UNIT, "test"), "data_use": DataUse.NONE},
+        "chosen": row(best, costs.chosen),
+        "zero_shot": row({"lambda": UNIT}, costs.patched),
         "baselines": {
-            "fp": {"test": fp, "data_use": DataUse.NONE},
-            "ptq": {**plain, "test": score(0.0, "test"), "data_use": DataUse.NONE},
+            "fp": {"test": fp, "data_use": costs.receiver.level},
+            "ptq": row(plain, costs.receiver),
         },
     }
+
+
+def _score(trial: Trial, points: _Points, lam: float, split: str) -> dict[str, Any]:
+    try:
+        return points.get(f"{split} at {lam!r}", lambda: trial.score(lam, split).to_json())
+    except NotFiniteError:
+        raise QvecError(
+            f"at lambda {lam:g} the patched model is no longer finite",
+            hint="Leave it out of --lambdas; the points before it are kept for --resume.",
+        ) from None
 
 
 def choose(curve: list[dict[str, Any]]) -> dict[str, Any]:

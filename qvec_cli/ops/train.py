@@ -11,7 +11,7 @@ from qvec_cli.ops.examples import open_data
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.start import Request, check_start
 from qvec_cli.ops.unfinished import check_unfinished, unfinished
-from qvec_cli.specs import DataUse, Listener
+from qvec_cli.specs import Listener
 
 EPOCHS: Final = 10
 """Passes over data that the paper does not train on."""
@@ -29,7 +29,8 @@ def train(request: Request, listener: Listener) -> Metrics:
     check_unfinished(request.out, resume=request.resume, force=request.force)
     check_start(request)
     task = open_data(request.data, request.loading)
-    train_images, val_images = task.split("train"), task.split("val")
+    for split in ("train", "val"):
+        task.split(split)
 
     from qvec_cli.ops.session import Session
 
@@ -40,11 +41,10 @@ def train(request: Request, listener: Listener) -> Metrics:
     results = {"output": str(request.out), "digest": written.digest, **session.facts()}
     return Metrics(
         "train-qat" if request.grid else "finetune",
-        (*session.parents.values(), Input(request.data, "data")),
+        (*session.start.inputs, Input(request.data, "data", task.digest)),
         _parameters(request),
         results,
-        DataUse.RECEIVER_LABELS,
-        {"train": len(train_images), "val": len(val_images)},
+        session.use,
         str(session.device),
         request.recipe.seed,
         started,

@@ -1,0 +1,61 @@
+"""A scaling coefficient, typed or chosen by a sweep, and what the choice has cost."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.errors import MismatchError, QvecError
+from qvec_cli.specs import NOTHING, Grid, Use, parse_lambda
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What ``--lambda`` says."""
+
+    lam: float
+    source: str  # as typed: a number, or the file of a sweep
+    use: Use = NOTHING
+    grid: dict[str, Any] | None = None  # that a sweep has chosen it for
+    files: tuple[str, ...] = ()  # digests of the receiver and the vector of the sweep
+
+    def require_for(self, *files: Checkpoint) -> None:
+        """Refuses a choice that was made for other files.
+
+        Raises:
+            MismatchError: names the file.
+        """
+        for checkpoint in files:
+            if self.files and checkpoint.digest() not in self.files:
+                raise MismatchError(
+                    f"{self.source}: its lambda was chosen for other files than {checkpoint.path}",
+                    hint="Sweep anew, or type the number.",
+                )
+
+
+def read_choice(text: str) -> Choice:
+    """A number typed by hand, at no known cost, or the choice in the JSON file of a sweep.
+
+    Raises:
+        SpecError: neither a number nor a file.
+        QvecError: a file that is not the result of a sweep.
+    """
+    if not text.endswith(".json"):
+        return Choice(parse_lambda(text), text)
+    try:
+        document: dict[str, Any] = json.loads(Path(text).read_bytes())
+        chosen, cost = document["results"]["chosen"], document["data_use"]
+        return Choice(
+            parse_lambda(repr(float(chosen["lambda"]))),
+            text,
+            Use(cost["level"], dict(cost["counts"])),
+            Grid.from_json(document["parameters"]["grid"]).to_json(),
+            tuple(str(i["digest"]) for i in document["inputs"]),
+        )
+    except OSError as fault:
+        raise QvecError(f"{text}: {(fault.strerror or 'cannot be read').lower()}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, QvecError):
+        raise QvecError(f"{text}: is not the result of qvec sweep-lambda") from None
