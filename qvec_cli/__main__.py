@@ -1,5 +1,6 @@
 """``python -m qvec_cli``."""
 
-from qvec_cli.cli.app import main
+if __name__ == "__main__":
+    from qvec_cli.cli.app import main
 
-main()
+    main()

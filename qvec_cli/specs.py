@@ -106,7 +106,8 @@ class Grid:
 
     def to_json(self) -> dict[str, Any]:
         """The grid as the card of a file and the metrics hold it."""
-        return {**asdict(self), "scale": "absmax", "symmetric": True}
+        values = {**asdict(self), "granularity": str(self.granularity)}
+        return {**values, "scale": "absmax", "symmetric": True}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:

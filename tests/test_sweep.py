@@ -131,7 +131,7 @@ def test_a_sweep_cut_off_goes_on_where_it_was(
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.json.state"]
     assert "an unfinished run is there" in sweep(drawer, out, "--bits", 2, code=1).err
     again = sweep(drawer, out, "--bits", 3, "--resume", code=1)
-    assert "is of another sweep: its grid differ" in again.err
+    assert "is of another sweep: its grid changed" in again.err
 
     done: list[float] = []
     monkeypatch.setattr(

@@ -323,7 +323,9 @@ def _open(path: Path) -> int:
 def _near(path: Path) -> str | None:
     import difflib
 
-    if not path.parent.is_dir():
+    try:
+        names = [p.name for p in path.parent.iterdir() if p.name != path.name]
+    except OSError:
         return None
-    close = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
+    close = difflib.get_close_matches(path.name, names, n=1)
     return f"Did you mean {path.parent / close[0]}?" if close else None

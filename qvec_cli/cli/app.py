@@ -7,12 +7,21 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
 from qvec_cli.cli import measurement, quantization, show, study, training, vectors
 from qvec_cli.errors import QvecError
+
+_SIGNALS: Final = {
+    128 + signal.SIGHUP: "stopped: the terminal has gone",
+    128 + signal.SIGINT: "interrupted",
+    128 + signal.SIGTERM: "stopped by SIGTERM",
+}
+
+_NO_MEMORY: Final = ("out of memory", "allocate memory")
+"""What torch says on a GPU and on a CPU, in errors that have no class of their own."""
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -71,18 +80,44 @@ def _closing(code: int) -> int:
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code."""
     try:
-        app(argv, prog_name="qvec")
-    except QvecError as error:
-        if os.environ.get("QVEC_TRACEBACK") == "1":
-            raise
-        show.complain(str(error), error.hint)
-        return error.exit_code
+        code = app(argv, prog_name="qvec", standalone_mode=False)
     except SystemExit as exit_:
-        code = exit_.code if isinstance(exit_.code, int) else 1
-        if code == 128 + signal.SIGINT:
-            show.complain("interrupted", None)
-        return code
-    return 0
+        code = exit_.code
+    except Exception as fault:
+        return _explain(fault)
+    if code in _SIGNALS:
+        show.complain(_SIGNALS[code], None)
+    return code if isinstance(code, int) else 0
+
+
+def _explain(fault: Exception) -> int:
+    """Turns what a user can cause into a line and an exit code; a bug keeps its traceback."""
+    if os.environ.get("QVEC_TRACEBACK") == "1":
+        raise fault
+    if isinstance(fault, QvecError):
+        show.complain(str(fault), fault.hint)
+        return fault.exit_code
+    if hasattr(fault, "format_message"):  # typer's own, and its classes are private
+        return _usage(fault)
+    if isinstance(fault, MemoryError) or any(text in str(fault) for text in _NO_MEMORY):
+        show.complain("there is not enough memory", "A smaller --batch-size needs less.")
+        return 1
+    if isinstance(fault, OSError):
+        show.drop_stdout()
+        show.complain(f"{fault.filename or 'stdout'}: {fault.strerror or fault}", None)
+        return 1
+    raise fault
+
+
+def _usage(fault: Any) -> int:
+    """A word that the command line does not know, on a line of its own."""
+    message, context = fault.format_message(), getattr(fault, "ctx", None)
+    if message.startswith("Usage:"):  # nothing was typed
+        show.explain(message)
+    else:
+        hint = f"{context.command_path} --help lists what it takes." if context else None
+        show.complain(message.rstrip(".\n "), hint)
+    return int(fault.exit_code)
 
 
 def _prepare() -> None:

@@ -66,9 +66,11 @@ def _patch(results: Facts) -> Iterator[str]:
 
 def _quantize(results: Facts) -> Iterator[str]:
     ratios = [value for value in results["sqnr_db"].values() if value is not None]
+    packed = " if packed" if results["fake"] else ""
     yield (
         f"{results['output']}: {size(results['bytes_before'])} -> {size(results['bytes_after'])}, "
-        f"{results['bits_per_weight']:.3f} bits per weight in {len(results['quantized'])} tensors "
+        f"{results['bits_per_weight']:.3f} bits per weight{packed} in "
+        f"{len(results['quantized'])} tensors "
         f"({results['weights']:,} of {results['parameters']:,} parameters)"
     )
     yield f"left as they were: {_some(results['left'])}"

@@ -35,7 +35,7 @@ from qvec_cli.specs import Loading, Method, Wanted, parse_lambdas
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="Float or packed checkpoint.")],
+    checkpoint: Annotated[Path, typer.Argument(readable=False, help="Float or packed checkpoint.")],
     data: Data,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="JSON file for the metrics.")
@@ -75,13 +75,19 @@ def evaluate(
     )
     request = Request(checkpoint, data, loading, split, wish, device)
     show.deliver(
-        lambda listener: run(request, listener), as_json=as_json, document=output, force=force
+        lambda listener: run(request, listener),
+        as_json=as_json,
+        document=output,
+        inputs=(checkpoint,),
+        force=force,
     )
 
 
 def sweep_lambda(
-    receiver: Annotated[Path, typer.Argument(help="Model to make robust to quantization.")],
-    rho: Annotated[Path, typer.Argument(help="Vector written by extract.")],
+    receiver: Annotated[
+        Path, typer.Argument(readable=False, help="Model to make robust to quantization.")
+    ],
+    rho: Annotated[Path, typer.Argument(readable=False, help="Vector written by extract.")],
     data: Data,
     output: Out,
     bits: Bits = None,
@@ -123,7 +129,11 @@ def sweep_lambda(
         force,
     )
     show.deliver(
-        lambda listener: sweep(request, listener), as_json=as_json, document=output, force=force
+        lambda listener: sweep(request, listener),
+        as_json=as_json,
+        document=output,
+        inputs=(receiver, rho),
+        force=force,
     )
 
 

@@ -22,7 +22,7 @@ from qvec_cli.specs import Method, Wanted
 
 
 def quantize(
-    checkpoint: Annotated[Path, typer.Argument(help="Float checkpoint.")],
+    checkpoint: Annotated[Path, typer.Argument(readable=False, help="Float checkpoint.")],
     output: Out,
     bits: Bits = None,
     granularity: GranularityChoice = None,
@@ -48,6 +48,7 @@ def quantize(
     show.deliver(
         lambda listener: run(request, listener),
         as_json=as_json,
+        inputs=(checkpoint,),
         document=metrics,
         out=output,
         force=force,

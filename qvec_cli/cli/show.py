@@ -35,6 +35,7 @@ def deliver(
     as_json: bool,
     document: Path | None = None,
     out: Path | None = None,
+    inputs: tuple[Path, ...] = (),
     force: bool = False,
 ) -> None:
     """Runs a command's work and shows what came out.
@@ -44,13 +45,14 @@ def deliver(
         as_json: whether stdout gets the JSON document in place of lines.
         document: a file for that document.
         out: the command's artefact, which must be another file than ``document``.
+        inputs: files that the document must not replace.
         force: whether ``document`` may be replaced.
     """
     from qvec_cli.checkpoint.write import dump, write_json
     from qvec_cli.cli.lines import lines
     from qvec_cli.ops.metrics import check_documents
 
-    check_documents(document, out, force=force)
+    check_documents(document, out, inputs, force=force)
     with Terminal() as terminal:
         metrics = work(terminal)
     whole = metrics.document()
@@ -72,15 +74,15 @@ def result(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        _drop_stdout()
+        drop_stdout()
         sys.exit(128 + signal.SIGPIPE)
     except OSError as fault:
-        _drop_stdout()
+        drop_stdout()
         reason = (fault.strerror or "closed").lower()
         raise QvecError(f"the result cannot be written to stdout: {reason}") from None
 
 
-def _drop_stdout() -> None:
+def drop_stdout() -> None:
     """Lets the interpreter's own last flush succeed."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -96,6 +98,11 @@ def complain(message: str, hint: str | None) -> None:
     _stderr(f"error: {_one_line(message)}")
     if hint:
         _stderr(f"hint: {_one_line(hint)}")
+
+
+def explain(text: str) -> None:
+    """Help that was not asked for, on stderr."""
+    _stderr(text)
 
 
 class Terminal:
@@ -177,5 +184,6 @@ def _one_line(text: str) -> str:
 
 def _stderr(text: str) -> None:
     if sys.stderr is not None:
-        sys.stderr.write(clean(text) + "\n")
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # work goes on when nobody can hear of it
+            sys.stderr.write(clean(text) + "\n")
+            sys.stderr.flush()

@@ -12,7 +12,8 @@ from qvec_cli.cli.options import AsJson
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="Any safetensors file.")], as_json: AsJson = False
+    file: Annotated[Path, typer.Argument(readable=False, help="Any safetensors file.")],
+    as_json: AsJson = False,
 ) -> None:
     """Say what FILE is: kind, architecture, grid, lineage, tensors and norms."""
     from qvec_cli.ops.describe import describe

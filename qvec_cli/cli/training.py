@@ -132,6 +132,7 @@ def _train(typed: Mapping[str, Any], grid: Grid | None) -> None:
     show.deliver(
         lambda listener: train(request, listener),
         as_json=typed["as_json"],
+        inputs=(request.source,) if request.source else (),
         document=typed["metrics"],
         out=typed["output"],
         force=typed["force"],

@@ -12,8 +12,10 @@ from qvec_cli.cli.options import AsJson, Force, MetricsFile, Out
 
 
 def extract(
-    donor: Annotated[Path, typer.Argument(help="Plain fine-tuned checkpoint.")],
-    donor_qat: Annotated[Path, typer.Argument(help="Its twin, trained with train-qat.")],
+    donor: Annotated[Path, typer.Argument(readable=False, help="Plain fine-tuned checkpoint.")],
+    donor_qat: Annotated[
+        Path, typer.Argument(readable=False, help="Its twin, trained with train-qat.")
+    ],
     output: Out,
     force: Force = False,
     metrics: MetricsFile = None,
@@ -25,6 +27,7 @@ def extract(
     show.deliver(
         lambda listener: run(donor, donor_qat, output, listener, force=force),
         as_json=as_json,
+        inputs=(donor, donor_qat),
         document=metrics,
         out=output,
         force=force,
@@ -32,8 +35,10 @@ def extract(
 
 
 def patch(
-    receiver: Annotated[Path, typer.Argument(help="Model to make robust to quantization.")],
-    rho: Annotated[Path, typer.Argument(help="Vector written by extract.")],
+    receiver: Annotated[
+        Path, typer.Argument(readable=False, help="Model to make robust to quantization.")
+    ],
+    rho: Annotated[Path, typer.Argument(readable=False, help="Vector written by extract.")],
     output: Out,
     lam: Annotated[
         str,
@@ -54,6 +59,7 @@ def patch(
     show.deliver(
         lambda listener: run(receiver, rho, output, listener, lam=lam, force=force),
         as_json=as_json,
+        inputs=(receiver, rho),
         document=metrics,
         out=output,
         force=force,

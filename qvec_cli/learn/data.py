@@ -123,6 +123,8 @@ def _open_torch(name: str, folder: Path | None, *, download: bool) -> Task:
             hint=_did_you_mean(name.lower(), list(known)),
         )
     here = libraries.present(task, folder) or (download and libraries.fetches(task))
+    if folder is not None and not here and (found := _on_disk(task, folder)):
+        return _checked(task, found)
     if folder is None or not here:
         raise _absent(task, folder)
     return _checked(task, libraries.open_torchvision(task, folder, download=download))

@@ -90,7 +90,7 @@ class Fit:
         """Trains from where ``at`` stands to the last epoch.
 
         Args:
-            save: called after each epoch and every ten minutes; also before giving up.
+            save: called after each epoch but the last and every ten minutes; also before giving up.
             validate: called after each epoch; what it returns goes into the history.
 
         Raises:
@@ -103,7 +103,8 @@ class Fit:
             self.at.history.append({"epoch": self.at.epoch + 1, **self.at.mean, **scores})
             self.listener.milestone(self._summary(scores))
             self.at = Progress(epoch=self.at.epoch + 1, history=self.at.history)
-            save()
+            if self.at.epoch < self.recipe.epochs:  # then the checkpoint follows at once
+                save()
 
     def _summary(self, scores: dict[str, Any]) -> str:
         trained = f"loss {self.at.mean['loss']:.4f}, top-1 {self.at.mean['top1']:.4f}"

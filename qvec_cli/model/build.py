@@ -28,7 +28,23 @@ _FLAGS: Final = {
     "in_chans": "--in-chans",
     "num_classes": "the classes of the data set decide",
     "pretrained": "--pretrained",
+    "checkpoint_path": "--initial-checkpoint",
+    "pretrained_cfg": "--img-size, --in-chans and --crop-pct",
+    "pretrained_cfg_overlay": "--img-size, --in-chans and --crop-pct",
 }
+"""Arguments of timm that would go past qvec, and what says them here."""
+
+_WRONG_ARGUMENTS: Final = (
+    TypeError,
+    AssertionError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    NotImplementedError,
+)
+"""What timm's constructors answer to arguments that cannot be."""
+
 _DATA_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 
 
@@ -82,6 +98,8 @@ def check(model: Model) -> Model:
     for name, kind in _FIELDS.items():
         if not isinstance(model.get(name), kind):
             raise MismatchError(f"its configuration for timm is damaged: {name}")
+    if past := model["model_args"].keys() & _FLAGS.keys() - {"img_size", "in_chans"}:
+        raise MismatchError(f"its configuration for timm is damaged: {min(past)}")
     data = model["pretrained_cfg"]
     named = data.get("classifier")
     if not all(isinstance(part, str) for part in (named if isinstance(named, list) else [named])):
@@ -193,7 +211,7 @@ def _create_model(name: str, num_classes: int, args: dict[str, Any], pretrained:
         network: nn.Module = timm.create_model(
             name, pretrained=pretrained, num_classes=num_classes, **args
         )
-    except (TypeError, AssertionError, ValueError, ArithmeticError) as fault:
+    except _WRONG_ARGUMENTS as fault:
         if "img_size" in args and "img_size" in str(fault):  # networks of any size, as ConvNeXt
             del args["img_size"]
             return _create_model(name, num_classes, args, pretrained)

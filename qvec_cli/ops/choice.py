@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import MismatchError, QvecError
+from qvec_cli.errors import MismatchError, QvecError, SpecError
 from qvec_cli.specs import NOTHING, Grid, Use, parse_lambda
 
 
@@ -29,7 +29,7 @@ class Choice:
             MismatchError: names the file.
         """
         for checkpoint in files:
-            if self.files and checkpoint.digest() not in self.files:
+            if self.files and checkpoint.compute_digest() not in self.files:
                 raise MismatchError(
                     f"{self.source}: its lambda was chosen for other files than {checkpoint.path}",
                     hint="Sweep anew, or type the number.",
@@ -43,7 +43,7 @@ def read_choice(text: str) -> Choice:
         SpecError: neither a number nor a file.
         QvecError: a file that is not the result of a sweep.
     """
-    if not text.endswith(".json"):
+    if not (text.endswith(".json") or _is_file(text)):
         return Choice(parse_lambda(text), text)
     try:
         document: dict[str, Any] = json.loads(Path(text).read_bytes())
@@ -59,3 +59,12 @@ def read_choice(text: str) -> Choice:
         raise QvecError(f"{text}: {(fault.strerror or 'cannot be read').lower()}") from None
     except (ValueError, KeyError, TypeError, AttributeError, QvecError):
         raise QvecError(f"{text}: is not the result of qvec sweep-lambda") from None
+
+
+def _is_file(text: str) -> bool:
+    """Whether a text that is no number is a file."""
+    try:
+        parse_lambda(text)
+    except SpecError:
+        return Path(text).is_file()
+    return False

@@ -70,7 +70,10 @@ def check_fit(shapes: Mapping[str, tuple[int, ...]], grid: Grid, source: str) ->
         MismatchError: a group size that does not divide the input features.
     """
     if not shapes:
-        raise QvecError(f"{source}: no weight to quantize", hint="Name some with --targets.")
+        raise QvecError(
+            f"{source}: no weight to quantize",
+            hint="Only linear layers outside the head are quantized.",
+        )
     for name, shape in shapes.items():
         try:
             block_shape(shape, grid)

@@ -81,7 +81,7 @@ def model_of(checkpoint: Checkpoint) -> dict[str, Any]:
         return model
     raise CheckpointError(
         f"{checkpoint.path}: does not say its architecture",
-        hint="Pass --model NAME, timm's name of it.",
+        hint="A checkpoint of qvec does; eval takes --model NAME, timm's name of it.",
     )
 
 
@@ -96,6 +96,13 @@ def inherited_use(checkpoint: Checkpoint) -> Use:
         return Use(lineage.get("data_use", DataUse.NONE), dict(lineage.get("counts", {})))
     except (ValueError, TypeError, QvecError) as fault:
         raise CheckpointError(f"{checkpoint.path}: its qvec card is damaged ({fault})") from None
+
+
+def note_twice(theta: Checkpoint, rho: Checkpoint, listener: Listener) -> None:
+    """Says that a receiver has been patched with this very vector before."""
+    lineage = theta.card.provenance if theta.card else {}
+    if any(parent.get("digest") == rho.digest() for parent in lineage.get("parents", [])):
+        listener.note(f"{theta.path} was patched with {rho.path} before: the lambdas add up")
 
 
 def patched_use(theta: Checkpoint, rho: Checkpoint) -> Use:
@@ -152,7 +159,10 @@ def require_same_start(first: Checkpoint, second: Checkpoint, listener: Listener
         return
     if differences := _backbones(first, second):
         raise MismatchError(f"{names} differ in architecture: {', '.join(differences)}")
-    if first.card.base != second.card.base:
+    if first.card.base is None or second.card.base is None:
+        bare = first if first.card.base is None else second
+        listener.note(f"{bare.path} does not say its base: it cannot be checked")
+    elif first.card.base != second.card.base:
         raise MismatchError(
             f"{names} come from different bases "
             f"({_short(first.card.base)} and {_short(second.card.base)})",
@@ -169,6 +179,7 @@ def require_twins(donor: Checkpoint, donor_qat: Checkpoint, listener: Listener) 
     if donor.path.samefile(donor_qat.path):
         raise MismatchError(f"{donor.path} and {donor_qat.path} are one file: rho would be zero")
     if donor.card is None or donor_qat.card is None:
+        listener.note("without cards, nothing tells the donor from its QAT twin: mind their order")
         return
     roles = donor.card.role, donor_qat.card.role
     if roles == ("qat", "fp"):

@@ -6,7 +6,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -77,11 +77,13 @@ class Metrics:
         }
 
 
-def check_documents(document: Path | None, out: Path | None, *, force: bool) -> None:
+def check_documents(
+    document: Path | None, out: Path | None, inputs: Iterable[Path], *, force: bool
+) -> None:
     """Refuses, before any work, a metrics file that could not be written afterwards.
 
     Raises:
-        SpecError: the same file as the artefact.
+        SpecError: the same file as the artefact or as an input, which would be lost.
         CheckpointError: see ``check_target``.
     """
     if document is None:
@@ -89,6 +91,9 @@ def check_documents(document: Path | None, out: Path | None, *, force: bool) -> 
     check_target(document, force=force)
     if out is not None and document.resolve() == out.resolve():
         raise SpecError(f"--metrics {document} is the output itself")
+    for path in inputs:
+        if path.exists() and document.exists() and document.samefile(path):
+            raise SpecError(f"{document}: is an input, and the metrics would replace it")
 
 
 @cache

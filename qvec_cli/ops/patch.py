@@ -17,6 +17,7 @@ from qvec_cli.errors import CheckpointError
 from qvec_cli.model.targets import head_tensors
 from qvec_cli.ops.choice import Choice, read_choice
 from qvec_cli.ops.lineage import (
+    note_twice,
     patched_use,
     provenance,
     require,
@@ -60,6 +61,7 @@ def patch(
         require(rho, Kind.VECTOR)
         require_same_start(theta, rho, listener)
         choice.require_for(theta, rho)
+        note_twice(theta, rho, listener)
         head = head_tensors(theta, stated_model(theta))
         pairing = cover(theta, rho, (receiver.name, vector.name), head)
         use = spent(patched_use(theta, rho), choice.use)

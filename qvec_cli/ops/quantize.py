@@ -46,6 +46,7 @@ def quantize(request: Request, listener: Listener) -> Metrics:
     """
     started = time.perf_counter()
     check_target(request.out, force=request.force)
+    before = request.source.stat().st_size if request.source.is_file() else 0
     with Checkpoint(request.source) as theta:
         _require_float(theta)
         targets = choose_targets(theta, request.patterns, listener)
@@ -60,8 +61,11 @@ def quantize(request: Request, listener: Listener) -> Metrics:
         )
         results = {
             "output": str(request.out),
+            "fake": request.fake,
             "digest": card.digest,
-            **_sizes(theta, targets, grid, request),
+            "bytes_before": before,
+            "bytes_after": request.out.stat().st_size,
+            **_sizes(theta, targets, grid),
             "quantized": list(targets),
             "left": sorted(theta.keys() - set(targets), key=lambda n: (-theta[n].size, n)),
             "sqnr_db": ratios,
@@ -130,14 +134,10 @@ def _card(theta: Checkpoint, targets: tuple[str, ...], grid: Grid, request: Requ
     )
 
 
-def _sizes(
-    theta: Checkpoint, targets: Iterable[str], grid: Grid, request: Request
-) -> dict[str, Any]:
+def _sizes(theta: Checkpoint, targets: Iterable[str], grid: Grid) -> dict[str, Any]:
     shapes = [theta[name].shape for name in targets]
     weights = sum(rows * columns for rows, columns in shapes)
     return {
-        "bytes_before": request.source.stat().st_size,
-        "bytes_after": request.out.stat().st_size,
         "weights": weights,
         "parameters": sum(entry.size for entry in theta.values()),
         "bits_per_weight": sum(stored_bits(shape, grid) for shape in shapes) / weights,

@@ -185,20 +185,24 @@ class Session:
         with Checkpoint(path) as saved:
             if saved.card is None or saved.kind is not Kind.STATE:
                 raise CheckpointError(f"{path}: is not the state of a run")
-            self._check_same_run(path, saved.card.provenance["run"])
+            if not self._is_same_run(path, saved.card.provenance["run"]):
+                return
             snapshot.restore(self.fit, {name: saved.array(name) for name in saved}, qat.plain_name)
             self.fit.at = Progress(**saved.card.provenance["progress"])
         at = self.fit.at
         self.listener.note(f"resumed at epoch {at.epoch + 1}, step {at.step + 1}")
 
-    def _check_same_run(self, path: Path, stored: Mapping[str, Any]) -> None:
+    def _is_same_run(self, path: Path, stored: Mapping[str, Any]) -> bool:
         asked = json.loads(canonical(self._fingerprint()))  # as the file has it: lists, not tuples
         changed = [f"{k} {stored.get(k)} vs {asked[k]}" for k in asked if stored.get(k) != asked[k]]
-        if changed:
+        if changed and not self.request.force:
             raise MismatchError(
                 f"{path}: is of another run: {'; '.join(changed)}",
                 hint="Repeat the flags of that run, or start anew with --force.",
             )
+        if changed:
+            self.listener.note(f"{path}: is of another run: starting anew")
+        return not changed
 
     def _fingerprint(self) -> dict[str, Any]:
         """What must not change between the parts of one run."""
@@ -241,10 +245,9 @@ def _start(request: Request, task: Task, listener: Listener) -> _Start:
         else:
             model = stored_model(request, base, classes)
             network = build.rebuild(model)
-        if build.start_from(network, load_state(base), model, str(request.source)):
-            listener.note(
-                f"{request.source}: its head is replaced by a new one with {classes} classes"
-            )
+        fresh = build.start_from(network, load_state(base), model, str(request.source))
+        fate = f"is replaced by a new one with {classes} classes" if fresh else "is kept"
+        listener.note(f"{request.source}: its head {fate}")
         if base.card and (base.card.data or {}).get("digest") == task.digest:
             use = spent(use, inherited_use(base))
         return _Start(network, model, provenance(op, {"base": base}, use), (Input.of(base),))

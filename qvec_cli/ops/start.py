@@ -42,7 +42,7 @@ class Request:
         if self.initial_checkpoint is not None:
             return self.initial_checkpoint
         path = Path(self.model)
-        return path if path.suffix in (".st", ".safetensors") or path.is_file() else None
+        return path if path.suffix in (".st", ".safetensors") or _is_file(path) else None
 
     def wish(self, classes: int) -> Wish:
         """The network to make."""
@@ -96,3 +96,10 @@ def stored_model(request: Request, checkpoint: Checkpoint, classes: int) -> dict
     if request.crop_pct is not None:
         config["crop_pct"] = request.crop_pct
     return {**stored, "num_classes": classes, "pretrained_cfg": config}
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a folder closed to us; then it is the name of a network, or nothing
+        return False

@@ -66,8 +66,8 @@ class _Setting:
         """What a point of the curve depends on, besides its lambda."""
         splits = self.examples.task.splits
         return {
-            "receiver": self.theta.digest(),
-            "rho": self.rho.digest(),
+            "receiver": self.theta.compute_digest(),
+            "rho": self.rho.compute_digest(),
             "grid": self.grid.to_json(),
             "method": method,
             "targets": list(self.targets),
@@ -235,7 +235,7 @@ class _Points:
             ) from None
         if changed := [key for key in self._run if stored.get(key) != self._run[key]]:
             raise MismatchError(
-                f"{self._path}: is of another sweep: its {', '.join(changed)} differ",
+                f"{self._path}: is of another sweep: its {', '.join(changed)} changed",
                 hint="Start anew with --force.",
             )
         return scores

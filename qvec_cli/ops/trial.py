@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.errors import NotFiniteError
 from qvec_cli.learn.accuracy import Score, measure
 from qvec_cli.learn.batches import Batch
 from qvec_cli.quant.methods import QUANTIZERS
@@ -55,12 +57,16 @@ class Trial:
                 yield name, theta
                 continue
             dtype = self.dtypes[name]
-            yield name, to_float32(from_float32(apply(theta, self.rho[name], lam), dtype), dtype)
+            with np.errstate(over="ignore", invalid="ignore"):  # its accuracy will tell
+                exact = apply(theta, self.rho[name], lam)
+            yield name, to_float32(from_float32(exact, dtype), dtype)
 
     def quantized(self, weights: Named) -> Named:
         """The same with every target on the grid."""
         run = QUANTIZERS[self.method].run
         for name, weight in weights:
+            if not np.isfinite(weight).all():
+                raise NotFiniteError(f"{name}: overflows")
             yield name, run(weight, self.grid).weight() if name in self.targets else weight
 
     def accuracy(self, weights: Named, split: str) -> Score:

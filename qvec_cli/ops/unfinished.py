@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qvec_cli.checkpoint.write import check_target
 from qvec_cli.errors import CheckpointError
 
 
@@ -14,6 +15,7 @@ def unfinished(out: Path) -> Path:
 
 def check_unfinished(out: Path, *, resume: bool, force: bool) -> None:
     """Refuses to lose work that was cut off, unless told what to do with it."""
+    check_target(unfinished(out), force=True)
     if unfinished(out).exists() and not (resume or force):
         raise CheckpointError(
             f"{unfinished(out)}: an unfinished run is there",
