@@ -305,3 +305,59 @@ def test_the_paper_s_tasks_have_the_paper_s_epochs() -> None:
 
     assert default_epochs("Cars") == 35
     assert default_epochs("./Cars") == EPOCHS
+
+
+def test_a_run_cut_off_while_it_validates_resumes_to_the_same_bytes(
+    drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All steps of the epoch are saved; a tuple among the arguments is a list in a file."""
+    args = ["finetune", *MODEL, "--model-arg", "patch_size=(8,8)", "--data", drawer.donor_data]
+    args += [*FAST]
+    call(*args, "-o", tmp_path / "whole.st")
+    monkeypatch.setattr(fit, "SAVE_SECONDS", 0.0)
+
+    def cut(_: Session) -> None:
+        raise CutOffError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "_validate", cut)
+        with pytest.raises(CutOffError):
+            call(*args, "-o", tmp_path / "cut.st")
+    call(*args, "-o", tmp_path / "cut.st", "--resume")
+    assert (tmp_path / "cut.st").read_bytes() == (tmp_path / "whole.st").read_bytes()
+
+
+def test_the_last_good_state_of_a_network_with_running_means_is_good(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    out = tmp_path / "x.st"
+    args = ["finetune", "test_byobnet", "--img-size", 32, "--data", drawer.donor_data, "-o", out]
+    args += ["--no-aug", "--warmup-steps", 0, "--batch-size", 20, "--lr", "1e37", "--device", "cpu"]
+    assert "the last good state is in" in call(*args, code=1).errors[0]
+    arrays = load_file(unfinished(out))
+    assert any(name.endswith("running_mean") for name in arrays)
+    for name, array in arrays.items():
+        assert np.isfinite(array).all() or name.startswith("adam."), name
+
+
+def test_a_batch_too_small_for_a_batch_norm_is_a_line(drawer: Drawer, tmp_path: Path) -> None:
+    args = ["finetune", "test_resnet", "--img-size", 32, "--data", drawer.donor_data, "--no-aug"]
+    result = call(*args, "--batch-size", 16, "-o", tmp_path / "x.st", code=1)  # 81 images
+    assert "the last batch of an epoch is one image" in result.errors[0]
+    assert "--batch-size" in result.err
+
+
+def test_force_starts_anew_where_resume_cannot_go_on(
+    drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both flags together, as a Makefile has them."""
+    args = ["finetune", drawer.base, "--data", drawer.donor_data, *FAST, "-o", tmp_path / "x.st"]
+    monkeypatch.setattr(fit, "SAVE_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "_validate", lambda _: exec("raise ZeroDivisionError"))
+        with pytest.raises(ZeroDivisionError):
+            call(*args)
+    result = call(*args, "--seed", 5, "--resume", "--force")
+    assert "is of another run: starting anew" in result.err
+    call(*args[:-1], tmp_path / "y.st", "--seed", 5)
+    assert (tmp_path / "x.st").read_bytes() == (tmp_path / "y.st").read_bytes()

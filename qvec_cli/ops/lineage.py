@@ -101,7 +101,8 @@ def inherited_use(checkpoint: Checkpoint) -> Use:
 def note_twice(theta: Checkpoint, rho: Checkpoint, listener: Listener) -> None:
     """Says that a receiver has been patched with this very vector before."""
     lineage = theta.card.provenance if theta.card else {}
-    if any(parent.get("digest") == rho.digest() for parent in lineage.get("parents", [])):
+    parents = [parent for parent in lineage.get("parents", []) if isinstance(parent, dict)]
+    if any(parent.get("digest") == rho.digest() for parent in parents):
         listener.note(f"{theta.path} was patched with {rho.path} before: the lambdas add up")
 
 

@@ -59,6 +59,7 @@ class Request:
 
 def check_start(request: Request) -> None:
     """Refuses a start that cannot be, before torch and timm are imported."""
+    request.wish(classes=1)  # checks itself
     if request.source is None or request.initial_checkpoint is not None:
         check_name(request.model)
     if request.source is None:
