@@ -83,6 +83,12 @@ def test_no_imports_go_in_a_circle_not_even_inside_function_bodies() -> None:
     assert set(graph) <= set(order)
 
 
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_files_and_vectors_are_numpys_even_inside_functions(path: Path) -> None:
+    if room(module(path)) in {"checkpoint", "vector", ""}:
+        assert {name.split(".")[0] for name in imports(path)}.isdisjoint({"torch", "timm"})
+
+
 def test_the_verbs_do_not_know_each_other_but_in_one_chain() -> None:
     for verb in VERBS:
         known = {name.rsplit(".", 1)[1] for name in inner(PACKAGE / "ops" / f"{verb}.py")}

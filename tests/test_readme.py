@@ -111,3 +111,7 @@ def test_no_path_of_a_machine_stands_in_a_tracked_file() -> None:
     for name in filter(None, listed.stdout.split(b"\0")):
         content = (ROOT / name.decode()).read_bytes()
         assert not any(home in content for home in homes), name
+
+
+def test_readme_is_finished() -> None:
+    assert not re.search(r"@@|TODO|TBD|FIXME", README)

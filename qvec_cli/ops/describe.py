@@ -14,7 +14,7 @@ from qvec_cli.checkpoint.dtypes import to_float32
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.ops.lineage import inherited_use
 from qvec_cli.ops.metrics import Input, Metrics
-from qvec_cli.quant.qtensor import PARTS, part_names
+from qvec_cli.quant.qtensor import packed_weights, part_names
 from qvec_cli.vector.geometry import Norm
 
 
@@ -44,7 +44,7 @@ def describe(path: Path) -> Metrics:
 
 def _parameters(checkpoint: Checkpoint) -> int:
     """How many numbers the network has; a packed weight counts as what it was."""
-    packed = [name.removesuffix(PARTS[0]) for name in checkpoint if name.endswith(PARTS[0])]
+    packed = packed_weights(checkpoint)
     shapes = {name: part for name in packed if (part := part_names(name)[2]) in checkpoint}
     inside = {part for name in shapes for part in part_names(name)}
     stored = sum(entry.size for name, entry in checkpoint.items() if name not in inside)

@@ -10,6 +10,7 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
 from qvec_cli.model.build import check, same_backbone
 from qvec_cli.ops.metrics import version
+from qvec_cli.quant.qtensor import packed_weights
 from qvec_cli.specs import DataUse, Grid, Listener, Use, spent
 
 FAKE: Final = "fake-quantized"
@@ -37,7 +38,7 @@ def require(checkpoint: Checkpoint, kind: Kind) -> None:
             f"{checkpoint.path}: is quantized already, to {Grid.from_json(card.quant or {})}",
             hint="Use the float checkpoint it was made from.",
         )
-    if kind is Kind.CHECKPOINT and any(name.endswith("_packed") for name in checkpoint):
+    if kind is Kind.CHECKPOINT and packed_weights(checkpoint):
         raise MismatchError(
             f"{checkpoint.path}: holds packed weights, a float checkpoint belongs here",
             hint=_INSTEAD[kind],

@@ -11,7 +11,7 @@ import torch
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
 from qvec_cli.model import build
-from qvec_cli.quant.qtensor import PARTS, from_named, part_names
+from qvec_cli.quant.qtensor import from_named, packed_weights, part_names
 from qvec_cli.specs import Grid
 
 _DTYPES: Final = {
@@ -29,7 +29,7 @@ def load_state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         CheckpointError: weights that are not finite, or packed by another tool.
         MismatchError: parts of a packed weight that do not belong together.
     """
-    packed = [name.removesuffix(PARTS[0]) for name in checkpoint if name.endswith(PARTS[0])]
+    packed = packed_weights(checkpoint)
     state = {name: torch.from_numpy(_unpacked(checkpoint, name)) for name in packed}
     inside = {part for name in packed for part in part_names(name)}
     for name, entry in checkpoint.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -55,6 +55,11 @@ def from_named(name: str, arrays: Mapping[str, Array], grid: Grid) -> QTensor:
             hint="Files packed by compressed-tensors before 0.18 have another 3-bit layout.",
         )
     return QTensor(unpack(packed, size[1], grid.bits), scale, grid)
+
+
+def packed_weights(names: Iterable[str]) -> list[str]:
+    """Names of the weights that a file holds packed, from the names of its tensors."""
+    return [name.removesuffix(PARTS[0]) for name in names if name.endswith(PARTS[0])]
 
 
 def part_names(name: str) -> tuple[str, str, str]:
