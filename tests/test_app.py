@@ -208,6 +208,14 @@ REFUSALS = {
         *(1, "link to itself", "extract", "{donor}", "{donor_qat}", "-o", "x.st"),
         *("--metrics", "{loop}"),
     ),
+    "a device that is none": (
+        *(2, "--device 'meta' is none of", "eval", "{donor}", "--data", "{donor_data}"),
+        *("--device", "meta"),
+    ),
+    "a group size that does not divide, to train with": (
+        *(1, "--group-size 5 does not divide", "train-qat", "{base}", "--data", "{donor_data}"),
+        *("--group-size", 5, "-o", "x.st"),
+    ),
     "nothing at all of a command": (2, "Missing argument", "inspect"),
     "a vector to evaluate": (1, "not a model", "eval", "{rho}", "--data", "{donor_data}"),
     "another architecture than the file's": (

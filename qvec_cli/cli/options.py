@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,7 +51,16 @@ Workers = Annotated[
     int, typer.Option("--workers", "-j", min=0, help="Processes that decode images.")
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per forward.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
+
+
+def _device(name: str) -> str:
+    """Refuses a word that is no device, before torch is imported to ask it."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise SpecError(f"--device {name!r} is none of auto, cpu, cuda, cuda:N and mps")
+    return name
+
+
+Device = Annotated[str, typer.Option(callback=_device, help="cpu, cuda, mps or auto.")]
 ImgSize = Annotated[int | None, typer.Option(min=1, help="Side of the square input, pixels.")]
 InChans = Annotated[
     int | None, typer.Option(min=1, max=3, help="Colour channels of the input; 3 by default.")

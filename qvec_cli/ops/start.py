@@ -12,6 +12,7 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, SpecError
 from qvec_cli.model.build import Wish
 from qvec_cli.model.names import check_name
+from qvec_cli.ops.grids import check_fit
 from qvec_cli.ops.lineage import model_of, require
 from qvec_cli.specs import Grid, Loading, Recipe
 
@@ -68,6 +69,10 @@ def check_start(request: Request) -> None:
         raise SpecError("--pretrained goes with a timm name, not with a checkpoint file")
     with Checkpoint(request.source) as checkpoint:
         require(checkpoint, Kind.CHECKPOINT)
+        targets = checkpoint.card.targets if checkpoint.card else None
+        shapes = {name: checkpoint[name].shape for name in targets or () if name in checkpoint}
+        if request.grid and shapes:
+            check_fit(shapes, request.grid, str(request.source))
         if request.initial_checkpoint is None:
             stored_model(request, checkpoint, classes=1)
 
