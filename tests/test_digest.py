@@ -10,7 +10,8 @@ import safetensors.numpy
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.digest import Hasher, combine
 from qvec_cli.checkpoint.dtypes import name_of
-from qvec_cli.checkpoint.read import Checkpoint, Entry
+from qvec_cli.checkpoint.header import Entry
+from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.write import write
 
 RNG = np.random.default_rng(0)

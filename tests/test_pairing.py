@@ -5,7 +5,7 @@ import re
 import pytest
 
 from qvec_cli.checkpoint.dtypes import FORMATS
-from qvec_cli.checkpoint.read import Entry
+from qvec_cli.checkpoint.header import Entry
 from qvec_cli.errors import MismatchError
 from qvec_cli.vector.pairing import SHOWN, cover, pair
 

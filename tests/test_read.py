@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from qvec_cli.checkpoint import read
 from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.dtypes import FORMATS
-from qvec_cli.checkpoint.read import MAX_HEADER, Checkpoint, finite
+from qvec_cli.checkpoint.header import MAX_HEADER
+from qvec_cli.checkpoint.read import Checkpoint, finite
 from qvec_cli.errors import CheckpointError
 
 RNG = np.random.default_rng(0)

@@ -17,7 +17,8 @@ import torch
 
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import FORMATS
-from qvec_cli.checkpoint.read import Checkpoint, Entry
+from qvec_cli.checkpoint.header import Entry
+from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.write import SUFFIX, check_target, replacing, write, write_json
 from qvec_cli.errors import CheckpointError
 
@@ -159,7 +160,7 @@ SAVE = """
 import sys, numpy as np
 from pathlib import Path
 from qvec_cli.checkpoint.card import Card, Kind
-from qvec_cli.checkpoint.read import Entry
+from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.write import write
 names = {"a", "b", "c", "d", "e"}
 plan = {name: Entry("F32", (2,)) for name in names}
@@ -366,7 +367,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from qvec_cli.checkpoint.card import Card, Kind
-from qvec_cli.checkpoint.read import Entry
+from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.write import write
 from qvec_cli.errors import CheckpointError
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
@@ -420,7 +421,8 @@ import multiprocessing, sys
 from pathlib import Path
 import numpy as np
 from qvec_cli.checkpoint.card import Card, Kind
-from qvec_cli.checkpoint.read import Checkpoint, Entry
+from qvec_cli.checkpoint.header import Entry
+from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.write import write
 from qvec_cli.errors import CheckpointError
 

@@ -16,7 +16,8 @@ import numpy as np
 from qvec_cli.checkpoint.card import Card
 from qvec_cli.checkpoint.digest import Hasher, combine
 from qvec_cli.checkpoint.dtypes import FORMATS, Array
-from qvec_cli.checkpoint.read import BLOCK, MAX_HEADER, Entry
+from qvec_cli.checkpoint.header import MAX_HEADER, Entry
+from qvec_cli.checkpoint.read import BLOCK
 from qvec_cli.errors import CheckpointError
 
 SUFFIX: Final = ".qvec-tmp"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import Array
-from qvec_cli.checkpoint.read import Checkpoint, Entry
+from qvec_cli.checkpoint.header import Entry
+from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.write import check_target, write
 from qvec_cli.errors import MismatchError
 from qvec_cli.model.targets import head_tensors

@@ -10,7 +10,8 @@ from typing import Any
 
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import Array
-from qvec_cli.checkpoint.read import Checkpoint, Entry
+from qvec_cli.checkpoint.header import Entry
+from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.write import check_target, write
 from qvec_cli.errors import MismatchError
 from qvec_cli.ops.grids import choose_grid, choose_targets

@@ -13,7 +13,8 @@ import torch
 from qvec_cli.checkpoint import digest as digests
 from qvec_cli.checkpoint.card import Card, Kind, canonical
 from qvec_cli.checkpoint.dtypes import name_of
-from qvec_cli.checkpoint.read import Checkpoint, Entry
+from qvec_cli.checkpoint.header import Entry
+from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.write import write
 from qvec_cli.errors import CheckpointError, MismatchError, NotFiniteError, TrainingError
 from qvec_cli.learn import snapshot

@@ -71,7 +71,7 @@ def write_pair(folder: Path) -> None:
     import torch
 
     from qvec_cli.checkpoint.card import Card, Kind
-    from qvec_cli.checkpoint.read import Entry
+    from qvec_cli.checkpoint.header import Entry
     from qvec_cli.checkpoint.write import write
     from qvec_cli.model.build import Wish, create
 
