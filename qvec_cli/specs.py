@@ -127,6 +127,7 @@ class Wanted:
     bits: int | None = None
     granularity: Granularity | None = None
     group_size: int | None = None
+    cross: bool = False  # whether the file may have been made for another grid
 
     def __post_init__(self) -> None:
         self.grid(None if self.bits is not None else Grid())

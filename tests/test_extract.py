@@ -61,7 +61,7 @@ def test_a_donor_plus_its_own_vector_is_its_twin_to_the_last_place(
 def test_lambda_zero_leaves_the_receiver_bit_for_bit(drawer: Drawer, tmp_path: Path) -> None:
     call("patch", drawer.receiver, drawer.rho, "--lambda", 0, "-o", tmp_path / "p.st")
     with Checkpoint(drawer.receiver) as receiver, Checkpoint(tmp_path / "p.st") as patched:
-        assert patched.digest() == receiver.digest()
+        assert patched.settle() == receiver.settle()
         assert list(patched.items()) != []
 
 
@@ -129,9 +129,9 @@ Change = Callable[[Arrays], Arrays]
 MISMATCHES: dict[str, tuple[Change, str]] = {
     "a missing tensor": (
         lambda a: {n: v for n, v in a.items() if n != "pos_embed"},
-        "pos_embed: only in a.st",
+        "pos_embed: only in {}/a.st",
     ),
-    "a tensor too many": (lambda a: {**a, "extra": a["pos_embed"]}, "extra: only in b.st"),
+    "a tensor too many": (lambda a: {**a, "extra": a["pos_embed"]}, "extra: only in {}/b.st"),
     "another shape": (
         lambda a: {**a, "pos_embed": np.ones((1, 7, 6), np.float32)},
         "pos_embed: [1, 5, 6] vs [1, 7, 6]",
@@ -148,7 +148,8 @@ def test_tensors_that_do_not_pair_up_are_named(case: str, tmp_path: Path) -> Non
     change, reason = MISMATCHES[case]
     a = save(tmp_path / "a.st", with_head(random(1), 3))
     b = save(tmp_path / "b.st", with_head(change(random(2)), 4))
-    assert reason in call("extract", a, b, "-o", tmp_path / "rho.st", code=1).errors[0]
+    refused = call("extract", a, b, "-o", tmp_path / "rho.st", code=1).errors[0]
+    assert reason.format(tmp_path) in refused
     assert not (tmp_path / "rho.st").exists()
 
 
@@ -226,7 +227,7 @@ def test_an_output_may_be_an_input_with_force(drawer: Drawer, tmp_path: Path) ->
     call("patch", own, drawer.rho, "-o", tmp_path / "other.st")
     call("patch", own, drawer.rho, "-o", own, "--force")
     with Checkpoint(own) as ours, Checkpoint(tmp_path / "other.st") as other:
-        assert ours.compute_digest() == other.compute_digest()
+        assert ours.contents() == other.contents()
 
 
 def test_the_lineage_names_parents_and_lambda(drawer: Drawer, tmp_path: Path) -> None:
@@ -234,11 +235,11 @@ def test_the_lineage_names_parents_and_lambda(drawer: Drawer, tmp_path: Path) ->
     with Checkpoint(tmp_path / "p.st") as patched:
         assert patched.card is not None
         lineage = patched.card.provenance
-        assert patched.card.digest == patched.compute_digest()
+        assert patched.card.digest == patched.contents()
     assert (lineage["op"], lineage["lambda"]) == ("patch", 0.5)
     digests = []
     for path in (drawer.receiver, drawer.rho):
         with Checkpoint(path) as parent:
-            digests.append(parent.compute_digest())
+            digests.append(parent.contents())
     assert [parent["digest"] for parent in lineage["parents"]] == digests
     assert str(tmp_path) not in (tmp_path / "p.st").read_bytes().decode("latin-1")

@@ -30,7 +30,7 @@ def chosen(drawer: Drawer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A receiver patched at a lambda that was chosen on labels, at 2 bits."""
     folder = tmp_path_factory.mktemp("chosen")
     args = (drawer.receiver, drawer.rho, "--data", drawer.receiver_data, "--bits", 2)
-    call("sweep-lambda", *args, "--lambdas", "0,0.5", "-o", folder / "sweep.json")
+    call("sweep-lambda", *args, "--cross-grid", "--lambdas", "0,0.5", "-o", folder / "sweep.json")
     patched = folder / "chosen.st"
     call("patch", drawer.receiver, drawer.rho, "-l", folder / "sweep.json", "-o", patched)
     return patched
@@ -41,7 +41,7 @@ def test_a_cost_is_never_forgotten_along_a_chain(
 ) -> None:
     labels = {"level": "receiver_labels", "counts": {"val": 12}}
     again, packed = tmp_path / "again.st", tmp_path / "packed.st"
-    call("patch", chosen, drawer.rho, "-l", 1, "-o", again)
+    call("patch", chosen, drawer.rho, "-l", 1, "--cross-grid", "-o", again)
     call("quantize", again, "-o", packed)
     assert [use(path) for path in (chosen, again, packed)] == [labels] * 3
     data = ("--data", drawer.receiver_data, "--json")
@@ -66,7 +66,7 @@ def test_a_sweep_of_what_has_cost_labels_says_so_in_every_row(
     chosen: Path, drawer: Drawer, tmp_path: Path
 ) -> None:
     args = (chosen, drawer.rho, "--data", drawer.receiver_data, "--lambdas", "0,1", "--json")
-    results = call("sweep-lambda", *args, "-o", tmp_path / "s.json").json["results"]
+    results = call("sweep-lambda", *args, "--cross-grid", "-o", tmp_path / "s.json").json["results"]
     rows = [results["zero_shot"], results["chosen"], *results["baselines"].values()]
     assert {row["data_use"] for row in rows} == {"receiver_labels"}
 
@@ -89,7 +89,7 @@ def test_the_family_of_a_file_reaches_back_to_the_base(chosen: Path, tmp_path: P
 def test_a_vector_that_is_applied_again_is_noticed(
     chosen: Path, drawer: Drawer, tmp_path: Path
 ) -> None:
-    result = call("patch", chosen, drawer.rho, "-o", tmp_path / "p.st")
+    result = call("patch", chosen, drawer.rho, "--cross-grid", "-o", tmp_path / "p.st")
     assert "was patched with" in result.err
 
 
@@ -118,7 +118,7 @@ def test_an_edited_file_is_not_taken_for_what_its_card_says(
     assert "not that of its card" in call("inspect", other).out
     sweep = chosen.with_name("sweep.json")
     result = call("patch", other, drawer.rho, "-l", sweep, "-o", tmp_path / "p.st", code=1)
-    assert "was chosen for other files" in result.errors[0]
+    assert "not those that its card tells of" in result.errors[0]
 
 
 def elsewhere(source: Path, target: Path, *, rotate: bool) -> Path:

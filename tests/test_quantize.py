@@ -114,8 +114,10 @@ def test_without_bits_the_grid_of_the_vector_counts(drawer: Drawer, tmp_path: Pa
     call("patch", drawer.receiver, drawer.rho, "-o", tmp_path / "p.st")
     made = call("quantize", tmp_path / "p.st", "-o", tmp_path / "q.st", "--json").json
     assert made["parameters"]["grid"]["bits"] == 3
-    other = call("quantize", tmp_path / "p.st", "--bits", 2, "-o", tmp_path / "x.st")
-    assert "was made for 3-bit channel absmax, not for 2-bit channel absmax" in other.err
+    other = ("quantize", tmp_path / "p.st", "--bits", 2, "-o", tmp_path / "x.st")
+    refused = call(*other, code=1)
+    assert "was made for 3-bit channel absmax, not for 2-bit channel absmax" in refused.errors[0]
+    call(*other, "--cross-grid")
 
 
 def test_targets_can_be_named_and_are_remembered(drawer: Drawer, tmp_path: Path) -> None:

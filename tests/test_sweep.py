@@ -30,7 +30,7 @@ def without_speed(document: Any) -> Any:
 @pytest.fixture(scope="module")
 def swept(drawer: Drawer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("sweep") / "sweep.json"
-    sweep(drawer, out, "--bits", 2)
+    sweep(drawer, out, "--bits", 2, "--cross-grid")
     document: dict[str, Any] = json.loads(out.read_text())
     return document
 
@@ -41,7 +41,7 @@ def test_every_point_is_what_patch_quantize_and_eval_give(
 ) -> None:
     patched, packed = tmp_path / "p.st", tmp_path / "q.st"
     call("patch", drawer.receiver, drawer.rho, "-l", lam, "-o", patched)
-    call("quantize", patched, "--bits", 2, "-o", packed)
+    call("quantize", patched, "--bits", 2, "--cross-grid", "-o", packed)
     evaluated = call(
         *("eval", packed, "--data", drawer.receiver_data, "--split", "val"),
         *("--device", "cpu", "--json"),
@@ -71,7 +71,7 @@ def test_float_and_zero_shot_are_what_eval_gives(
     drawer: Drawer, swept: dict[str, Any], tmp_path: Path
 ) -> None:
     call("patch", drawer.receiver, drawer.rho, "-o", tmp_path / "p.st")
-    call("quantize", tmp_path / "p.st", "--bits", 2, "-o", tmp_path / "q.st")
+    call("quantize", tmp_path / "p.st", "--bits", 2, "--cross-grid", "-o", tmp_path / "q.st")
     pairs = {
         drawer.receiver: swept["results"]["baselines"]["fp"],
         tmp_path / "q.st": swept["results"]["zero_shot"],
@@ -110,8 +110,8 @@ def test_zero_is_always_a_candidate(drawer: Drawer, tmp_path: Path) -> None:
 def test_without_bits_the_vectors_own_grid_counts(drawer: Drawer, tmp_path: Path) -> None:
     document = sweep(drawer, tmp_path / "s.json", "--json").json
     assert document["parameters"]["grid"]["bits"] == 3
-    other = sweep(drawer, tmp_path / "t.json", "--bits", 4)
-    assert "was made for 3-bit channel absmax, not for 4-bit channel absmax" in other.err
+    other = sweep(drawer, tmp_path / "t.json", "--bits", 4, code=1)
+    assert "was made for 3-bit channel absmax, not for 4-bit channel absmax" in other.errors[0]
 
 
 def test_a_sweep_cut_off_goes_on_where_it_was(
@@ -127,9 +127,11 @@ def test_a_sweep_cut_off_goes_on_where_it_was(
 
     monkeypatch.setattr(trial.Trial, "score", counted)
     out = tmp_path / "sweep.json"
-    sweep(drawer, out, "--bits", 2, code=130)
+    sweep(drawer, out, "--bits", 2, "--cross-grid", code=130)
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.json.state"]
-    assert "an unfinished run is there" in sweep(drawer, out, "--bits", 2, code=1).err
+    assert (
+        "an unfinished run is there" in sweep(drawer, out, "--bits", 2, "--cross-grid", code=1).err
+    )
     again = sweep(drawer, out, "--bits", 3, "--resume", code=1)
     assert "is of another sweep: its grid changed" in again.err
 
@@ -139,7 +141,7 @@ def test_a_sweep_cut_off_goes_on_where_it_was(
         "score",
         lambda self, lam, split: (done.append(lam), score(self, lam, split))[1],
     )
-    sweep(drawer, out, "--bits", 2, "--resume")
+    sweep(drawer, out, "--bits", 2, "--cross-grid", "--resume")
     assert taken == [0, 0.75]
     assert done[0] == 1.5
     assert without_speed(json.loads(out.read_text())["results"]) == without_speed(swept["results"])
@@ -163,7 +165,7 @@ def test_patch_takes_the_choice_and_its_cost_from_the_sweep(
     document = call("patch", drawer.receiver, drawer.rho, *flags).json
     assert document["results"]["lambda"] == swept["results"]["chosen"]["lambda"]
     assert document["data_use"] == swept["data_use"]
-    call("quantize", patched, "--bits", 2, "-o", tmp_path / "q.st")
+    call("quantize", patched, "--bits", 2, "--cross-grid", "-o", tmp_path / "q.st")
     flags = ("--data", drawer.receiver_data, "--json")
     assert call("eval", tmp_path / "q.st", *flags).json["data_use"] == swept["data_use"]
     other = call("patch", drawer.donor, drawer.rho, "-l", path, "-o", tmp_path / "x.st", code=1)

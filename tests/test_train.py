@@ -36,7 +36,7 @@ def session(drawer: Drawer, out: Path, grid: Grid | None) -> Session:
 
 def digest(path: Path) -> str:
     with Checkpoint(path) as checkpoint:
-        return checkpoint.compute_digest()
+        return checkpoint.contents()
 
 
 def test_twins_share_head_and_random_stream_and_data(drawer: Drawer, tmp_path: Path) -> None:

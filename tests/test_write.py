@@ -1,12 +1,15 @@
 """Writing: a whole file that the library opens, or nothing at all and the old file untouched."""
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,8 @@ from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import FORMATS
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.checkpoint.write import SUFFIX, check_target, replacing, write, write_json
+from qvec_cli.checkpoint.replace import SUFFIX, check_target, replacing, write_json
+from qvec_cli.checkpoint.write import write
 from qvec_cli.errors import CheckpointError
 
 CARD = Card(Kind.CHECKPOINT, role="fp", model={"b": 1, "a": [2]}, provenance={"operation": "test"})
@@ -138,7 +142,7 @@ def test_the_card_comes_back_with_the_digest_of_the_contents(tmp_path):
     card = _save(tmp_path / "a.st")
     with Checkpoint(tmp_path / "a.st") as ours:
         assert ours.card == card
-        assert card.digest == ours.compute_digest()
+        assert card.digest == ours.contents()
 
 
 def test_tensors_may_come_in_any_order_and_in_blocks_of_any_length(tmp_path):
@@ -218,11 +222,22 @@ def test_a_file_in_place_of_the_folder_is_refused(old):
         _save(old / "b.st")
 
 
-def test_a_device_or_pipe_is_not_replaced(tmp_path):
+@pytest.mark.timeout(20)
+def test_a_pipe_gets_the_bytes_of_a_file_and_stays_a_pipe(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(CheckpointError, match="regular"):
-        _save(tmp_path / "pipe", force=True)
+    _save(tmp_path / "file")
+    got = []
+    thread = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_bytes()))
+    thread.start()
+    _save(tmp_path / "pipe", force=False)
+    thread.join()
+    assert got == [(tmp_path / "file").read_bytes()]
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_full_device_is_told(tmp_path):
+    with pytest.raises(CheckpointError, match="/dev/full: cannot be written: no space left"):
+        _save(Path("/dev/full"))
 
 
 def test_a_link_to_itself_is_refused(tmp_path):
@@ -242,7 +257,7 @@ AS_NOBODY = """
 import difflib, os, sys
 from pathlib import Path
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.checkpoint.write import check_target, write_json
+from qvec_cli.checkpoint.replace import check_target, write_json
 from qvec_cli.errors import CheckpointError
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
@@ -451,7 +466,7 @@ for turn in range(15):
     assert len(winners) == 1, winners
     with Checkpoint(path) as file:
         assert (file.array("a") == winners[0]).all()
-        assert file.digest() == file.compute_digest()
+        assert file.settle() == file.stated
 """
 
 
@@ -548,11 +563,54 @@ def test_a_relative_path_is_one_from_where_we_are(tmp_path, monkeypatch):
     assert _names(tmp_path) == ["a.st", "b.st", "c.st"]
 
 
-def test_leftovers_of_others_stay(tmp_path):
+def test_what_a_killed_writer_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path):
     stale = tmp_path / f".a.st.1-00000000{SUFFIX}"
-    stale.write_bytes(b"x")
+    other = tmp_path / f".b.st.1-00000000{SUFFIX}"
+    for path in (stale, other):
+        path.write_bytes(b"x")
+    with replacing(tmp_path / "a.st", force=False) as file:
+        file.write(b"first")
+        with replacing(tmp_path / "a.st", force=False) as rival:
+            rival.write(b"second")
+        assert Path(file.name).exists()
+        assert not stale.exists()
+        assert other.exists()  # of another target
+        (tmp_path / "a.st").unlink()
+    assert _names(tmp_path) == sorted([other.name, "a.st"])
+    assert (tmp_path / "a.st").read_bytes() == b"first"
+
+
+def test_a_link_with_the_name_of_a_leftover_is_not_followed(tmp_path):
+    (tmp_path / "precious").write_bytes(b"x")
+    link = tmp_path / f".a.st.1-00000000{SUFFIX}"
+    link.symlink_to("precious")
     _save(tmp_path / "a.st")
-    assert stale.read_bytes() == b"x"
+    assert (tmp_path / "precious").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_disk_without_hard_links_is_written_to_and_nothing_is_replaced(
+    force, tmp_path, monkeypatch
+):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    _save(tmp_path / "a.st", force=force)
+    before = (tmp_path / "a.st").read_bytes()
+    with (
+        pytest.raises(CheckpointError, match="exists"),
+        replacing(tmp_path / "a.st", force=False) as file,
+    ):
+        file.write(b"x")
+    assert (tmp_path / "a.st").read_bytes() == before
+    assert _names(tmp_path) == ["a.st"]
+
+
+def test_a_disk_that_is_too_small_is_refused_before_any_work(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    with pytest.raises(CheckpointError, match=r"needs [\d,]+ bytes, and its disk has [\d,]+ left"):
+        check_target(tmp_path / "a.st", force=False, size=2 * free + (1 << 40))
 
 
 def test_a_target_that_can_be_written_passes_the_check(old):

@@ -39,6 +39,7 @@ class Card:
     base: str | None = None  # digest of the pretrained start, without its head
     recipe: dict[str, Any] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)  # operation, parents, lambda, version
+    aliases: dict[str, str] = field(default_factory=dict)  # tied names, and the one that is kept
     digest: str = NO_DIGEST  # of names, shapes, dtypes and data; not of this card
 
     def to_header(self) -> dict[str, str]:
@@ -53,6 +54,7 @@ class Card:
             "base": self.base,
             "recipe": self.recipe,
             "provenance": self.provenance,
+            "aliases": self.aliases,
             "digest": self.digest,
         }
         header = {f"qvec.{k}": _dump(v) for k, v in values.items() if v or v == ()}
@@ -93,6 +95,7 @@ class Card:
             base=metadata.get("qvec.base"),
             recipe=_load(metadata, "qvec.recipe", dict),
             provenance=_load(metadata, "qvec.provenance", dict) or {},
+            aliases={k: str(v) for k, v in (_load(metadata, "qvec.aliases", dict) or {}).items()},
             digest=metadata.get("qvec.digest", NO_DIGEST),
         )
 

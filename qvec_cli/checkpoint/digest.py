@@ -12,6 +12,7 @@ from qvec_cli.checkpoint.card import canonical
 from qvec_cli.checkpoint.dtypes import Array
 
 _DEPTH: Final = 4  # blocks that may wait to be hashed
+_SMALL: Final = 1 << 15  # bytes that are hashed sooner than handed to a thread
 
 
 def combine(tensors: Mapping[str, tuple[str, tuple[int, ...], str]]) -> str:
@@ -31,29 +32,38 @@ class Hasher:
 
     def __init__(self) -> None:
         self._hashes: dict[str, hashlib._Hash] = {}
-        self._queue: queue.Queue[tuple[str, Array] | None] = queue.Queue(_DEPTH)
-        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._waiting: set[str] = set()  # tensors with blocks that went to the thread
+        self._queue: queue.Queue[tuple[hashlib._Hash, Array] | None] = queue.Queue(_DEPTH)
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Hasher:
-        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.finish()
 
     def finish(self) -> None:
-        """Waits until every block is hashed; no block may follow."""
-        if self._thread.is_alive():
+        """Waits until every block is hashed."""
+        if self._thread is not None:
             self._queue.put(None)
             self._thread.join()
+            self._thread = None
 
     def start(self, name: str) -> None:
-        """Makes a tensor known, also one without any bytes."""
+        """Makes a tensor known, also one without any bytes; or begins it anew."""
         self._hashes[name] = hashlib.sha256()
+        self._waiting.discard(name)
 
     def update(self, name: str, block: Array) -> None:
         """Takes the next block of a tensor; waits when hashing is behind."""
-        self._queue.put((name, block))
+        if block.nbytes < _SMALL and name not in self._waiting:
+            self._hashes[name].update(block.data)
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, daemon=True)
+            self._thread.start()
+        self._waiting.add(name)
+        self._queue.put((self._hashes[name], block))
 
     def digests(self) -> dict[str, str]:
         """Hexadecimal sha256 by tensor, once hashing has finished."""
@@ -61,5 +71,5 @@ class Hasher:
 
     def _work(self) -> None:
         while (item := self._queue.get()) is not None:
-            name, block = item
-            self._hashes[name].update(block.data)
+            hashed, block = item
+            hashed.update(block.data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from qvec_cli.checkpoint.card import refuse_constant
 from qvec_cli.checkpoint.dtypes import FORMATS
@@ -18,14 +18,34 @@ _MAX_DIMENSIONS: Final = 64
 """As many as numpy has."""
 
 
+_FOREIGN: Final = {
+    b"version ": "a Git LFS pointer: run git lfs pull",
+    b"\x1f\x8b": "gzip-compressed",
+    b"\x28\xb5\x2f\xfd": "zstd-compressed",
+    b"GGUF": "a GGUF file",
+    b"\x93NUMPY": "a numpy array",
+    b"<!DOCTYPE": "an HTML page",
+    b"<html": "an HTML page",
+}
+
+
+class Readable(Protocol):
+    """Bytes at any offset."""
+
+    size: int
+
+    def read(self, count: int, offset: int) -> bytes | memoryview: ...  # noqa: D102
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One tensor as the header describes it."""
 
     dtype: str  # a key of FORMATS
     shape: tuple[int, ...]
-    start: int = 0  # first byte in the file
+    start: int = 0  # first byte in its source
     stop: int = 0
+    part: int = 0  # which source, of a checkpoint in several
 
     @property
     def floating(self) -> bool:
@@ -43,10 +63,44 @@ class Entry:
         return self.size * FORMATS[self.dtype].numpy.itemsize
 
 
-def parse_header(
-    text: bytes, data_size: int, data_start: int
-) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Entries sorted by place in the file, and the metadata.
+def read_header(source: Readable) -> tuple[dict[str, Entry], dict[str, str]]:
+    """The tensors of a safetensors file by their place, and its metadata.
+
+    Raises:
+        CheckpointError: another kind of file, which is named, or see ``parse_header``.
+    """
+    if source.size == 0:
+        raise CheckpointError("the file is empty", hint="Was a copy interrupted?")
+    start = bytes(source.read(min(source.size, 16), 0))
+    length = int.from_bytes(start[:8], "little")
+    if not start[8:].lstrip().startswith(b"{"):  # a length alone may look like any magic
+        for magic, name in _FOREIGN.items():
+            if start.lower().startswith(magic.lower()):
+                raise CheckpointError(f"not a safetensors file but {name}")
+    if source.size < 10 or length + 8 > source.size:
+        raise CheckpointError(
+            f"not a safetensors file, or cut short in its header ({source.size:,} bytes)"
+        )
+    if length > MAX_HEADER:
+        raise CheckpointError(
+            f"its header claims {length:,} bytes; more than {MAX_HEADER:,} is not read"
+        )
+    entries, metadata, end = parse_header(bytes(source.read(length, 8)), 8 + length)
+    if end != source.size:
+        raise CheckpointError(
+            f"holds {source.size - 8 - length:,} bytes of data where its header promises "
+            f"{end - 8 - length:,}",
+            hint="Was a copy interrupted?",
+        )
+    return entries, metadata
+
+
+def parse_header(text: bytes, start: int) -> tuple[dict[str, Entry], dict[str, str], int]:
+    """Entries sorted by place in the file, the metadata, and where the data end.
+
+    Args:
+        text: the header's JSON.
+        start: where the data begin.
 
     Raises:
         CheckpointError: anything that the format forbids: duplicates, overlaps, holes,
@@ -64,20 +118,14 @@ def parse_header(
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError("its __metadata__ is not a mapping from text to text")
-    entries = {name: _entry(name, value, data_start) for name, value in header.items()}
+    entries = {name: _entry(name, value, start) for name, value in header.items()}
     ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
-    position = data_start
+    position = start
     for name, entry in ordered.items():
         if entry.start != position:
             raise CheckpointError(f"{name}: its data overlap or leave a hole")
         position = entry.stop
-    if position != data_start + data_size:
-        raise CheckpointError(
-            f"holds {data_size:,} bytes of data where its header promises "
-            f"{position - data_start:,}",
-            hint="Was a copy interrupted?",
-        )
-    return ordered, metadata
+    return ordered, metadata, position
 
 
 def _entry(name: str, value: Any, data_start: int) -> Entry:

@@ -1,19 +1,19 @@
-"""A safetensors file, checked as a whole before any tensor is read, then read block by block."""
+"""A checkpoint, checked as a whole before any tensor is read, then read block by block."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from qvec_cli.checkpoint.card import NO_DIGEST, Card, Kind
 from qvec_cli.checkpoint.digest import Hasher, combine
 from qvec_cli.checkpoint.dtypes import FORMATS, Array, to_float32
-from qvec_cli.checkpoint.header import MAX_HEADER, Entry, parse_header
+from qvec_cli.checkpoint.header import Entry
+from qvec_cli.checkpoint.locate import locate
 from qvec_cli.errors import CheckpointError
 
 BLOCK: Final = 1 << 18
@@ -22,53 +22,42 @@ BLOCK: Final = 1 << 18
 _AHEAD: Final = 16 << 20
 """Bytes between what is read and what is asked of the disk."""
 
-_FOREIGN: Final = {
-    b"PK\x03\x04": "a zip archive, probably a PyTorch pickle (.pt)",
-    b"version ": "a Git LFS pointer: run git lfs pull",
-    b"\x80\x02": "a pickle",
-    b"\x80\x03": "a pickle",
-    b"\x80\x04": "a pickle",
-    b"\x80\x05": "a pickle",
-    b"\x1f\x8b": "gzip-compressed",
-    b"GGUF": "a GGUF file",
-    b"\x93NUMPY": "a numpy array",
-    b"<!DOCTYPE": "an HTML page",
-    b"<html": "an HTML page",
-}
-
 
 class Checkpoint(Mapping[str, Entry]):
-    """An open file: a mapping from tensor names, in the order of the file, to entries.
+    """An open checkpoint: a mapping from tensor names, in the order of the data, to entries.
+
+    What is read is hashed as it streams by; ``settle`` then tells whether it was what the card
+    says.
 
     Args:
-        path: a safetensors file, whatever its suffix. Reads never map it into memory.
+        path: a safetensors file, an index of several, a folder of the hub, a pickled state dict,
+            or ``-`` for stdin; found by content. Reads never map a file into memory.
 
     Raises:
-        CheckpointError: missing, unreadable, or not a whole and valid safetensors file.
+        CheckpointError: missing, unreadable, or not whole and valid.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._fd = _open(path)
+        self._layout = locate(path)
+        self._hasher = Hasher()
+        self._begun: set[str] = set()  # tensors whose blocks somebody reads
+        self._whole: set[str] = set()  # and has read to the end
+        self.digest = NO_DIGEST  # of the contents, from ``settle`` on
         try:
-            self._size = os.fstat(self._fd).st_size
-            self._entries, self.metadata = self._header()
             self.card = Card.from_header(self.metadata)
         except CheckpointError as error:
             self.close()
             raise CheckpointError(f"{path}: {error}", hint=error.hint) from None
-        except BaseException:
-            self.close()
-            raise
 
     def __getitem__(self, name: str) -> Entry:
-        return self._entries[name]
+        return self._layout.entries[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter(self._layout.entries)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._layout.entries)
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -82,25 +71,71 @@ class Checkpoint(Mapping[str, Entry]):
         self.close()
 
     def close(self) -> None:
-        """Gives the file back."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        """Gives the files back."""
+        self._hasher.finish()
+        self._layout.close()
+
+    @property
+    def name(self) -> str:
+        """What the input is called, without its folder."""
+        return self.path.name or self.path.resolve().name
 
     @property
     def kind(self) -> Kind:
         """What the file is; one without a card is taken for a bare checkpoint."""
         return self.card.kind if self.card else Kind.CHECKPOINT
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The texts in the header."""
+        return self._layout.metadata
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """What config.json beside the weights says."""
+        return self._layout.config
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Names of tied tensors that are not in the file, and the name that each goes by."""
+        return self.card.aliases if self.card else self._layout.aliases
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of the reading."""
+        return self._layout.notes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the files."""
+        return sum(source.size for source in self._layout.sources)
+
+    @property
+    def stated(self) -> str | None:
+        """The digest that the card tells; ``settle`` finds out whether it holds."""
+        return self.card.digest if self.card and self.card.digest != NO_DIGEST else None
+
+    def is_file_of(self, other: Checkpoint) -> bool:
+        """Whether both are names of one file."""
+        ours, theirs = ([*c._layout.identities()] for c in (self, other))
+        return ours == theirs
+
     def blocks(self, name: str) -> Iterator[Array]:
         """The raw elements of a tensor, flat, at most ``BLOCK`` at a time (BF16 as uint16)."""
-        entry = self._entries[name]
-        dtype = FORMATS[entry.dtype].numpy
-        step = BLOCK * dtype.itemsize
+        entry = self._layout.entries[name]
+        source, dtype = self._layout.sources[entry.part], FORMATS[entry.dtype].numpy
+        step, hashing = BLOCK * dtype.itemsize, name not in self._begun
+        self._begun.add(name)
+        if hashing:
+            self._hasher.start(name)
         for start in range(entry.start, entry.stop, step):
-            self._announce(start + _AHEAD, step)
-            raw = self._pread(min(step, entry.stop - start), start)
-            yield np.frombuffer(raw, dtype)
+            source.announce(start + _AHEAD, step)
+            block = np.frombuffer(source.read(min(step, entry.stop - start), start), dtype)
+            if hashing:
+                self._hasher.update(name, block)
+            yield block
+        if hashing:
+            self._whole.add(name)
 
     def floats(self, name: str) -> Iterator[Array]:
         """The same blocks in float32, every element finite; see ``checked``."""
@@ -112,7 +147,7 @@ class Checkpoint(Mapping[str, Entry]):
         Raises:
             CheckpointError: a NaN or an infinity, with the tensor and where it stands.
         """
-        dtype, seen = self._entries[name].dtype, 0
+        dtype, seen = self._layout.entries[name].dtype, 0
         for raw in self.blocks(name):
             values = to_float32(raw, dtype)
             if not finite(values):
@@ -122,7 +157,7 @@ class Checkpoint(Mapping[str, Entry]):
 
     def array(self, name: str) -> Array:
         """A whole tensor in its shape; BF16 becomes float32, all else keeps its dtype."""
-        entry = self._entries[name]
+        entry = self._layout.entries[name]
         flat = np.concatenate([*self.blocks(name), np.empty(0, FORMATS[entry.dtype].numpy)])
         if entry.dtype == "BF16":
             flat = to_float32(flat, "BF16")
@@ -132,62 +167,42 @@ class Checkpoint(Mapping[str, Entry]):
 
     def finite(self, name: str) -> Array:
         """A whole floating tensor in float32, every element finite."""
-        entry = self._entries[name]
+        entry = self._layout.entries[name]
         parts = [*self.floats(name), np.empty(0, np.float32)]
         return np.concatenate(parts).reshape(entry.shape)
 
-    def digest(self) -> str:
-        """What the card says the contents are, or else the digest of the contents."""
-        if self.card and self.card.digest != NO_DIGEST:
-            return self.card.digest
-        return self.compute_digest()
+    def contents(self) -> str:
+        """The digest of what was read, and of what nobody has read yet; of tensors, not files.
 
-    def compute_digest(self) -> str:
-        """The digest of the contents, read anew; equal for equal tensors in any file."""
-        with Hasher() as hasher:
-            for name in self:
-                hasher.start(name)
-                for block in self.blocks(name):
-                    hasher.update(name, block)
-        digests = hasher.digests()
+        Raises:
+            CheckpointError: a file that was written to meanwhile.
+        """
+        for name in [name for name in self if name not in self._whole]:
+            self._begun.discard(name)
+            for _ in self.blocks(name):
+                pass
+        self._hasher.finish()
+        for source in self._layout.sources:
+            source.require_unchanged()
+        digests = self._hasher.digests()
         return combine({n: (e.dtype, e.shape, digests[n]) for n, e in self.items()})
 
-    def _header(self) -> tuple[dict[str, Entry], dict[str, str]]:
-        if self._size == 0:
-            raise CheckpointError("the file is empty", hint="Was a copy interrupted?")
-        start = self._pread(min(self._size, 16), 0)
-        length = int.from_bytes(start[:8], "little")
-        if not start[8:].lstrip().startswith(b"{"):  # a length alone may look like any magic
-            for magic, name in _FOREIGN.items():
-                if start.lower().startswith(magic.lower()):
-                    raise CheckpointError(f"not a safetensors file but {name}")
-        if self._size < 10 or length + 8 > self._size:
-            raise CheckpointError(
-                f"not a safetensors file, or cut short in its header ({self._size:,} bytes)"
-            )
-        if length > MAX_HEADER:
-            raise CheckpointError(
-                f"its header claims {length:,} bytes; more than {MAX_HEADER:,} is not read"
-            )
-        return parse_header(self._pread(length, 8), self._size - 8 - length, 8 + length)
+    def settle(self) -> str:
+        """The digest of the contents, once they are known to be what the card says.
 
-    def _announce(self, offset: int, count: int) -> None:
-        """Lets the kernel fetch from disk what will be read soon, while we compute."""
-        if hasattr(os, "posix_fadvise") and offset < self._size:
-            os.posix_fadvise(self._fd, offset, count, os.POSIX_FADV_WILLNEED)
-
-    def _pread(self, count: int, offset: int) -> bytes:
-        parts = []
-        while count:
-            try:
-                part = os.pread(self._fd, count, offset)
-            except OSError as fault:
-                raise CheckpointError(f"{self.path}: cannot be read: {fault.strerror}") from None
-            if not part:
-                raise CheckpointError(f"{self.path}: ended while it was read; was it changed?")
-            parts.append(part)
-            count, offset = count - len(part), offset + len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        Raises:
+            CheckpointError: damaged or edited since the card was written, or while it was read.
+        """
+        if self.digest == NO_DIGEST:
+            found = self.contents()
+            if self.stated not in (None, found):
+                raise CheckpointError(
+                    f"{self.path}: its tensors are not those that its card tells of: the file is "
+                    "damaged, or was edited",
+                    hint="Fetch or make it again; without qvec.* metadata it is taken as it is.",
+                )
+            self.digest = found
+        return self.digest
 
     def _refuse_nonfinite(self, name: str, values: Array, seen: int) -> None:
         bad = int(np.flatnonzero(~np.isfinite(values))[0])
@@ -201,27 +216,3 @@ def finite(values: Array) -> bool:
     """Whether every element is a number; a sum is far cheaper than looking at each."""
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(values.sum())) or bool(np.isfinite(values).all())
-
-
-def _open(path: Path) -> int:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe: no wait
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file", hint=_near(path)) from None
-    except OSError as fault:
-        raise CheckpointError(f"{path}: {(fault.strerror or 'cannot be read').lower()}") from None
-    if not path.is_file():
-        os.close(fd)
-        raise CheckpointError(f"{path}: not a file but a folder or a device")
-    return fd
-
-
-def _near(path: Path) -> str | None:
-    import difflib
-
-    try:
-        names = [p.name for p in path.parent.iterdir() if p.name != path.name]
-    except OSError:
-        return None
-    close = difflib.get_close_matches(path.name, names, n=1)
-    return f"Did you mean {path.parent / close[0]}?" if close else None

@@ -102,6 +102,9 @@ def _explain(fault: Exception) -> int:
     if isinstance(fault, MemoryError) or any(text in str(fault) for text in _NO_MEMORY):
         show.complain("there is not enough memory", "A smaller --batch-size needs less.")
         return 1
+    if isinstance(fault, BrokenPipeError):
+        show.drop_stdout()
+        return 128 + signal.SIGPIPE
     if isinstance(fault, OSError):
         show.drop_stdout()
         show.complain(f"{fault.filename or 'stdout'}: {fault.strerror or fault}", None)

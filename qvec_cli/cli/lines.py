@@ -106,6 +106,45 @@ def _sweep(results: Facts) -> Iterator[str]:
 
 
 def _inspect(results: Facts) -> Iterator[str]:
+    """One of inspect's four answers, told by what it holds."""
+    if "verified" in results:
+        yield f"the tensors are those of the card: {results['verified']}"
+    elif "same" in results:
+        yield from _comparison(results)
+    elif "tensors" in results:
+        yield from _description(results)
+    else:
+        role = f", {results['role']}" if results["role"] else ""
+        yield f"{results['kind']}{role} {str(results['digest'])[:12]}"
+        yield f"base: {results['base'] or 'unknown'}"
+        yield from _family(results["provenance"], "")
+
+
+def _comparison(results: Facts) -> Iterator[str]:
+    rows = results["tensors"]
+    for key, words in (("only_in_first", "first"), ("only_in_second", "second")):
+        if results[key]:
+            yield f"only in the {words}: {_some(results[key])}"
+    if results["same"]:
+        yield f"the same {len(rows)} tensors in both"
+        return
+    relative = results["relative_norm"]
+    share = f", {relative:.3g} of the first" if relative is not None else ""
+    norm = "not finite" if results["norm"] is None else f"{results['norm']:.4g}"
+    yield f"{len(rows)} tensors in both, norm of the difference {norm}{share}"
+    yield "tensor\tdtype\tshape\tunequal\tnorm of the difference"
+    for row in rows:
+        if row.get("unequal") != 0:
+            dtype, shape = (_both(row[key]) for key in ("dtype", "shape"))
+            norm = f"{row['norm']:.6g}" if row.get("norm") is not None else "-"
+            yield f"{row['name']}\t{dtype}\t{shape}\t{row.get('unequal', '-')}\t{norm}"
+
+
+def _both(pair: list[Any]) -> str:
+    return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]} vs {pair[1]}"
+
+
+def _description(results: Facts) -> Iterator[str]:
     card = results["card"]
     role = f", {card['role']}" if card and card["role"] else ""
     yield (

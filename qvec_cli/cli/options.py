@@ -81,6 +81,9 @@ GranularityChoice = Annotated[
     typer.Option("--granularity", help="What shares a scale.", show_default="channel"),
 ]
 GroupSize = Annotated[int | None, typer.Option(min=1, help="Input features per scale.")]
+Cross = Annotated[
+    bool, typer.Option("--cross-grid", help="Take what was made for another grid all the same.")
+]
 MethodChoice = Annotated[Method, typer.Option("--method", help="How codes are chosen.")]
 
 

@@ -11,6 +11,7 @@ from qvec_cli.cli import show
 from qvec_cli.cli.options import (
     AsJson,
     Bits,
+    Cross,
     Force,
     GranularityChoice,
     GroupSize,
@@ -27,6 +28,7 @@ def quantize(
     bits: Bits = None,
     granularity: GranularityChoice = None,
     group_size: GroupSize = None,
+    cross_grid: Cross = False,
     method: MethodChoice = Method.RTN,
     fake: Annotated[
         bool, typer.Option("--fake", help="Write float32 weights on the grid, not packed codes.")
@@ -43,7 +45,7 @@ def quantize(
     from qvec_cli.ops.quantize import Request
     from qvec_cli.ops.quantize import quantize as run
 
-    wanted = Wanted(bits, granularity, group_size)
+    wanted = Wanted(bits, granularity, group_size, cross_grid)
     request = Request(checkpoint, output, wanted, method, fake, tuple(targets or ()), force)
     show.deliver(
         lambda listener: run(request, listener),

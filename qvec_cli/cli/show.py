@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from qvec_cli.errors import QvecError
+from qvec_cli.errors import QvecError, SpecError
 from qvec_cli.specs import Listener
 
 if TYPE_CHECKING:
@@ -48,17 +48,35 @@ def deliver(
         inputs: files that the document must not replace.
         force: whether ``document`` may be replaced.
     """
-    from qvec_cli.checkpoint.write import dump, write_json
+    from qvec_cli.checkpoint.replace import dump, write_json
     from qvec_cli.cli.lines import lines
     from qvec_cli.ops.metrics import check_documents
 
+    written = _streams(inputs, [path for path in (out, document) if path], as_json=as_json)
     check_documents(document, out, inputs, force=force)
     with Terminal() as terminal:
         metrics = work(terminal)
     whole = metrics.document()
     if document is not None:
         write_json(document, whole, force=force)
-    result(dump(whole) if as_json else clean("\n".join(lines(metrics))) + "\n")
+    text = dump(whole) if as_json else clean("\n".join(lines(metrics))) + "\n"
+    if written:
+        _stderr(text.rstrip("\n"))  # stdout has the artefact
+    else:
+        result(text)
+
+
+def _streams(inputs: tuple[Path, ...], outputs: list[Path], *, as_json: bool) -> bool:
+    """Whether stdout gets an artefact; it and stdin can hold one thing."""
+    from qvec_cli.checkpoint.source import STREAM
+
+    if inputs.count(STREAM) > 1:
+        raise SpecError("- stands for stdin, which holds one file")
+    if outputs.count(STREAM) + as_json > 1:
+        raise SpecError("stdout holds one thing: -o -, --metrics - or --json")
+    if STREAM in outputs and sys.stdout is None:
+        raise QvecError("stdout is closed")
+    return STREAM in outputs
 
 
 def result(text: str) -> None:

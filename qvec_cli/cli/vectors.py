@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qvec_cli.cli import show
-from qvec_cli.cli.options import AsJson, Force, MetricsFile, Out
+from qvec_cli.cli.options import AsJson, Cross, Force, MetricsFile, Out
 
 
 def extract(
@@ -49,6 +49,7 @@ def patch(
             help="Scaling coefficient, or the JSON file of a sweep.",
         ),
     ] = "1",
+    cross_grid: Cross = False,
     force: Force = False,
     metrics: MetricsFile = None,
     as_json: AsJson = False,
@@ -57,7 +58,9 @@ def patch(
     from qvec_cli.ops.patch import patch as run
 
     show.deliver(
-        lambda listener: run(receiver, rho, output, listener, lam=lam, force=force),
+        lambda listener: run(
+            receiver, rho, output, listener, lam=lam, cross=cross_grid, force=force
+        ),
         as_json=as_json,
         inputs=(receiver, rho),
         document=metrics,

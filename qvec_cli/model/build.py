@@ -112,6 +112,23 @@ def check(model: Model) -> Model:
     return model
 
 
+def of_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The configuration in a config.json of timm or of transformers' wrapper for it."""
+    given = config.get("pretrained_cfg")
+    if not isinstance(given, Mapping):
+        return None
+    model = {
+        "architecture": config.get("architecture"),
+        "num_classes": config.get("num_classes", given.get("num_classes")),
+        "model_args": config.get("model_args", {}),
+        "pretrained_cfg": {key: given[key] for key in (*_DATA_KEYS, "classifier") if key in given},
+    }
+    try:
+        return dict(check(model))
+    except MismatchError:
+        return None
+
+
 def rebuild(model: Model) -> nn.Module:
     """The network of a configuration, with random weights."""
     return _create_model(

@@ -8,7 +8,6 @@ until a network is handed in.
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,9 +35,6 @@ HEADS: Final = (
 )
 """What timm and its neighbours call the classifier; for files that do not say."""
 
-_WRAPPERS: Final = re.compile(r"^(module\.|model\.|_orig_mod\.)+")
-"""What wrappers put before every name: DDP, torch.compile, the paper's own code."""
-
 _NOT_LINEAR: Final = ("embed", "norm", "relative_position")
 
 
@@ -53,7 +49,7 @@ def classifiers(model: Mapping[str, Any] | None) -> tuple[str, ...]:
 def head_tensors(names: Iterable[str], model: Mapping[str, Any] | None) -> tuple[str, ...]:
     """Those of the tensors that belong to the classifier."""
     owned = {f"{module}.{part}" for module in classifiers(model) for part in ("weight", "bias")}
-    return tuple(name for name in names if _WRAPPERS.sub("", name) in owned)
+    return tuple(name for name in names if name in owned)
 
 
 def of_network(network: nn.Module, model: Mapping[str, Any]) -> tuple[str, ...]:

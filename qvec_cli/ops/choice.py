@@ -29,7 +29,7 @@ class Choice:
             MismatchError: names the file.
         """
         for checkpoint in files:
-            if self.files and checkpoint.compute_digest() not in self.files:
+            if self.files and (checkpoint.stated or checkpoint.settle()) not in self.files:
                 raise MismatchError(
                     f"{self.source}: its lambda was chosen for other files than {checkpoint.path}",
                     hint="Sweep anew, or type the number.",

@@ -12,34 +12,78 @@ import numpy as np
 from qvec_cli.checkpoint.card import Card
 from qvec_cli.checkpoint.dtypes import to_float32
 from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.errors import CheckpointError
 from qvec_cli.ops.lineage import inherited_use
 from qvec_cli.ops.metrics import Input, Metrics
+from qvec_cli.ops.opening import opened
 from qvec_cli.quant.qtensor import packed_weights, part_names
+from qvec_cli.specs import Listener
 from qvec_cli.vector.geometry import Norm
 
 
-def describe(path: Path) -> Metrics:
+def describe(path: Path, listener: Listener) -> Metrics:
     """Reads a file once; tensors that are not finite are counted, not refused.
 
     Raises:
-        CheckpointError: not a whole and valid safetensors file.
+        CheckpointError: not a whole and valid checkpoint.
     """
     started = time.perf_counter()
-    with Checkpoint(path) as checkpoint:
-        digest = checkpoint.compute_digest()
+    with opened(path, listener) as checkpoint:
+        tensors = [_tensor(checkpoint, name) for name in checkpoint]
+        digest = checkpoint.contents()
         results = {
             "kind": checkpoint.kind,
             "digest": digest,
-            "digest_holds": digest == checkpoint.digest(),
-            "bytes": path.stat().st_size,
+            "digest_holds": checkpoint.stated in (None, digest),
+            "bytes": checkpoint.nbytes,
             "parameters": _parameters(checkpoint),
             "card": _card(checkpoint.card) if checkpoint.card else None,
             "metadata": checkpoint.metadata if checkpoint.card is None else {},
-            "tensors": [_tensor(checkpoint, name) for name in checkpoint],
+            "tensors": tensors,
         }
-        inputs = (Input.of(checkpoint),)
+        inputs = (Input(str(path), checkpoint.kind, digest),)
         use = inherited_use(checkpoint)
     return Metrics("inspect", inputs, {}, results, use, started=started)
+
+
+def verify(path: Path, listener: Listener) -> Metrics:
+    """Reads a file once and compares its tensors with the digest that its card tells.
+
+    Raises:
+        CheckpointError: they differ, or there is no card to compare with.
+    """
+    started = time.perf_counter()
+    with opened(path, listener) as checkpoint:
+        if checkpoint.stated is None:
+            raise CheckpointError(
+                f"{path}: does not say its digest: nothing to verify",
+                hint="Only files that qvec wrote do; without --verify the digest is shown.",
+            )
+        results = {"verified": checkpoint.settle(), "bytes": checkpoint.nbytes}
+        inputs, use = (Input.of(checkpoint),), inherited_use(checkpoint)
+    return Metrics("inspect", inputs, {"verify": True}, results, use, started=started)
+
+
+def lineage(path: Path, listener: Listener) -> Metrics:
+    """Reads a header and tells the family of a file.
+
+    Raises:
+        CheckpointError: a file without a card.
+    """
+    started = time.perf_counter()
+    with opened(path, listener) as checkpoint:
+        if checkpoint.card is None:
+            raise CheckpointError(f"{path}: has no qvec card: its lineage is not known")
+        results = {
+            "kind": checkpoint.kind,
+            "role": checkpoint.card.role,
+            "digest": checkpoint.card.digest,
+            "base": checkpoint.card.base,
+            "provenance": checkpoint.card.provenance,
+        }
+        inputs = (Input(str(path), checkpoint.kind, checkpoint.stated),)
+        use = inherited_use(checkpoint)
+    return Metrics("inspect", inputs, {"lineage": True}, results, use, started=started)
 
 
 def _parameters(checkpoint: Checkpoint) -> int:

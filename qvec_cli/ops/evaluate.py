@@ -15,6 +15,7 @@ from qvec_cli.model.targets import HEADS, head_tensors
 from qvec_cli.ops.examples import Examples, open_for
 from qvec_cli.ops.lineage import inherited_use, model_of, require_model, stated_model
 from qvec_cli.ops.metrics import Input, Metrics
+from qvec_cli.ops.opening import opened
 from qvec_cli.specs import Listener, Loading
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def evaluate(request: Request, listener: Listener) -> Metrics:
         MismatchError: a model and a data set, or a file and an architecture, that do not match.
     """
     started = time.perf_counter()
-    with Checkpoint(request.source) as checkpoint:
+    with opened(request.source, listener) as checkpoint:
         require_model(checkpoint)
         model = _architecture(checkpoint, request.wish)
         examples = open_for(checkpoint, model, request.data, request.loading)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.checkpoint.write import check_target, write
+from qvec_cli.checkpoint.replace import check_target
+from qvec_cli.checkpoint.write import write
 from qvec_cli.errors import MismatchError
 from qvec_cli.model.targets import head_tensors
 from qvec_cli.ops.lineage import (
+    card_of,
     provenance,
     require,
     require_same_start,
@@ -21,6 +24,7 @@ from qvec_cli.ops.lineage import (
     stated_model,
 )
 from qvec_cli.ops.metrics import Input, Metrics
+from qvec_cli.ops.opening import opened
 from qvec_cli.specs import NOTHING, Listener
 from qvec_cli.vector.arithmetic import difference
 from qvec_cli.vector.geometry import Norm
@@ -38,19 +42,20 @@ def extract(
     """
     started = time.perf_counter()
     check_target(out, force=force)
-    with Checkpoint(donor) as fp, Checkpoint(donor_qat) as qat:
+    with opened(donor, listener) as fp, opened(donor_qat, listener) as qat:
         for checkpoint in (fp, qat):
             require(checkpoint, Kind.CHECKPOINT)
         require_twins(fp, qat, listener)
         require_same_start(fp, qat, listener)
         model = stated_model(qat)
-        pairing = pair(fp, qat, (donor.name, donor_qat.name), head_tensors(fp, model))
+        pairing = pair(fp, qat, (str(donor), str(donor_qat)), head_tensors(fp, model))
         if not pairing.names:
             raise MismatchError(f"{donor} holds no floating tensor outside its head")
         _warn_half(fp, qat, pairing, listener)
         rho, base = Norm(), Norm()
         plan = {name: Entry("F32", fp[name].shape) for name in pairing.names}
-        card = write(out, plan, _tensors(fp, qat, plan, rho, base), _card(fp, qat), force=force)
+        tensors = _tensors(fp, qat, plan, rho, base)
+        card = write(out, plan, tensors, lambda: _card(fp, qat), force=force)
         inputs = (Input.of(fp), Input.of(qat))
     results = {
         "output": str(out),
@@ -70,6 +75,8 @@ def _tensors(
         yield name, _difference(fp, qat, name, rho, base)
     if rho.value == 0:
         raise MismatchError(f"{fp.path} and {qat.path} are equal: rho would be zero")
+    fp.settle()
+    qat.settle()
 
 
 def _difference(
@@ -85,18 +92,7 @@ def _difference(
 def _card(fp: Checkpoint, qat: Checkpoint) -> Card:
     # what the donor's twin has cost is the donor's own; of a receiver nothing is used here
     lineage = provenance("extract", {"donor": fp, "donor_qat": qat}, NOTHING)
-    if qat.card is None:
-        return Card(Kind.VECTOR, provenance=lineage)
-    return Card(
-        Kind.VECTOR,
-        model=qat.card.model,
-        data=qat.card.data,
-        quant=qat.card.quant,
-        targets=qat.card.targets,
-        base=qat.card.base,
-        recipe=qat.card.recipe,
-        provenance=lineage,
-    )
+    return replace(card_of(qat, Kind.VECTOR), role="", provenance=lineage)
 
 
 def _warn_half(fp: Checkpoint, qat: Checkpoint, pairing: Pairing, listener: Listener) -> None:

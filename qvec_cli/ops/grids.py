@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
 from qvec_cli.model.targets import matching, of_outline
-from qvec_cli.ops.lineage import stated_model
+from qvec_cli.ops.lineage import CROSS, stated_model
 from qvec_cli.quant.affine import block_shape
 from qvec_cli.specs import Grid, Listener, Wanted
 
@@ -46,18 +46,18 @@ def choose_grid(
     made: Checkpoint,
     theta: Checkpoint,
     targets: Iterable[str],
-    listener: Listener,
 ) -> Grid:
     """The grid for the targets of ``theta``: the user's, or the one that ``made`` was made for.
 
     Raises:
         SpecError: no bits given, and none in the file.
+        MismatchError: made for another grid, and crossing was not asked for.
         QvecError, MismatchError: see ``check_fit``.
     """
     own = Grid.from_json(made.card.quant) if made.card and made.card.quant else None
     grid = wanted.grid(own)
-    if own and own != grid:
-        listener.note(f"{made.path} was made for {own}, not for {grid}")
+    if own and own != grid and not wanted.cross:
+        raise MismatchError(f"{made.path} was made for {own}, not for {grid}", hint=CROSS)
     check_fit({name: theta[name].shape for name in targets}, grid, str(theta.path))
     return grid
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
-from qvec_cli.model.build import check, same_backbone
+from qvec_cli.model.build import check, of_config, same_backbone
 from qvec_cli.ops.metrics import version
 from qvec_cli.quant.qtensor import packed_weights
 from qvec_cli.specs import DataUse, Grid, Listener, Use, spent
 
 FAKE: Final = "fake-quantized"
 """The role of a float checkpoint whose targets lie on a grid."""
+
+CROSS: Final = "Pass --cross-grid to cross them all the same."
+"""The way past a refusal of two grids."""
 
 _INSTEAD = {
     Kind.VECTOR: "A vector comes from qvec extract.",
@@ -59,17 +63,23 @@ def require_model(checkpoint: Checkpoint) -> None:
 
 
 def stated_model(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """The configuration of timm from the card, if there is one.
+    """The configuration of timm from the card, or from the folder of a bare checkpoint.
 
     Raises:
         MismatchError: one that cannot be.
     """
     if not (checkpoint.card and checkpoint.card.model):
-        return None
+        return of_config(checkpoint.config) if checkpoint.config else None
     try:
         return dict(check(checkpoint.card.model))
     except MismatchError as error:
         raise MismatchError(f"{checkpoint.path}: {error}") from None
+
+
+def card_of(checkpoint: Checkpoint, kind: Kind) -> Card:
+    """The card to write for what is made from a file; a bare one brings what its folder says."""
+    card = checkpoint.card or Card(kind, model=stated_model(checkpoint))
+    return replace(card, kind=kind, aliases=checkpoint.aliases)
 
 
 def model_of(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -102,9 +112,33 @@ def inherited_use(checkpoint: Checkpoint) -> Use:
 def note_twice(theta: Checkpoint, rho: Checkpoint, listener: Listener) -> None:
     """Says that a receiver has been patched with this very vector before."""
     lineage = theta.card.provenance if theta.card else {}
-    parents = [parent for parent in lineage.get("parents", []) if isinstance(parent, dict)]
-    if any(parent.get("digest") == rho.digest() for parent in parents):
+    if any(digest == rho.stated for digest in _patches(lineage)):
         listener.note(f"{theta.path} was patched with {rho.path} before: the lambdas add up")
+
+
+def _patches(lineage: Mapping[str, Any]) -> Iterator[str]:
+    """Digests of the vectors that a model was patched with, from its last one back."""
+    listed = lineage.get("parents")
+    for parent in listed if isinstance(listed, list) else []:
+        if isinstance(parent, dict) and parent.get("as") == "rho":
+            yield str(parent.get("digest"))
+        elif isinstance(parent, dict) and isinstance(parent.get("provenance"), dict):
+            yield from _patches(parent["provenance"])
+
+
+def require_same_grid(theta: Checkpoint, rho: Checkpoint, *, cross: bool) -> None:
+    """Refuses a receiver that was made for one grid and a vector that was made for another.
+
+    Raises:
+        MismatchError: names both.
+    """
+    ours, theirs = ((c.card.quant if c.card else None) for c in (theta, rho))
+    if ours and theirs and ours != theirs and not cross:
+        raise MismatchError(
+            f"{theta.path} was made for {Grid.from_json(ours)}, {rho.path} for "
+            f"{Grid.from_json(theirs)}",
+            hint=CROSS,
+        )
 
 
 def patched_use(theta: Checkpoint, rho: Checkpoint) -> Use:
@@ -127,7 +161,8 @@ def provenance(
 ) -> dict[str, Any]:
     """The lineage that an output's card keeps, whole: each parent brings its own.
 
-    Names come without folders, so that the same inputs give the same bytes anywhere.
+    Names come without folders, so that the same inputs give the same bytes anywhere. Digests
+    are those of ``Checkpoint.settle``, which a stream knows at its end.
     """
     return {
         "op": op,
@@ -138,9 +173,9 @@ def provenance(
         "parents": [
             {
                 "as": label,
-                "name": parent.path.name,
+                "name": parent.name,
                 "kind": parent.kind,
-                "digest": parent.digest(),
+                "digest": parent.digest,
                 "provenance": parent.card.provenance if parent.card else {},
             }
             for label, parent in parents.items()
@@ -178,7 +213,7 @@ def require_twins(donor: Checkpoint, donor_qat: Checkpoint, listener: Listener) 
     Raises:
         MismatchError: the sign of rho would be wrong.
     """
-    if donor.path.samefile(donor_qat.path):
+    if donor.is_file_of(donor_qat):
         raise MismatchError(f"{donor.path} and {donor_qat.path} are one file: rho would be zero")
     if donor.card is None or donor_qat.card is None:
         listener.note("without cards, nothing tells the donor from its QAT twin: mind their order")

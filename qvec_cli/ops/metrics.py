@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.checkpoint.write import check_target
+from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.errors import SpecError
 from qvec_cli.specs import NOTHING, Use
 
@@ -33,7 +33,7 @@ class Input:
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Input:
         """An open checkpoint file."""
-        return cls(str(checkpoint.path), checkpoint.kind, checkpoint.digest())
+        return cls(str(checkpoint.path), checkpoint.kind, checkpoint.settle())
 
 
 @dataclass(frozen=True, slots=True)

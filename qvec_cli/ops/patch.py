@@ -12,19 +12,23 @@ import numpy as np
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import Checkpoint, finite
-from qvec_cli.checkpoint.write import check_target, write
+from qvec_cli.checkpoint.replace import check_target
+from qvec_cli.checkpoint.write import write
 from qvec_cli.errors import CheckpointError
 from qvec_cli.model.targets import head_tensors
 from qvec_cli.ops.choice import Choice, read_choice
 from qvec_cli.ops.lineage import (
+    card_of,
     note_twice,
     patched_use,
     provenance,
     require,
+    require_same_grid,
     require_same_start,
     stated_model,
 )
 from qvec_cli.ops.metrics import Input, Metrics
+from qvec_cli.ops.opening import opened
 from qvec_cli.specs import Listener, Use, spent
 from qvec_cli.vector.arithmetic import apply
 from qvec_cli.vector.pairing import cover
@@ -37,6 +41,7 @@ def patch(
     listener: Listener,
     *,
     lam: str = "1",
+    cross: bool = False,
     force: bool = False,
 ) -> Metrics:
     """Writes the patched receiver in the receiver's own number formats.
@@ -47,6 +52,7 @@ def patch(
         out: the target.
         listener: hears notes.
         lam: a number, or the JSON file of a sweep, whose choice is taken.
+        cross: whether receiver and vector may have been made for two grids.
         force: whether ``out`` may be replaced.
 
     Raises:
@@ -56,17 +62,18 @@ def patch(
     started = time.perf_counter()
     choice = read_choice(lam)
     check_target(out, force=force)
-    with Checkpoint(receiver) as theta, Checkpoint(vector) as rho:
+    with opened(receiver, listener) as theta, opened(vector, listener) as rho:
         require(theta, Kind.CHECKPOINT)
         require(rho, Kind.VECTOR)
         require_same_start(theta, rho, listener)
         choice.require_for(theta, rho)
+        require_same_grid(theta, rho, cross=cross)
         note_twice(theta, rho, listener)
         head = head_tensors(theta, stated_model(theta))
-        pairing = cover(theta, rho, (receiver.name, vector.name), head)
+        pairing = cover(theta, rho, (str(receiver), str(vector)), head)
         use = spent(patched_use(theta, rho), choice.use)
         tensors = _tensors(theta, rho, set(pairing.names), choice.lam)
-        card = write(out, theta, tensors, _card(theta, rho, choice, use), force=force)
+        card = write(out, theta, tensors, lambda: _card(theta, rho, choice, use), force=force)
         inputs = (Input.of(theta), Input.of(rho))
     results = {
         "output": str(out),
@@ -83,6 +90,8 @@ def _tensors(
 ) -> Iterator[tuple[str, Iterable[Array]]]:
     for name in theta:
         yield name, _apply(theta, rho, name, lam) if name in patched else theta.blocks(name)
+    theta.settle()
+    rho.settle()
 
 
 def _apply(theta: Checkpoint, rho: Checkpoint, name: str, lam: float) -> Iterator[Array]:
@@ -99,7 +108,7 @@ def _card(theta: Checkpoint, rho: Checkpoint, choice: Choice, use: Use) -> Card:
     assert rho.card is not None
     parents = {"receiver": theta, "rho": rho}
     return replace(
-        theta.card or Card(Kind.CHECKPOINT),
+        card_of(theta, Kind.CHECKPOINT),
         role="patched",
         quant=choice.grid or rho.card.quant,
         provenance=provenance("patch", parents, use, **{"lambda": choice.lam}),

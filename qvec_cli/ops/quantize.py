@@ -12,11 +12,13 @@ from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.checkpoint.write import check_target, write
+from qvec_cli.checkpoint.replace import check_target
+from qvec_cli.checkpoint.write import write
 from qvec_cli.errors import MismatchError
 from qvec_cli.ops.grids import choose_grid, choose_targets
-from qvec_cli.ops.lineage import FAKE, inherited_use, provenance, require
+from qvec_cli.ops.lineage import FAKE, card_of, inherited_use, provenance, require
 from qvec_cli.ops.metrics import Input, Metrics
+from qvec_cli.ops.opening import opened
 from qvec_cli.quant.distortion import sqnr_db
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import part_names, part_shapes, stored_bits
@@ -47,24 +49,23 @@ def quantize(request: Request, listener: Listener) -> Metrics:
     """
     started = time.perf_counter()
     check_target(request.out, force=request.force)
-    before = request.source.stat().st_size if request.source.is_file() else 0
-    with Checkpoint(request.source) as theta:
+    with opened(request.source, listener) as theta:
         _require_float(theta)
         targets = choose_targets(theta, request.patterns, listener)
-        grid = choose_grid(request.grid, theta, theta, targets, listener)
+        grid = choose_grid(request.grid, theta, theta, targets)
         ratios: dict[str, float | None] = {}
         card = write(
             request.out,
             _plan(theta, targets, grid, fake=request.fake),
             _tensors(theta, targets, grid, request, ratios),
-            _card(theta, targets, grid, request),
+            lambda: _card(theta, targets, grid, request),
             force=request.force,
         )
         results = {
             "output": str(request.out),
             "fake": request.fake,
             "digest": card.digest,
-            "bytes_before": before,
+            "bytes_before": theta.nbytes,
             "bytes_after": request.out.stat().st_size,
             **_sizes(theta, targets, grid),
             "quantized": list(targets),
@@ -118,16 +119,16 @@ def _tensors(
         stored = {name: shown} if request.fake else quantized.to_named(name)
         for part, array in stored.items():
             yield part, [array.reshape(-1)]
+    theta.settle()
 
 
 def _card(theta: Checkpoint, targets: tuple[str, ...], grid: Grid, request: Request) -> Card:
     use = inherited_use(theta)
     lineage = provenance("quantize", {"model": theta}, use, method=request.method)
     kind = Kind.CHECKPOINT if request.fake else Kind.QUANTIZED
-    card = theta.card or Card(kind)
+    card = card_of(theta, kind)
     return replace(
         card,
-        kind=kind,
         role=FAKE if request.fake else card.role,
         quant=grid.to_json(),
         targets=targets,

@@ -27,6 +27,7 @@ from qvec_cli.model.targets import head_tensors, of_network
 from qvec_cli.ops.grids import check_fit
 from qvec_cli.ops.lineage import inherited_use, provenance
 from qvec_cli.ops.metrics import Input
+from qvec_cli.ops.opening import opened
 from qvec_cli.ops.start import Request, stored_model
 from qvec_cli.ops.state import device, load_state
 from qvec_cli.ops.unfinished import unfinished
@@ -188,7 +189,9 @@ class Session:
                 raise CheckpointError(f"{path}: is not the state of a run")
             if not self._is_same_run(path, saved.card.provenance["run"]):
                 return
-            snapshot.restore(self.fit, {name: saved.array(name) for name in saved}, qat.plain_name)
+            tensors = {name: saved.array(name) for name in saved}
+            saved.settle()
+            snapshot.restore(self.fit, tensors, qat.plain_name)
             self.fit.at = Progress(**saved.card.provenance["progress"])
         at = self.fit.at
         self.listener.note(f"resumed at epoch {at.epoch + 1}, step {at.step + 1}")
@@ -240,7 +243,7 @@ def _start(request: Request, task: Task, listener: Listener) -> _Start:
     classes = len(task.classes)
     if request.source is None:
         return _Start(*build.create(request.wish(classes)), provenance(op, {}, use))
-    with Checkpoint(request.source) as base:
+    with opened(request.source, listener) as base:
         if request.initial_checkpoint is not None:
             network, model = build.create(request.wish(classes))
         else:
@@ -251,6 +254,7 @@ def _start(request: Request, task: Task, listener: Listener) -> _Start:
         listener.note(f"{request.source}: its head {fate}")
         if base.card and (base.card.data or {}).get("digest") == task.digest:
             use = spent(use, inherited_use(base))
+        base.settle()
         return _Start(network, model, provenance(op, {"base": base}, use), (Input.of(base),))
 
 

@@ -39,6 +39,10 @@ def load_state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
             state[name] = torch.from_numpy(checkpoint.finite(name)).to(_DTYPES[entry.dtype])
         else:
             state[name] = torch.from_numpy(np.array(checkpoint.array(name)))
+    for dropped, kept in checkpoint.aliases.items():
+        if kept not in state:
+            raise CheckpointError(f"{checkpoint.path}: {dropped}: tied to {kept}, which is missing")
+        state[dropped] = state[kept]
     return state
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.checkpoint.write import check_target, write_json
+from qvec_cli.checkpoint.replace import check_target, write_json
 from qvec_cli.errors import CheckpointError, MismatchError, NotFiniteError, QvecError
 from qvec_cli.model.targets import head_tensors
 from qvec_cli.ops.examples import Examples, open_for
@@ -19,11 +19,14 @@ from qvec_cli.ops.grids import choose_grid, choose_targets
 from qvec_cli.ops.lineage import (
     inherited_use,
     model_of,
+    note_twice,
     patched_use,
     require,
+    require_same_grid,
     require_same_start,
 )
 from qvec_cli.ops.metrics import Input, Metrics
+from qvec_cli.ops.opening import opened
 from qvec_cli.ops.unfinished import check_unfinished, unfinished
 from qvec_cli.specs import DataUse, Grid, Listener, Loading, Method, Use, Wanted, spent
 from qvec_cli.vector.pairing import cover
@@ -66,8 +69,8 @@ class _Setting:
         """What a point of the curve depends on, besides its lambda."""
         splits = self.examples.task.splits
         return {
-            "receiver": self.theta.compute_digest(),
-            "rho": self.rho.compute_digest(),
+            "receiver": self.theta.settle(),
+            "rho": self.rho.settle(),
             "grid": self.grid.to_json(),
             "method": method,
             "targets": list(self.targets),
@@ -91,7 +94,7 @@ def sweep(request: Request, listener: Listener) -> Metrics:
     check_target(request.out, force=request.force)
     check_unfinished(request.out, resume=request.resume, force=request.force)
     lambdas = tuple(sorted({0.0, *request.lambdas}))
-    with Checkpoint(request.receiver) as theta, Checkpoint(request.vector) as rho:
+    with opened(request.receiver, listener) as theta, opened(request.vector, listener) as rho:
         setting = _match(request, theta, rho, listener)
         points = _Points(request, setting.fingerprint(request.method, request.device))
         trial = _trial(request, setting, listener)
@@ -123,10 +126,12 @@ def _match(request: Request, theta: Checkpoint, rho: Checkpoint, listener: Liste
     require(theta, Kind.CHECKPOINT)
     require(rho, Kind.VECTOR)
     require_same_start(theta, rho, listener)
+    require_same_grid(theta, rho, cross=request.grid.cross)
+    note_twice(theta, rho, listener)
     model = model_of(theta)
-    cover(theta, rho, (request.receiver.name, request.vector.name), head_tensors(theta, model))
+    cover(theta, rho, (str(request.receiver), str(request.vector)), head_tensors(theta, model))
     targets = choose_targets(theta, (), listener)
-    grid = choose_grid(request.grid, rho, theta, targets, listener)
+    grid = choose_grid(request.grid, rho, theta, targets)
     examples = open_for(theta, model, request.data, request.loading)
     for split in ("val", "test"):
         examples.task.split(split)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
-from qvec_cli.checkpoint.write import check_target
+from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.learn.tasks import TASKS
 from qvec_cli.ops.examples import open_data
 from qvec_cli.ops.metrics import Input, Metrics

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qvec_cli.checkpoint.write import check_target
-from qvec_cli.errors import CheckpointError
+from qvec_cli.checkpoint.replace import check_target, is_stream
+from qvec_cli.errors import CheckpointError, SpecError
 
 
 def unfinished(out: Path) -> Path:
@@ -15,6 +15,8 @@ def unfinished(out: Path) -> Path:
 
 def check_unfinished(out: Path, *, resume: bool, force: bool) -> None:
     """Refuses to lose work that was cut off, unless told what to do with it."""
+    if is_stream(out):
+        raise SpecError(f"-o {out}: the state of a run is kept beside its output: name a file")
     check_target(unfinished(out), force=True)
     if unfinished(out).exists() and not (resume or force):
         raise CheckpointError(

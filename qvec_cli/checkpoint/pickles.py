@@ -1,0 +1,151 @@
+"""State dicts that torch has pickled, read by torch's weights-only loader and nothing laxer.
+
+They are held in memory as a whole, and torch is imported for them: safetensors files stream.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from qvec_cli.checkpoint.dtypes import name_of
+from qvec_cli.checkpoint.header import Entry
+from qvec_cli.checkpoint.layout import Layout
+from qvec_cli.checkpoint.source import File, Memory
+from qvec_cli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_NESTED: Final = (
+    *("state_dict", "model_state_dict", "model", "model_state", "module", "net", "network"),
+    *("state_dict_ema", "model_ema", "ema", "ema_state_dict", "weights", "params"),
+)
+"""Where training scripts keep the state dict inside what they save; the first one counts."""
+
+_SAFE: Final = (argparse.Namespace,)
+"""What timm's training script saves beside the weights: a bag of attributes, without code."""
+
+_MAX_DIRECTORY: Final = 32 << 20
+"""Bytes of a zip archive's own table; torch needs about 100 for each tensor."""
+
+
+PICKLED: Final = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""How a file begins that ``torch.save`` wrote: a zip archive, or formerly a bare pickle."""
+
+
+def read_pickle(path: Path, file: File, layout: Layout) -> None:
+    """Finds the tensors of a pickled state dict, also of one in a training script's dictionary.
+
+    Raises:
+        CheckpointError: anything but tensors and plain data: such a file could run code.
+    """
+    state = _state_dict(_load(path, file), path, layout)
+    seen: dict[tuple[object, ...], str] = {}
+    for name, tensor in state.items():
+        if (kept := seen.setdefault(_identity(tensor), name)) != name:
+            layout.aliases[name] = kept
+            continue
+        data, dtype = _bytes(path, name, tensor)
+        part = layout.add(Memory(data))
+        layout.entries[name] = Entry(dtype, tuple(tensor.shape), 0, len(data), part)
+    file.require_unchanged()
+
+
+def _load(path: Path, file: File) -> Any:
+    """What the file holds, by torch; the keyword is said, so no environment can relax it."""
+    with os.fdopen(file.dup(), "rb") as stream:
+        _refuse_bomb(path, stream, file.size)
+        import torch
+
+        try:
+            with torch.serialization.safe_globals(list(_SAFE)):
+                return torch.load(stream, map_location="cpu", weights_only=True, mmap=False)
+        except MemoryError:
+            raise
+        except Exception as fault:  # a hostile file can end torch's loader in any way
+            raise _refused(path, fault) from None
+
+
+def _refuse_bomb(path: Path, stream: Any, size: int) -> None:
+    """Reads a zip archive's own table first: torch stores, so nothing may grow when unpacked."""
+    stream.seek(0)
+    if stream.read(2) != b"PK":
+        stream.seek(0)
+        return
+    try:
+        members = zipfile.ZipFile(stream).infolist()
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as fault:
+        raise CheckpointError(
+            f"{path}: a PyTorch file that is cut short or damaged ({fault})",
+            hint="Was a copy interrupted?",
+        ) from None
+    if any(m.compress_type != zipfile.ZIP_STORED for m in members) or (
+        sum(m.file_size for m in members) > size
+    ):
+        raise CheckpointError(f"{path}: a compressed zip archive, which torch does not write")
+    if not any(m.filename.endswith("data.pkl") for m in members):
+        raise CheckpointError(f"{path}: a zip archive, but not one of torch.save")
+    stream.seek(0)
+
+
+def _refused(path: Path, fault: Exception) -> CheckpointError:
+    named = re.search(r"GLOBAL ([\w.]+)", str(fault)) or re.search(r"`([\w.]+)`", str(fault))
+    if "Weights only load failed" in str(fault) and named:
+        return CheckpointError(
+            f"{path}: holds {named[1]}, which could run code when it is loaded: not read",
+            hint="Where you trust the file, save its state dict alone, best as safetensors.",
+        )
+    lines = str(fault).splitlines() or [type(fault).__name__]
+    return CheckpointError(f"{path}: a pickle that torch cannot read: {lines[0]}")
+
+
+def _state_dict(found: Any, path: Path, layout: Layout) -> dict[str, Tensor]:
+    """The state dict itself, or the one that a training script has put inside a dictionary."""
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(found).__name__}, not a state dict")
+    inner = [key for key in _NESTED if isinstance(found.get(key), Mapping) and found[key]]
+    if inner:
+        also = f"; {', '.join(inner[1:])} left out" if inner[1:] else ""
+        layout.notes.append(f"the weights are those under {inner[0]!r}{also}")
+        found = found[inner[0]]
+    for name, tensor in found.items():
+        if not isinstance(name, str) or not _is_tensor(tensor):
+            raise CheckpointError(
+                f"{path}: {name}: is {type(tensor).__name__}, not a tensor",
+                hint="A state dict holds tensors only.",
+            )
+    return dict(found)
+
+
+def _is_tensor(value: object) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor)
+
+
+def _bytes(path: Path, name: str, tensor: Tensor) -> tuple[memoryview, str]:
+    import torch
+
+    try:
+        dtype = name_of(tensor.dtype)
+        flat = tensor.detach().contiguous().reshape(-1)
+        raw: Any = flat.view(torch.uint8).numpy()
+        return memoryview(raw), dtype
+    except (KeyError, RuntimeError, NotImplementedError, TypeError):
+        kind = f"{tensor.dtype} {tensor.layout}".replace("torch.", "")
+        raise CheckpointError(f"{path}: {name}: {kind} is not supported by qvec") from None
+
+
+def _identity(tensor: Tensor) -> tuple[object, ...]:
+    """Equal for tied tensors: the same numbers at the same place in memory."""
+    import torch
+
+    if tensor.layout is not torch.strided or not tensor.numel():
+        return (id(tensor),)
+    return tensor.data_ptr(), tensor.stride(), tensor.dtype, tuple(tensor.shape)

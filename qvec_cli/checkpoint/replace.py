@@ -1,0 +1,214 @@
+"""A file that appears whole or not at all: a hidden sibling, synced, then put in place."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from qvec_cli.checkpoint.source import STREAM
+from qvec_cli.errors import CheckpointError, SpecError
+
+SUFFIX: Final = ".qvec-tmp"
+"""How the hidden sibling ends; the next writer to the same target sweeps those of dead ones."""
+
+_NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""What file systems without hard links answer, as those of memory cards."""
+
+
+def check_target(path: Path, *, force: bool, size: int = 0) -> None:
+    """Refuses, before any work, a target that could not be written afterwards.
+
+    Args:
+        path: a file to make, or ``-`` for stdout, or a pipe or device, which is written to.
+        force: whether an old file may be replaced.
+        size: bytes that it will have, if that is known.
+    """
+    try:
+        if path == STREAM:
+            if os.isatty(1):
+                raise SpecError("stdout is a terminal, and gets binary data: pipe it on")
+        elif not _is_stream(path):
+            _check(path, force=force, size=size)
+    except OSError as fault:
+        raise refused(path, fault) from None
+    except RuntimeError:
+        raise CheckpointError(f"{path}: is a link to itself") from None
+
+
+def is_stream(path: Path) -> bool:
+    """Whether an output goes to stdout, or to something else that is no file."""
+    return path == STREAM or _is_stream(path)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, force: bool) -> Iterator[BinaryIO]:
+    """A file to write that takes its name only when the block ends well.
+
+    Links are written through, the mode of an old file and the umask are kept. Without
+    ``force`` two writers cannot both win: the last step is a link, which never replaces. A
+    stream gets its bytes at the end, when they are whole.
+    """
+    if is_stream(path):
+        with _streaming(path) as file:
+            yield file
+        return
+    target = path.resolve()
+    try:
+        _sweep(target)
+        temporary, file = _create(target)
+    except OSError as fault:
+        raise refused(path, fault) from None
+    try:
+        with file:
+            yield file
+            if target.exists():
+                os.fchmod(file.fileno(), target.stat().st_mode & 0o7777)
+            file.flush()
+            os.fsync(file.fileno())
+        _put(temporary, target, force=force)
+    except FileExistsError:
+        raise CheckpointError(f"{path}: exists", hint="Pass --force to replace it.") from None
+    except OSError as fault:
+        raise refused(path, fault) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(target.parent)
+
+
+def write_json(path: Path, document: object, *, force: bool) -> None:
+    """Writes ``dump(document)``, whole or not at all."""
+    text = dump(document)
+    check_target(path, force=force)
+    with replacing(path, force=force) as file:
+        file.write(text.encode())
+
+
+def dump(document: object) -> str:
+    """JSON for people and programs: indented, sorted, no NaN, one newline at the end."""
+    return json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def refused(path: Path, fault: OSError) -> CheckpointError:
+    """The line for a fault of the disk."""
+    return CheckpointError(f"{path}: cannot be written: {(fault.strerror or str(fault)).lower()}")
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a path leads to something to write into, rather than a file to replace."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # not there, or a link to itself: for ``_check`` to tell
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode))
+
+
+def _check(path: Path, *, force: bool, size: int) -> None:
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder", hint="Name a file with -o.")
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path}: is not a regular file")
+    if path.exists() and not force:
+        raise CheckpointError(f"{path}: exists", hint="Pass --force to replace it.")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{path}: its folder does not exist", hint=f"Create it with: mkdir -p {path.parent}"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise CheckpointError(f"{path}: its folder is not writable")
+    disk = os.statvfs(folder)
+    free = disk.f_frsize * (disk.f_bavail if os.geteuid() else disk.f_bfree)
+    if free < size:
+        raise CheckpointError(
+            f"{path}: needs {size:,} bytes, and its disk has {free:,} left",
+            hint="The old file, if there is one, stays until the new one is whole.",
+        )
+
+
+def _create(target: Path) -> tuple[Path, BinaryIO]:
+    """A new sibling that is locked as long as its writer lives."""
+    name = os.fsdecode(os.fsencode(target.name)[:200])
+    while True:
+        temporary = target.with_name(f".{name}.{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
+        file = temporary.open("xb")
+        _lock(file.fileno())
+        if os.fstat(file.fileno()).st_nlink:  # else swept before it was locked
+            return temporary, file
+        file.close()
+
+
+def _lock(fd: int) -> bool:
+    """Takes a lock that a process loses with its life, on any host and in any container."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _sweep(target: Path) -> None:
+    """Removes what writers to the same target left behind that were killed."""
+    start = f".{os.fsdecode(os.fsencode(target.name)[:200])}."
+    try:
+        with os.scandir(target.parent) as found:
+            left = [e.path for e in found if e.name.startswith(start) and e.name.endswith(SUFFIX)]
+    except PermissionError:  # a folder that may be written but not listed
+        return
+    for path in left:
+        with contextlib.suppress(OSError):
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                if _lock(fd):
+                    Path(path).unlink()
+            finally:
+                os.close(fd)
+
+
+def _put(temporary: Path, target: Path, *, force: bool) -> None:
+    if force:
+        temporary.replace(target)
+        return
+    try:
+        target.hardlink_to(temporary)
+    except OSError as fault:
+        if fault.errno not in _NO_LINKS:
+            raise
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL))  # claims the name: one writer can
+        temporary.replace(target)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the new name durable; a folder that may be written but not read cannot be synced."""
+    with contextlib.suppress(PermissionError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def _streaming(path: Path) -> Iterator[BinaryIO]:
+    """An unnamed file that is copied to a stream once it is whole."""
+    with tempfile.NamedTemporaryFile(suffix=SUFFIX) as file:
+        yield file  # type: ignore[misc]
+        file.flush()
+        file.seek(0)
+        try:
+            fd = 1 if path == STREAM else os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            with open(fd, "wb", closefd=path != STREAM) as stream:
+                shutil.copyfileobj(file, stream, 1 << 20)
+        except OSError as fault:
+            if isinstance(fault, BrokenPipeError):
+                raise
+            raise refused(path, fault) from None

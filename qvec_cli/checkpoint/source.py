@@ -1,0 +1,191 @@
+"""Where the bytes of an input lie: in a file, in the copy of a stream, or in memory."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final, Protocol
+
+from qvec_cli.checkpoint.header import MAX_HEADER, parse_header
+from qvec_cli.errors import CheckpointError, SpecError
+
+STREAM: Final = Path("-")
+"""Stdin where a command reads, stdout where it writes."""
+
+_CHUNK: Final = 1 << 20
+
+
+class Source(Protocol):
+    """Bytes at any offset."""
+
+    size: int
+
+    def read(self, count: int, offset: int) -> bytes | memoryview: ...  # noqa: D102
+    def announce(self, offset: int, count: int) -> None: ...  # noqa: D102
+    def require_unchanged(self) -> None: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
+
+
+class File:
+    """An open regular file, never mapped: a file that shrinks is an error, not a signal.
+
+    Args:
+        path: what messages call it.
+        fd: open for reading; it is closed with the source.
+    """
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path, self._fd = path, fd
+        self.size = os.fstat(fd).st_size
+        self._stamp = self._look()
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Equal for two names of one file."""
+        found = os.fstat(self._fd)
+        return found.st_dev, found.st_ino
+
+    def read(self, count: int, offset: int) -> bytes:
+        """Exactly so many bytes.
+
+        Raises:
+            CheckpointError: the disk fails, or the file has become shorter.
+        """
+        parts = []
+        while count:
+            try:
+                part = os.pread(self._fd, count, offset)
+            except OSError as fault:
+                raise CheckpointError(f"{self.path}: cannot be read: {fault.strerror}") from None
+            if not part:
+                raise CheckpointError(f"{self.path}: ended while it was read; was it changed?")
+            parts.append(part)
+            count, offset = count - len(part), offset + len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def announce(self, offset: int, count: int) -> None:
+        """Lets the kernel fetch from disk what will be read soon, while we compute."""
+        if hasattr(os, "posix_fadvise") and offset < self.size:
+            os.posix_fadvise(self._fd, offset, count, os.POSIX_FADV_WILLNEED)
+
+    def require_unchanged(self) -> None:
+        """Refuses a file that somebody has written to since it was opened."""
+        if self._look() != self._stamp:
+            raise CheckpointError(
+                f"{self.path}: was changed while it was read",
+                hint="Run the command again when nothing else writes to the file.",
+            )
+
+    def dup(self) -> int:
+        """Another descriptor of the same file."""
+        return os.dup(self._fd)
+
+    def close(self) -> None:
+        """Gives the file back."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _look(self) -> tuple[int, int]:
+        found = os.fstat(self._fd)
+        return found.st_size, found.st_mtime_ns
+
+
+class Memory:
+    """Bytes that are here already."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data, self.size = data, len(data)
+
+    def read(self, count: int, offset: int) -> memoryview:
+        """A view."""
+        return self._data[offset : offset + count]
+
+    def announce(self, offset: int, count: int) -> None:
+        """Nothing to fetch."""
+
+    def require_unchanged(self) -> None:
+        """Nobody else can change it."""
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def open_file(path: Path) -> File:
+    """A file by its path; a stream (``-``, a pipe, ``<(...)``) is first copied to disk.
+
+    Raises:
+        CheckpointError: missing, unreadable, a folder.
+        SpecError: ``-`` where stdin is closed or a terminal.
+    """
+    try:
+        fd = _stdin() if path == STREAM else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file", hint=_near(path)) from None
+    except OSError as fault:
+        raise CheckpointError(f"{path}: {(fault.strerror or 'cannot be read').lower()}") from None
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode):
+        return File(path, fd)
+    try:
+        if stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
+            raise CheckpointError(f"{path}: not a file but a folder or a device")
+        return File(path, _spooled(path, fd))
+    finally:
+        os.close(fd)
+
+
+def _stdin() -> int:
+    try:
+        if sys.stdin is None or os.isatty(0):
+            raise SpecError("- stands for stdin, which is closed or a terminal: pipe a file in")
+        return os.dup(0)
+    except OSError:
+        raise SpecError("- stands for stdin, which is closed: pipe a file in") from None
+
+
+def _spooled(path: Path, stream: int) -> int:
+    """An unnamed temporary file with what a stream holds, at most a byte past its promise.
+
+    The header says how long a safetensors file is, so that an endless stream cannot fill the
+    disk, and memory holds a chunk.
+    """
+    try:
+        with tempfile.TemporaryFile() as copy, open(stream, "rb", closefd=False) as file:
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            start += file.read(min(length, MAX_HEADER) if len(start) == 8 else 0)
+            copy.write(start)
+            left = _promised(start, length) + 1 - len(start)
+            while left > 0 and (chunk := file.read(min(left, _CHUNK))):
+                copy.write(chunk)
+                left -= len(chunk)
+            copy.flush()
+            return os.dup(copy.fileno())
+    except OSError as fault:
+        raise CheckpointError(
+            f"{path}: the stream cannot be kept in {tempfile.gettempdir()}: {fault.strerror}",
+            hint="TMPDIR names another folder.",
+        ) from None
+
+
+def _promised(start: bytes, length: int) -> int:
+    """Bytes of the whole file by its header; of what was read, if that is no header."""
+    try:
+        return parse_header(start[8:], 8 + length)[2]
+    except CheckpointError:
+        return len(start)
+
+
+def _near(path: Path) -> str | None:
+    import difflib
+
+    try:
+        names = [p.name for p in path.parent.iterdir() if p.name != path.name]
+    except OSError:
+        return None
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"Did you mean {path.parent / close[0]}?" if close else None
