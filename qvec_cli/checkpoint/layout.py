@@ -23,6 +23,7 @@ class Layout:
     config: dict[str, Any] | None = None  # config.json beside the weights
     aliases: dict[str, str] = field(default_factory=dict)  # tied names, and the one that is kept
     notes: list[str] = field(default_factory=list)  # what the user should know of the reading
+    streams: bool = True  # or else is held in memory as a whole
 
     def add(self, source: Source) -> int:
         """Takes a source, to close later, and returns its number."""

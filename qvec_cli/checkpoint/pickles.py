@@ -45,6 +45,7 @@ def read_pickle(path: Path, file: File, layout: Layout) -> None:
     Raises:
         CheckpointError: anything but tensors and plain data: such a file could run code.
     """
+    layout.streams = False
     state = _state_dict(_load(path, file), path, layout)
     seen: dict[tuple[object, ...], str] = {}
     for name, tensor in state.items():

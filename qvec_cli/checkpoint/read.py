@@ -14,6 +14,7 @@ from qvec_cli.checkpoint.digest import Hasher, combine
 from qvec_cli.checkpoint.dtypes import FORMATS, Array, to_float32
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.locate import locate
+from qvec_cli.checkpoint.source import File
 from qvec_cli.errors import CheckpointError
 
 BLOCK: Final = 1 << 18
@@ -108,7 +109,12 @@ class Checkpoint(Mapping[str, Entry]):
     @property
     def nbytes(self) -> int:
         """Bytes of the files."""
-        return sum(source.size for source in self._layout.sources)
+        return sum(source.size for source in self._layout.sources if isinstance(source, File))
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all of it is held, as a pickle is, and does not stream."""
+        return not self._layout.streams
 
     @property
     def stated(self) -> str | None:

@@ -141,18 +141,24 @@ def _create(target: Path) -> tuple[Path, BinaryIO]:
     while True:
         temporary = target.with_name(f".{name}.{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
         file = temporary.open("xb")
-        _lock(file.fileno())
-        if os.fstat(file.fileno()).st_nlink:  # else swept before it was locked
+        if _lock(file.fileno()) is not False and os.fstat(file.fileno()).st_nlink:
             return temporary, file
-        file.close()
+        file.close()  # a sweeper was faster than the lock
+        temporary.unlink(missing_ok=True)
 
 
-def _lock(fd: int) -> bool:
-    """Takes a lock that a process loses with its life, on any host and in any container."""
+def _lock(fd: int) -> bool | None:
+    """Takes a lock that a process loses with its life, on any host and in any container.
+
+    Returns:
+        Whether it is ours now; None on a file system without locks.
+    """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True
 
 

@@ -46,7 +46,7 @@ def write(
     """
     draft = card() if callable(card) else card
     placed, start = place(plan, draft)
-    end = max((e.stop for e in placed.values()), default=start)
+    end = size_of(plan, draft)
     check_target(path, force=force, size=end)
     _keep_freed_memory()
     with replacing(path, force=force) as file, Hasher() as hasher:
@@ -70,6 +70,12 @@ def write(
         file.flush()
         _prove(path, file.name)
     return done
+
+
+def size_of(plan: Mapping[str, Entry], card: Card) -> int:
+    """Bytes of the file that ``write`` would make."""
+    placed, start = place(plan, card)
+    return max((entry.stop for entry in placed.values()), default=start)
 
 
 def _keep_freed_memory() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
@@ -14,6 +15,9 @@ Facts = Mapping[str, Any]
 
 def lines(metrics: Metrics) -> Iterator[str]:
     """The lines of a result, with what it has cost of the receiver's data."""
+    if "plan" in metrics.results:
+        yield from _plan(metrics.results["plan"])
+        return
     yield from _LINES[metrics.command](metrics.results)
     use = metrics.use
     counts = ", ".join(f"{count} {what}" for what, count in use.counts.items())
@@ -36,6 +40,20 @@ def score(result: Facts) -> str:
         f"{result['top1']:.4f} +- {result['standard_error']:.4f} "
         f"({result['n_correct']}/{result['n']})"
     )
+
+
+def _plan(plan: Facts) -> Iterator[str]:
+    """The answer to --dry-run."""
+    yield "tensor\tdtype\tshape\tfate"
+    for tensor in plan["tensors"]:
+        yield f"{tensor['name']}\t{tensor['dtype']}\t{tensor['shape']}\t{tensor['fate']}"
+    fates = Counter(tensor["fate"] for tensor in plan["tensors"])
+    yield f"tensors: {', '.join(f'{count} {fate}' for fate, count in fates.items())}"
+    if plan["images"]:
+        yield f"images: {', '.join(f'{n} {split}' for split, n in plan['images'].items())}"
+    out = f", to write {size(plan['bytes_out'])}" if plan["bytes_out"] is not None else ""
+    yield f"to read {size(plan['bytes_in'])}{out}, memory about {size(plan['memory_bytes'])}"
+    yield f"would write {plan['output'] or 'nothing'}; nothing was written"
 
 
 def _training(results: Facts) -> Iterator[str]:
@@ -151,7 +169,12 @@ def _description(results: Facts) -> Iterator[str]:
         f"{results['kind']}{role}: {len(results['tensors'])} tensors, "
         f"{results['parameters']:,} parameters, {size(results['bytes'])}"
     )
-    yield from _card(card) if card else ["no qvec card: architecture and lineage are not known"]
+    if model := results["model"]:
+        yield (
+            f"architecture: {model['architecture']} {model['model_args'] or ''}, "
+            f"{model['num_classes']} classes"
+        )
+    yield from _card(card) if card else ["no qvec card: lineage is not known"]
     held = "" if results["digest_holds"] else " (not that of its card: edited since)"
     yield f"digest: {results['digest']}{held}"
     yield "tensor\tdtype\tshape\tnorm"
@@ -162,11 +185,6 @@ def _description(results: Facts) -> Iterator[str]:
 
 
 def _card(card: Facts) -> Iterator[str]:
-    if model := card["model"]:
-        yield (
-            f"architecture: {model['architecture']} {model['model_args'] or ''}, "
-            f"{model['num_classes']} classes"
-        )
     if data := card["data"]:
         yield f"data: {data['name']}, {data['images']}"
     if card["grid"]:

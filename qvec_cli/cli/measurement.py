@@ -19,6 +19,7 @@ from qvec_cli.cli.options import (
     DataDir,
     Device,
     Download,
+    DryRun,
     Force,
     GranularityChoice,
     GroupSize,
@@ -56,6 +57,7 @@ def evaluate(
     workers: Workers = 0,
     device: Device = "auto",
     force: Force = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure the accuracy of CHECKPOINT; it knows its own architecture."""
@@ -74,13 +76,14 @@ def evaluate(
         workers=workers,
         batch_size=batch_size,
     )
-    request = Request(checkpoint, data, loading, split, wish, device)
+    request = Request(checkpoint, data, loading, split, wish, device, output, dry_run)
     show.deliver(
         lambda listener: run(request, listener),
         as_json=as_json,
         document=output,
         inputs=(checkpoint,),
         force=force,
+        dry_run=dry_run,
     )
 
 
@@ -112,6 +115,7 @@ def sweep_lambda(
     device: Device = "auto",
     resume: Resume = False,
     force: Force = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Choose lambda for RECEIVER on its validation images, and report it on test."""
@@ -129,6 +133,7 @@ def sweep_lambda(
         device,
         resume,
         force,
+        dry_run,
     )
     show.deliver(
         lambda listener: sweep(request, listener),
@@ -136,6 +141,7 @@ def sweep_lambda(
         document=output,
         inputs=(receiver, rho),
         force=force,
+        dry_run=dry_run,
     )
 
 

@@ -15,6 +15,10 @@ from qvec_cli.specs import Granularity, Method
 
 Out = Annotated[Path, typer.Option("-o", "--output", help="File to write.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace what exists.")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Read headers, say what would be done, and write nothing."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the metrics as one JSON document.")]
 MetricsFile = Annotated[
     Path | None, typer.Option("--metrics", help="Also write the metrics to this JSON file.")

@@ -12,6 +12,7 @@ from qvec_cli.cli.options import (
     AsJson,
     Bits,
     Cross,
+    DryRun,
     Force,
     GranularityChoice,
     GroupSize,
@@ -38,6 +39,7 @@ def quantize(
         typer.Option(metavar="GLOB", help="Weights to quantize, in place of the file's own."),
     ] = None,
     force: Force = False,
+    dry_run: DryRun = False,
     metrics: MetricsFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -46,7 +48,9 @@ def quantize(
     from qvec_cli.ops.quantize import quantize as run
 
     wanted = Wanted(bits, granularity, group_size, cross_grid)
-    request = Request(checkpoint, output, wanted, method, fake, tuple(targets or ()), force)
+    request = Request(
+        checkpoint, output, wanted, method, fake, tuple(targets or ()), force, dry_run
+    )
     show.deliver(
         lambda listener: run(request, listener),
         as_json=as_json,
@@ -54,4 +58,5 @@ def quantize(
         document=metrics,
         out=output,
         force=force,
+        dry_run=dry_run,
     )

@@ -37,6 +37,7 @@ def deliver(
     out: Path | None = None,
     inputs: tuple[Path, ...] = (),
     force: bool = False,
+    dry_run: bool = False,
 ) -> None:
     """Runs a command's work and shows what came out.
 
@@ -47,6 +48,7 @@ def deliver(
         out: the command's artefact, which must be another file than ``document``.
         inputs: files that the document must not replace.
         force: whether ``document`` may be replaced.
+        dry_run: whether the work is only a plan, and nothing is written.
     """
     from qvec_cli.checkpoint.replace import dump, write_json
     from qvec_cli.cli.lines import lines
@@ -57,10 +59,10 @@ def deliver(
     with Terminal() as terminal:
         metrics = work(terminal)
     whole = metrics.document()
-    if document is not None:
+    if document is not None and not dry_run:
         write_json(document, whole, force=force)
     text = dump(whole) if as_json else clean("\n".join(lines(metrics))) + "\n"
-    if written:
+    if written and not dry_run:
         _stderr(text.rstrip("\n"))  # stdout has the artefact
     else:
         result(text)

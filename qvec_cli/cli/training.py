@@ -61,6 +61,7 @@ def finetune(
     recipe: options.Recipe = None,
     resume: options.Resume = False,
     force: options.Force = False,
+    dry_run: options.DryRun = False,
     metrics: options.MetricsFile = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -98,6 +99,7 @@ def train_qat(
     recipe: options.Recipe = None,
     resume: options.Resume = False,
     force: options.Force = False,
+    dry_run: options.DryRun = False,
     metrics: options.MetricsFile = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -136,6 +138,7 @@ def _train(typed: Mapping[str, Any], grid: Grid | None) -> None:
         document=typed["metrics"],
         out=typed["output"],
         force=typed["force"],
+        dry_run=typed["dry_run"],
     )
 
 
@@ -148,4 +151,5 @@ _AS_TYPED = (
     "device",
     "resume",
     "force",
+    "dry_run",
 )

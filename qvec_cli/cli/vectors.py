@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qvec_cli.cli import show
-from qvec_cli.cli.options import AsJson, Cross, Force, MetricsFile, Out
+from qvec_cli.cli.options import AsJson, Cross, DryRun, Force, MetricsFile, Out
 
 
 def extract(
@@ -18,6 +18,7 @@ def extract(
     ],
     output: Out,
     force: Force = False,
+    dry_run: DryRun = False,
     metrics: MetricsFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -25,12 +26,13 @@ def extract(
     from qvec_cli.ops.extract import extract as run
 
     show.deliver(
-        lambda listener: run(donor, donor_qat, output, listener, force=force),
+        lambda listener: run(donor, donor_qat, output, listener, force=force, dry_run=dry_run),
         as_json=as_json,
         inputs=(donor, donor_qat),
         document=metrics,
         out=output,
         force=force,
+        dry_run=dry_run,
     )
 
 
@@ -51,19 +53,21 @@ def patch(
     ] = "1",
     cross_grid: Cross = False,
     force: Force = False,
+    dry_run: DryRun = False,
     metrics: MetricsFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Write RECEIVER + lambda * RHO; the receiver keeps its head."""
+    from qvec_cli.ops.patch import Request
     from qvec_cli.ops.patch import patch as run
 
+    request = Request(receiver, rho, output, lam, cross_grid, force, dry_run)
     show.deliver(
-        lambda listener: run(
-            receiver, rho, output, listener, lam=lam, cross=cross_grid, force=force
-        ),
+        lambda listener: run(request, listener),
         as_json=as_json,
         inputs=(receiver, rho),
         document=metrics,
         out=output,
         force=force,
+        dry_run=dry_run,
     )

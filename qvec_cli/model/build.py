@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -45,6 +46,7 @@ _WRONG_ARGUMENTS: Final = (
 )
 """What timm's constructors answer to arguments that cannot be."""
 
+_COLOURS: Final = 3
 _DATA_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 
 
@@ -117,11 +119,20 @@ def of_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
     given = config.get("pretrained_cfg")
     if not isinstance(given, Mapping):
         return None
+    args = {k: v for k, v in dict(config.get("model_args", {})).items() if k != "num_classes"}
+    data = {key: given[key] for key in (*_DATA_KEYS, "classifier") if key in given}
+    size = args.get("img_size")
+    if isinstance(size, list) and len(set(size)) == 1:
+        args["img_size"] = size = size[0]
+    if args.get("in_chans") == _COLOURS:
+        del args["in_chans"]
+    if isinstance(size, int):  # what timm says of a tag's images is not what a network was made for
+        data["input_size"] = [args.get("in_chans", _COLOURS), size, size]
     model = {
         "architecture": config.get("architecture"),
         "num_classes": config.get("num_classes", given.get("num_classes")),
-        "model_args": config.get("model_args", {}),
-        "pretrained_cfg": {key: given[key] for key in (*_DATA_KEYS, "classifier") if key in given},
+        "model_args": args,
+        "pretrained_cfg": data,
     }
     try:
         return dict(check(model))
@@ -174,6 +185,11 @@ def start_from(
 def channels(model: Model) -> int:
     """Colour channels that the network takes."""
     return int(model["pretrained_cfg"]["input_size"][0])
+
+
+def pixels(model: Model) -> int:
+    """Numbers in one image that the network takes."""
+    return math.prod(int(n) for n in model["pretrained_cfg"]["input_size"])
 
 
 def transform(model: Model, *, augment: bool) -> Callable[[Image.Image], Tensor]:

@@ -13,7 +13,7 @@ from qvec_cli.checkpoint.card import Card
 from qvec_cli.checkpoint.dtypes import to_float32
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError
-from qvec_cli.ops.lineage import inherited_use
+from qvec_cli.ops.lineage import inherited_use, stated_model
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
 from qvec_cli.quant.qtensor import packed_weights, part_names
@@ -37,6 +37,7 @@ def describe(path: Path, listener: Listener) -> Metrics:
             "digest_holds": checkpoint.stated in (None, digest),
             "bytes": checkpoint.nbytes,
             "parameters": _parameters(checkpoint),
+            "model": stated_model(checkpoint),
             "card": _card(checkpoint.card) if checkpoint.card else None,
             "metadata": checkpoint.metadata if checkpoint.card is None else {},
             "tensors": tensors,

@@ -16,6 +16,7 @@ from qvec_cli.ops.examples import Examples, open_for
 from qvec_cli.ops.lineage import inherited_use, model_of, require_model, stated_model
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
+from qvec_cli.ops.plan import TORCH, Plan
 from qvec_cli.specs import Listener, Loading
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Request:
     split: str = "test"
     wish: build.Wish | None = None  # the architecture, for a file that does not say
     device: str = "auto"
+    out: Path | None = None  # where the caller puts the metrics
+    dry_run: bool = False
 
 
 def evaluate(request: Request, listener: Listener) -> Metrics:
@@ -47,7 +50,12 @@ def evaluate(request: Request, listener: Listener) -> Metrics:
         require_model(checkpoint)
         model = _architecture(checkpoint, request.wish)
         examples = open_for(checkpoint, model, request.data, request.loading)
-        examples.task.split(request.split)
+        images = {request.split: len(examples.task.split(request.split))}
+        if request.dry_run:
+            fates = dict.fromkeys(checkpoint, "loaded")
+            memory = TORCH + 2 * checkpoint.nbytes + examples.nbytes(images)
+            planned = Plan("eval", request.out, fates, checkpoint, {}, memory, images, request.data)
+            return planned.metrics((checkpoint,), started)
         from qvec_cli.ops.state import load_network
 
         network = load_network(checkpoint, model, request.device)

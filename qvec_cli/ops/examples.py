@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import DataError, MismatchError
 from qvec_cli.learn.data import Task, open_task
+from qvec_cli.model.build import pixels
 from qvec_cli.specs import Listener, Loading
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ class Examples:
     model: dict[str, Any]
     relabel: tuple[int, ...]  # from the data set's class index to the head's
     loading: Loading
+
+    def nbytes(self, images: Mapping[str, int]) -> int:
+        """Bytes of so many decoded images."""
+        return pixels(self.model) * sum(images.values())
 
     def decoded(self, split: str, listener: Listener) -> Batch:
         """Every image of a split, uint8 [N, C, H, W], with the head's labels."""

@@ -12,7 +12,7 @@ from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target
-from qvec_cli.checkpoint.write import write
+from qvec_cli.checkpoint.write import size_of, write
 from qvec_cli.errors import MismatchError
 from qvec_cli.model.targets import head_tensors
 from qvec_cli.ops.lineage import (
@@ -25,6 +25,7 @@ from qvec_cli.ops.lineage import (
 )
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
+from qvec_cli.ops.plan import STREAMING, Plan
 from qvec_cli.specs import NOTHING, Listener
 from qvec_cli.vector.arithmetic import difference
 from qvec_cli.vector.geometry import Norm
@@ -32,7 +33,13 @@ from qvec_cli.vector.pairing import Pairing, pair
 
 
 def extract(
-    donor: Path, donor_qat: Path, out: Path, listener: Listener, *, force: bool = False
+    donor: Path,
+    donor_qat: Path,
+    out: Path,
+    listener: Listener,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
 ) -> Metrics:
     """Writes the quantization vector of a donor, float32, every floating tensor but the head.
 
@@ -54,6 +61,10 @@ def extract(
         _warn_half(fp, qat, pairing, listener)
         rho, base = Norm(), Norm()
         plan = {name: Entry("F32", fp[name].shape) for name in pairing.names}
+        if dry_run:
+            fates = pairing.fates(fp, "subtracted", "left out")
+            planned = Plan("extract", out, fates, fp, {}, STREAMING)
+            return planned.metrics((fp, qat), started, size_of(plan, _card(fp, qat)))
         tensors = _tensors(fp, qat, plan, rho, base)
         card = write(out, plan, tensors, lambda: _card(fp, qat), force=force)
         inputs = (Input.of(fp), Input.of(qat))

@@ -190,12 +190,12 @@ def require_same_start(first: Checkpoint, second: Checkpoint, listener: Listener
         MismatchError: names both.
     """
     names = f"{first.path} and {second.path}"
-    if first.card is None or second.card is None:
-        bare = first if first.card is None else second
-        listener.note(f"{bare.path} has no card: its base and architecture cannot be checked")
-        return
     if differences := _backbones(first, second):
         raise MismatchError(f"{names} differ in architecture: {', '.join(differences)}")
+    if first.card is None or second.card is None:
+        bare = first if first.card is None else second
+        listener.note(f"{bare.path} has no card: its base cannot be checked")
+        return
     if first.card.base is None or second.card.base is None:
         bare = first if first.card.base is None else second
         listener.note(f"{bare.path} does not say its base: it cannot be checked")

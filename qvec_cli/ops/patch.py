@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import Checkpoint, finite
 from qvec_cli.checkpoint.replace import check_target
-from qvec_cli.checkpoint.write import write
+from qvec_cli.checkpoint.write import size_of, write
 from qvec_cli.errors import CheckpointError
 from qvec_cli.model.targets import head_tensors
 from qvec_cli.ops.choice import Choice, read_choice
@@ -29,60 +29,72 @@ from qvec_cli.ops.lineage import (
 )
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
+from qvec_cli.ops.plan import STREAMING, Plan
 from qvec_cli.specs import Listener, Use, spent
 from qvec_cli.vector.arithmetic import apply
-from qvec_cli.vector.pairing import cover
+from qvec_cli.vector.pairing import Pairing, cover
 
 
-def patch(
-    receiver: Path,
-    vector: Path,
-    out: Path,
-    listener: Listener,
-    *,
-    lam: str = "1",
-    cross: bool = False,
-    force: bool = False,
-) -> Metrics:
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asks for."""
+
+    receiver: Path  # a float checkpoint
+    vector: Path  # from ``extract``
+    out: Path
+    lam: str = "1"  # a number, or the JSON file of a sweep, whose choice is taken
+    cross: bool = False  # whether the two may have been made for different grids
+    force: bool = False
+    dry_run: bool = False
+
+
+def patch(request: Request, listener: Listener) -> Metrics:
     """Writes the patched receiver in the receiver's own number formats.
-
-    Args:
-        receiver: a float checkpoint.
-        vector: from ``extract``.
-        out: the target.
-        listener: hears notes.
-        lam: a number, or the JSON file of a sweep, whose choice is taken.
-        cross: whether receiver and vector may have been made for two grids.
-        force: whether ``out`` may be replaced.
 
     Raises:
         MismatchError: files that do not belong together.
         CheckpointError: a file that cannot be read or written, or holds NaN.
     """
     started = time.perf_counter()
-    choice = read_choice(lam)
-    check_target(out, force=force)
-    with opened(receiver, listener) as theta, opened(vector, listener) as rho:
-        require(theta, Kind.CHECKPOINT)
-        require(rho, Kind.VECTOR)
-        require_same_start(theta, rho, listener)
-        choice.require_for(theta, rho)
-        require_same_grid(theta, rho, cross=cross)
-        note_twice(theta, rho, listener)
-        head = head_tensors(theta, stated_model(theta))
-        pairing = cover(theta, rho, (str(receiver), str(vector)), head)
+    choice = read_choice(request.lam)
+    check_target(request.out, force=request.force)
+    with opened(request.receiver, listener) as theta, opened(request.vector, listener) as rho:
+        pairing = _match(request, choice, theta, rho, listener)
         use = spent(patched_use(theta, rho), choice.use)
+        parameters = {"lambda": choice.lam}
+
+        def card() -> Card:
+            return _card(theta, rho, choice, use)
+
+        if request.dry_run:
+            fates = pairing.fates(theta, "patched", "kept")
+            planned = Plan("patch", request.out, fates, theta, parameters, STREAMING)
+            return planned.metrics((theta, rho), started, size_of(theta, card()))
         tensors = _tensors(theta, rho, set(pairing.names), choice.lam)
-        card = write(out, theta, tensors, lambda: _card(theta, rho, choice, use), force=force)
+        written = write(request.out, theta, tensors, card, force=request.force)
         inputs = (Input.of(theta), Input.of(rho))
     results = {
-        "output": str(out),
-        "digest": card.digest,
+        "output": str(request.out),
+        "digest": written.digest,
         "lambda": choice.lam,
         "tensors": len(pairing.names),
         "kept": [*pairing.head, *pairing.buffers],
     }
-    return Metrics("patch", inputs, {"lambda": choice.lam}, results, use, started=started)
+    return Metrics("patch", inputs, parameters, results, use, started=started)
+
+
+def _match(
+    request: Request, choice: Choice, theta: Checkpoint, rho: Checkpoint, listener: Listener
+) -> Pairing:
+    """Pairs two files that belong together."""
+    require(theta, Kind.CHECKPOINT)
+    require(rho, Kind.VECTOR)
+    require_same_start(theta, rho, listener)
+    choice.require_for(theta, rho)
+    require_same_grid(theta, rho, cross=request.cross)
+    note_twice(theta, rho, listener)
+    head = head_tensors(theta, stated_model(theta))
+    return cover(theta, rho, (str(theta.path), str(rho.path)), head)
 
 
 def _tensors(

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target
-from qvec_cli.checkpoint.write import write
+from qvec_cli.checkpoint.write import size_of, write
 from qvec_cli.errors import MismatchError
 from qvec_cli.ops.grids import choose_grid, choose_targets
 from qvec_cli.ops.lineage import FAKE, card_of, inherited_use, provenance, require
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
+from qvec_cli.ops.plan import STREAMING, Plan
 from qvec_cli.quant.distortion import sqnr_db
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import part_names, part_shapes, stored_bits
 from qvec_cli.specs import Grid, Listener, Method, Wanted
+
+_COPIES: Final = 10
+"""Float32 copies of one weight that are alive while it is quantized, at most."""
 
 _PART_DTYPES = ("I32", "F32", "I64")
 
@@ -38,6 +42,7 @@ class Request:
     fake: bool = False  # write float32 weights on the grid in place of packed codes
     patterns: tuple[str, ...] = ()  # globs that name the targets; else the card or a rule does
     force: bool = False
+    dry_run: bool = False
 
 
 def quantize(request: Request, listener: Listener) -> Metrics:
@@ -53,18 +58,22 @@ def quantize(request: Request, listener: Listener) -> Metrics:
         _require_float(theta)
         targets = choose_targets(theta, request.patterns, listener)
         grid = choose_grid(request.grid, theta, theta, targets)
+        parameters = {"grid": grid.to_json(), "method": request.method, "fake": request.fake}
+
+        def card() -> Card:
+            return _card(theta, targets, grid, request)
+
+        plan = _plan(theta, targets, grid, fake=request.fake)
+        if request.dry_run:
+            planned = _planned(request, theta, targets, grid, parameters)
+            return planned.metrics((theta,), started, size_of(plan, card()))
         ratios: dict[str, float | None] = {}
-        card = write(
-            request.out,
-            _plan(theta, targets, grid, fake=request.fake),
-            _tensors(theta, targets, grid, request, ratios),
-            lambda: _card(theta, targets, grid, request),
-            force=request.force,
-        )
+        tensors = _tensors(theta, targets, grid, request, ratios)
+        written = write(request.out, plan, tensors, card, force=request.force)
         results = {
             "output": str(request.out),
             "fake": request.fake,
-            "digest": card.digest,
+            "digest": written.digest,
             "bytes_before": theta.nbytes,
             "bytes_after": request.out.stat().st_size,
             **_sizes(theta, targets, grid),
@@ -74,8 +83,21 @@ def quantize(request: Request, listener: Listener) -> Metrics:
         }
         inputs = (Input.of(theta),)
         use = inherited_use(theta)
-    parameters = {"grid": grid.to_json(), "method": request.method, "fake": request.fake}
     return Metrics("quantize", inputs, parameters, results, use, started=started)
+
+
+def _planned(
+    request: Request,
+    theta: Checkpoint,
+    targets: Iterable[str],
+    grid: Grid,
+    parameters: Mapping[str, Any],
+) -> Plan:
+    chosen = set(targets)
+    fates = {n: f"quantized to {grid}" if n in chosen else "kept: no target" for n in theta}
+    largest = max(theta[name].size for name in chosen)
+    memory = STREAMING + _COPIES * largest * 4
+    return Plan("quantize", request.out, fates, theta, parameters, memory)
 
 
 def _require_float(theta: Checkpoint) -> None:

@@ -36,6 +36,7 @@ class Request:
     device: str = "auto"
     resume: bool = False
     force: bool = False
+    dry_run: bool = False
 
     @property
     def source(self) -> Path | None:

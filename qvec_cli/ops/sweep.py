@@ -27,9 +27,10 @@ from qvec_cli.ops.lineage import (
 )
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
+from qvec_cli.ops.plan import TORCH, Plan
 from qvec_cli.ops.unfinished import check_unfinished, unfinished
 from qvec_cli.specs import DataUse, Grid, Listener, Loading, Method, Use, Wanted, spent
-from qvec_cli.vector.pairing import cover
+from qvec_cli.vector.pairing import Pairing, cover
 
 if TYPE_CHECKING:
     from qvec_cli.ops.trial import Trial
@@ -53,6 +54,7 @@ class Request:
     device: str = "auto"
     resume: bool = False
     force: bool = False
+    dry_run: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,25 @@ class _Setting:
     examples: Examples
     targets: tuple[str, ...]
     grid: Grid
+    pairing: Pairing
+
+    def plan(self, request: Request, lambdas: tuple[float, ...]) -> Plan:
+        """What the sweep would do."""
+        fates = self.pairing.fates(self.theta, "patched", "kept")
+        fates |= dict.fromkeys(self.targets, f"patched, quantized to {self.grid}")
+        images = {split: len(self.examples.task.split(split)) for split in ("val", "test")}
+        resident = 5 * self.theta.nbytes + self.examples.nbytes(images)
+        parameters = {"lambdas": list(lambdas), "grid": self.grid.to_json()}
+        return Plan(
+            "sweep-lambda",
+            request.out,
+            fates,
+            self.theta,
+            parameters,
+            TORCH + resident,
+            images,
+            request.data,
+        )
 
     def fingerprint(self, method: Method, device: str) -> dict[str, Any]:
         """What a point of the curve depends on, besides its lambda."""
@@ -96,6 +117,8 @@ def sweep(request: Request, listener: Listener) -> Metrics:
     lambdas = tuple(sorted({0.0, *request.lambdas}))
     with opened(request.receiver, listener) as theta, opened(request.vector, listener) as rho:
         setting = _match(request, theta, rho, listener)
+        if request.dry_run:
+            return setting.plan(request, lambdas).metrics((theta, rho), started)
         points = _Points(request, setting.fingerprint(request.method, request.device))
         trial = _trial(request, setting, listener)
         data = Input(request.data, "data", setting.examples.task.digest)
@@ -129,13 +152,15 @@ def _match(request: Request, theta: Checkpoint, rho: Checkpoint, listener: Liste
     require_same_grid(theta, rho, cross=request.grid.cross)
     note_twice(theta, rho, listener)
     model = model_of(theta)
-    cover(theta, rho, (str(request.receiver), str(request.vector)), head_tensors(theta, model))
+    pairing = cover(
+        theta, rho, (str(request.receiver), str(request.vector)), head_tensors(theta, model)
+    )
     targets = choose_targets(theta, (), listener)
     grid = choose_grid(request.grid, rho, theta, targets)
     examples = open_for(theta, model, request.data, request.loading)
     for split in ("val", "test"):
         examples.task.split(split)
-    return _Setting(theta, rho, examples, targets, grid)
+    return _Setting(theta, rho, examples, targets, grid, pairing)
 
 
 def _trial(request: Request, setting: _Setting, listener: Listener) -> Trial:

@@ -31,7 +31,10 @@ def train(request: Request, listener: Listener) -> Metrics:
     task = open_data(request.data, request.loading)
     for split in ("train", "val"):
         task.split(split)
+    if request.dry_run:
+        from qvec_cli.ops.rehearse import rehearse
 
+        return rehearse(request, task, listener, started)
     from qvec_cli.ops.session import Session
 
     session = Session(request, task, listener)

@@ -31,6 +31,12 @@ class Pairing:
     head: tuple[str, ...]  # the classifier's, which stays with its model
     buffers: tuple[str, ...]  # integers and booleans, likewise
 
+    def fates(self, names: Iterable[str], paired: str, rest: str) -> dict[str, str]:
+        """What becomes of each tensor, and why those that are left out are."""
+        why = dict.fromkeys(self.head, f"{rest}: the classifier's")
+        why |= dict.fromkeys(self.buffers, f"{rest}: not floating")
+        return {name: why.get(name, paired) for name in names}
+
 
 def pair(
     first: Mapping[str, Outline],
