@@ -106,7 +106,8 @@ def stored_model(request: Request, checkpoint: Checkpoint, classes: int) -> dict
 
 
 def _is_file(path: Path) -> bool:
+    """Whether there is a checkpoint, in a file or in a folder of the hub."""
     try:
-        return path.is_file()
+        return path.is_file() or (path / "config.json").is_file()
     except OSError:  # a folder closed to us; then it is the name of a network, or nothing
         return False
