@@ -17,6 +17,9 @@ STREAM: Final = Path("-")
 
 _CHUNK: Final = 1 << 20
 
+_AHEAD: Final = 16 << 20
+"""Bytes that are asked of the disk at a time."""
+
 
 class Source(Protocol):
     """Bytes at any offset."""
@@ -24,7 +27,6 @@ class Source(Protocol):
     size: int
 
     def read(self, count: int, offset: int) -> bytes | memoryview: ...  # noqa: D102
-    def announce(self, offset: int, count: int) -> None: ...  # noqa: D102
     def require_unchanged(self) -> None: ...  # noqa: D102
     def close(self) -> None: ...  # noqa: D102
 
@@ -40,6 +42,7 @@ class File:
     def __init__(self, path: Path, fd: int) -> None:
         self.path, self._fd = path, fd
         self.size = os.fstat(fd).st_size
+        self._told = 0  # how far the kernel has been asked to fetch
         self._stamp = self._look()
 
     @property
@@ -54,6 +57,7 @@ class File:
         Raises:
             CheckpointError: the disk fails, or the file has become shorter.
         """
+        self._fetch(offset + count)
         parts = []
         while count:
             try:
@@ -65,11 +69,6 @@ class File:
             parts.append(part)
             count, offset = count - len(part), offset + len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def announce(self, offset: int, count: int) -> None:
-        """Lets the kernel fetch from disk what will be read soon, while we compute."""
-        if hasattr(os, "posix_fadvise") and offset < self.size:
-            os.posix_fadvise(self._fd, offset, count, os.POSIX_FADV_WILLNEED)
 
     def require_unchanged(self) -> None:
         """Refuses a file that somebody has written to since it was opened."""
@@ -89,6 +88,13 @@ class File:
             os.close(self._fd)
             self._fd = -1
 
+    def _fetch(self, offset: int) -> None:
+        """Lets the kernel fetch from disk what will be read soon, while we compute."""
+        if self._told < min(offset + _AHEAD // 2, self.size) and hasattr(os, "posix_fadvise"):
+            start = max(self._told, offset)
+            os.posix_fadvise(self._fd, start, _AHEAD, os.POSIX_FADV_WILLNEED)
+            self._told = start + _AHEAD
+
     def _look(self) -> tuple[int, int]:
         found = os.fstat(self._fd)
         return found.st_size, found.st_mtime_ns
@@ -103,9 +109,6 @@ class Memory:
     def read(self, count: int, offset: int) -> memoryview:
         """A view."""
         return self._data[offset : offset + count]
-
-    def announce(self, offset: int, count: int) -> None:
-        """Nothing to fetch."""
 
     def require_unchanged(self) -> None:
         """Nobody else can change it."""

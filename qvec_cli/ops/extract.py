@@ -7,13 +7,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.header import Entry
-from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.checkpoint.read import Checkpoint, finite
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.write import size_of, write
-from qvec_cli.errors import MismatchError
+from qvec_cli.errors import CheckpointError, MismatchError
 from qvec_cli.model.targets import head_tensors
 from qvec_cli.ops.lineage import (
     card_of,
@@ -94,7 +96,12 @@ def _difference(
     fp: Checkpoint, qat: Checkpoint, name: str, rho: Norm, base: Norm
 ) -> Iterator[Array]:
     for theta_fp, theta_qat in zip(fp.floats(name), qat.floats(name), strict=True):
-        block = difference(theta_qat, theta_fp)
+        with np.errstate(over="ignore", invalid="ignore"):  # found below, by name
+            block = difference(theta_qat, theta_fp)
+        if not finite(block):  # as it is if either is not
+            fp.require_finite(name)
+            qat.require_finite(name)
+            raise CheckpointError(f"{qat.path}: {name}: rho overflows float32")
         rho.add(block)
         base.add(theta_fp)
         yield block

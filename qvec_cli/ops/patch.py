@@ -108,10 +108,13 @@ def _tensors(
 
 def _apply(theta: Checkpoint, rho: Checkpoint, name: str, lam: float) -> Iterator[Array]:
     dtype = theta[name].dtype
-    for (raw, ours), theirs in zip(theta.checked(name), rho.floats(name), strict=True):
+    for raw, theirs in zip(theta.blocks(name), rho.floats(name), strict=True):
+        ours = to_float32(raw, dtype)
         with np.errstate(over="ignore", invalid="ignore"):  # found below, by name
             block = raw if lam == 0 else from_float32(apply(ours, theirs, lam), dtype)
-        if not finite(to_float32(block, dtype)):
+        if not (finite(to_float32(block, dtype)) and (lam != 0 or finite(theirs))):
+            theta.require_finite(name)
+            rho.require_finite(name)
             raise CheckpointError(f"{theta.path}: {name}: overflows {dtype} at lambda {lam:g}")
         yield block
 

@@ -65,8 +65,8 @@ def startup(_: Path) -> None:
         report(what, f"{costs[3]:.2f}", "0.30")
 
 
-def write_pair(folder: Path) -> None:
-    """A ViT-B/16 and its twin, as train and train-qat would have left them."""
+def write_pair(folder: Path, name: str) -> None:
+    """A network of timm and its twin, as train and train-qat would have left them."""
     import numpy as np
     import torch
 
@@ -76,13 +76,13 @@ def write_pair(folder: Path) -> None:
     from qvec_cli.model.build import Wish, create
 
     with torch.device("meta"):
-        network, model = create(Wish("vit_base_patch16_224", 1000))
+        network, model = create(Wish(name, 1000))
     plan = {n: Entry("F32", tuple(t.shape)) for n, t in network.state_dict().items()}
     rng = np.random.default_rng(0)
-    for name, role in (("donor.st", "fp"), ("donor_qat.st", "qat")):
+    for file, role in (("donor.st", "fp"), ("donor_qat.st", "qat")):
         tensors = ((n, [rng.standard_normal(e.size, np.float32)]) for n, e in plan.items())
         card = Card(Kind.CHECKPOINT, role=role, model=model, base="0")
-        write(folder / name, plan, tensors, card, force=True)
+        write(folder / file, plan, tensors, card, force=True)
 
 
 def _forget(*paths: Path) -> None:
@@ -96,7 +96,7 @@ def _forget(*paths: Path) -> None:
 def files(folder: Path) -> None:
     """extract and patch against reading the one and copying the other, from disk and memory."""
     # in a process of its own: a child's peak memory begins with that of its parent
-    run([sys.executable, __file__, "--write-pair", str(folder)])
+    run([sys.executable, __file__, "--write-pair", str(folder), "vit_large_patch16_224"])
     donor, twin = folder / "donor.st", folder / "donor_qat.st"
     rho, out, copy = folder / "rho.st", folder / "out.st", folder / "copy"
     for name, other, args, made in (
@@ -241,7 +241,7 @@ PARTS = {"startup": startup, "files": files, "sweep": sweep, "qat": qat}
 def main() -> None:
     """Measures the parts that are named, or all."""
     if sys.argv[1:2] == ["--write-pair"]:
-        write_pair(Path(sys.argv[2]))
+        write_pair(Path(sys.argv[2]), sys.argv[3])
         return
     for name in sys.argv[1:] or PARTS:
         with tempfile.TemporaryDirectory(prefix="qvec-bench-") as folder:
