@@ -25,12 +25,17 @@ fix: .venv/ready  ## what a machine can mend
 slow: .venv/ready  ## the tests that take minutes
 	$(BIN)/pytest -m "slow and not gpu"
 
-bench: .venv/ready  ## the ratios of README's "How fast", measured in one run
+bench: .venv/ready .bench/mergekit/ready  ## the ratios of README's "How fast", measured in one run
 	$(BIN)/python tests/bench/run.py
+
+.bench/mergekit/ready:
+	$(PYTHON) -m venv .bench/mergekit
+	.bench/mergekit/bin/pip install --quiet --disable-pip-version-check $(TORCH) mergekit==0.1.5
+	touch $@
 
 clean:
 	$(MAKE) -C examples/tiny clean
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf .venv .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
 
 .venv/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

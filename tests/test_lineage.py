@@ -200,3 +200,32 @@ def test_a_damaged_card_is_a_line_at_most(
         out = ("-o", tmp_path / "q.st", "--force") if args[0] == "quantize" else ()
         result = call(*args, *out, code=None)
         assert result.code == (0 if "parents" in provenance else 1)
+
+
+def test_a_vector_is_recognised_through_whatever_came_between(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.st"
+    args = ("--data", drawer.donor_data, "-o", tmp_path / "qat.st", *FAST, "--bits", 3)
+    call("train-qat", drawer.base, *args, "--smoothing", 0.1)
+    call("extract", drawer.donor, tmp_path / "qat.st", "-o", other)
+    paths = [drawer.receiver, *(tmp_path / f"{i}.st" for i in range(3))]
+    steps = (drawer.rho, other, drawer.rho)
+    said = [
+        "was patched with" in call("patch", paths[i], rho, "-o", paths[i + 1]).err
+        for i, rho in enumerate(steps)
+    ]
+    assert said == [False, False, True]
+
+
+def test_two_grids_are_crossed_only_when_asked(
+    chosen: Path, drawer: Drawer, tmp_path: Path
+) -> None:
+    """The receiver was patched for 2 bits, the vector was made for 3."""
+    data = ("--data", drawer.receiver_data, "--lambdas", "0")
+    for args in (("patch", chosen, drawer.rho), ("sweep-lambda", chosen, drawer.rho, *data)):
+        refused = call(*args, "-o", tmp_path / "x.json", code=1)
+        words = ("chosen.st was made for 2-bit channel absmax", "rho.st for 3-bit channel absmax")
+        assert all(word in refused.errors[0] for word in words)
+        assert "--cross-grid" in refused.err
+        call(*args, "--cross-grid", "-o", tmp_path / "x.json", "--force")

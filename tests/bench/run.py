@@ -1,6 +1,6 @@
 """Prints the ratios of README's "How fast", each pair of things measured side by side in one run.
 
-    make bench, or: python tests/bench/run.py [startup|files|sweep|qat]...
+    make bench, or: python tests/bench/run.py [startup|files|hashing|many|peers|sweep|qat]...
 
 Ratios are medians over pairs taken in turn (A B A B ...), so that a machine that slows down slows
 both. Nothing is cached between the two sides but what the operating system caches for both.
@@ -9,50 +9,18 @@ both. Nothing is cached between the two sides but what the operating system cach
 from __future__ import annotations
 
 import os
-import shlex
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+
+from peers import peers
+from timing import ratio, report, run
 
 os.environ["OMP_NUM_THREADS"] = "1"  # threads that compete for two cores measure each other
 
 QVEC = [sys.executable, "-m", "qvec_cli"]
-
-
-class Cost(NamedTuple):
-    """What a process took."""
-
-    wall: float  # seconds
-    cpu: float
-    peak: int  # bytes resident
-
-
-def run(command: list[str], ok: int = 0) -> Cost:
-    """Runs a command to its end."""
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == ok, f"{shlex.join(command)} ended with {process.returncode}"
-    wall = time.perf_counter() - started
-    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
-
-
-def ratio(ours: Callable[[], float], theirs: Callable[[], float], pairs: int = 5) -> str:
-    """The median ratio of two timings, and its range."""
-    ours(), theirs()
-    found = sorted(ours() / theirs() for _ in range(pairs))
-    return f"{statistics.median(found):.2f} ({found[0]:.2f} to {found[-1]:.2f})"
-
-
-def report(what: str, value: str, goal: str) -> None:
-    """One line."""
-    print(f"{what:<62}{value:>22}   goal {goal}", flush=True)
 
 
 def startup(_: Path) -> None:
@@ -93,19 +61,28 @@ def _forget(*paths: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def _pair(folder: Path, name: str) -> None:
+    """Writes a pair in a process of its own: a child's peak memory begins with its parent's."""
+    run([sys.executable, __file__, "--write-pair", str(folder), name])
+
+
 def files(folder: Path) -> None:
     """extract and patch against reading the one and copying the other, from disk and memory."""
-    # in a process of its own: a child's peak memory begins with that of its parent
-    run([sys.executable, __file__, "--write-pair", str(folder), "vit_large_patch16_224"])
     donor, twin = folder / "donor.st", folder / "donor_qat.st"
     rho, out, copy = folder / "rho.st", folder / "out.st", folder / "copy"
+    _pair(folder, "vit_small_patch16_224")
+    small = run([*QVEC, "extract", str(donor), str(twin), "-o", str(rho)]).peak
+    report("extract of a ViT-S pair (2 x 88 MB), peak memory MB", f"{small / 1e6:.0f}", "120")
+    rho.unlink()
+    _pair(folder, "vit_large_patch16_224")
+    copying = f"cat {donor} > /dev/null; cp {{other}} {copy}"
     for name, other, args, made in (
         ("extract", twin, (), rho),
         ("patch", rho, ("-l", "0.75"), out),
     ):
         ours = [*QVEC, name, str(donor), str(other), *args, "-o", str(made)]
-        theirs = ["sh", "-c", f"cat {donor} > /dev/null; cp {other} {copy}"]
-        report(f"{name} of a ViT-B pair, peak memory MB", f"{run(ours).peak / 1e6:.0f}", "120")
+        peak = run(ours).peak / 1e6
+        report(f"{name} of a ViT-L pair (2 x 1.2 GB), peak memory MB", f"{peak:.0f}", "120")
 
         def timed(command: list[str], target: Path, *, cold: bool, b: Path = other) -> float:
             target.unlink(missing_ok=True)
@@ -113,13 +90,52 @@ def files(folder: Path) -> None:
                 _forget(donor, b)
             return run(command).wall
 
-        for where in ("disk", "the page cache"):
-            cold = where == "disk"
+        for where, end in (("disk", ""), ("the page cache", ""), ("the page cache", "; sync {}")):
+            cold, goal = where == "disk", "-" if end else "1.5"
+            theirs = ["sh", "-c", copying.format(other=other) + end.format(copy)]
             found = ratio(
                 lambda a=ours, m=made, c=cold, t=timed: t(a, m, cold=c),
                 lambda a=theirs, c=cold, t=timed: t(a, copy, cold=c),
             )
-            report(f"{name} / (cat A > /dev/null; cp B out), wall, from {where}", found, "1.5")
+            report(f"{name} / (cat A > /dev/null; cp B C{end.format('C')}), {where}", found, goal)
+
+
+def hashing(_: Path) -> None:
+    """How fast this machine hashes: what checking three files of 1.2 GB costs in CPU."""
+    import hashlib
+
+    block = bytes(1 << 20)
+    started = time.perf_counter()
+    for _ in range(1024):
+        hashlib.sha256(block).digest()
+    report("sha256, GB/s on one core", f"{1.07 / (time.perf_counter() - started):.2f}", "-")
+
+
+def many(folder: Path) -> None:
+    """extract and patch of a hundred thousand tiny tensors."""
+    run([sys.executable, __file__, "--write-many", str(folder)])
+    donor, twin, rho, out = (str(folder / f"{n}.st") for n in ("donor", "donor_qat", "rho", "out"))
+    for name, args in (
+        ("extract", [donor, twin, "-o", rho]),
+        ("patch", [donor, rho, "-o", out]),
+    ):
+        cost = run([*QVEC, name, *args])
+        report(
+            f"{name}, 100,000 tensors of 4 numbers: s, MB",
+            f"{cost.wall:.1f}, {cost.peak / 1e6:.0f}",
+            "15, 500",
+        )
+
+
+def write_many(folder: Path) -> None:
+    """Two files of very many tensors."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(0)
+    for file in ("donor.st", "donor_qat.st"):
+        numbers = rng.standard_normal((100_000, 4), np.float32)
+        save_file({f"tensor.{i}": row for i, row in enumerate(numbers)}, folder / file)
 
 
 def _draw(data: Path) -> Path:
@@ -235,17 +251,28 @@ def qat(_: Path) -> None:
     )
 
 
-PARTS = {"startup": startup, "files": files, "sweep": sweep, "qat": qat}
+PARTS = {
+    "startup": startup,
+    "files": files,
+    "hashing": hashing,
+    "many": many,
+    "peers": lambda folder: peers(folder, QVEC, _pair),
+    "sweep": sweep,
+    "qat": qat,
+}
 
 
 def main() -> None:
     """Measures the parts that are named, or all."""
-    if sys.argv[1:2] == ["--write-pair"]:
-        write_pair(Path(sys.argv[2]), sys.argv[3])
-        return
-    for name in sys.argv[1:] or PARTS:
-        with tempfile.TemporaryDirectory(prefix="qvec-bench-") as folder:
-            PARTS[name](Path(folder))
+    match sys.argv[1:]:
+        case ["--write-pair", folder, name]:
+            write_pair(Path(folder), name)
+        case ["--write-many", folder]:
+            write_many(Path(folder))
+        case names:
+            for name in names or PARTS:
+                with tempfile.TemporaryDirectory(prefix="qvec-bench-") as folder:
+                    PARTS[name](Path(folder))
 
 
 if __name__ == "__main__":
