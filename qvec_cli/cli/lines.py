@@ -44,16 +44,16 @@ def score(result: Facts) -> str:
 
 def _plan(plan: Facts) -> Iterator[str]:
     """The answer to --dry-run."""
+    yield f"would write {plan['output'] or 'nothing'}; nothing was written"
+    out = f", to write {size(plan['bytes_out'])}" if plan["bytes_out"] is not None else ""
+    yield f"to read {size(plan['bytes_in'])}{out}, memory about {size(plan['memory_bytes'])}"
+    if plan["images"]:
+        yield f"images: {', '.join(f'{n} {split}' for split, n in plan['images'].items())}"
+    fates = Counter(tensor["fate"] for tensor in plan["tensors"])
+    yield f"tensors: {', '.join(f'{count} {fate}' for fate, count in fates.items())}"
     yield "tensor\tdtype\tshape\tfate"
     for tensor in plan["tensors"]:
         yield f"{tensor['name']}\t{tensor['dtype']}\t{tensor['shape']}\t{tensor['fate']}"
-    fates = Counter(tensor["fate"] for tensor in plan["tensors"])
-    yield f"tensors: {', '.join(f'{count} {fate}' for fate, count in fates.items())}"
-    if plan["images"]:
-        yield f"images: {', '.join(f'{n} {split}' for split, n in plan['images'].items())}"
-    out = f", to write {size(plan['bytes_out'])}" if plan["bytes_out"] is not None else ""
-    yield f"to read {size(plan['bytes_in'])}{out}, memory about {size(plan['memory_bytes'])}"
-    yield f"would write {plan['output'] or 'nothing'}; nothing was written"
 
 
 def _training(results: Facts) -> Iterator[str]:
