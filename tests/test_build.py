@@ -1,14 +1,18 @@
 """Networks: the same again from their configuration, and never half loaded."""
 
 import json
+import socket
+import urllib.request
 
 import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
 from PIL import Image
 
 from qvec_cli.errors import MismatchError, QvecError, SpecError
+from qvec_cli.model import build
 from qvec_cli.model.build import (
     Wish,
     channels,
@@ -268,3 +272,21 @@ def test_normalising_is_timms_own_arithmetic():
 def test_the_first_line_of_a_fault_is_its_type_when_it_says_nothing():
     assert first_line(ValueError("one\ntwo")) == "one"
     assert first_line(ValueError()) == "ValueError"
+
+
+@pytest.mark.parametrize("proxies", [{}, {"https": "http://proxy:1"}], ids=["direct", "by proxy"])
+def test_without_a_network_the_hub_is_not_asked_again_and_again(proxies, monkeypatch):
+    """Unless a proxy stands between, which a bare connection cannot see through."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(urllib.request, "getproxies", lambda: proxies)
+    asked = []
+
+    def refuse(place, patience):
+        asked.append((place, patience))
+        raise TimeoutError
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: None)
+    build._create_model("test_vit", 2, {}, pretrained=True)
+    assert constants.HF_HUB_OFFLINE is (not proxies)
+    assert asked == ([] if proxies else [(("huggingface.co", 443), build._PATIENCE)])

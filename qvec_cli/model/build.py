@@ -47,6 +47,9 @@ _WRONG_ARGUMENTS: Final = (
 """What timm's constructors answer to arguments that cannot be."""
 
 _COLOURS: Final = 3
+_PATIENCE: Final = 5.0
+"""Seconds within which the hub must answer."""
+
 _DATA_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 
 
@@ -240,6 +243,8 @@ def _create_model(name: str, num_classes: int, args: dict[str, Any], pretrained:
             f"model {name!r} is not known to timm",
             hint=f"Did you mean {', '.join(near)}?" if near else None,
         )
+    if pretrained:
+        _notice_no_network()
     try:
         network: nn.Module = timm.create_model(
             name, pretrained=pretrained, num_classes=num_classes, **args
@@ -257,6 +262,24 @@ def _create_model(name: str, num_classes: int, args: dict[str, Any], pretrained:
             hint="Offline? Give a checkpoint file in place of the name.",
         ) from None
     return network
+
+
+def _notice_no_network() -> None:
+    """Sends the hub's client straight to its cache where it would retry for most of a minute."""
+    import socket
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or getproxies():
+        return
+    place = urlsplit(constants.ENDPOINT)
+    port = place.port or (443 if place.scheme == "https" else 80)
+    try:
+        socket.create_connection((place.hostname or "", port), _PATIENCE).close()
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
 
 
 def _configuration(network: nn.Module, wish: Wish, args: Mapping[str, Any]) -> dict[str, Any]:
