@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import math
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple, Protocol
 
 from qvec_cli.checkpoint.card import refuse_constant
 from qvec_cli.checkpoint.dtypes import FORMATS
 from qvec_cli.errors import CheckpointError
 
-MAX_HEADER: Final = 32 << 20
+MAX_HEADER: Final = 16 << 20
 """Bytes of header that are parsed; 100,000 tensors need 9 MB."""
+
+_MAX_SIGNS: Final = 1_800_000
+"""Commas and quotes in a header that is parsed, a measure of what it costs: memory and time.
+
+100,000 tensors of four dimensions have 1.7 million.
+"""
+
+_KEYS: Final = frozenset(("dtype", "shape", "data_offsets"))
 
 _MAX_DIMENSIONS: Final = 64
 """As many as numpy has."""
@@ -37,8 +47,7 @@ class Readable(Protocol):
     def read(self, count: int, offset: int) -> bytes | memoryview: ...  # noqa: D102
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One tensor as the header describes it."""
 
     dtype: str  # a key of FORMATS
@@ -95,6 +104,22 @@ def read_header(source: Readable) -> tuple[dict[str, Entry], dict[str, str]]:
     return entries, metadata
 
 
+def require_moderate(text: bytes) -> None:
+    """Refuses a header that would cost more than a second or 200 MB to read, or is no header.
+
+    Raises:
+        CheckpointError: says what there is too much of.
+    """
+    if len(text) > MAX_HEADER:
+        raise CheckpointError(
+            f"its header claims {len(text):,} bytes; more than {MAX_HEADER:,} is not read"
+        )
+    if (signs := text.count(b",") + text.count(b'"')) > _MAX_SIGNS:
+        raise CheckpointError(
+            f"its header holds {signs:,} commas and quotes; more than {_MAX_SIGNS:,} are not read"
+        )
+
+
 def parse_header(text: bytes, start: int) -> tuple[dict[str, Entry], dict[str, str], int]:
     """Entries sorted by place in the file, the metadata, and where the data end.
 
@@ -106,12 +131,35 @@ def parse_header(text: bytes, start: int) -> tuple[dict[str, Entry], dict[str, s
         CheckpointError: anything that the format forbids: duplicates, overlaps, holes,
             unknown dtypes, sizes that do not add up.
     """
+    require_moderate(text)
+    with _uncollected():
+        return _tensors(_json(text), start)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector, which looks again and again at what only grows."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _json(text: bytes) -> Any:
     try:
         header = json.loads(
             text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=refuse_constant
         )
+        _require_utf8(header)
     except (ValueError, RecursionError) as fault:
         raise CheckpointError(f"its header is not valid: {fault}") from None
+    return header
+
+
+def _tensors(header: Any, start: int) -> tuple[dict[str, Entry], dict[str, str], int]:
     if not isinstance(header, dict):
         raise CheckpointError("its header is not a JSON object")
     metadata = header.pop("__metadata__", None)
@@ -129,19 +177,18 @@ def parse_header(text: bytes, start: int) -> tuple[dict[str, Entry], dict[str, s
 
 
 def _entry(name: str, value: Any, data_start: int) -> Entry:
-    match value:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [start, stop], **rest} if (
-            not rest
-        ):
-            pass
-        case _:
-            raise CheckpointError(f"{name}: its header entry is not valid")
+    if type(value) is not dict or value.keys() != _KEYS:
+        raise CheckpointError(f"{name}: its header entry is not valid")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if type(dtype) is not str or type(shape) is not list or type(offsets) is not list:
+        raise CheckpointError(f"{name}: its header entry is not valid")
     if dtype not in FORMATS:
         raise CheckpointError(f"{name}: dtype {dtype} is not supported by qvec")
-    if not all(type(n) is int and n >= 0 for n in (*shape, start, stop)):
+    if len(offsets) != 2 or not all(type(n) is int and n >= 0 for n in (*shape, *offsets)):
         raise CheckpointError(f"{name}: its shape or offsets are not whole numbers from 0 up")
     if not _holdable(shape, FORMATS[dtype].numpy.itemsize):
         raise CheckpointError(f"{name}: its shape is beyond any array")
+    start, stop = offsets
     entry = Entry(dtype, tuple(shape), data_start + start, data_start + stop)
     if entry.nbytes != stop - start:
         raise CheckpointError(f"{name}: {dtype} {list(shape)} does not take {stop - start} bytes")
@@ -150,22 +197,30 @@ def _entry(name: str, value: Any, data_start: int) -> Entry:
 
 def _holdable(shape: list[int], itemsize: int) -> bool:
     """Whether numpy can have an array of this shape; found without multiplying huge numbers."""
+    if len(shape) > _MAX_DIMENSIONS:
+        return False
     total = itemsize
     for n in shape:
         total *= n or 1
         if total >= 1 << 63:
             return False
-    return len(shape) <= _MAX_DIMENSIONS
+    return True
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose names are unique, and whose texts UTF-8 can hold."""
-    mapping: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in mapping:
-            raise ValueError(f"{name!r} stands in it twice")
-        for text in (name, value):
-            if isinstance(text, str):
-                text.encode()  # refuses a lone surrogate
-        mapping[name] = value
+    """A JSON object whose names are unique."""
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands in it twice")
     return mapping
+
+
+def _require_utf8(header: Any) -> None:
+    """Refuses a lone surrogate, which JSON can spell, in any text that will be used."""
+    if isinstance(header, dict):
+        metadata = header.get("__metadata__")
+        texts = [*header, *(metadata if isinstance(metadata, dict) else ())]
+        texts += metadata.values() if isinstance(metadata, dict) else ()
+        "".join(text for text in texts if isinstance(text, str)).encode()

@@ -99,7 +99,7 @@ def _add(layout: Layout, path: Path, listed: set[str], index: Path) -> None:
         raise CheckpointError(f"{index}: {path.name}: {name} is {where}")
     layout.metadata = layout.metadata or metadata
     for name, e in entries.items():
-        layout.entries[name] = Entry(e.dtype, e.shape, e.start, e.stop, part)
+        layout.entries[name] = e._replace(part=part)
 
 
 def named_header(path: Path, source: File) -> tuple[dict[str, Entry], dict[str, str]]:

@@ -13,7 +13,7 @@ import numpy as np
 from qvec_cli.checkpoint.card import Card
 from qvec_cli.checkpoint.digest import Hasher, combine
 from qvec_cli.checkpoint.dtypes import FORMATS, Array
-from qvec_cli.checkpoint.header import MAX_HEADER, Entry
+from qvec_cli.checkpoint.header import Entry, require_moderate
 from qvec_cli.checkpoint.read import BLOCK
 from qvec_cli.checkpoint.replace import check_target, replacing
 from qvec_cli.errors import CheckpointError
@@ -112,11 +112,11 @@ def place(plan: Mapping[str, Entry], card: Card) -> tuple[dict[str, Entry], int]
     placed, position = {}, 0
     for name in names:
         entry = plan[name]
-        placed[name] = replace(entry, start=position, stop=position + entry.nbytes)
+        placed[name] = entry._replace(start=position, stop=position + entry.nbytes)
         position += entry.nbytes
     start = len(_header(placed, card, 0))
     return {
-        name: replace(e, start=e.start + start, stop=e.stop + start) for name, e in placed.items()
+        name: e._replace(start=e.start + start, stop=e.stop + start) for name, e in placed.items()
     }, start
 
 
@@ -130,8 +130,12 @@ def _header(placed: Mapping[str, Entry], card: Card, start: int) -> bytes:
         }
     text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    if len(text) > MAX_HEADER:
-        raise CheckpointError(f"{len(placed):,} tensors need a header that qvec could not read")
+    try:
+        require_moderate(text)
+    except CheckpointError:
+        raise CheckpointError(
+            f"{len(placed):,} tensors need a header that qvec could not read"
+        ) from None
     return len(text).to_bytes(8, "little") + text
 
 

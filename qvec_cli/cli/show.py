@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """What could steer a terminal: control characters, and marks that turn text around."""
 
+_LONGEST: Final = 2000
+"""Characters of a message: a name from a hostile file may have millions."""
+
 _QUIET_SECONDS: Final = 10.0
 """Without a live display, progress is a line this often."""
 
@@ -199,7 +202,8 @@ def _bar() -> Progress | None:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 
 def _stderr(text: str) -> None:
