@@ -227,10 +227,14 @@ def normalise(model: Model) -> Callable[[Tensor], Tensor]:
 
 
 def same_backbone(first: Model, second: Model) -> list[str]:
-    """What keeps two configurations from sharing a backbone, as "img_size 224 vs 384"."""
+    """What keeps two configurations from sharing a backbone, as "img_size 224 vs 384".
+
+    Pooling, which is the head's, and dropout, which is training's, do not.
+    """
     pairs = {"architecture": (first["architecture"], second["architecture"])}
     ours, theirs = dict(first["model_args"]), dict(second["model_args"])
-    pairs |= {k: (ours.get(k), theirs.get(k)) for k in sorted({*ours, *theirs})}
+    keys = sorted({*ours, *theirs} - {"global_pool"} - {k for k in ours | theirs if "drop" in k})
+    pairs |= {k: (ours.get(k), theirs.get(k)) for k in keys}
     return [f"{key} {a} vs {b}" for key, (a, b) in pairs.items() if a != b]
 
 

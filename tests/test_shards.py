@@ -1,0 +1,231 @@
+"""Shards and folders of the hub: the same as one file, and nothing outside is opened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Drawer, call
+from safetensors.numpy import save_file
+
+from qvec_cli.checkpoint import shards
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.errors import CheckpointError
+
+RNG = np.random.default_rng(0)
+TENSORS = {
+    **{f"blocks.{i}.weight": RNG.standard_normal((4, 3)).astype(np.float32) for i in range(5)},
+    "count": np.array([7], np.int64),
+    "half": RNG.standard_normal(6).astype(np.float16),
+}
+INDEX = "model.safetensors.index.json"
+
+
+def sharded(folder: Path, change: Callable[[dict[str, Any]], None] | None = None) -> Path:
+    """Three shards and their index, which a test may spoil."""
+    folder.mkdir(exist_ok=True)
+    table = {}
+    for i in range(3):
+        shard = f"model-{i + 1:05d}-of-00003.safetensors"
+        part = {n: TENSORS[n] for n in list(TENSORS)[i::3]}
+        save_file(part, folder / shard, {"format": "pt"})
+        table |= dict.fromkeys(part, shard)
+    index: dict[str, Any] = {"metadata": {"total_size": 1}, "weight_map": table}
+    if change:
+        change(index)
+    (folder / INDEX).write_text(json.dumps(index))
+    return folder / INDEX
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint(path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("by", ["folder", "index"])
+def test_shards_are_the_same_as_one_file(by: str, tmp_path: Path) -> None:
+    index = sharded(tmp_path / "model")
+    save_file(TENSORS, tmp_path / "whole.st")
+    with (
+        Checkpoint(index if by == "index" else index.parent) as ours,
+        Checkpoint(tmp_path / "whole.st") as whole,
+    ):
+        assert set(ours) == set(whole)
+        for name, array in TENSORS.items():
+            assert np.array_equal(ours.array(name), array)
+        assert ours.settle() == whole.settle()
+        assert ours.nbytes == sum(p.stat().st_size for p in index.parent.glob("*.safetensors"))
+
+
+def test_shards_serve_as_inputs_of_every_step(drawer: Drawer, tmp_path: Path) -> None:
+    """Split by hand; the vector is that of the whole files, byte for byte in its tensors."""
+    from safetensors.numpy import load_file
+
+    for name in ("donor", "donor_qat"):
+        tensors = load_file(getattr(drawer, name))
+        (tmp_path / name).mkdir()
+        table = {}
+        for i, half in enumerate((list(tensors)[::2], list(tensors)[1::2])):
+            save_file({n: tensors[n] for n in half}, tmp_path / name / f"m-{i}.safetensors")
+            table |= dict.fromkeys(half, f"m-{i}.safetensors")
+        (tmp_path / name / INDEX).write_text(json.dumps({"weight_map": table}))
+    call("extract", tmp_path / "donor", tmp_path / "donor_qat" / INDEX, "-o", tmp_path / "rho.st")
+    assert call("inspect", tmp_path / "rho.st", drawer.rho, "--json").json["results"]["same"]
+
+
+OUTSIDE = {
+    "a parent": "../outside.safetensors",
+    "a folder": "sub/outside.safetensors",
+    "the root": "/outside.safetensors",
+    "Windows": "..\\outside.safetensors",
+    "a drive": "C:outside.safetensors",
+    "a NUL": "out\0side.safetensors",
+    "a pickle": "pytorch_model.bin",
+    "a parent itself": "..",
+    "nothing": "",
+    "no text": 7,
+    "a list": ["model-00001-of-00003.safetensors"],
+}
+
+
+@pytest.mark.parametrize("case", OUTSIDE)
+def test_the_name_of_a_shard_is_a_plain_one_or_nothing_is_opened(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file(TENSORS, tmp_path / "outside.safetensors")
+
+    def spoil(index: dict[str, Any]) -> None:
+        index["weight_map"]["count"] = OUTSIDE[case]
+
+    index = sharded(tmp_path / "model", spoil)
+    opened = []
+    original = shards.open_file
+    monkeypatch.setattr(shards, "open_file", lambda p: (opened.append(p), original(p))[1])
+    message = refusal(index)
+    assert message.startswith(f"{index}: count: its shard ")
+    assert "is not the plain name of a .safetensors file" in message
+    assert opened == [index]
+
+
+FAULTS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    "a shard that is not there": (
+        lambda i: i["weight_map"].update(new="model-9.safetensors"),
+        "model-9.safetensors: no such file",
+    ),
+    "a tensor that is in no shard": (
+        lambda i: i["weight_map"].update(new="model-00001-of-00003.safetensors"),
+        "model-00001-of-00003.safetensors: new is not in the shard",
+    ),
+    "a tensor that is not listed": (
+        lambda i: i["weight_map"].pop("count"),
+        "count is not listed",
+    ),
+    "a tensor of another shard": (
+        lambda i: i["weight_map"].update({"count": i["weight_map"]["half"]}),
+        "count is not",
+    ),
+    "no weight_map": (lambda i: i.pop("weight_map"), "has no weight_map"),
+    "an empty one": (lambda i: i.update(weight_map={}), "has no weight_map"),
+    "a list": (lambda i: i.update(weight_map=[]), "has no weight_map"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_an_index_that_does_not_fit_its_shards_is_refused(case: str, tmp_path: Path) -> None:
+    change, words = FAULTS[case]
+    assert words in refusal(sharded(tmp_path / "model", change))
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
+    index = sharded(tmp_path / "model")
+    (tmp_path / "model" / "model-00002-of-00003.safetensors").write_bytes(
+        (tmp_path / "model" / "model-00001-of-00003.safetensors").read_bytes()
+    )
+    assert "is not" in refusal(index)
+
+
+def test_a_broken_index_is_told_with_line_and_column(tmp_path: Path) -> None:
+    index = sharded(tmp_path / "model")
+    index.write_text('{"weight_map": {\n  "a": oops}}')
+    assert refusal(index).startswith(f"{index}: is not valid JSON: ")
+    assert "line 2 column 8" in refusal(index)
+    index.write_text('{"weight_map": NaN, "x": 1}')
+    assert "NaN is not JSON" in refusal(index)
+    index.write_text('{"weight_map": ' + "[" * 100_000)
+    assert "is not valid JSON" in refusal(index)
+
+
+def test_an_index_of_unreasonable_size_is_not_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = sharded(tmp_path / "model")
+    monkeypatch.setattr(shards, "_MAX_INDEX", index.stat().st_size - 1)
+    assert "more than" in refusal(index)
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+    index = sharded(tmp_path / "model")
+    shard = tmp_path / "model" / "model-00002-of-00003.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert refusal(index).startswith(f"{shard}: holds ")
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00003.safetensors", "config.json"])
+def test_a_link_that_leads_out_of_the_folder_is_not_followed(name: str, tmp_path: Path) -> None:
+    index = sharded(tmp_path / "model")
+    inside = tmp_path / "model" / name
+    outside = tmp_path / name
+    if inside.exists():
+        inside.rename(outside)
+    else:
+        outside.write_text("{}")
+    inside.symlink_to(outside)
+    assert f"{inside}: is a link that leads out of the folder" in refusal(index.parent)
+
+
+def test_a_link_within_the_folder_is_followed(tmp_path: Path) -> None:
+    index = sharded(tmp_path / "model")
+    shard = tmp_path / "model" / "model-00001-of-00003.safetensors"
+    shard.rename(shard.with_name("kept.bin"))
+    shard.symlink_to("kept.bin")
+    with Checkpoint(index) as ours:
+        assert set(ours) == set(TENSORS)
+
+
+def test_the_cache_of_the_hub_is_read_through_its_links(tmp_path: Path) -> None:
+    """snapshots/REVISION/NAME is a link to blobs/DIGEST beside it."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    index = sharded(blobs)
+    (blobs / "config.json").write_text('{"model_type": "vit"}')
+    for i, path in enumerate([*blobs.iterdir()]):
+        path.rename(blobs / f"blob{i}")
+        (snapshot / path.name).symlink_to(f"../../blobs/blob{i}")
+    with Checkpoint(snapshot) as ours:
+        assert set(ours) == set(TENSORS)
+        assert ours.config == {"model_type": "vit"}
+    with Checkpoint(snapshot / index.name) as ours:
+        assert set(ours) == set(TENSORS)
+
+
+def test_a_timm_folder_tells_its_architecture(drawer: Drawer, tmp_path: Path) -> None:
+    import timm
+    from timm.models import save_for_hf
+
+    network = timm.create_model("test_vit", num_classes=4, img_size=32)
+    save_for_hf(network, tmp_path / "timm", safe_serialization=True)
+    model = call("inspect", tmp_path / "timm", "--json").json["results"]["model"]
+    assert (model["architecture"], model["num_classes"]) == ("test_vit", 4)
+    assert model["pretrained_cfg"]["input_size"] == [3, 32, 32]
+    call("patch", tmp_path / "timm", drawer.rho, "-o", tmp_path / "p.st")
+    data = ("--data", drawer.receiver_data)
+    scores = [call("eval", tmp_path / name, *data, "--json").json for name in ("timm", "p.st")]
+    assert [score["results"]["n"] for score in scores] == [48, 48]
+    start = ("finetune", tmp_path / "timm", *data, "-o", tmp_path / "x.st", "--dry-run", "--json")
+    plan = call(*start).json["results"]["plan"]
+    assert next(t["shape"] for t in plan["tensors"] if t["name"] == "head.weight") == [4, 64]
