@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,7 +66,8 @@ def _load(path: Path, file: File) -> Any:
         import torch
 
         try:
-            with torch.serialization.safe_globals(list(_SAFE)):
+            with torch.serialization.safe_globals(list(_SAFE)), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of old pickle protocols: they are read, or not
                 return torch.load(stream, map_location="cpu", weights_only=True, mmap=False)
         except MemoryError:
             raise
@@ -96,12 +98,13 @@ def _refuse_bomb(path: Path, stream: Any, size: int) -> None:
 
 
 def _refused(path: Path, fault: Exception) -> CheckpointError:
-    named = re.search(r"GLOBAL ([\w.]+)", str(fault)) or re.search(r"`([\w.]+)`", str(fault))
-    if "Weights only load failed" in str(fault) and named:
-        return CheckpointError(
-            f"{path}: holds {named[1]}, which could run code when it is loaded: not read",
-            hint="Where you trust the file, save its state dict alone, best as safetensors.",
-        )
+    hint = "Where you trust the file, save its state dict alone, best as safetensors."
+    if named := re.search(r"GLOBAL ([\w.]+)", str(fault)):
+        what = f"holds {named[1]}, which could run code when it is loaded: not read"
+        return CheckpointError(f"{path}: {what}", hint=hint)
+    if "Weights only load failed" in str(fault):
+        what = "a pickle with more than tensors and plain data, which could run code: not read"
+        return CheckpointError(f"{path}: {what}", hint=hint)
     lines = str(fault).splitlines() or [type(fault).__name__]
     return CheckpointError(f"{path}: a pickle that torch cannot read: {lines[0]}")
 
