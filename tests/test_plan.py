@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
-from conftest import FAST, MODEL, Drawer, call
+from conftest import FAST, MODEL, Drawer, call, spawn
 from safetensors.numpy import load_file, save_file
 
 from qvec_cli.checkpoint.read import Checkpoint
@@ -75,15 +73,8 @@ def test_the_memory_that_is_told_suffices_and_is_no_wild_guess(
     name: str, drawer: Drawer, tmp_path: Path
 ) -> None:
     plan = planned(name, drawer, tmp_path / "out")
-    code = (
-        "import json, os, sys\n"
-        "process = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, *sys.argv[1:]])\n"
-        "print(os.wait4(process, 0)[2].ru_maxrss * 1024)"
-    )
-    args = ["-m", "qvec_cli", *typed(name, drawer), "-o", str(tmp_path / "out"), "--metrics"]
-    command = [sys.executable, "-c", code, *args, str(tmp_path / "m.json")]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    peak = int(said.splitlines()[-1])
+    run = spawn(*typed(name, drawer), "-o", tmp_path / "out", "--json").json
+    peak = run["timing"]["peak_rss_bytes"]
     assert peak <= plan["memory_bytes"] <= 2.5 * peak
 
 

@@ -22,6 +22,9 @@ _MAX_SIGNS: Final = 1_800_000
 100,000 tensors of four dimensions have 1.7 million.
 """
 
+_MAX_NAME: Final = 10_000
+"""Letters in the name of a tensor, which messages repeat."""
+
 _KEYS: Final = frozenset(("dtype", "shape", "data_offsets"))
 
 _MAX_DIMENSIONS: Final = 64
@@ -166,6 +169,8 @@ def _tensors(header: Any, start: int) -> tuple[dict[str, Entry], dict[str, str],
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError("its __metadata__ is not a mapping from text to text")
+    if (longest := max(map(len, header), default=0)) > _MAX_NAME:
+        raise CheckpointError(f"one of its tensors has a name of {longest:,} letters")
     entries = {name: _entry(name, value, start) for name, value in header.items()}
     ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
     position = start

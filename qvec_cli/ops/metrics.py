@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import resource
 import sys
@@ -105,7 +106,13 @@ def version(package: str) -> str:
 
 
 def peak_rss_bytes() -> int:
-    """Most memory this process has held so far."""
+    """Most memory this process has held so far.
+
+    ``getrusage`` would count what the parent held when it started this process; Linux knows.
+    """
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

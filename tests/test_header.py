@@ -1,0 +1,105 @@
+"""A hostile header costs less than a second and 200 MB, whatever it holds."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qvec_cli.checkpoint.header import MAX_HEADER
+
+OPENS = """
+import sys, time
+from pathlib import Path
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.errors import CheckpointError
+from qvec_cli.ops.metrics import peak_rss_bytes
+started = time.process_time()
+try:
+    said = f"opened {len(Checkpoint(Path(sys.argv[1])))}"
+except CheckpointError as error:
+    said = "refused"
+print(said)
+print(time.process_time() - started, peak_rss_bytes())
+"""
+
+
+def _tensors(count: int, shape: str) -> bytes:
+    entry = b'"%d":{"dtype":"F32","shape":[%s],"data_offsets":[0,0]}'
+    return b"{" + b",".join(entry % (i, shape.encode()) for i in range(count)) + b"}"
+
+
+def _filled(start: bytes, piece: bytes, end: bytes, size: int = MAX_HEADER) -> bytes:
+    """A header of the given size: as many pieces as fit."""
+    return start + piece * ((size - len(start) - len(end)) // len(piece)) + end
+
+
+def _metadata(count: int) -> bytes:
+    return b'{"__metadata__":{' + b",".join(b'"%d":""' % i for i in range(count)) + b"}}"
+
+
+SHAPE = b'{"a":{"dtype":"F32","shape":['
+OFFSETS = b'],"data_offsets":[0,4]}}'
+HEADERS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "ninety megabytes of shape": (
+        lambda: _filled(SHAPE, b"1,", b"1" + OFFSETS, 90 << 20),
+        "refused",
+    ),
+    "a shape as long as the cap": (lambda: _filled(SHAPE, b"1,", b"1" + OFFSETS), "refused"),
+    "a shape as long as may be": (lambda: SHAPE + b"1," * 1_799_000 + b"1" + OFFSETS, "refused"),
+    "a million and a half empty tensors": (lambda: _tensors(1_500_000, "0"), "refused"),
+    "tensors as many as may be": (lambda: _tensors(128_000, "0"), "opened 128000"),
+    "metadata as many as may be": (lambda: _metadata(350_000), "opened 0"),
+    "lists in lists": (lambda: b"[" * MAX_HEADER, "refused"),
+    "objects in objects": (lambda: b'{"a":' * (MAX_HEADER // 5), "refused"),
+    "objects in objects, as many as may be": (lambda: b'{"a":' * 890_000, "refused"),
+    "empty lists": (lambda: b'{"a":[' + b"[]," * 1_799_000 + b"0]}", "refused"),
+    "empty objects": (lambda: b'{"a":[' + b"{}," * 1_799_000 + b"0]}", "refused"),
+    "numbers": (lambda: b'{"a":[' + b"1e9," * 1_799_000 + b"0]}", "refused"),
+    "one number": (lambda: _filled(SHAPE, b"9", OFFSETS), "refused"),
+    "one name": (lambda: _filled(b'{"', b"a", b'":1}'), "refused"),
+    "one name with a letter of four bytes": (
+        lambda: _filled(b'{"', b"a", "\U0001f600".encode() + b'":1}'),
+        "refused",
+    ),
+    "escapes": (lambda: _filled(b'{"', b"\\u00e9", b'":1}'), "refused"),
+    "quotes that are escaped": (lambda: b'{"' + b'\\"' * 1_700_000 + b'":1}', "refused"),
+    "one name many times": (
+        lambda: b"{" + b",".join([_tensors(1, "0")[1:-1]] * 100_000) + b"}",
+        "refused",
+    ),
+    "spaces": (lambda: _filled(b"{", b" ", b"}"), "opened 0"),
+    "noughts": (lambda: bytes(MAX_HEADER), "refused"),
+}
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_a_hostile_header_costs_little(case: str, tmp_path: Path) -> None:
+    make, expected = HEADERS[case]
+    text = make()
+    path = tmp_path / "hostile.st"
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    command = [sys.executable, "-c", OPENS, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    said, costs = done.stdout.splitlines()
+    seconds, peak = map(float, costs.split())
+    assert said == expected
+    assert peak < 200e6
+    assert seconds < 1
+    path.unlink()
+
+
+def test_the_longest_claim_allocates_nothing(tmp_path: Path) -> None:
+    for length in (MAX_HEADER + 1, 1 << 40, 1 << 63, (1 << 64) - 1):
+        path = tmp_path / "hostile.st"
+        with path.open("wb") as file:
+            file.write(struct.pack("<Q", length) + b"{}")
+            file.truncate(1 << 41 if length <= 1 << 40 else 100)
+        command = [sys.executable, "-c", OPENS, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.startswith("refused")
+        assert float(done.stdout.split()[-1]) < 100e6
