@@ -60,8 +60,9 @@ class Hasher:
             self._hashes[name].update(block.data)
             return
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._work, daemon=True)
+            thread.start()
+            self._thread = thread  # last: a signal may come at any line
         self._waiting.add(name)
         self._queue.put((self._hashes[name], block))
 

@@ -82,7 +82,7 @@ def replacing(path: Path, *, force: bool) -> Iterator[BinaryIO]:
         raise refused(path, fault) from None
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(target.parent)
+    _sync_folder(path, target.parent)
 
 
 def write_json(path: Path, document: object, *, force: bool) -> None:
@@ -126,6 +126,11 @@ def _check(path: Path, *, force: bool, size: int) -> None:
         )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise CheckpointError(f"{path}: its folder is not writable")
+    _require_room(path, folder, size)
+
+
+def _require_room(path: Path, folder: Path, size: int) -> None:
+    """Refuses a file that its disk has no room for, as far as that can be told before."""
     disk = os.statvfs(folder)
     free = disk.f_frsize * (disk.f_bavail if os.geteuid() else disk.f_bfree)
     if free < size:
@@ -193,14 +198,21 @@ def _put(temporary: Path, target: Path, *, force: bool) -> None:
         temporary.replace(target)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes the new name durable; a folder that may be written but not read cannot be synced."""
-    with contextlib.suppress(PermissionError):
+def _sync_folder(path: Path, folder: Path) -> None:
+    """Makes the new name durable, in folders that can be read and on disks that can do that."""
+    try:
         fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+    except PermissionError:
+        return
+    try:
+        os.fsync(fd)
+    except OSError as fault:
+        if fault.errno != errno.EINVAL:
+            raise CheckpointError(
+                f"{path}: is written, but a loss of power could still undo it: {fault.strerror}"
+            ) from None
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager
