@@ -26,6 +26,12 @@ class CheckpointError(QvecError):
     """A file that is not what it should be, or cannot be read or written."""
 
 
+class ReaderLeftError(QvecError):
+    """The other end of a pipe has gone, as ``head`` does: the end, and nobody needs to be told."""
+
+    exit_code = 141  # 128 + SIGPIPE, as a shell has it
+
+
 class MismatchError(QvecError):
     """Two things that do not belong together: checkpoints, a head and a data set, two grids."""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from qvec_cli.checkpoint.source import STREAM
-from qvec_cli.errors import CheckpointError, SpecError
+from qvec_cli.errors import CheckpointError, ReaderLeftError, SpecError
 
 SUFFIX: Final = ".qvec-tmp"
 """How the hidden sibling ends; the next writer to the same target sweeps those of dead ones."""
@@ -226,7 +226,7 @@ def _streaming(path: Path) -> Iterator[BinaryIO]:
             fd = 1 if path == STREAM else os.open(path, os.O_WRONLY | os.O_CLOEXEC)
             with open(fd, "wb", closefd=path != STREAM) as stream:
                 shutil.copyfileobj(file, stream, 1 << 20)
+        except BrokenPipeError:
+            raise ReaderLeftError(f"{path}: its reader has left") from None
         except OSError as fault:
-            if isinstance(fault, BrokenPipeError):
-                raise
             raise refused(path, fault) from None

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, NoReturn
 import typer
 
 from qvec_cli.cli import measurement, quantization, show, study, training, vectors
-from qvec_cli.errors import QvecError
+from qvec_cli.errors import QvecError, ReaderLeftError
 
 _SIGNALS: Final = {
     128 + signal.SIGHUP: "stopped: the terminal has gone",
@@ -71,9 +71,12 @@ def _closing(code: int) -> int:
     """The exit code once help texts, which are not ours to write, have left the buffer too."""
     try:
         show.result("")
-    except QvecError as error:
-        show.complain(str(error), error.hint)
+    except ReaderLeftError as error:
         return error.exit_code
+    except QvecError as error:
+        if code == 0:  # else the first fault has been told
+            show.complain(str(error), error.hint)
+        return code or error.exit_code
     return code
 
 
@@ -94,6 +97,9 @@ def _explain(fault: Exception) -> int:
     """Turns what a user can cause into a line and an exit code; a bug keeps its traceback."""
     if os.environ.get("QVEC_TRACEBACK") == "1":
         raise fault
+    if isinstance(fault, ReaderLeftError):
+        show.drop_stdout()
+        return fault.exit_code
     if isinstance(fault, QvecError):
         show.complain(str(fault), fault.hint)
         return fault.exit_code
@@ -102,9 +108,6 @@ def _explain(fault: Exception) -> int:
     if isinstance(fault, MemoryError) or any(text in str(fault) for text in _NO_MEMORY):
         show.complain("there is not enough memory", "A smaller --batch-size needs less.")
         return 1
-    if isinstance(fault, BrokenPipeError):
-        show.drop_stdout()
-        return 128 + signal.SIGPIPE
     if isinstance(fault, OSError):
         show.drop_stdout()
         show.complain(f"{fault.filename or 'stdout'}: {fault.strerror or fault}", None)

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from qvec_cli.errors import QvecError, SpecError
+from qvec_cli.errors import QvecError, ReaderLeftError, SpecError
 from qvec_cli.specs import Listener
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ def result(text: str) -> None:
 
     Raises:
         QvecError: a closed stdout, a full disk.
-        SystemExit: the reader has left, as ``head`` does; 128 + SIGPIPE.
+        ReaderLeftError: the other end of the pipe has gone.
     """
     try:
         if sys.stdout is None:
@@ -98,7 +97,7 @@ def result(text: str) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         drop_stdout()
-        sys.exit(128 + signal.SIGPIPE)
+        raise ReaderLeftError("the reader of stdout has left") from None
     except OSError as fault:
         drop_stdout()
         reason = (fault.strerror or "closed").lower()

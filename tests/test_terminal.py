@@ -1,0 +1,291 @@
+"""Streams and terminals: what goes into a pipe, what comes out, and what a screen may show."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Drawer, call, spawn
+from safetensors.numpy import load_file, save_file
+
+from qvec_cli.checkpoint.card import Card, Kind
+from qvec_cli.checkpoint.header import Entry
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.checkpoint.write import write
+
+QVEC = f"{sys.executable} -m qvec_cli"
+STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Runs a line of bash, in which ``qvec`` is ours and every part of a pipe counts."""
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line.replace("qvec ", f"{QVEC} ")],
+        cwd=folder,
+        capture_output=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+@pytest.fixture
+def folder(drawer: Drawer, tmp_path: Path) -> Path:
+    """The files of a drawer under short names."""
+    for name in ("donor", "donor_qat", "receiver", "rho"):
+        (tmp_path / f"{name}.st").symlink_to(getattr(drawer, name))
+    return tmp_path
+
+
+def errors(done: subprocess.CompletedProcess[bytes]) -> list[str]:
+    lines = done.stderr.decode().splitlines()
+    assert not any("Traceback" in line for line in lines)
+    return [line for line in lines if line.startswith("error: ")]
+
+
+# --- stdin and stdout -----------------------------------------------------------------------------
+
+
+def test_a_pipeline_makes_the_tensors_that_files_make(folder: Path) -> None:
+    line = "qvec extract donor.st donor_qat.st -o - | qvec patch receiver.st - -o - | "
+    done = shell(line + "qvec quantize - -o q.st", folder)
+    assert (done.returncode, done.stdout.count(b"\n")) == (0, 4)
+    call("patch", folder / "receiver.st", folder / "rho.st", "-o", folder / "p.st")
+    call("quantize", folder / "p.st", "-o", folder / "wanted.st")
+    found = call("inspect", folder / "q.st", folder / "wanted.st", "--json").json["results"]
+    assert found["same"]
+
+
+def test_stdout_gets_the_bytes_of_a_file_and_words_go_to_stderr(folder: Path) -> None:
+    done = shell("qvec extract donor.st donor_qat.st -o - > piped.st", folder)
+    assert b"rho of 78 tensors" in done.stderr
+    shell("qvec extract donor.st donor_qat.st -o file.st", folder)
+    assert (folder / "piped.st").read_bytes() == (folder / "file.st").read_bytes()
+    done = shell("qvec eval - --data nowhere < receiver.st", folder)
+    assert errors(done)[0].startswith("error: 'nowhere' is neither")
+
+
+def test_a_file_may_be_piped_in_any_way(folder: Path) -> None:
+    for line in (
+        "qvec inspect - --verify < rho.st",
+        "cat rho.st | qvec inspect - --verify",
+        "qvec inspect <(cat rho.st) --verify",
+        "qvec inspect /dev/stdin --verify < rho.st",
+    ):
+        assert shell(line, folder).returncode == 0
+
+
+WRONG = {
+    "stdin twice": "cat rho.st | qvec patch - - -o x.st",
+    "stdout twice": "qvec patch receiver.st rho.st -o - --json",
+    "an artefact and its metrics": "qvec patch receiver.st rho.st -o - --metrics -",
+    "a run beside a stream": "qvec finetune receiver.st --data . -o -",
+    "a closed stdin": "qvec inspect - <&-",
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_stream_holds_one_thing(case: str, folder: Path) -> None:
+    done = shell(WRONG[case], folder)
+    assert (done.returncode, done.stdout, len(errors(done))) == (2, b"", 1)
+    assert not (folder / "x.st").exists()
+
+
+def on_a_terminal(args: list[str], fd: int) -> tuple[int, bytes]:
+    """Exit code and stderr of a command that has a terminal as its stdin or stdout."""
+    ours, theirs = pty.openpty()
+    streams = {"stdin" if fd == 0 else "stdout": theirs}
+    done = subprocess.run(
+        [sys.executable, "-m", "qvec_cli", *args], stderr=subprocess.PIPE, check=False, **streams
+    )
+    os.close(ours)
+    os.close(theirs)
+    return done.returncode, done.stderr
+
+
+def test_a_terminal_is_neither_read_as_a_file_nor_sent_binary_data(folder: Path) -> None:
+    pair = [str(folder / "receiver.st"), str(folder / "rho.st")]
+    code, said = on_a_terminal(["patch", *pair, "-o", "-"], 1)
+    assert (code, said.count(b"error: ")) == (2, 1)
+    assert b"terminal" in said
+    code, said = on_a_terminal(["inspect", "-"], 0)
+    assert (code, said.count(b"error: ")) == (2, 1)
+
+
+def test_a_failure_sends_nothing_down_the_pipe(folder: Path) -> None:
+    damaged = bytearray((folder / "rho.st").read_bytes())
+    damaged[-1] ^= 1
+    (folder / "bad.st").write_bytes(damaged)
+    done = shell("qvec patch receiver.st bad.st -o -", folder)
+    assert (done.returncode, done.stdout, len(errors(done))) == (1, b"", 1)
+
+
+def test_streams_are_bounded_in_memory(tmp_path: Path) -> None:
+    """A pair of 134 MB; the temporary files are the disk's."""
+    plan = {f"layer.{i}": Entry("F32", (1 << 20,)) for i in range(32)}
+    for name, role, value in (("a.st", "fp", 1.0), ("b.st", "qat", 2.0)):
+        block = np.full(1 << 20, value, np.float32)
+        card = Card(Kind.CHECKPOINT, role=role, base="0")
+        write(tmp_path / name, plan, ((n, [block]) for n in plan), card, force=False)
+    line = "qvec extract a.st b.st -o - --metrics e.json | qvec patch a.st - --metrics p.json -o "
+    done = shell(line + "- | qvec inspect - --verify --json", tmp_path)
+    assert done.returncode == 0
+    documents = [json.loads((tmp_path / name).read_text()) for name in ("e.json", "p.json")]
+    documents.append(json.loads(done.stdout))
+    assert max(d["timing"]["peak_rss_bytes"] for d in documents) < 120e6
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("qvec patch receiver.st rho.st -o - > /dev/full", 1),
+        ("qvec patch receiver.st rho.st -o /dev/full", 1),
+        ("qvec patch receiver.st rho.st -o - >&-", 1),
+        ("qvec patch receiver.st rho.st -o /dev/null", 0),
+        ("qvec patch receiver.st rho.st -o p.st --json > /dev/full", 1),
+        ("qvec patch receiver.st rho.st -o p.st 2>&-", 0),
+        ("qvec patch receiver.st rho.st -o p.st <&-", 0),
+        ("qvec patch receiver.st rho.st -o - | head -c 1 > /dev/null", 141),
+        ("qvec inspect rho.st --json | head -c 1 > /dev/null", (0, 141)),
+        ("qvec --help > /dev/full", 1),
+    ],
+)
+def test_a_stream_that_is_closed_or_full_is_told(
+    line: str, code: int | tuple[int, ...], folder: Path
+) -> None:
+    done = shell(line, folder)
+    assert done.returncode in (code if isinstance(code, tuple) else (code,))
+    assert len(errors(done)) == (1 if code == 1 else 0)
+    if "p.st" in line:
+        with Checkpoint(folder / "p.st") as ours:
+            ours.settle()
+    assert Path("/dev/null").is_char_device()
+
+
+# --- what a screen shows --------------------------------------------------------------------------
+
+HOSTILE = '\x1b[31mred\x07\x9b2J\u202e\u2066[/bold]../..\n"\\'
+
+
+def test_no_name_or_text_of_a_file_steers_a_terminal(tmp_path: Path) -> None:
+    metadata = {HOSTILE: HOSTILE, "qvec.kind": "vector", "qvec.schema": "1"}
+    card = {"op": HOSTILE, "parents": [{"as": HOSTILE, "name": HOSTILE, "kind": HOSTILE}]}
+    metadata |= {"qvec.provenance": json.dumps(card), "qvec.role": HOSTILE, "qvec.base": HOSTILE}
+    metadata |= {"qvec.data": json.dumps({"name": HOSTILE, "images": {HOSTILE: 1}})}
+    tensors = {HOSTILE: np.ones(2, np.float32), f"{HOSTILE}.bias": np.ones(3, np.float32)}
+    evil, other = tmp_path / "evil.st", tmp_path / "other.st"
+    save_file(tensors, evil, metadata)
+    save_file({**tensors, HOSTILE: np.ones(7, np.float32)}, other)
+    for args in (
+        *(("inspect", evil), ("inspect", evil, "--lineage"), ("inspect", evil, other)),
+        *(("extract", other, evil, "-o", tmp_path / "x"), ("quantize", other, "--bits", 3)),
+        *(("patch", other, evil, "-o", tmp_path / "x"), ("inspect", tmp_path / HOSTILE)),
+        ("eval", evil, "--data", HOSTILE),
+    ):
+        shown = call(*args, code=None)
+        assert shown.out or shown.err
+        assert not STEERING.search(shown.out + shown.err)
+    assert HOSTILE in json.dumps(call("inspect", other, "--json").json, ensure_ascii=False).encode(
+        "utf-8", "replace"
+    ).decode().replace("\\u001b", "\x1b").replace("\\u0007", "\x07").replace("\\n", "\n").replace(
+        '\\"', '"'
+    ).replace("\\\\", "\\")
+
+
+def test_a_name_of_a_million_letters_does_not_flood_the_screen(tmp_path: Path) -> None:
+    path = tmp_path / "x.st"
+    text = json.dumps({"a" * 9000: {"dtype": "F8_E8M0", "shape": [], "data_offsets": [0, 1]}})
+    path.write_bytes(len(text).to_bytes(8, "little") + text.encode() + b"\0")
+    assert len(call("inspect", path, code=1).err) < 3000
+
+
+def test_a_file_may_have_any_name(folder: Path) -> None:
+    name = b"\xff\x1b[31m new\nline".decode("utf-8", "surrogateescape")
+    (folder / name).symlink_to(folder / "rho.st")
+    done = shell('qvec inspect "$NAME" --verify', folder, NAME=name)
+    assert done.returncode == 0
+    done = shell("qvec inspect -- -no-such-file", folder)
+    assert errors(done)[0].startswith("error: -no-such-file: no such file")
+    done = shell('qvec patch receiver.st "$NAME" -o "$NAME.p"', folder, NAME=name)
+    assert done.returncode == 0
+    assert b"\x1b" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"CI": "1"}, {"TERM": "xterm", "FORCE_COLOR": "1"}],
+    ids=["NO_COLOR", "dumb", "CI", "xterm"],
+)
+def test_what_is_no_terminal_gets_no_escape(environment: dict[str, str], folder: Path) -> None:
+    line = "qvec inspect rho.st; qvec inspect nothing.st; qvec patch --help; qvec patch"
+    done = shell(line, folder, **environment)
+    assert b"\x1b" not in done.stdout + done.stderr
+
+
+def test_a_narrow_terminal_cuts_no_name_and_no_json(folder: Path) -> None:
+    wide, narrow = (
+        shell("qvec inspect rho.st; qvec inspect rho.st --json", folder, COLUMNS=columns).stdout
+        for columns in ("300", "20")
+    )
+    timing = re.compile(rb'"(wall_s|peak_rss_bytes)": [^\n]*')
+    assert timing.sub(b"", wide) == timing.sub(b"", narrow)
+
+
+@pytest.mark.parametrize("line", ["LC_ALL=C", "PYTHONIOENCODING=ascii LC_ALL=C", "-i"])
+def test_a_bare_environment_is_enough(line: str, folder: Path) -> None:
+    (folder / "λ.st").symlink_to(folder / "rho.st")
+    done = shell(f"env {line} {QVEC} inspect λ.st", folder)
+    assert (done.returncode, done.stderr) == (0, b"")
+    done = shell(f"env {line} {QVEC} inspect μ.st", folder)
+    assert (done.returncode, len(errors(done))) == (1, 1)
+
+
+def test_bytes_depend_on_nothing_but_the_inputs(folder: Path) -> None:
+    (folder / "elsewhere").mkdir()
+    surroundings = (
+        ({"PYTHONHASHSEED": "0"}, "."),
+        ({"PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "2", "LC_ALL": "C"}, "elsewhere"),
+        ({"TZ": "Asia/Tokyo", "COLUMNS": "20", "TMPDIR": str(folder)}, "/"),
+    )
+    made = []
+    for i, (environment, place) in enumerate(surroundings):
+        out = folder / f"out{i}"
+        out.mkdir()
+        files = {n: str(folder / f"{n}.st") for n in ("donor", "donor_qat", "receiver")}
+        line = (
+            "qvec extract {donor} {donor_qat} -o {out}/rho.st && "
+            "qvec patch {receiver} {out}/rho.st -l 0.7 -o {out}/p.st && "
+            "qvec quantize {out}/p.st -o {out}/q.st"
+        ).format(**files, out=out)
+        assert shell(f"cd {place} && {line}", folder, **environment).returncode == 0
+        made.append([path.read_bytes() for path in sorted(out.iterdir())])
+    assert made[0] == made[1] == made[2]
+
+
+def test_a_bug_is_not_dressed_up_as_the_users_fault(
+    drawer: Drawer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qvec_cli.ops import describe
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(describe, "describe", broken)
+    with pytest.raises(ZeroDivisionError):
+        call("inspect", drawer.rho)
+
+
+def test_the_tour_of_a_vector_survives_a_stock_tool(folder: Path) -> None:
+    """What qvec wrote is read and written by the library, and then is a bare file."""
+    call("patch", folder / "receiver.st", folder / "rho.st", "-o", folder / "p.st")
+    save_file(load_file(folder / "p.st"), folder / "again.st")
+    found = call("inspect", folder / "p.st", folder / "again.st", "--json").json["results"]
+    assert found["same"]
+    assert spawn("inspect", folder / "again.st", "--verify").code == 1
