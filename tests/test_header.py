@@ -72,6 +72,10 @@ HEADERS: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: b"{" + b",".join([_tensors(1, "0")[1:-1]] * 100_000) + b"}",
         "refused",
     ),
+    "names twice at the end": (
+        lambda: b"{" + _tensors(100_000, "0")[1:-1] + b"," + _tensors(1, "0")[1:-1] + b"}",
+        "refused",
+    ),
     "spaces": (lambda: _filled(b"{", b" ", b"}"), "opened 0"),
     "noughts": (lambda: bytes(MAX_HEADER), "refused"),
 }

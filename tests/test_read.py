@@ -52,7 +52,7 @@ def _refusal(path):
     start = time.perf_counter()
     with pytest.raises(CheckpointError) as caught:
         Checkpoint(path)
-    assert time.perf_counter() - start < 10  # torch may have been imported
+    assert time.perf_counter() - start < 1  # torch, which pickles need, is here already
     assert str(caught.value).startswith(f"{path}: ")
     return caught.value
 

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -216,8 +217,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object whose names are unique."""
     mapping = dict(pairs)
     if len(mapping) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in counts.items() if count > 1)
         raise ValueError(f"{twice!r} stands in it twice")
     return mapping
 
