@@ -188,6 +188,14 @@ def test_a_link_that_leads_out_of_the_folder_is_not_followed(name: str, tmp_path
     assert f"{inside}: is a link that leads out of the folder" in refusal(index.parent)
 
 
+def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    index = sharded(tmp_path / "model")
+    shard = tmp_path / "model" / "model-00001-of-00003.safetensors"
+    shard.unlink()
+    shard.symlink_to(shard.name)
+    assert f"{shard}: is a link to itself" in refusal(index)
+
+
 def test_a_link_within_the_folder_is_followed(tmp_path: Path) -> None:
     index = sharded(tmp_path / "model")
     shard = tmp_path / "model" / "model-00001-of-00003.safetensors"
@@ -229,3 +237,25 @@ def test_a_timm_folder_tells_its_architecture(drawer: Drawer, tmp_path: Path) ->
     start = ("finetune", tmp_path / "timm", *data, "-o", tmp_path / "x.st", "--dry-run", "--json")
     plan = call(*start).json["results"]["plan"]
     assert next(t["shape"] for t in plan["tensors"] if t["name"] == "head.weight") == [4, 64]
+
+
+HOSTILE_CONFIGS: list[Any] = [
+    *({"pretrained_cfg": 3}, {"pretrained_cfg": {}}, {"pretrained_cfg": {}, "model_args": [1]}),
+    {"architecture": 3, "pretrained_cfg": {"input_size": "x"}, "model_args": {}},
+    {"pretrained_cfg": {"input_size": [[1]]}, "model_args": {"img_size": [[1], [1]]}},
+    {"architecture": "x", "pretrained_cfg": {}, "model_args": {"checkpoint_path": "evil.pt"}},
+]
+
+
+@pytest.mark.parametrize("config", HOSTILE_CONFIGS)
+def test_a_config_that_says_nothing_we_know_is_passed_over(config: Any, tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert call("inspect", tmp_path, "--json").json["results"]["model"] is None
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{", ""])
+def test_a_config_that_is_no_object_is_refused(text: str, tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(text)
+    assert str(tmp_path / "config.json") in refusal(tmp_path)

@@ -72,6 +72,19 @@ def test_stdout_gets_the_bytes_of_a_file_and_words_go_to_stderr(folder: Path) ->
     assert errors(done)[0].startswith("error: 'nowhere' is neither")
 
 
+def test_every_command_that_makes_a_file_can_make_it_on_stdout(folder: Path) -> None:
+    for line in (
+        "qvec extract donor.st donor_qat.st",
+        "qvec patch receiver.st rho.st -l 0.5",
+        "qvec quantize receiver.st --bits 3",
+        "qvec quantize receiver.st --bits 3 --fake",
+    ):
+        piped = shell(f"{line} -o -", folder)
+        assert piped.returncode == 0
+        shell(f"{line} -o file.st -f", folder)
+        assert piped.stdout == (folder / "file.st").read_bytes()
+
+
 def test_a_file_may_be_piped_in_any_way(folder: Path) -> None:
     for line in (
         "qvec inspect - --verify < rho.st",

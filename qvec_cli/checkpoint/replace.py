@@ -69,13 +69,13 @@ def replacing(path: Path, *, force: bool) -> Iterator[BinaryIO]:
     except OSError as fault:
         raise refused(path, fault) from None
     try:
-        with file:
+        with file:  # to the end, because its lock keeps others from sweeping it
             yield file
             if target.exists():
                 os.fchmod(file.fileno(), target.stat().st_mode & 0o7777)
             file.flush()
             os.fsync(file.fileno())
-        _put(temporary, target, force=force)
+            _put(temporary, target, force=force)
     except FileExistsError:
         raise CheckpointError(f"{path}: exists", hint="Pass --force to replace it.") from None
     except OSError as fault:
@@ -218,15 +218,15 @@ def _sync_folder(path: Path, folder: Path) -> None:
 @contextlib.contextmanager
 def _streaming(path: Path) -> Iterator[BinaryIO]:
     """An unnamed file that is copied to a stream once it is whole."""
-    with tempfile.NamedTemporaryFile(suffix=SUFFIX) as file:
-        yield file  # type: ignore[misc]
-        file.flush()
-        file.seek(0)
-        try:
+    try:
+        with tempfile.NamedTemporaryFile(suffix=SUFFIX) as file:
+            yield file  # type: ignore[misc]
+            file.flush()
+            file.seek(0)
             fd = 1 if path == STREAM else os.open(path, os.O_WRONLY | os.O_CLOEXEC)
             with open(fd, "wb", closefd=path != STREAM) as stream:
                 shutil.copyfileobj(file, stream, 1 << 20)
-        except BrokenPipeError:
-            raise ReaderLeftError(f"{path}: its reader has left") from None
-        except OSError as fault:
-            raise refused(path, fault) from None
+    except BrokenPipeError:
+        raise ReaderLeftError(f"{path}: its reader has left") from None
+    except OSError as fault:
+        raise refused(path, fault) from None

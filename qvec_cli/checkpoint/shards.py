@@ -46,8 +46,11 @@ def inside(folder: Path, name: str) -> Path:
     """
     if name in (".", "..") or "/" in name:
         raise CheckpointError(f"{folder}: {name!r} leads out of the folder")
-    home = folder.resolve()
-    path = (home / name).resolve()
+    try:
+        home = folder.resolve()
+        path = (home / name).resolve()
+    except (OSError, RuntimeError):
+        raise CheckpointError(f"{folder / name}: is a link to itself") from None
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
     if path.parent not in (home, blobs):
         raise CheckpointError(f"{folder / name}: is a link that leads out of the folder")

@@ -119,13 +119,13 @@ def check(model: Model) -> Model:
 
 def of_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """The configuration in a config.json of timm or of transformers' wrapper for it."""
-    given = config.get("pretrained_cfg")
-    if not isinstance(given, Mapping):
+    given, args = config.get("pretrained_cfg"), config.get("model_args", {})
+    if not (isinstance(given, Mapping) and isinstance(args, Mapping)):
         return None
-    args = {k: v for k, v in dict(config.get("model_args", {})).items() if k != "num_classes"}
+    args = {key: value for key, value in args.items() if key != "num_classes"}
     data = {key: given[key] for key in (*_DATA_KEYS, "classifier") if key in given}
     size = args.get("img_size")
-    if isinstance(size, list) and len(set(size)) == 1:
+    if isinstance(size, list) and size and size == size[:1] * len(size):
         args["img_size"] = size = size[0]
     if args.get("in_chans") == _COLOURS:
         del args["in_chans"]

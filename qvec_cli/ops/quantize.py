@@ -75,7 +75,7 @@ def quantize(request: Request, listener: Listener) -> Metrics:
             "fake": request.fake,
             "digest": written.digest,
             "bytes_before": theta.nbytes,
-            "bytes_after": request.out.stat().st_size,
+            "bytes_after": size_of(plan, written),
             **_sizes(theta, targets, grid),
             "quantized": list(targets),
             "left": sorted(theta.keys() - set(targets), key=lambda n: (-theta[n].size, n)),
