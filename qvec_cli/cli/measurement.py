@@ -71,7 +71,7 @@ def evaluate(
     wish = Wish(model, 0, False, img_size, in_chans or 3, crop_pct, args) if model else None
     loading = Loading(
         data_dir=_text(data_dir),
-        download=dataset_download,
+        download=dataset_download and not dry_run,
         class_map=_text(class_map),
         workers=workers,
         batch_size=batch_size,
@@ -128,7 +128,7 @@ def sweep_lambda(
         output,
         parse_lambdas(lambdas),
         Wanted(bits, granularity, group_size, cross_grid),
-        Loading(_text(data_dir), dataset_download, None, workers, batch_size),
+        Loading(_text(data_dir), dataset_download and not dry_run, None, workers, batch_size),
         method,
         device,
         resume,

@@ -117,7 +117,7 @@ def _train(typed: Mapping[str, Any], grid: Grid | None) -> None:
     folder = typed["data_dir"]
     loading = Loading(
         data_dir=str(folder) if folder is not None else None,
-        download=typed["dataset_download"],
+        download=typed["dataset_download"] and not typed["dry_run"],
         workers=typed["workers"],
         batch_size=typed["batch_size"],
     )
