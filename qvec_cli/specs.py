@@ -20,6 +20,14 @@ class Granularity(StrEnum):
     GROUP = "group"  # --group-size neighbours in a row
 
 
+class Scale(StrEnum):
+    """How a block's scale is chosen; one row each in quant/scales.py."""
+
+    ABSMAX = "absmax"  # the largest weight keeps its value
+    MSE = "mse"  # clips where the squared error is least
+    MSE_FULL = "mse-full"  # the same with every code in use, and either sign of the scale
+
+
 class Method(StrEnum):
     """How codes are chosen on the grid; one row each in quant/methods.py."""
 
@@ -68,19 +76,21 @@ def spent(*uses: Use) -> Use:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A symmetric uniform integer grid for weights, the grid of the paper (arXiv:2604.03420).
+    """A uniform integer grid for weights whose zero is a code; by default the paper's.
 
-    scale = max|w| / quant_max per block. Rounding to nearest therefore never produces
-    ``quant_min``: 3 bits use 7 of 8 codes, 2 bits are ternary. Other libraries call
-    max|w| / ((2^b - 1) / 2) symmetric; that is another grid.
+    The paper's (arXiv:2604.03420) has scale = max|w| / quant_max per block. Rounding to nearest
+    therefore never produces ``quant_min``: 3 bits use 7 of 8 codes, 2 bits are ternary. Other
+    libraries call max|w| / ((2^b - 1) / 2) symmetric; that is another grid.
     """
 
     bits: int = 3  # width of one code
     granularity: Granularity = Granularity.CHANNEL
     group_size: int | None = None  # input features per scale, with granularity "group" only
+    scale: Scale = Scale.ABSMAX
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "granularity", Granularity(self.granularity))
+        object.__setattr__(self, "scale", Scale(self.scale))
         if not (isinstance(self.bits, int) and 2 <= self.bits <= 8):
             raise SpecError(f"--bits must be 2 to 8, got {self.bits}")
         if self.granularity is Granularity.GROUP:
@@ -92,8 +102,8 @@ class Grid:
 
     @property
     def quant_min(self) -> int:
-        """The smallest code."""
-        return -(1 << (self.bits - 1))
+        """The smallest code; ``mse`` clips to the same value at either end, as absmax does."""
+        return -self.quant_max if self.scale is Scale.MSE else -(1 << (self.bits - 1))
 
     @property
     def quant_max(self) -> int:
@@ -102,20 +112,21 @@ class Grid:
 
     def __str__(self) -> str:
         size = f" {self.group_size}" if self.group_size else ""
-        return f"{self.bits}-bit {self.granularity}{size} absmax"
+        return f"{self.bits}-bit {self.granularity}{size} {self.scale}"
 
     def to_json(self) -> dict[str, Any]:
         """The grid as the card of a file and the metrics hold it."""
-        values = {**asdict(self), "granularity": str(self.granularity)}
-        return {**values, "scale": "absmax", "symmetric": True}
+        words = {"granularity": str(self.granularity), "scale": str(self.scale)}
+        return {**asdict(self), **words, "symmetric": True}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """The grid that a card holds; refuses scales this version does not know."""
-        if value.get("scale") != "absmax" or value.get("symmetric") is not True:
+        if value.get("symmetric") is not True:
             raise SpecError(f"this version of qvec does not know the grid {dict(value)}")
         try:
-            return cls(value["bits"], Granularity(value["granularity"]), value["group_size"])
+            words = Granularity(value["granularity"]), value["group_size"], Scale(value["scale"])
+            return cls(value["bits"], *words)
         except (KeyError, ValueError):
             raise SpecError(f"this version of qvec does not know the grid {dict(value)}") from None
 
@@ -127,6 +138,7 @@ class Wanted:
     bits: int | None = None
     granularity: Granularity | None = None
     group_size: int | None = None
+    scale: Scale | None = None
     cross: bool = False  # whether the file may have been made for another grid
 
     def __post_init__(self) -> None:
@@ -143,14 +155,14 @@ class Wanted:
         """
         if self.bits is None and own is None:
             raise SpecError("--bits is missing", hint="The file was not made for a grid.")
-        if self.bits is None and self.granularity is None and self.group_size is None:
+        if (self.bits, self.granularity, self.group_size, self.scale) == (None,) * 4:
             assert own is not None
             return own
         bits = self.bits if self.bits is not None else own.bits if own else 0
         granularity = self.granularity
         if granularity is None:
             granularity = Granularity.CHANNEL if self.group_size is None else Granularity.GROUP
-        return Grid(bits, granularity, self.group_size)
+        return Grid(bits, granularity, self.group_size, self.scale or Scale.ABSMAX)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,13 @@ import torch
 
 from qvec_cli.errors import MismatchError
 from qvec_cli.quant.affine import (
-    TINY,
     block_shape,
-    choose_scale,
     dequantize,
-    fake_quantize,
     quantize,
     scale_shape,
 )
+from qvec_cli.quant.rtn import fake_quantize
+from qvec_cli.quant.scales import TINY, choose_scale
 from qvec_cli.specs import Granularity, Grid
 
 BITS = range(2, 9)

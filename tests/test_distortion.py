@@ -6,8 +6,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from qvec_cli.quant.affine import fake_quantize
 from qvec_cli.quant.distortion import sqnr_db
+from qvec_cli.quant.rtn import fake_quantize
 from qvec_cli.specs import Grid
 
 RNG = np.random.default_rng(0)

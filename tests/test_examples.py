@@ -89,7 +89,7 @@ def document(right: int, level: str = "none") -> dict[str, Any]:
 
 def written(out: Path, unit: int) -> None:
     """The files of one receiver and one donor, as the commands would leave them."""
-    rows = {"fp": 480, "w2": 250, "qat_w2": 470, "unit_w2": 300, "best_w2": 320}
+    rows = {"fp": 480, "w2": 250, "other_w2": 280, "qat_w2": 470, "unit_w2": 300, "best_w2": 320}
     for name, right in rows.items():
         (out / f"r_{name}.json").write_text(json.dumps(document(right)))
     point = {
@@ -107,10 +107,21 @@ def written(out: Path, unit: int) -> None:
 def test_the_summary_holds_what_was_measured(tmp_path: Path) -> None:
     written(tmp_path, unit=300)
     found = summary.summary(tmp_path, "r", ["d"], 2)
-    keys = ("fp", "ptq", "patched_unit", "patched_best", "lambda_best", "qat")
-    assert [found[key] for key in keys] == [0.96, 0.5, 0.6, 0.64, 0.6, 0.94]
-    lines = summary.table({"r": found}, 2)
-    assert lines[-1] == "pairs that beat RTN: 1 of 1 at lambda 1, 1 at lambda*"
+    keys = ("fp", "ptq", "ptq_other", "patched_unit", "patched_best", "lambda_best", "qat")
+    assert [found[key] for key in keys] == [0.96, 0.5, 0.56, 0.6, 0.64, 0.6, 0.94]
+    lines = summary.table({"r": found}, 2, ["absmax", "mse-full"])
+    assert lines[2].split() == [
+        "r",
+        "d",
+        "0.960",
+        "0.560",
+        "0.500",
+        "0.600",
+        "0.640",
+        "0.60",
+        "0.940",
+    ]
+    assert lines[-1] == "pairs that beat RTN absmax: 1 of 1 at lambda 1, 1 at lambda*"
 
 
 def test_the_summary_refuses_numbers_that_disagree(tmp_path: Path) -> None:

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from qvec_cli.errors import MismatchError
-from qvec_cli.quant.affine import fake_quantize, scale_shape
+from qvec_cli.quant.affine import scale_shape
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import from_named
-from qvec_cli.specs import Granularity, Grid, Method
+from qvec_cli.quant.rtn import fake_quantize
+from qvec_cli.specs import Granularity, Grid, Method, Scale
 
 GRIDS = [
     Grid(bits, *kind)
@@ -18,6 +19,11 @@ GRIDS = [
         (Granularity.GROUP, 4),
         (Granularity.GROUP, 24),
     )
+]
+GRIDS += [
+    Grid(bits, Granularity.GROUP, 12, scale)
+    for bits in (2, 3, 8)
+    for scale in (Scale.MSE, Scale.MSE_FULL)
 ]
 RNG = np.random.default_rng(0)
 WEIGHTS = {
@@ -56,7 +62,8 @@ def test_every_quantizer_keeps_shape_type_and_range(method, grid, weight):
     assert tensor.scale.shape == scale_shape(weight.shape, grid)
     assert tensor.scale.dtype == np.float32
     assert np.isfinite(tensor.scale).all()
-    assert (tensor.scale > 0).all()
+    assert (tensor.scale != 0).all()
+    assert (tensor.scale > 0).all() or grid.scale is Scale.MSE_FULL
     assert tensor.weight().shape == weight.shape
     assert tensor.weight().dtype == np.float32
 

@@ -13,9 +13,8 @@ from torch.nn.utils import parametrize
 from qvec_cli.model.build import Wish, create
 from qvec_cli.model.qat import float_forward, plain_name, prepare, strip
 from qvec_cli.model.targets import of_network
-from qvec_cli.quant.affine import fake_quantize
-from qvec_cli.quant.rtn import rtn
-from qvec_cli.specs import Granularity, Grid
+from qvec_cli.quant.rtn import fake_quantize, rtn
+from qvec_cli.specs import Granularity, Grid, Scale
 
 GRIDS = [
     *(
@@ -24,6 +23,7 @@ GRIDS = [
         for granularity in (Granularity.TENSOR, Granularity.CHANNEL)
     ),
     *(Grid(bits, Granularity.GROUP, 16) for bits in range(2, 9)),
+    *(Grid(bits, scale=scale) for scale in (Scale.MSE, Scale.MSE_FULL) for bits in (2, 3, 8)),
 ]
 every_grid = pytest.mark.parametrize("grid", GRIDS, ids=str)
 
@@ -112,14 +112,10 @@ def test_the_gradient_passes_straight_through_every_weight(grid):
     assert torch.equal(layer.parametrizations.weight.original.grad, upstream)
 
 
-def test_a_weight_whose_code_is_clamped_has_its_gradient_too(monkeypatch):
-    from qvec_cli.quant import affine  # the paper's own scale never clamps: halve it
-
-    choose = affine.choose_scale
-    monkeypatch.setattr(affine, "choose_scale", lambda blocks, grid: choose(blocks, grid) / 2)
+def test_a_weight_whose_code_is_clamped_has_its_gradient_too():
     layer = nn.Linear(32, 6)
     latent = layer.weight.detach().clone()
-    prepare(layer, {"pretrained_cfg": {"classifier": "none"}}, Grid(3))
+    prepare(layer, {"pretrained_cfg": {"classifier": "none"}}, Grid(2, scale=Scale.MSE))
     assert (layer.weight.abs().amax(1) < latent.abs().amax(1)).all()
     upstream = torch.randn(6, 32)
     (layer.weight * upstream).sum().backward()

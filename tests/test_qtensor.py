@@ -16,7 +16,6 @@ from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.write import write
 from qvec_cli.errors import QvecError
-from qvec_cli.quant.affine import fake_quantize
 from qvec_cli.quant.qtensor import (
     QTensor,
     from_named,
@@ -24,7 +23,7 @@ from qvec_cli.quant.qtensor import (
     part_shapes,
     stored_bits,
 )
-from qvec_cli.quant.rtn import rtn
+from qvec_cli.quant.rtn import fake_quantize, rtn
 from qvec_cli.specs import Granularity, Grid
 
 GOLDEN = Path(__file__).parent / "golden" / "packed_w3.safetensors"

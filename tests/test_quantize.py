@@ -13,12 +13,13 @@ from conftest import Drawer, call
 from safetensors.numpy import load_file, save_file
 
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.quant.affine import fake_quantize
-from qvec_cli.specs import Granularity, Grid
+from qvec_cli.quant.rtn import fake_quantize
+from qvec_cli.specs import Granularity, Grid, Scale
 
 GRIDS = [
     *[Grid(bits) for bits in range(2, 9)],
     Grid(3, Granularity.TENSOR),
+    *(Grid(bits, scale=scale) for scale in (Scale.MSE, Scale.MSE_FULL) for bits in (2, 3)),
     Grid(2, Granularity.GROUP, 8),
     Grid(4, Granularity.GROUP, 64),
 ]
@@ -26,7 +27,7 @@ GRIDS = [
 
 def flags(grid: Grid) -> tuple[object, ...]:
     size = ("--group-size", grid.group_size) if grid.group_size else ()
-    return ("--bits", grid.bits, "--granularity", grid.granularity, *size)
+    return ("--bits", grid.bits, "--granularity", grid.granularity, *size, "--scale", grid.scale)
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)

@@ -1,6 +1,6 @@
 """Prints the table of the tiny example from the metrics in OUT, and writes OUT/summary.json.
 
-    python summary.py OUT --bits B --receivers NAME... --donors NAME...
+    python summary.py OUT --bits B --scales GRID OTHER --receivers NAME... --donors NAME...
 
 Every number is read from a metrics file that a qvec command wrote. The packed models were
 measured by ``qvec eval``; they must score exactly what the sweep said of them.
@@ -24,6 +24,7 @@ def rows(out: Path, receiver: str, bits: int) -> dict[str, dict[str, Any]]:
     names = {
         "fp": "fp",
         "ptq": f"w{bits}",
+        "ptq_other": f"other_w{bits}",
         "patched_unit": f"unit_w{bits}",
         "patched_best": f"best_w{bits}",
         "qat": f"qat_w{bits}",
@@ -64,29 +65,34 @@ def summary(out: Path, receiver: str, donors: list[str], bits: int) -> dict[str,
     }
 
 
-def table(found: dict[str, dict[str, Any]], bits: int) -> list[str]:
+def table(found: dict[str, dict[str, Any]], bits: int, scales: list[str]) -> list[str]:
     """The pairs, a line each, between what the receiver has without a donor and its own QAT."""
-    lines = [f"top-1 on test; all but 'float' at {bits} bits"]
+    grid, other = scales
+    lines = [f"top-1 on test; all but 'float' at {bits} bits, all but 'RTN {other}' on {grid}"]
     lines.append(
-        f"{'receiver':<10}{'donor':<10}{'float':>8}{'RTN':>8}{'lambda 1':>10}"
-        f"{'lambda*':>9}{'(at)':>6}{'own QAT':>9}"
+        f"{'receiver':<10}{'donor':<10}{'float':>7}{f'RTN {other}':>14}{f'RTN {grid}':>14}"
+        f"{'lambda 1':>10}{'lambda*':>9}{'(at)':>6}{'own QAT':>9}"
     )
     for receiver, facts in found.items():
         for donor, pair in facts["pairs"].items():
             lines.append(
-                f"{receiver:<10}{donor:<10}{facts['fp']:>8.3f}{facts['ptq']:>8.3f}"
+                f"{receiver:<10}{donor:<10}{facts['fp']:>7.3f}"
+                f"{facts['ptq_other']:>14.3f}{facts['ptq']:>14.3f}"
                 f"{pair['patched_unit']:>10.3f}{pair['patched_best']:>9.3f}"
                 f"{pair['lambda_best']:>6.2f}{facts['qat']:>9.3f}"
             )
-    keys = ("fp", "ptq", "patched_unit", "patched_best", "qat")
+    keys = ("fp", "ptq_other", "ptq", "patched_unit", "patched_best", "qat")
     uses = [{f["data_use"][key] for f in found.values()} for key in keys]
     used = ["/".join(sorted(use)).replace("receiver_", "") for use in uses]
-    widths = (8, 8, 10, 9, 15)
+    widths = (7, 14, 14, 10, 9, 15)
     cells = "".join(f"{use:>{width}}" for use, width in zip(used, widths, strict=True))
     lines.append(f"{'receiver data used':<20}{cells}")
     pairs = [(f["ptq"], p) for f in found.values() for p in f["pairs"].values()]
     unit, best = (sum(p[k] > ptq for ptq, p in pairs) for k in ("patched_unit", "patched_best"))
-    lines.append(f"pairs that beat RTN: {unit} of {len(pairs)} at lambda 1, {best} at lambda*")
+    against = f"RTN {grid}"
+    lines.append(
+        f"pairs that beat {against}: {unit} of {len(pairs)} at lambda 1, {best} at lambda*"
+    )
     return lines
 
 
@@ -95,12 +101,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--bits", type=int, required=True)
+    parser.add_argument("--scales", nargs=2, required=True)
     parser.add_argument("--receivers", nargs="+", required=True)
     parser.add_argument("--donors", nargs="+", required=True)
     args = parser.parse_args()
     found = {name: summary(args.out, name, args.donors, args.bits) for name in args.receivers}
     (args.out / "summary.json").write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
-    print("\n".join(table(found, args.bits)))
+    print("\n".join(table(found, args.bits, args.scales)))
 
 
 if __name__ == "__main__":

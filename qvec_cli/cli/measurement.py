@@ -29,6 +29,7 @@ from qvec_cli.cli.options import (
     ModelArg,
     Out,
     Resume,
+    ScaleChoice,
     Workers,
     model_args,
 )
@@ -97,6 +98,7 @@ def sweep_lambda(
     bits: Bits = None,
     granularity: GranularityChoice = None,
     group_size: GroupSize = None,
+    scale: ScaleChoice = None,
     cross_grid: Cross = False,
     method: MethodChoice = Method.RTN,
     lambdas: Annotated[
@@ -127,7 +129,7 @@ def sweep_lambda(
         data,
         output,
         parse_lambdas(lambdas),
-        Wanted(bits, granularity, group_size, cross_grid),
+        Wanted(bits, granularity, group_size, scale, cross_grid),
         Loading(_text(data_dir), dataset_download and not dry_run, None, workers, batch_size),
         method,
         device,

@@ -11,7 +11,7 @@ import typer
 
 from qvec_cli.cli import recipe
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Granularity, Method
+from qvec_cli.specs import Granularity, Method, Scale
 
 Out = Annotated[Path, typer.Option("-o", "--output", help="File to write.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace what exists.")]
@@ -83,6 +83,10 @@ Bits = Annotated[
 GranularityChoice = Annotated[
     Granularity | None,
     typer.Option("--granularity", help="What shares a scale.", show_default="channel"),
+]
+ScaleChoice = Annotated[
+    Scale | None,
+    typer.Option("--scale", help="How scales are chosen.", show_default="absmax, the paper's"),
 ]
 GroupSize = Annotated[int | None, typer.Option(min=1, help="Input features per scale.")]
 Cross = Annotated[

@@ -19,6 +19,7 @@ from qvec_cli.cli.options import (
     MethodChoice,
     MetricsFile,
     Out,
+    ScaleChoice,
 )
 from qvec_cli.specs import Method, Wanted
 
@@ -29,6 +30,7 @@ def quantize(
     bits: Bits = None,
     granularity: GranularityChoice = None,
     group_size: GroupSize = None,
+    scale: ScaleChoice = None,
     cross_grid: Cross = False,
     method: MethodChoice = Method.RTN,
     fake: Annotated[
@@ -47,7 +49,7 @@ def quantize(
     from qvec_cli.ops.quantize import Request
     from qvec_cli.ops.quantize import quantize as run
 
-    wanted = Wanted(bits, granularity, group_size, cross_grid)
+    wanted = Wanted(bits, granularity, group_size, scale, cross_grid)
     request = Request(
         checkpoint, output, wanted, method, fake, tuple(targets or ()), force, dry_run
     )

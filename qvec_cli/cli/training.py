@@ -76,6 +76,7 @@ def train_qat(
     bits: Annotated[int, typer.Option(min=2, max=8, help="Width of a code.")] = 3,
     granularity: options.GranularityChoice = None,
     group_size: options.GroupSize = None,
+    scale: options.ScaleChoice = None,
     epochs: Epochs = None,
     lr: Lr = 1e-5,
     weight_decay: WeightDecay = 0.1,
@@ -104,7 +105,7 @@ def train_qat(
     as_json: options.AsJson = False,
 ) -> None:
     """Fine-tune MODEL with its weights rounded to low bits in each forward: the donor's twin."""
-    _train(locals(), Wanted(bits, granularity, group_size).grid(None))
+    _train(locals(), Wanted(bits, granularity, group_size, scale).grid(None))
 
 
 def _train(typed: Mapping[str, Any], grid: Grid | None) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from qvec_cli.model.targets import classifiers, modules
-from qvec_cli.quant.affine import fake_quantize
+from qvec_cli.quant.rtn import fake_quantize
 from qvec_cli.specs import Grid
 
 

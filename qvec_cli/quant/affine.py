@@ -1,4 +1,4 @@
-"""The uniform grid: blocks, scales, codes and back, written once for numpy and torch.
+"""The uniform grid: blocks, codes and back, written once for numpy and torch.
 
 Both give the same bits: every step is one correctly rounded float32 operation, and both round
 halves to even. So the number trained is the number shipped.
@@ -6,7 +6,7 @@ halves to even. So the number trained is the number shipped.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from array_api_compat import array_namespace
 
@@ -15,9 +15,6 @@ from qvec_cli.specs import Granularity, Grid
 
 Array = Any
 """A float32 array of numpy or tensor of torch."""
-
-TINY: Final = 1e-8
-"""Least absmax of a block, so that a block of zeros has a finite scale and comes back as zeros."""
 
 
 def block_shape(shape: tuple[int, ...], grid: Grid) -> tuple[int, int]:
@@ -48,23 +45,6 @@ def scale_shape(shape: tuple[int, ...], grid: Grid) -> tuple[int, ...]:
     return shape[0], block_shape(shape, grid)[0] // shape[0]
 
 
-def choose_scale(blocks: Array, grid: Grid) -> Array:
-    """The absmax scale of each block, the grid of the paper's code.
-
-    Args:
-        blocks: [n_blocks, block_len], float32, in weight units.
-        grid: gives ``quant_max``.
-
-    Returns:
-        [n_blocks, 1], float32, above zero, in weight units per code: max|w| / quant_max. (Others
-        divide by (2^b - 1) / 2: at 2 bits their step is two thirds of this one.)
-    """
-    xp = array_namespace(blocks)
-    absmax = xp.max(xp.abs(blocks), axis=-1, keepdims=True)
-    largest = xp.full_like(absmax, grid.quant_max)  # by a scalar, CUDA would multiply by 1 / 3
-    return xp.clip(absmax, TINY, None) / largest
-
-
 def quantize(blocks: Array, scale: Array, grid: Grid) -> Array:
     """Codes in [quant_min, quant_max], still float32: round half to even, then clamp.
 
@@ -77,11 +57,3 @@ def quantize(blocks: Array, scale: Array, grid: Grid) -> Array:
 def dequantize(codes: Array, scale: Array) -> Array:
     """Weights on the grid, float32, in weight units."""
     return codes * scale
-
-
-def fake_quantize(weight: Array, grid: Grid) -> Array:
-    """What ``dequantize(quantize(w))`` stores, in the shape of ``weight`` [out, in]."""
-    xp = array_namespace(weight)
-    blocks = xp.reshape(weight, block_shape(tuple(weight.shape), grid))
-    scale = choose_scale(blocks, grid)
-    return xp.reshape(dequantize(quantize(blocks, scale, grid), scale), tuple(weight.shape))

@@ -1,13 +1,15 @@
-"""Round to nearest on absmax scales: the quantizer of the paper, without data."""
+"""Round to nearest on the scales of the grid: the quantizer of the paper, without data."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
-from qvec_cli.quant.affine import block_shape, choose_scale, quantize, scale_shape
+from qvec_cli.quant.affine import block_shape, dequantize, quantize, scale_shape
 from qvec_cli.quant.qtensor import QTensor
+from qvec_cli.quant.scales import choose_scale
 from qvec_cli.specs import Grid
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -21,3 +23,11 @@ def rtn(weight: Array, grid: Grid) -> QTensor:
     return QTensor(
         codes.reshape(weight.shape), scale.reshape(scale_shape(weight.shape, grid)), grid
     )
+
+
+def fake_quantize(weight: Any, grid: Grid) -> Any:
+    """What ``rtn`` stores, as a float32 weight [out, in] of numpy or torch."""
+    xp = array_namespace(weight)
+    blocks = xp.reshape(weight, block_shape(tuple(weight.shape), grid))
+    scale = choose_scale(blocks, grid)
+    return xp.reshape(dequantize(quantize(blocks, scale, grid), scale), tuple(weight.shape))

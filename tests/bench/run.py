@@ -223,7 +223,7 @@ def qat(_: Path) -> None:
     from qvec_cli.learn.fit import make_optimizer
     from qvec_cli.model import build
     from qvec_cli.model import qat as fake
-    from qvec_cli.specs import Grid, Recipe
+    from qvec_cli.specs import Grid, Recipe, Scale
 
     def stepper(grid: Grid | None) -> Callable[[], float]:
         torch.manual_seed(0)
@@ -244,11 +244,12 @@ def qat(_: Path) -> None:
 
         return step
 
-    report(
-        "QAT step / FP step, ViT-S at batch 32",
-        ratio(stepper(Grid(3)), stepper(None), pairs=3),
-        "1.25",
-    )
+    for scale in Scale:
+        report(
+            f"QAT step / FP step, ViT-S at batch 32, 3-bit {scale}",
+            ratio(stepper(Grid(3, scale=scale)), stepper(None), pairs=3),
+            "1.25" if scale is Scale.ABSMAX else "-",
+        )
 
 
 PARTS = {
