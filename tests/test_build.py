@@ -2,7 +2,9 @@
 
 import json
 import socket
-import urllib.request
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
@@ -274,19 +276,39 @@ def test_the_first_line_of_a_fault_is_its_type_when_it_says_nothing():
     assert first_line(ValueError()) == "ValueError"
 
 
-@pytest.mark.parametrize("proxies", [{}, {"https": "http://proxy:1"}], ids=["direct", "by proxy"])
-def test_without_a_network_the_hub_is_not_asked_again_and_again(proxies, monkeypatch):
-    """Unless a proxy stands between, which a bare connection cannot see through."""
+class Portal(BaseHTTPRequestHandler):
+    """Answers whatever it is asked."""
+
+    def do_HEAD(self):
+        self.send_response(404)
+        self.end_headers()
+
+    def log_message(self, format, *args):  # noqa: A002
+        """Keep quiet."""
+
+
+@pytest.mark.parametrize("kind", ["silent", "closed", "answering"])
+def test_without_a_network_the_hub_is_not_asked_again_and_again(kind, monkeypatch):
+    """A connection alone says nothing: firewalls and proxies take it and never answer."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(urllib.request, "getproxies", lambda: proxies)
-    asked = []
-
-    def refuse(place, patience):
-        asked.append((place, patience))
-        raise TimeoutError
-
-    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(build, "_PATIENCE", 5.0 if kind == "answering" else 0.5)
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: None)
+    if kind == "answering":
+        server = HTTPServer(("127.0.0.1", 0), Portal)
+        place = server.socket
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    else:
+        place = socket.create_server(("127.0.0.1", 0))
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{place.getsockname()[1]}")
+    if kind == "closed":
+        place.close()
+    began = time.monotonic()
     build._create_model("test_vit", 2, {}, pretrained=True)
-    assert constants.HF_HUB_OFFLINE is (not proxies)
-    assert asked == ([] if proxies else [(("huggingface.co", 443), build._PATIENCE)])
+    assert constants.HF_HUB_OFFLINE is (kind != "answering")
+    assert time.monotonic() - began < 4
+    if kind == "answering":
+        server.shutdown()
+        server.server_close()
+    place.close()

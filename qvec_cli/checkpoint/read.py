@@ -144,6 +144,14 @@ class Checkpoint(Mapping[str, Entry]):
         dtype = self._layout.entries[name].dtype
         return (to_float32(raw, dtype) for raw in self.blocks(name))
 
+    def checked(self, name: str) -> Iterator[Array]:
+        """The raw blocks of a tensor, every element of a floating one a number."""
+        entry = self._layout.entries[name]
+        for raw in self.blocks(name):
+            if entry.floating and not finite(to_float32(raw, entry.dtype)):
+                self.require_finite(name)
+            yield raw
+
     def require_finite(self, name: str) -> None:
         """Refuses a floating tensor with an element that is no number.
 

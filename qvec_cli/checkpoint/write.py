@@ -46,7 +46,7 @@ def write(
     """
     draft = card() if callable(card) else card
     placed, start = place(plan, draft)
-    end = size_of(plan, draft)
+    end = max((entry.stop for entry in placed.values()), default=start)
     check_target(path, force=force, size=end)
     _keep_freed_memory()
     with replacing(path, force=force) as file, Hasher() as hasher:

@@ -133,7 +133,7 @@ def _inspect(results: Facts) -> Iterator[str]:
         yield from _description(results)
     else:
         role = f", {results['role']}" if results["role"] else ""
-        yield f"{results['kind']}{role} {str(results['digest'])[:12]}"
+        yield f"{results['kind']}{role} {(results['digest'] or 'of unknown digest')[:17]}"
         yield f"base: {results['base'] or 'unknown'}"
         yield from _family(results["provenance"], "")
 
@@ -186,7 +186,7 @@ def _description(results: Facts) -> Iterator[str]:
 
 def _card(card: Facts) -> Iterator[str]:
     if data := card["data"]:
-        yield f"data: {data['name']}, {data['images']}"
+        yield f"data: {data.get('name', '?')}, {data.get('images', '?')}"
     if card["grid"]:
         yield f"grid: {_grid(card['grid'])}"
     if card["targets"] is not None:

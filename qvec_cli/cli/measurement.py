@@ -122,6 +122,7 @@ def sweep_lambda(
 ) -> None:
     """Choose lambda for RECEIVER on its validation images, and report it on test."""
     from qvec_cli.ops.sweep import Request, sweep
+    from qvec_cli.ops.unfinished import unfinished
 
     request = Request(
         receiver,
@@ -144,6 +145,7 @@ def sweep_lambda(
         inputs=(receiver, rho),
         force=force,
         dry_run=dry_run,
+        written=lambda: unfinished(output).unlink(missing_ok=True),
     )
 
 

@@ -40,6 +40,7 @@ def deliver(
     inputs: tuple[Path, ...] = (),
     force: bool = False,
     dry_run: bool = False,
+    written: Callable[[], object] = lambda: None,
 ) -> None:
     """Runs a command's work and shows what came out.
 
@@ -51,20 +52,22 @@ def deliver(
         inputs: files that the document must not replace.
         force: whether ``document`` may be replaced.
         dry_run: whether the work is only a plan, and nothing is written.
+        written: called once the document is.
     """
     from qvec_cli.checkpoint.replace import dump, write_json
     from qvec_cli.cli.lines import lines
     from qvec_cli.ops.metrics import check_documents
 
-    written = _streams(inputs, [path for path in (out, document) if path], as_json=as_json)
+    streamed = _streams(inputs, [path for path in (out, document) if path], as_json=as_json)
     check_documents(document, out, inputs, force=force)
     with Terminal() as terminal:
         metrics = work(terminal)
     whole = metrics.document()
     if document is not None and not dry_run:
         write_json(document, whole, force=force)
+        written()
     text = dump(whole) if as_json else clean("\n".join(lines(metrics))) + "\n"
-    if written and not dry_run:
+    if streamed and not dry_run:
         _stderr(text.rstrip("\n"))  # stdout has the artefact
     else:
         result(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 from collections.abc import Callable, Mapping
@@ -48,7 +49,7 @@ _WRONG_ARGUMENTS: Final = (
 
 _COLOURS: Final = 3
 _PATIENCE: Final = 5.0
-"""Seconds within which the hub must answer."""
+"""Seconds within which the hub must answer anything at all."""
 
 _DATA_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 
@@ -269,20 +270,28 @@ def _create_model(name: str, num_classes: int, args: dict[str, Any], pretrained:
 
 
 def _notice_no_network() -> None:
-    """Sends the hub's client straight to its cache where it would retry for most of a minute."""
-    import socket
-    from urllib.parse import urlsplit
-    from urllib.request import getproxies
+    """Sends the hub's client straight to its cache where it would retry for most of a minute.
+
+    The hub is asked on a thread, because a name server that keeps silent knows no timeout, and
+    each of the hub's addresses would be given one of its own.
+    """
+    import threading
 
     from huggingface_hub import constants
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
-    if constants.HF_HUB_OFFLINE or getproxies():
+    if constants.HF_HUB_OFFLINE:
         return
-    place = urlsplit(constants.ENDPOINT)
-    port = place.port or (443 if place.scheme == "https" else 80)
-    try:
-        socket.create_connection((place.hostname or "", port), _PATIENCE).close()
-    except OSError:
+    answers: list[object] = []
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):  # of whichever client the library has
+            answers.append(get_session().head(constants.ENDPOINT, timeout=_PATIENCE))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_PATIENCE)
+    if not answers:
         constants.HF_HUB_OFFLINE = True
 
 

@@ -57,7 +57,15 @@ def read_choice(text: str) -> Choice:
         )
     except OSError as fault:
         raise QvecError(f"{text}: {(fault.strerror or 'cannot be read').lower()}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, QvecError):
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+        QvecError,
+    ):
         raise QvecError(f"{text}: is not the result of qvec sweep-lambda") from None
 
 

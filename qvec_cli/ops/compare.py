@@ -57,7 +57,7 @@ def _row(a: Checkpoint, b: Checkpoint, name: str, apart: Norm, size: Norm) -> di
     for raw, other in zip(a.blocks(name), b.blocks(name), strict=True):
         if ours.floating:
             x, y = to_float32(raw, ours.dtype), to_float32(other, theirs.dtype)
-            with np.errstate(invalid="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):
                 difference = y - x
             for norm in (own, apart):
                 norm.add(difference)

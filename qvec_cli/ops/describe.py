@@ -11,6 +11,7 @@ import numpy as np
 
 from qvec_cli.checkpoint.card import Card
 from qvec_cli.checkpoint.dtypes import to_float32
+from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError
 from qvec_cli.ops.lineage import inherited_use, stated_model
@@ -78,7 +79,7 @@ def lineage(path: Path, listener: Listener) -> Metrics:
         results = {
             "kind": checkpoint.kind,
             "role": checkpoint.card.role,
-            "digest": checkpoint.card.digest,
+            "digest": checkpoint.stated,
             "base": checkpoint.card.base,
             "provenance": checkpoint.card.provenance,
         }
@@ -90,10 +91,15 @@ def lineage(path: Path, listener: Listener) -> Metrics:
 def _parameters(checkpoint: Checkpoint) -> int:
     """How many numbers the network has; a packed weight counts as what it was."""
     packed = packed_weights(checkpoint)
-    shapes = {name: part for name in packed if (part := part_names(name)[2]) in checkpoint}
+    told = {name: part_names(name)[2] for name in packed}
+    shapes = {n: p for n, p in told.items() if p in checkpoint and _is_size(checkpoint[p])}
     inside = {part for name in shapes for part in part_names(name)}
     stored = sum(entry.size for name, entry in checkpoint.items() if name not in inside)
     return stored + sum(math.prod(map(int, checkpoint.array(part))) for part in shapes.values())
+
+
+def _is_size(entry: Entry) -> bool:
+    return entry.dtype == "I64" and entry.shape == (2,)
 
 
 def _card(card: Card) -> dict[str, Any]:

@@ -52,6 +52,9 @@ def evaluate(request: Request, listener: Listener) -> Metrics:
         examples = open_for(checkpoint, model, request.data, request.loading)
         images = {request.split: len(examples.task.split(request.split))}
         if request.dry_run:
+            from qvec_cli.ops.state import check_network
+
+            check_network(checkpoint, model, request.device)
             fates = dict.fromkeys(checkpoint, "loaded")
             memory = TORCH + 2 * checkpoint.nbytes + examples.nbytes(images)
             planned = Plan("eval", request.out, fates, checkpoint, {}, memory, images, request.data)

@@ -26,7 +26,7 @@ def choose_targets(
     if patterns:
         targets = matching(patterns, shapes)
     elif theta.card and theta.card.targets is not None:
-        targets = theta.card.targets
+        targets = tuple(dict.fromkeys(theta.card.targets))
         if missing := [name for name in targets if len(shapes.get(name, ())) != 2]:
             raise CheckpointError(
                 f"{theta.path}: {missing[0]}: its card names it a target, "
@@ -54,6 +54,7 @@ def choose_grid(
         MismatchError: made for another grid, and crossing was not asked for.
         QvecError, MismatchError: see ``check_fit``.
     """
+    made = next((c for c in (made, theta) if c.card and c.card.quant), made)
     own = Grid.from_json(made.card.quant) if made.card and made.card.quant else None
     grid = wanted.grid(own)
     if own and own != grid and not wanted.cross:
@@ -75,6 +76,8 @@ def check_fit(shapes: Mapping[str, tuple[int, ...]], grid: Grid, source: str) ->
             hint="Only linear layers outside the head are quantized.",
         )
     for name, shape in shapes.items():
+        if 0 in shape:
+            raise MismatchError(f"{source}: {name}: has no elements")
         try:
             block_shape(shape, grid)
         except MismatchError as error:

@@ -101,7 +101,7 @@ def _tensors(
     theta: Checkpoint, rho: Checkpoint, patched: set[str], lam: float
 ) -> Iterator[tuple[str, Iterable[Array]]]:
     for name in theta:
-        yield name, _apply(theta, rho, name, lam) if name in patched else theta.blocks(name)
+        yield name, _apply(theta, rho, name, lam) if name in patched else theta.checked(name)
     theta.settle()
     rho.settle()
 
@@ -125,6 +125,6 @@ def _card(theta: Checkpoint, rho: Checkpoint, choice: Choice, use: Use) -> Card:
     return replace(
         card_of(theta, Kind.CHECKPOINT),
         role="patched",
-        quant=choice.grid or rho.card.quant,
+        quant=choice.grid or rho.card.quant or (theta.card.quant if theta.card else None),
         provenance=provenance("patch", parents, use, **{"lambda": choice.lam}),
     )

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import BLOCK, Checkpoint
+from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.ops.metrics import Input, Metrics
 
 STREAMING: Final = 48_000_000 + 12 * BLOCK * 4
@@ -39,6 +40,8 @@ class Plan:
     ) -> Metrics:
         """The plan as a document; ``size`` is that of the output, if it can be known."""
         inputs = tuple(inputs)
+        if self.output and size:
+            check_target(self.output, force=True, size=size)
         held = sum(c.nbytes for c in inputs if c.in_memory)
         tensors = [
             {"name": n, "dtype": e.dtype, "shape": list(e.shape), "fate": self.fates[n]}

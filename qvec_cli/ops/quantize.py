@@ -118,6 +118,8 @@ def _plan(theta: Checkpoint, targets: Iterable[str], grid: Grid, *, fake: bool) 
             continue
         shapes = part_shapes(shape, grid)
         for part, dtype, size in zip(part_names(name), _PART_DTYPES, shapes, strict=True):
+            if part in plan:
+                raise MismatchError(f"{theta.path}: {part}: is where the parts of {name} belong")
             plan[part] = Entry(dtype, size)
     return plan
 
@@ -132,7 +134,7 @@ def _tensors(
     chosen = set(targets)
     for name in theta:
         if name not in chosen:
-            yield name, theta.blocks(name)
+            yield name, theta.checked(name)
             continue
         weight = theta.finite(name)
         quantized = QUANTIZERS[request.method].run(weight, grid)

@@ -9,7 +9,6 @@ import torch
 
 from qvec_cli.checkpoint.dtypes import name_of
 from qvec_cli.checkpoint.header import Entry
-from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.learn.data import Task
 from qvec_cli.model import build
 from qvec_cli.model.targets import of_network
@@ -18,7 +17,7 @@ from qvec_cli.ops.metrics import Metrics
 from qvec_cli.ops.opening import opened
 from qvec_cli.ops.plan import TORCH, Plan
 from qvec_cli.ops.start import Request, stored_model
-from qvec_cli.ops.state import device
+from qvec_cli.ops.state import device, outline
 from qvec_cli.specs import Listener
 
 _PER_WEIGHT: Final = 5 * 4
@@ -44,12 +43,8 @@ def rehearse(request: Request, task: Task, listener: Listener, started: float) -
             else:
                 model = stored_model(request, base, classes)
                 network = build.rebuild(model)
-        build.start_from(network, _outline(base), model, str(request.source))
+        build.start_from(network, outline(base), model, str(request.source))
         return _plan(request, task, network, model).metrics((base,), started)
-
-
-def _outline(base: Checkpoint) -> dict[str, torch.Tensor]:
-    return {name: torch.empty(entry.shape, device="meta") for name, entry in base.items()}
 
 
 def _plan(request: Request, task: Task, network: torch.nn.Module, model: dict[str, Any]) -> Plan:

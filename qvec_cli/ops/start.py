@@ -9,6 +9,7 @@ from typing import Any
 
 from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.checkpoint.replace import is_stream
 from qvec_cli.errors import CheckpointError, MismatchError, SpecError
 from qvec_cli.model.build import Wish
 from qvec_cli.model.names import check_name
@@ -68,6 +69,8 @@ def check_start(request: Request) -> None:
         return
     if request.pretrained:
         raise SpecError("--pretrained goes with a timm name, not with a checkpoint file")
+    if is_stream(request.source):  # it can be read once
+        return
     with Checkpoint(request.source) as checkpoint:
         require(checkpoint, Kind.CHECKPOINT)
         targets = checkpoint.card.targets if checkpoint.card else None

@@ -11,7 +11,7 @@ import torch
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
 from qvec_cli.model import build
-from qvec_cli.quant.qtensor import from_named, packed_weights, part_names
+from qvec_cli.quant.qtensor import from_named, packed_weights, part_names, part_shapes
 from qvec_cli.specs import Grid
 
 _DTYPES: Final = {
@@ -54,6 +54,29 @@ def load_network(checkpoint: Checkpoint, model: dict[str, Any], on: str) -> torc
     return network.to(target)
 
 
+def check_network(checkpoint: Checkpoint, model: dict[str, Any], on: str) -> None:
+    """Refuses, by headers alone, what ``load_network`` would refuse."""
+    device(on)
+    with torch.device("meta"):
+        network = build.rebuild(model)
+    own, state = network.state_dict(), outline(checkpoint)
+    for name in packed_weights(checkpoint):
+        grid = _grid(checkpoint, name)
+        shapes = [tuple(state.pop(part).shape) for part in part_names(name)[:2]]
+        del state[part_names(name)[2]]
+        shape = tuple(own[name].shape) if name in own else ()
+        if len(shape) == 2 and [*part_shapes(shape, grid)[:2]] == shapes:
+            state[name] = torch.empty(shape, device="meta")
+    build.load(network, state, str(checkpoint.path))
+
+
+def outline(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """The state of a float file without its numbers, tied tensors under each of their names."""
+    state = {n: torch.empty(entry.shape, device="meta") for n, entry in checkpoint.items()}
+    tied = {dropped: state[kept] for dropped, kept in checkpoint.aliases.items() if kept in state}
+    return {**state, **tied}
+
+
 def device(name: str) -> torch.device:
     """The device a user names; "auto" is a GPU where there is one.
 
@@ -73,6 +96,16 @@ def device(name: str) -> torch.device:
 
 
 def _unpacked(checkpoint: Checkpoint, name: str) -> Any:
+    parts, grid = part_names(name), _grid(checkpoint, name)
+    arrays: Mapping[str, Any] = {part: checkpoint.array(part) for part in parts}
+    try:
+        return from_named(name, arrays, grid).weight()
+    except MismatchError as error:
+        raise MismatchError(f"{checkpoint.path}: {error}", hint=error.hint) from None
+
+
+def _grid(checkpoint: Checkpoint, name: str) -> Grid:
+    """The grid of a packed weight that is whole and ours."""
     parts = part_names(name)
     if missing := [part for part in parts if part not in checkpoint]:
         raise MismatchError(f"{checkpoint.path}: {name}: {missing[0]} is missing")
@@ -81,9 +114,4 @@ def _unpacked(checkpoint: Checkpoint, name: str) -> Any:
             f"{checkpoint.path}: {name}: packed by another tool",
             hint="This version reads the packed files of qvec quantize.",
         )
-    grid = Grid.from_json(checkpoint.card.quant)
-    arrays: Mapping[str, Any] = {part: checkpoint.array(part) for part in parts}
-    try:
-        return from_named(name, arrays, grid).weight()
-    except MismatchError as error:
-        raise MismatchError(f"{checkpoint.path}: {error}", hint=error.hint) from None
+    return Grid.from_json(checkpoint.card.quant)

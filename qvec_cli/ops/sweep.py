@@ -35,6 +35,9 @@ from qvec_cli.vector.pairing import Pairing, cover
 if TYPE_CHECKING:
     from qvec_cli.ops.trial import Trial
 
+_NUMBERS: Final = ("n", "n_correct", "top1", "n_correct_top5", "top5", "loss")
+"""What a score holds at least."""
+
 UNIT: Final = 1.0
 """The lambda that needs no data of the receiver."""
 
@@ -118,6 +121,9 @@ def sweep(request: Request, listener: Listener) -> Metrics:
     with opened(request.receiver, listener) as theta, opened(request.vector, listener) as rho:
         setting = _match(request, theta, rho, listener)
         if request.dry_run:
+            from qvec_cli.ops.state import check_network
+
+            check_network(theta, setting.examples.model, request.device)
             return setting.plan(request, lambdas).metrics((theta, rho), started)
         points = _Points(request, setting.fingerprint(request.method, request.device))
         trial = _trial(request, setting, listener)
@@ -128,7 +134,6 @@ def sweep(request: Request, listener: Listener) -> Metrics:
     labels = Use(DataUse.RECEIVER_LABELS, {"val": curve[0]["val"]["n"]})
     costs = _Costs(before, use, spent(use, labels))
     results = _report(trial, curve, points, costs)
-    unfinished(request.out).unlink(missing_ok=True)
     return Metrics(
         "sweep-lambda",
         inputs,
@@ -257,8 +262,11 @@ class _Points:
     def _load(self) -> dict[str, dict[str, Any]]:
         try:
             document = json.loads(self._path.read_bytes())
-            stored, scores = document["run"], dict(document["scores"])
-        except (OSError, ValueError, KeyError, TypeError) as fault:
+            stored, scores = dict(document["run"]), dict(document["scores"])
+            numbers = [score[key] for score in scores.values() for key in _NUMBERS]
+            if not all(isinstance(number, int | float) for number in numbers):
+                raise TypeError("its scores are no numbers")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as fault:
             raise CheckpointError(
                 f"{self._path}: is not the state of a sweep ({fault})",
                 hint="Start anew with --force.",

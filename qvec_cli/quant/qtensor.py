@@ -46,7 +46,8 @@ def from_named(name: str, arrays: Mapping[str, Array], grid: Grid) -> QTensor:
         MismatchError: parts that do not belong together, or are packed in another way.
     """
     packed, scale, shape = (arrays[part] for part in part_names(name))
-    size = tuple(map(int, shape.reshape(-1)))
+    typed = packed.dtype == "<i4" and scale.dtype.kind == "f" and shape.dtype.kind == "i"
+    size = tuple(map(int, shape.reshape(-1))) if typed else ()
     fit = len(size) == 2 and min(size) >= 0
     if not fit or part_shapes(size, grid)[:2] != (packed.shape, scale.shape):
         raise MismatchError(
