@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.ops.metrics import SCHEMA_FILE
+from qvec_cli.specs import Grid
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "extract": ("extract", "{donor}", "{donor_qat}"),
@@ -178,3 +179,20 @@ def test_a_plan_with_metrics_writes_no_metrics(drawer: Drawer, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
     shutil.copy(drawer.rho, tmp_path / "m.json")
     call(*typed("patch", drawer), *files, code=1)
+
+
+def test_a_plan_at_the_lambda_of_a_sweep_reads_headers_only(
+    drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file(load_file(drawer.receiver), tmp_path / "bare.st")
+    choice = {
+        "results": {"chosen": {"lambda": 0.5}},
+        "data_use": {"level": "receiver_labels", "counts": {"val": 9}},
+        "parameters": {"grid": {**Grid(3).to_json()}},
+        "inputs": [{"digest": "0" * 64}],
+    }
+    (tmp_path / "s.json").write_text(json.dumps(choice))
+    monkeypatch.setattr(Checkpoint, "blocks", lambda *_: pytest.fail("a tensor was read"))
+    files = (tmp_path / "bare.st", drawer.rho, "-l", tmp_path / "s.json")
+    refused = call("patch", *files, "-o", tmp_path / "p.st", "--dry-run", code=1)
+    assert "was chosen for other files than" in refused.errors[0]  # the vector says so itself

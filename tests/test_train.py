@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAST, MODEL, Drawer, call, draw, spawn
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.learn import fit
@@ -361,3 +361,10 @@ def test_force_starts_anew_where_resume_cannot_go_on(
     assert "is of another run: starting anew" in result.err
     call(*args[:-1], tmp_path / "y.st", "--seed", 5)
     assert (tmp_path / "x.st").read_bytes() == (tmp_path / "y.st").read_bytes()
+
+
+def test_a_state_whose_card_tells_no_place_is_refused(drawer: Drawer, tmp_path: Path) -> None:
+    args = ("finetune", drawer.base, "--data", drawer.donor_data, "-o", tmp_path / "x.st", *FAST)
+    metadata = {"qvec.kind": "train-state", "qvec.schema": "1", "qvec.provenance": "{}"}
+    save_file({"w": np.ones(2, np.float32)}, tmp_path / "x.st.state", metadata)
+    assert "its qvec card is damaged" in call(*args, "--resume", code=1).errors[0]

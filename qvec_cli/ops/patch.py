@@ -90,7 +90,7 @@ def _match(
     require(theta, Kind.CHECKPOINT)
     require(rho, Kind.VECTOR)
     require_same_start(theta, rho, listener)
-    choice.require_for(theta, rho)
+    choice.require_for(*(c for c in (theta, rho) if c.stated or not request.dry_run))
     require_same_grid(theta, rho, cross=request.cross)
     note_twice(theta, rho, listener)
     head = head_tensors(theta, stated_model(theta))

@@ -187,12 +187,15 @@ class Session:
         with Checkpoint(path) as saved:
             if saved.card is None or saved.kind is not Kind.STATE:
                 raise CheckpointError(f"{path}: is not the state of a run")
-            if not self._is_same_run(path, saved.card.provenance["run"]):
+            place = saved.card.provenance
+            if not all(isinstance(place.get(key), dict) for key in ("run", "progress")):
+                raise CheckpointError(f"{path}: its qvec card is damaged (run, progress)")
+            if not self._is_same_run(path, place["run"]):
                 return
             tensors = {name: saved.array(name) for name in saved}
             saved.settle()
             snapshot.restore(self.fit, tensors, qat.plain_name)
-            self.fit.at = Progress(**saved.card.provenance["progress"])
+            self.fit.at = Progress(**place["progress"])
         at = self.fit.at
         self.listener.note(f"resumed at epoch {at.epoch + 1}, step {at.step + 1}")
 
