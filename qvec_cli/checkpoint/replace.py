@@ -34,7 +34,7 @@ def check_target(path: Path, *, force: bool, size: int = 0) -> None:
         size: bytes that it will have, if that is known.
     """
     try:
-        if path == STREAM:
+        if is_stdout(path):
             if os.isatty(1):
                 raise SpecError("stdout is a terminal, and gets binary data: pipe it on")
         elif not _is_stream(path):
@@ -48,6 +48,16 @@ def check_target(path: Path, *, force: bool, size: int = 0) -> None:
 def is_stream(path: Path) -> bool:
     """Whether an output goes to stdout, or to something else that is no file."""
     return path == STREAM or _is_stream(path)
+
+
+def is_stdout(path: Path) -> bool:
+    """Whether an output is stdout, also by a name such as /dev/stdout; a file is a file."""
+    if path == STREAM:
+        return True
+    try:
+        return _is_stream(path) and os.path.samestat(path.stat(), os.fstat(1))
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

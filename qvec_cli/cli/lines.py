@@ -12,6 +12,9 @@ from qvec_cli.specs import Grid
 
 Facts = Mapping[str, Any]
 
+_LONGEST: Final = 1000
+"""Characters of a line that a card may fill."""
+
 
 def lines(metrics: Metrics) -> Iterator[str]:
     """The lines of a result, with what it has cost of the receiver's data."""
@@ -132,10 +135,10 @@ def _inspect(results: Facts) -> Iterator[str]:
     elif "tensors" in results:
         yield from _description(results)
     else:
-        role = f", {results['role']}" if results["role"] else ""
+        role = _cut(f", {results['role']}") if results["role"] else ""
         yield f"{results['kind']}{role} {(results['digest'] or 'of unknown digest')[:17]}"
-        yield f"base: {results['base'] or 'unknown'}"
-        yield from _family(results["provenance"], "")
+        yield _cut(f"base: {results['base'] or 'unknown'}")
+        yield from map(_cut, _family(results["provenance"], ""))
 
 
 def _comparison(results: Facts) -> Iterator[str]:
@@ -164,7 +167,7 @@ def _both(pair: list[Any]) -> str:
 
 def _description(results: Facts) -> Iterator[str]:
     card = results["card"]
-    role = f", {card['role']}" if card and card["role"] else ""
+    role = _cut(f", {card['role']}") if card and card["role"] else ""
     yield (
         f"{results['kind']}{role}: {len(results['tensors'])} tensors, "
         f"{results['parameters']:,} parameters, {size(results['bytes'])}"
@@ -174,7 +177,7 @@ def _description(results: Facts) -> Iterator[str]:
             f"architecture: {model['architecture']} {model['model_args'] or ''}, "
             f"{model['num_classes']} classes"
         )
-    yield from _card(card) if card else ["no qvec card: lineage is not known"]
+    yield from map(_cut, _card(card)) if card else ["no qvec card: lineage is not known"]
     held = "" if results["digest_holds"] else " (not that of its card: edited since)"
     yield f"digest: {results['digest']}{held}"
     yield "tensor\tdtype\tshape\tnorm"
@@ -182,6 +185,11 @@ def _description(results: Facts) -> Iterator[str]:
         bad = f"\t{tensor['not_finite']} not finite" if tensor.get("not_finite") else ""
         norm = f"{tensor['norm']:.6g}" if "norm" in tensor else "-"
         yield f"{tensor['name']}\t{tensor['dtype']}\t{tensor['shape']}\t{norm}{bad}"
+
+
+def _cut(text: str) -> str:
+    """What a card says, which may be of any length."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _card(card: Facts) -> Iterator[str]:

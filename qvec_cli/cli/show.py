@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
     from qvec_cli.ops.metrics import Metrics
 
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_CONTROL: Final = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+)
 """What could steer a terminal: control characters, and marks that turn text around."""
 
 _LONGEST: Final = 2000
@@ -66,7 +68,7 @@ def deliver(
     if document is not None and not dry_run:
         write_json(document, whole, force=force)
         written()
-    text = dump(whole) if as_json else clean("\n".join(lines(metrics))) + "\n"
+    text = dump(whole) if as_json else "".join(map(_row, lines(metrics)))
     if streamed and not dry_run:
         _stderr(text.rstrip("\n"))  # stdout has the artefact
     else:
@@ -75,15 +77,17 @@ def deliver(
 
 def _streams(inputs: tuple[Path, ...], outputs: list[Path], *, as_json: bool) -> bool:
     """Whether stdout gets an artefact; it and stdin can hold one thing."""
+    from qvec_cli.checkpoint.replace import is_stdout
     from qvec_cli.checkpoint.source import STREAM
 
+    piped = sum(map(is_stdout, outputs))
     if inputs.count(STREAM) > 1:
         raise SpecError("- stands for stdin, which holds one file")
-    if outputs.count(STREAM) + as_json > 1:
+    if piped + as_json > 1:
         raise SpecError("stdout holds one thing: -o -, --metrics - or --json")
-    if STREAM in outputs and sys.stdout is None:
+    if piped and sys.stdout is None:
         raise QvecError("stdout is closed")
-    return STREAM in outputs
+    return piped > 0
 
 
 def result(text: str) -> None:
@@ -116,6 +120,11 @@ def drop_stdout() -> None:
 def clean(text: str) -> str:
     """Text from a file or a user, made harmless for a terminal."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def _row(text: str) -> str:
+    """A line of a result, which no name in it can break into two."""
+    return clean(text).replace("\n", "\\n") + "\n"
 
 
 def complain(message: str, hint: str | None) -> None:
@@ -181,7 +190,7 @@ class Terminal:
         assert self._bar is not None
         if self._task is not None:
             self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(label, total=total, facts="")
+        self._task = self._bar.add_task(_row(label).rstrip("\n"), total=total, facts="")
 
 
 def _bar() -> Progress | None:
@@ -195,7 +204,8 @@ def _bar() -> Progress | None:
     console = Console(stderr=True)
     if console.no_color or console.is_dumb_terminal:
         return None
-    words, facts = TextColumn("{task.description}"), TextColumn("{task.fields[facts]}")
+    words = TextColumn("{task.description}", markup=False)
+    facts = TextColumn("{task.fields[facts]}", markup=False)
     bar = Progress(
         words, BarColumn(), MofNCompleteColumn(), facts, Left(), console=console, transient=True
     )
