@@ -68,6 +68,12 @@ def test_other_kinds_are_called_by_their_names(kind: str, tmp_path: Path) -> Non
     assert str(caught.value).startswith(f"{tmp_path / 'x.st'}: ")
 
 
+def test_an_archive_of_something_else_is_told(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", a=np.ones(2))
+    with pytest.raises(CheckpointError, match="a zip archive, but not one of torch"):
+        Checkpoint(tmp_path / "a.npz")
+
+
 def test_a_refused_file_of_any_kind_is_closed(tmp_path: Path) -> None:
     before = len([*Path("/dev/fd").iterdir()])
     for content in (*(c for c, _ in FOREIGN.values()), b"", b"PK\x03\x04" + bytes(30)):
@@ -109,6 +115,15 @@ def test_tied_names_that_the_library_has_dropped_are_known(tmp_path: Path) -> No
         assert {*ours, *ours.aliases} == set(network.state_dict())
         assert set(ours.aliases.values()) <= set(ours)
         assert len(ours.aliases) == 1
+
+
+def test_an_alias_of_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    from qvec_cli.ops.state import load_state
+
+    metadata = {"qvec.kind": "checkpoint", "qvec.schema": "1", "qvec.aliases": '{"b":"gone"}'}
+    save_file(ARRAYS, tmp_path / "a.st", metadata)
+    with Checkpoint(tmp_path / "a.st") as ours, pytest.raises(CheckpointError, match="b: tied to"):
+        load_state(ours)
 
 
 def test_a_folder_can_be_where_we_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Drawer, call
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from qvec_cli.checkpoint import shards
 from qvec_cli.checkpoint.read import Checkpoint
@@ -64,8 +66,6 @@ def test_shards_are_the_same_as_one_file(by: str, tmp_path: Path) -> None:
 
 def test_shards_serve_as_inputs_of_every_step(drawer: Drawer, tmp_path: Path) -> None:
     """Split by hand; the vector is that of the whole files, byte for byte in its tensors."""
-    from safetensors.numpy import load_file
-
     for name in ("donor", "donor_qat"):
         tensors = load_file(getattr(drawer, name))
         (tmp_path / name).mkdir()
@@ -143,10 +143,19 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(case: str, tmp_path: P
 
 def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     index = sharded(tmp_path / "model")
-    (tmp_path / "model" / "model-00002-of-00003.safetensors").write_bytes(
-        (tmp_path / "model" / "model-00001-of-00003.safetensors").read_bytes()
-    )
-    assert "is not" in refusal(index)
+    shard = tmp_path / "model" / "model-00002-of-00003.safetensors"
+    twice = {"blocks.0.weight": TENSORS["blocks.0.weight"]}
+    save_file(load_file(shard) | twice, shard)
+    assert f"{shard.name}: blocks.0.weight is not listed" in refusal(index)
+
+
+def test_a_tensor_that_an_index_lists_twice_is_refused(tmp_path: Path) -> None:
+    """Of two shards JSON would keep the last one, and the first would never be opened."""
+    index = sharded(tmp_path / "model")
+    start = '{"weight_map": {"half": "model-9.safetensors", '
+    index.write_text(index.read_text().replace('{"metadata": {"total_size": 1}, ', "{"))
+    index.write_text(index.read_text().replace('{"weight_map": {', start))
+    assert "'half' stands in it twice" in refusal(index)
 
 
 def test_a_broken_index_is_told_with_line_and_column(tmp_path: Path) -> None:
@@ -168,6 +177,64 @@ def test_an_index_of_unreasonable_size_is_not_parsed(
     assert "more than" in refusal(index)
 
 
+PIECES = {
+    "tensors": (b'{"weight_map":{', b'"%d":"a.safetensors",', b'"":"a.safetensors"}}'),
+    "shards": (b'{"weight_map":{', b'"%d":"%d.safetensors",', b'"":"a.safetensors"}}'),
+    "lists": (b'{"a":[', b"[],", b"0]}"),
+    "numbers": (b'{"a":[', b"1e9,", b"0]}"),
+    "a letter of four bytes": (b'{"a":"\xf0\x9f\x98\x80', b"a", b'"}'),
+}
+OPENS = """
+import sys, time
+from pathlib import Path
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.errors import CheckpointError
+from qvec_cli.ops.metrics import peak_rss_bytes
+started = time.process_time()
+try:
+    Checkpoint(Path(sys.argv[1]))
+except CheckpointError as error:
+    print(str(error)[-60:])
+print(time.process_time() - started, peak_rss_bytes())
+"""
+
+
+def cost(path: Path) -> tuple[str, float, float]:
+    """What a process says to an input that it refuses, its seconds and its bytes."""
+    command = [sys.executable, "-c", OPENS, str(path)]
+    said, costs = subprocess.check_output(command, text=True).splitlines()
+    seconds, peak = map(float, costs.split())
+    return said, seconds, peak
+
+
+@pytest.mark.parametrize("case", [*PIECES, "tensors, in short", "shards, in short"])
+def test_a_hostile_index_costs_little(case: str, tmp_path: Path) -> None:
+    start, piece, end = PIECES[case.removesuffix(", in short")]
+    count = (shards._MAX_INDEX - len(start + end)) // (len(piece) + 5 * piece.count(b"%d"))
+    count = min(count, 358_000) if case.endswith("in short") else count
+    whole = piece * count
+    if b"%d" in piece:
+        whole = b"".join(piece.replace(b"%d", b"%d" % i) for i in range(count))
+    path = tmp_path / INDEX
+    path.write_bytes(start + whole + end)
+    said, seconds, peak = cost(path)
+    assert said
+    path.unlink()
+    assert peak < 200e6
+    assert seconds < 1
+
+
+def test_an_index_of_a_hundred_thousand_tensors_is_read(tmp_path: Path) -> None:
+    shard = "model-{:05d}-of-00100.safetensors"
+    names = (f"visual.transformer.blocks.{i}.attention.projection.weight" for i in range(100_000))
+    table = {name: shard.format(i % 100) for i, name in enumerate(names)}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": table}, indent=2))
+    said, seconds, peak = cost(tmp_path / INDEX)
+    assert said.endswith(f"{shard.format(0)}: no such file")
+    assert peak < 200e6
+    assert seconds < 1
+
+
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     index = sharded(tmp_path / "model")
     shard = tmp_path / "model" / "model-00002-of-00003.safetensors"
@@ -175,7 +242,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     assert refusal(index).startswith(f"{shard}: holds ")
 
 
-@pytest.mark.parametrize("name", ["model-00001-of-00003.safetensors", "config.json"])
+@pytest.mark.parametrize("name", ["model-00001-of-00003.safetensors", INDEX, "config.json"])
 def test_a_link_that_leads_out_of_the_folder_is_not_followed(name: str, tmp_path: Path) -> None:
     index = sharded(tmp_path / "model")
     inside = tmp_path / "model" / name
@@ -218,6 +285,23 @@ def test_the_cache_of_the_hub_is_read_through_its_links(tmp_path: Path) -> None:
         assert set(ours) == set(TENSORS)
         assert ours.config == {"model_type": "vit"}
     with Checkpoint(snapshot / index.name) as ours:
+        assert set(ours) == set(TENSORS)
+
+
+def test_the_cache_of_another_repository_is_not(tmp_path: Path) -> None:
+    snapshot = tmp_path / "ours" / "snapshots" / "abc"
+    blob = tmp_path / "theirs" / "blobs" / "0"
+    for folder in (snapshot, blob.parent):
+        folder.mkdir(parents=True)
+    save_file(TENSORS, blob)
+    (snapshot / "model.safetensors").symlink_to("../../../theirs/blobs/0")
+    assert "is a link that leads out of the folder" in refusal(snapshot)
+
+
+def test_a_folder_may_be_a_link(tmp_path: Path) -> None:
+    sharded(tmp_path / "model")
+    (tmp_path / "link").symlink_to("model")
+    with Checkpoint(tmp_path / "link") as ours:
         assert set(ours) == set(TENSORS)
 
 

@@ -23,7 +23,7 @@ _MAX_SIGNS: Final = 1_800_000
 100,000 tensors of four dimensions have 1.7 million.
 """
 
-_MAX_NAME: Final = 10_000
+MAX_NAME: Final = 10_000
 """Letters in the name of a tensor, which messages repeat."""
 
 _KEYS: Final = frozenset(("dtype", "shape", "data_offsets"))
@@ -108,19 +108,24 @@ def read_header(source: Readable) -> tuple[dict[str, Entry], dict[str, str]]:
     return entries, metadata
 
 
-def require_moderate(text: bytes) -> None:
-    """Refuses a header that would cost more than a second or 200 MB to read, or is no header.
+def require_moderate(text: bytes, what: str = "its header") -> None:
+    """Refuses JSON that would cost more than a second or 200 MB to read, or is no header.
 
     Raises:
         CheckpointError: says what there is too much of.
     """
     if len(text) > MAX_HEADER:
         raise CheckpointError(
-            f"its header claims {len(text):,} bytes; more than {MAX_HEADER:,} is not read"
+            f"{what} claims {len(text):,} bytes; more than {MAX_HEADER:,} is not read"
+        )
+    if len(text) > MAX_HEADER // 4 and not text.isascii():  # a letter may take four in memory
+        raise CheckpointError(
+            f"{what} has letters outside ASCII in {len(text):,} bytes; "
+            f"more than {MAX_HEADER // 4:,} of such are not read"
         )
     if (signs := text.count(b",") + text.count(b'"')) > _MAX_SIGNS:
         raise CheckpointError(
-            f"its header holds {signs:,} commas and quotes; more than {_MAX_SIGNS:,} are not read"
+            f"{what} holds {signs:,} commas and quotes; more than {_MAX_SIGNS:,} are not read"
         )
 
 
@@ -155,7 +160,7 @@ def _uncollected() -> Iterator[None]:
 def _json(text: bytes) -> Any:
     try:
         header = json.loads(
-            text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=refuse_constant
+            text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse_constant
         )
         _require_utf8(header)
     except (ValueError, RecursionError) as fault:
@@ -170,7 +175,7 @@ def _tensors(header: Any, start: int) -> tuple[dict[str, Entry], dict[str, str],
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError("its __metadata__ is not a mapping from text to text")
-    if (longest := max(map(len, header), default=0)) > _MAX_NAME:
+    if (longest := max(map(len, header), default=0)) > MAX_NAME:
         raise CheckpointError(f"one of its tensors has a name of {longest:,} letters")
     entries = {name: _entry(name, value, start) for name, value in header.items()}
     ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
@@ -213,7 +218,7 @@ def _holdable(shape: list[int], itemsize: int) -> bool:
     return True
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object whose names are unique."""
     mapping = dict(pairs)
     if len(mapping) != len(pairs):

@@ -6,16 +6,18 @@ They are held in memory as a whole, and torch is imported for them: safetensors 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
+import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.checkpoint.dtypes import name_of
-from qvec_cli.checkpoint.header import Entry
+from qvec_cli.checkpoint.header import MAX_NAME, Entry
 from qvec_cli.checkpoint.layout import Layout
 from qvec_cli.checkpoint.source import File, Memory
 from qvec_cli.errors import CheckpointError
@@ -32,7 +34,13 @@ _NESTED: Final = (
 _SAFE: Final = (argparse.Namespace,)
 """What timm's training script saves beside the weights: a bag of attributes, without code."""
 
-_MAX_DIRECTORY: Final = 32 << 20
+_GROWING: Final = (b"bytearray", b"_codecs")
+"""What torch's loader calls when a pickle says so, and what makes gigabytes of a few letters."""
+
+_SLACK: Final = 1 << 20
+"""Bytes that the tensors of a small file may share."""
+
+_MAX_DIRECTORY: Final = 12 << 20
 """Bytes of a zip archive's own table; torch needs about 100 for each tensor."""
 
 
@@ -46,13 +54,19 @@ def read_pickle(path: Path, file: File, layout: Layout) -> None:
     Raises:
         CheckpointError: anything but tensors and plain data: such a file could run code.
     """
-    layout.streams = False
+    layout.streams, held = False, 0
     state = _state_dict(_load(path, file), path, layout)
     seen: dict[tuple[object, ...], str] = {}
     for name, tensor in state.items():
         if (kept := seen.setdefault(_identity(tensor), name)) != name:
             layout.aliases[name] = kept
             continue
+        held += tensor.numel() * tensor.element_size()
+        if held > 4 * file.size + _SLACK:
+            raise CheckpointError(
+                f"{path}: {name}: the tensors up to it take {held:,} bytes, "
+                f"the file has {file.size:,}"
+            )
         data, dtype = _bytes(path, name, tensor)
         part = layout.add(Memory(data))
         layout.entries[name] = Entry(dtype, tuple(tensor.shape), 0, len(data), part)
@@ -80,21 +94,65 @@ def _refuse_bomb(path: Path, stream: Any, size: int) -> None:
     stream.seek(0)
     if stream.read(2) != b"PK":
         stream.seek(0)
+        _refuse_growth(path, iter(lambda: stream.read(1 << 20), b""))
+        stream.seek(0)
         return
+    with _whole(path):
+        _require_one_directory(stream, size)
+        archive = zipfile.ZipFile(stream)
+        members = archive.infolist()
+        if any(m.compress_type != zipfile.ZIP_STORED for m in members) or (
+            sum(m.file_size for m in members) > size
+        ):
+            raise CheckpointError(f"{path}: a compressed zip archive, which torch does not write")
+        if not any(m.filename.endswith("data.pkl") for m in members):
+            raise CheckpointError(f"{path}: a zip archive, but not one of torch.save")
+        for member in members:
+            if member.filename.lower().endswith(".pkl"):  # torch minds no case
+                _refuse_growth(path, [archive.read(member)])
+    stream.seek(0)
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Tells what zipfile says of an archive that is not whole."""
     try:
-        members = zipfile.ZipFile(stream).infolist()
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as fault:
+        yield
+    except (zipfile.BadZipFile, ValueError, OSError, RuntimeError, EOFError) as fault:
         raise CheckpointError(
             f"{path}: a PyTorch file that is cut short or damaged ({fault})",
             hint="Was a copy interrupted?",
         ) from None
-    if any(m.compress_type != zipfile.ZIP_STORED for m in members) or (
-        sum(m.file_size for m in members) > size
-    ):
-        raise CheckpointError(f"{path}: a compressed zip archive, which torch does not write")
-    if not any(m.filename.endswith("data.pkl") for m in members):
-        raise CheckpointError(f"{path}: a zip archive, but not one of torch.save")
-    stream.seek(0)
+
+
+def _refuse_growth(path: Path, chunks: Iterable[bytes]) -> None:
+    before = b""
+    for chunk in chunks:
+        for word in _GROWING:
+            if word in before + chunk:
+                raise CheckpointError(
+                    f"{path}: a pickle that calls {word.decode()}, which no state dict needs"
+                )
+        before = chunk[-16:]
+
+
+def _require_one_directory(stream: Any, size: int) -> None:
+    """Refuses an archive in which zipfile and torch could find different directories.
+
+    Raises:
+        ValueError: it does not end with its directory and nothing else, or that is too long.
+    """
+    stream.seek(max(0, size - 98))
+    tail = stream.read().rjust(98, b"\0")
+    stop = size - 22
+    length, start = struct.unpack_from("<LL", tail, 88)
+    if tail[56:60] == b"PK\6\7":  # of 64 bits: a record, and a note of where it stands
+        stop = size - 98
+        length, start = struct.unpack_from("<QQ", tail, 40)
+        if tail[:4] != b"PK\6\6" or struct.unpack_from("<Q", tail, 64)[0] != stop:
+            raise ValueError("its end is not where it says")
+    if tail[76:80] != b"PK\5\6" or start + length != stop or length > _MAX_DIRECTORY:
+        raise ValueError("it does not end with one directory of moderate size")
 
 
 def _refused(path: Path, fault: Exception) -> CheckpointError:
@@ -119,12 +177,21 @@ def _state_dict(found: Any, path: Path, layout: Layout) -> dict[str, Tensor]:
         layout.notes.append(f"the weights are those under {inner[0]!r}{also}")
         found = found[inner[0]]
     for name, tensor in found.items():
+        if isinstance(name, str) and not _nameable(name):
+            raise CheckpointError(f"{path}: {name[:50]!r}: no name for a tensor")
         if not isinstance(name, str) or not _is_tensor(tensor):
             raise CheckpointError(
                 f"{path}: {name}: is {type(tensor).__name__}, not a tensor",
                 hint="A state dict holds tensors only.",
             )
     return dict(found)
+
+
+def _nameable(name: str) -> bool:
+    try:
+        return name != "__metadata__" and len(name.encode()) <= MAX_NAME
+    except UnicodeEncodeError:
+        return False
 
 
 def _is_tensor(value: object) -> bool:
@@ -150,6 +217,6 @@ def _identity(tensor: Tensor) -> tuple[object, ...]:
     """Equal for tied tensors: the same numbers at the same place in memory."""
     import torch
 
-    if tensor.layout is not torch.strided or not tensor.numel():
+    if tensor.layout is not torch.strided or tensor.is_nested or not tensor.numel():
         return (id(tensor),)
     return tensor.data_ptr(), tensor.stride(), tensor.dtype, tuple(tensor.shape)

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from qvec_cli.checkpoint.card import refuse_constant
-from qvec_cli.checkpoint.header import Entry, read_header
+from qvec_cli.checkpoint.header import MAX_HEADER, Entry, read_header, require_moderate, unique
 from qvec_cli.checkpoint.layout import Layout
 from qvec_cli.checkpoint.source import File, open_file
 from qvec_cli.errors import CheckpointError
 
 INDEX: Final = ".safetensors.index.json"
 
-_MAX_INDEX: Final = 64 << 20  # bytes
+_MAX_INDEX: Final = MAX_HEADER  # bytes
+_MAX_SHARDS: Final = 10_000
 _PLAIN_NAME: Final = re.compile(r"[^/\\:\x00]+\.safetensors")
 
 
@@ -67,7 +68,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if file.size > _MAX_INDEX:
             raise CheckpointError(f"{path}: {file.size:,} bytes; more than {_MAX_INDEX:,} of JSON")
-        document = json.loads(file.read(file.size, 0), parse_constant=refuse_constant)
+        text = file.read(file.size, 0)
+        require_moderate(text, str(path))
+        document = json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as fault:
         raise CheckpointError(f"{path}: is not valid JSON: {fault}") from None
     finally:
@@ -90,6 +93,8 @@ def _shards(path: Path, document: Mapping[str, Any]) -> dict[str, set[str]]:
                 ".safetensors file"
             )
         shards.setdefault(shard, set()).add(tensor)
+        if len(shards) > _MAX_SHARDS:
+            raise CheckpointError(f"{path}: names more than {_MAX_SHARDS:,} shards")
     return dict(sorted(shards.items()))
 
 
