@@ -210,8 +210,9 @@ def test_a_device_is_written_to_and_stays_a_device(number: int, code: int, folde
 
 @pytest.mark.parametrize("stderr", ["2>&-", "2> /dev/full"])
 def test_a_fault_that_nobody_hears_of_keeps_its_code(stderr: str, folder: Path) -> None:
-    done = shell(f"qvec inspect nothing.st {stderr}", folder)
-    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
+    for line, code in (("qvec inspect nothing.st", 1), ("qvec inspect -x", 2)):
+        done = shell(f"{line} {stderr}", folder)
+        assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
 
 
 # --- what a screen shows --------------------------------------------------------------------------
@@ -257,12 +258,16 @@ def test_a_name_with_line_breaks_forges_no_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("question", [(), ("--lineage",)], ids=["inspect", "lineage"])
 def test_a_card_of_a_million_letters_does_not_flood_the_screen(
-    question: tuple[str, ...], tmp_path: Path
+    question: tuple[str, ...], drawer: Drawer, tmp_path: Path
 ) -> None:
     long = "x" * 1_000_000
+    with Checkpoint(drawer.receiver) as ours:
+        model = json.loads(ours.metadata["timm"]) | {"model_args": {long: long}}
     card = {"qvec.kind": "vector", "qvec.schema": "1", "qvec.role": long, "qvec.base": long}
-    card |= {"qvec.recipe": json.dumps({long: long}), "qvec.data": json.dumps({"name": long})}
-    card |= {"qvec.provenance": json.dumps({"op": long, "parents": [{"name": long}]})}
+    made = {"op": long, "parents": [{"name": long}]}
+    texts = {"recipe": {long: long}, "data": {"name": long}, "provenance": made}
+    card |= {f"qvec.{name}": json.dumps(text) for name, text in texts.items()}
+    card["timm"] = json.dumps(model)
     save_file({"a": np.ones(2, np.float32)}, tmp_path / "long.st", card)
     assert len(call("inspect", tmp_path / "long.st", *question).out) < 20_000
 
@@ -295,6 +300,42 @@ def test_what_is_no_terminal_gets_no_escape(environment: dict[str, str], folder:
     line = "qvec inspect rho.st; qvec inspect nothing.st; qvec patch --help; qvec patch"
     done = shell(line, folder, **environment)
     assert b"\x1b" not in done.stdout + done.stderr
+
+
+def on_a_screen(monkeypatch: pytest.MonkeyPatch, label: str, **environment: str) -> bytes:
+    """What a terminal gets to see of work with a progress and a note."""
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w", encoding="utf-8") as screen:
+        monkeypatch.setattr(sys, "stderr", screen)
+        with show.Terminal() as terminal:
+            terminal.progress(label, 1, 2)
+            terminal.note(HOSTILE)
+        monkeypatch.undo()
+        shown = os.read(ours, 1 << 16)
+    os.close(ours)
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("environment", "live"),
+    [({"TERM": "xterm"}, True), ({"TERM": "dumb"}, False), ({"NO_COLOR": "1"}, False)],
+)
+def test_a_terminal_gets_a_live_bar_unless_it_wants_none(
+    environment: dict[str, str], live: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = on_a_screen(monkeypatch, "eval", **{"TERM": "xterm", **environment})
+    assert b"note: " in shown
+    assert b"\x1b[31mred" not in shown
+    assert (b"\x1b" in shown) == live
+
+
+@pytest.mark.parametrize("label", ["a \x1b[31mred", "a [/bold]", "a [red]"], ids=ascii)
+def test_a_label_steers_nothing(label: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert show.clean(label).encode() in on_a_screen(monkeypatch, label, TERM="xterm")
 
 
 def test_a_narrow_terminal_cuts_no_name_and_no_json(folder: Path) -> None:

@@ -91,7 +91,8 @@ def replacing(path: Path, *, force: bool) -> Iterator[BinaryIO]:
     except OSError as fault:
         raise refused(path, fault) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # else the next writer sweeps it
+            temporary.unlink(missing_ok=True)
     _sync_folder(path, target.parent)
 
 
@@ -205,7 +206,11 @@ def _put(temporary: Path, target: Path, *, force: bool) -> None:
         if fault.errno not in _NO_LINKS:
             raise
         os.close(os.open(target, os.O_CREAT | os.O_EXCL))  # claims the name: one writer can
-        temporary.replace(target)
+        try:
+            temporary.replace(target)
+        except BaseException:
+            target.unlink()
+            raise
 
 
 def _sync_folder(path: Path, folder: Path) -> None:

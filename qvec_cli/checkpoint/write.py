@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +51,7 @@ def write(
     check_target(path, force=force, size=end)
     _keep_freed_memory()
     with replacing(path, force=force) as file, Hasher() as hasher:
-        file.truncate(end)
+        os.ftruncate(file.fileno(), end)  # goes on after a signal, as file.truncate does not
         written = set()
         for name, blocks in tensors:
             _fill(file, name, placed[name], blocks, hasher)

@@ -136,6 +136,11 @@ def _usage(fault: Any) -> int:
 
 def _prepare() -> None:
     """Streams that never fail on a letter, and signals that let the clean-up run."""
+    for fd in range(3):  # or a file gets the number of a closed stream, and what libraries print
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -173,7 +173,7 @@ def _description(results: Facts) -> Iterator[str]:
         f"{results['parameters']:,} parameters, {size(results['bytes'])}"
     )
     if model := results["model"]:
-        yield (
+        yield _cut(
             f"architecture: {model['architecture']} {model['model_args'] or ''}, "
             f"{model['num_classes']} classes"
         )
