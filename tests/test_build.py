@@ -23,7 +23,6 @@ from qvec_cli.model.build import (
     load,
     normalise,
     rebuild,
-    same_backbone,
     start_from,
     transform,
 )
@@ -232,14 +231,6 @@ def test_a_start_of_another_backbone_is_refused(wish, pico):
     network = rebuild(pico[1])
     with pytest.raises(MismatchError, match=r"^base\.st: "):
         start_from(network, source.state_dict(), pico[1], "base.st")
-
-
-def test_configurations_of_one_backbone_do_not_differ_by_their_heads(pico):
-    _, other = create(Wish("test_vit", 37, img_size=32))
-    assert same_backbone(pico[1], other) == []
-    assert same_backbone(pico[1], {**other, "architecture": "x"}) == ["architecture test_vit vs x"]
-    larger = {**other, "model_args": {"img_size": 64, "depth": 2}}
-    assert same_backbone(pico[1], larger) == ["depth None vs 2", "img_size 32 vs 64"]
 
 
 # --- images -------------------------------------------------------------------------------------

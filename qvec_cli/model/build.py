@@ -10,31 +10,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.errors import MismatchError, QvecError, SpecError
+from qvec_cli.model.configuration import DATA_KEYS, FLAGS, Model
 from qvec_cli.model.targets import head_tensors
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
-
-Model = Mapping[str, Any]
-"""timm's own JSON configuration: architecture, num_classes, model_args, pretrained_cfg."""
-
-_FIELDS: Final = {
-    "architecture": str,
-    "num_classes": int,
-    "model_args": dict,
-    "pretrained_cfg": dict,
-}
-_FLAGS: Final = {
-    "img_size": "--img-size",
-    "in_chans": "--in-chans",
-    "num_classes": "the classes of the data set decide",
-    "pretrained": "--pretrained",
-    "checkpoint_path": "--initial-checkpoint",
-    "pretrained_cfg": "--img-size, --in-chans and --crop-pct",
-    "pretrained_cfg_overlay": "--img-size, --in-chans and --crop-pct",
-}
-"""Arguments of timm that would go past qvec, and what says them here."""
 
 _WRONG_ARGUMENTS: Final = (
     TypeError,
@@ -47,11 +28,8 @@ _WRONG_ARGUMENTS: Final = (
 )
 """What timm's constructors answer to arguments that cannot be."""
 
-_COLOURS: Final = 3
 _PATIENCE: Final = 5.0
 """Seconds within which the hub must answer anything at all."""
-
-_DATA_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +45,8 @@ class Wish:
     args: Mapping[str, Any] = field(default_factory=dict)  # for timm's constructor
 
     def __post_init__(self) -> None:
-        for name in sorted(self.args.keys() & _FLAGS.keys()):
-            raise SpecError(f"--model-arg {name} has a word of its own: {_FLAGS[name]}")
+        for name in sorted(self.args.keys() & FLAGS.keys()):
+            raise SpecError(f"--model-arg {name} has a word of its own: {FLAGS[name]}")
 
     @property
     def shaped(self) -> bool:
@@ -93,55 +71,6 @@ def create(wish: Wish) -> tuple[nn.Module, dict[str, Any]]:
     if patches == 0:
         raise SpecError(f"--img-size {wish.img_size} is smaller than one patch of {wish.name}")
     return network, _configuration(network, wish, args)
-
-
-def check(model: Model) -> Model:
-    """Refuses a configuration that ``create`` would not have made; cards are only text.
-
-    Raises:
-        MismatchError: names the field.
-    """
-    for name, kind in _FIELDS.items():
-        if not isinstance(model.get(name), kind):
-            raise MismatchError(f"its configuration for timm is damaged: {name}")
-    if past := model["model_args"].keys() & _FLAGS.keys() - {"img_size", "in_chans"}:
-        raise MismatchError(f"its configuration for timm is damaged: {min(past)}")
-    data = model["pretrained_cfg"]
-    named = data.get("classifier")
-    if not all(isinstance(part, str) for part in (named if isinstance(named, list) else [named])):
-        raise MismatchError("its configuration for timm is damaged: classifier")
-    size = data.get("input_size")
-    if not (isinstance(size, list) and len(size) == 3 and all(type(n) is int for n in size)):
-        raise MismatchError("its configuration for timm is damaged: input_size")
-    if missing := [key for key in _DATA_KEYS if key not in data]:
-        raise MismatchError(f"its configuration for timm is damaged: {missing[0]} is missing")
-    return model
-
-
-def of_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The configuration in a config.json of timm or of transformers' wrapper for it."""
-    given, args = config.get("pretrained_cfg"), config.get("model_args", {})
-    if not (isinstance(given, Mapping) and isinstance(args, Mapping)):
-        return None
-    args = {key: value for key, value in args.items() if key != "num_classes"}
-    data = {key: given[key] for key in (*_DATA_KEYS, "classifier") if key in given}
-    size = args.get("img_size")
-    if isinstance(size, list) and size and size == size[:1] * len(size):
-        args["img_size"] = size = size[0]
-    if args.get("in_chans") == _COLOURS:
-        del args["in_chans"]
-    if isinstance(size, int):  # what timm says of a tag's images is not what a network was made for
-        data["input_size"] = [args.get("in_chans", _COLOURS), size, size]
-    model = {
-        "architecture": config.get("architecture"),
-        "num_classes": config.get("num_classes", given.get("num_classes")),
-        "model_args": args,
-        "pretrained_cfg": data,
-    }
-    try:
-        return dict(check(model))
-    except MismatchError:
-        return None
 
 
 def rebuild(model: Model) -> nn.Module:
@@ -227,18 +156,6 @@ def normalise(model: Model) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def same_backbone(first: Model, second: Model) -> list[str]:
-    """What keeps two configurations from sharing a backbone, as "img_size 224 vs 384".
-
-    Pooling, which is the head's, and dropout, which is training's, do not.
-    """
-    pairs = {"architecture": (first["architecture"], second["architecture"])}
-    ours, theirs = dict(first["model_args"]), dict(second["model_args"])
-    keys = sorted({*ours, *theirs} - {"global_pool"} - {k for k in ours | theirs if "drop" in k})
-    pairs |= {k: (ours.get(k), theirs.get(k)) for k in keys}
-    return [f"{key} {a} vs {b}" for key, (a, b) in pairs.items() if a != b]
-
-
 def _create_model(name: str, num_classes: int, args: dict[str, Any], pretrained: bool) -> nn.Module:
     import timm
 
@@ -309,7 +226,7 @@ def _configuration(network: nn.Module, wish: Wish, args: Mapping[str, Any]) -> d
         for key in ("mean", "std"):
             data[key] = [sum(data[key]) / len(data[key])] * wish.in_chans
     config = {
-        key: list(data[key]) if isinstance(data[key], tuple) else data[key] for key in _DATA_KEYS
+        key: list(data[key]) if isinstance(data[key], tuple) else data[key] for key in DATA_KEYS
     }
     config["classifier"] = _classifier(network, given.get("classifier"), wish.name)
     config["num_classes"] = wish.num_classes

@@ -9,7 +9,7 @@ from typing import Any, Final
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
-from qvec_cli.model.build import check, of_config, same_backbone
+from qvec_cli.model.configuration import check, of_config, same_backbone
 from qvec_cli.ops.metrics import version
 from qvec_cli.quant.qtensor import packed_weights
 from qvec_cli.specs import DataUse, Grid, Listener, Use, spent

@@ -1,0 +1,92 @@
+"""timm's JSON configuration of a network, as cards and folders of the hub hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from qvec_cli.errors import MismatchError
+
+Model = Mapping[str, Any]
+"""timm's own JSON configuration: architecture, num_classes, model_args, pretrained_cfg."""
+
+_FIELDS: Final = {
+    "architecture": str,
+    "num_classes": int,
+    "model_args": dict,
+    "pretrained_cfg": dict,
+}
+FLAGS: Final = {
+    "img_size": "--img-size",
+    "in_chans": "--in-chans",
+    "num_classes": "the classes of the data set decide",
+    "pretrained": "--pretrained",
+    "checkpoint_path": "--initial-checkpoint",
+    "pretrained_cfg": "--img-size, --in-chans and --crop-pct",
+    "pretrained_cfg_overlay": "--img-size, --in-chans and --crop-pct",
+}
+"""Arguments of timm that would go past qvec, and what says them here."""
+
+_COLOURS: Final = 3
+DATA_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+
+
+def check(model: Model) -> Model:
+    """Refuses a configuration that ``create`` would not have made; cards are only text.
+
+    Raises:
+        MismatchError: names the field.
+    """
+    for name, kind in _FIELDS.items():
+        if not isinstance(model.get(name), kind):
+            raise MismatchError(f"its configuration for timm is damaged: {name}")
+    if past := model["model_args"].keys() & FLAGS.keys() - {"img_size", "in_chans"}:
+        raise MismatchError(f"its configuration for timm is damaged: {min(past)}")
+    data = model["pretrained_cfg"]
+    named = data.get("classifier")
+    if not all(isinstance(part, str) for part in (named if isinstance(named, list) else [named])):
+        raise MismatchError("its configuration for timm is damaged: classifier")
+    size = data.get("input_size")
+    if not (isinstance(size, list) and len(size) == 3 and all(type(n) is int for n in size)):
+        raise MismatchError("its configuration for timm is damaged: input_size")
+    if missing := [key for key in DATA_KEYS if key not in data]:
+        raise MismatchError(f"its configuration for timm is damaged: {missing[0]} is missing")
+    return model
+
+
+def of_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The configuration in a config.json of timm or of transformers' wrapper for it."""
+    given, args = config.get("pretrained_cfg"), config.get("model_args", {})
+    if not (isinstance(given, Mapping) and isinstance(args, Mapping)):
+        return None
+    args = {key: value for key, value in args.items() if key != "num_classes"}
+    data = {key: given[key] for key in (*DATA_KEYS, "classifier") if key in given}
+    size = args.get("img_size")
+    if isinstance(size, list) and size and size == size[:1] * len(size):
+        args["img_size"] = size = size[0]
+    if args.get("in_chans") == _COLOURS:
+        del args["in_chans"]
+    if isinstance(size, int):  # what timm says of a tag's images is not what a network was made for
+        data["input_size"] = [args.get("in_chans", _COLOURS), size, size]
+    model = {
+        "architecture": config.get("architecture"),
+        "num_classes": config.get("num_classes", given.get("num_classes")),
+        "model_args": args,
+        "pretrained_cfg": data,
+    }
+    try:
+        return dict(check(model))
+    except MismatchError:
+        return None
+
+
+def same_backbone(first: Model, second: Model) -> list[str]:
+    """What keeps two configurations from sharing a backbone, as "img_size 224 vs 384".
+
+    Pooling, which is the head's, and dropout, which is training's, do not.
+    """
+    pairs = {"architecture": (first["architecture"], second["architecture"])}
+    ours, theirs = dict(first["model_args"]), dict(second["model_args"])
+    keys = sorted({*ours, *theirs} - {"global_pool"} - {k for k in ours | theirs if "drop" in k})
+    pairs |= {k: (ours.get(k), theirs.get(k)) for k in keys}
+    return [f"{key} {a} vs {b}" for key, (a, b) in pairs.items() if a != b]

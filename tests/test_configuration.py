@@ -1,0 +1,60 @@
+"""timm's configurations: refused where they cannot be, and compared by what shapes a backbone."""
+
+import json
+
+import pytest
+import timm
+from timm.models import save_for_hf
+
+from qvec_cli.errors import MismatchError
+from qvec_cli.model.build import Wish, create, rebuild
+from qvec_cli.model.configuration import check, of_config, same_backbone
+
+PICO = create(Wish("test_vit", 3, img_size=32))[1]
+
+
+def with_args(**args):
+    return {**PICO, "model_args": {**PICO["model_args"], **args}}
+
+
+def test_configurations_of_one_backbone_do_not_differ_by_their_heads():
+    _, other = create(Wish("test_vit", 37, img_size=32))
+    assert same_backbone(PICO, other) == []
+    assert same_backbone(PICO, {**other, "architecture": "x"}) == ["architecture test_vit vs x"]
+    larger = {**other, "model_args": {"img_size": 64, "depth": 2}}
+    assert same_backbone(PICO, larger) == ["depth None vs 2", "img_size 32 vs 64"]
+
+
+@pytest.mark.parametrize("name", ["global_pool", "drop_rate", "drop_path_rate", "proj_drop_rate"])
+def test_neither_pooling_nor_dropout_shapes_a_backbone(name):
+    assert same_backbone(PICO, with_args(**{name: 1})) == []
+
+
+@pytest.mark.parametrize("name", ["num_heads", "depth", "qk_norm", "in_chans"])
+def test_an_argument_that_only_one_side_has_may_shape_it(name):
+    assert same_backbone(PICO, with_args(**{name: 1})) == [f"{name} None vs 1"]
+
+
+def test_what_was_created_passes_and_any_field_that_is_damaged_does_not():
+    assert check(PICO) is PICO
+    for name in PICO:
+        with pytest.raises(MismatchError, match=name):
+            check({**PICO, name: None})
+    with pytest.raises(MismatchError, match="checkpoint_path"):
+        check(with_args(checkpoint_path="evil.pt"))
+
+
+@pytest.mark.parametrize("name", ["test_vit", "vit_tiny_patch16_224", "deit_tiny_patch16_224"])
+def test_a_config_of_timm_makes_the_network_that_it_was_saved_from(name, tmp_path):
+    network = timm.create_model(name, num_classes=4, img_size=64, global_pool="avg")
+    save_for_hf(network, tmp_path)
+    model = of_config(json.loads((tmp_path / "config.json").read_text()))
+    assert model is not None
+    assert model["pretrained_cfg"]["input_size"] == [3, 64, 64]
+    ours, theirs = rebuild(model).state_dict(), network.state_dict()
+    assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in theirs.items()}
+
+
+@pytest.mark.parametrize("config", [{}, {"pretrained_cfg": 1}, {"pretrained_cfg": {}}])
+def test_a_config_of_others_is_none(config):
+    assert of_config(config) is None
