@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from qvec_cli.checkpoint import pickles
+from qvec_cli.checkpoint import bombs, locate
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError
 
@@ -332,7 +332,7 @@ def test_the_table_of_an_archive_is_read_only_up_to_a_size(
 ) -> None:
     torch.save(STATE, tmp_path / "a.pt")
     Checkpoint(tmp_path / "a.pt").close()
-    monkeypatch.setattr(pickles, "_MAX_DIRECTORY", 100)
+    monkeypatch.setattr(bombs, "_MAX_DIRECTORY", 100)
     refusal(tmp_path / "a.pt")
 
 
@@ -388,7 +388,7 @@ def test_a_mangled_pickle_is_read_or_refused_and_nothing_else(
 
 
 @EXAMPLES
-@given(magic=st.sampled_from(pickles.PICKLED), rest=st.binary(max_size=300))
+@given(magic=st.sampled_from(locate._PICKLED), rest=st.binary(max_size=300))
 def test_anything_after_the_magic_is_refused(magic: bytes, rest: bytes, tmp_path: Path) -> None:
     path = tmp_path / "random"
     path.write_bytes(magic + rest.ljust(14, b"\xff"))

@@ -7,10 +7,12 @@ from typing import Final
 
 from qvec_cli.checkpoint.header import MAX_HEADER
 from qvec_cli.checkpoint.layout import Layout
-from qvec_cli.checkpoint.pickles import PICKLED, read_pickle
 from qvec_cli.checkpoint.shards import INDEX, inside, named_header, of_index, read_json
 from qvec_cli.checkpoint.source import STREAM, open_file
 from qvec_cli.errors import CheckpointError
+
+_PICKLED: Final = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""How a file begins that ``torch.save`` wrote: a zip archive, or formerly a bare pickle."""
 
 _IN_FOLDER: Final = (
     "model.safetensors",
@@ -44,7 +46,9 @@ def _of_file(path: Path) -> Layout:
         start = bytes(file.read(min(file.size, 16), 0))
         if int.from_bytes(start[:8], "little") <= MAX_HEADER:  # no magic is as small a number
             layout.entries, layout.metadata = named_header(path, file)
-        elif start.startswith(PICKLED):
+        elif start.startswith(_PICKLED):
+            from qvec_cli.checkpoint.pickles import read_pickle  # its libraries take time
+
             read_pickle(path, file, layout)
         elif start.lstrip().startswith(b"{"):
             layout.close()
