@@ -234,8 +234,8 @@ def _sync_folder(path: Path, folder: Path) -> None:
 def _streaming(path: Path) -> Iterator[BinaryIO]:
     """An unnamed file that is copied to a stream once it is whole."""
     try:
-        with tempfile.NamedTemporaryFile(suffix=SUFFIX) as file:
-            yield file  # type: ignore[misc]
+        with tempfile.TemporaryFile() as file:
+            yield file
             file.flush()
             file.seek(0)
             fd = 1 if path == STREAM else os.open(path, os.O_WRONLY | os.O_CLOEXEC)

@@ -69,7 +69,7 @@ def write(
         file.seek(0)
         file.write(header)
         file.flush()
-        _prove(path, file.name)
+        _prove(path, file)
     return done
 
 
@@ -88,12 +88,12 @@ def _keep_freed_memory() -> None:
     np.empty(16 * BLOCK, np.uint8)
 
 
-def _prove(path: Path, written: str) -> None:
+def _prove(path: Path, file: BinaryIO) -> None:
     """Lets the safetensors library read the header that others will read."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(written, "np", backend="pread"):
+        with safe_open(f"/dev/fd/{file.fileno()}", "np", backend="pread"):  # it may have no name
             pass
     except SafetensorError as fault:
         raise CheckpointError(f"{path}: other tools could not read it: {fault}") from None
