@@ -377,6 +377,10 @@ def test_a_start_may_be_piped_in(drawer: Drawer, tmp_path: Path) -> None:
     call(*args, "--data", drawer.donor_data, "-o", tmp_path / "x.st")
     call("finetune", drawer.base, *FAST, "--data", drawer.donor_data, "-o", tmp_path / "y.st")
     assert call("inspect", tmp_path / "x.st", tmp_path / "y.st").out.startswith("the same 80")
+    with drawer.base.open("rb") as stdin:  # it brings its own network, as a file would
+        args = ("finetune", "-", *FAST, "--data", drawer.donor_data, "-o", tmp_path / "z.st")
+        spawn(*args, stdin=stdin)
+    assert call("inspect", tmp_path / "x.st", tmp_path / "z.st").out.startswith("the same 80")
 
 
 @pytest.mark.timeout(60)

@@ -41,11 +41,12 @@ class Request:
 
     @property
     def source(self) -> Path | None:
-        """The checkpoint file that the weights come from, if it is one."""
+        """The checkpoint file or stream that the weights come from, if it is one."""
         if self.initial_checkpoint is not None:
             return self.initial_checkpoint
         path = Path(self.model)
-        return path if path.suffix in (".st", ".safetensors") or _is_file(path) else None
+        named = path.suffix in (".st", ".safetensors")
+        return path if named or is_stream(path) or _is_file(path) else None
 
     def wish(self, classes: int) -> Wish:
         """The network to make."""
