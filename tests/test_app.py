@@ -375,3 +375,24 @@ def test_a_hang_up_that_the_user_asked_to_ignore_is_ignored() -> None:
         "raise SystemExit(signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_clean_up_that_hangs_is_ended_by_a_later_signal(number: signal.Signals) -> None:
+    code = (
+        "import time; from qvec_cli.cli.app import _prepare; _prepare()\n"
+        "try: print(flush=True); time.sleep(60)\n"
+        "finally: print(flush=True); time.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(number)
+    process.stdout.readline()
+    process.send_signal(number)  # at once: GNU timeout sends twice
+    time.sleep(1.5)
+    assert process.poll() is None
+    process.send_signal(number)
+    assert (process.wait(timeout=30), process.communicate()[1]) == (-number, "")

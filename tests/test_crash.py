@@ -435,7 +435,7 @@ def test_an_impatient_second_signal_loses_nothing_old(heavy: Path, tmp_path: Pat
     out = tmp_path / "rho.st"
     out.write_bytes(b"old")
     code = stopped(heavy, out, signal.SIGINT, signal.SIGINT)
-    assert code in (130, -signal.SIGINT)
+    assert code in (130, -signal.SIGINT)  # the interpreter itself may be leaving already
     assert out.read_bytes() == b"old"
 
 

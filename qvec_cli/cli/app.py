@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from types import FrameType
 from typing import Annotated, Any, Final, NoReturn
@@ -19,6 +21,9 @@ _SIGNALS: Final = {
     128 + signal.SIGINT: "interrupted",
     128 + signal.SIGTERM: "stopped by SIGTERM",
 }
+
+_PATIENCE: Final = 1.0
+"""Seconds that a clean-up has before a second signal is meant."""
 
 _NO_MEMORY: Final = ("out of memory", "allocate memory")
 """What torch says on a GPU and on a CPU, in errors that have no class of their own."""
@@ -61,9 +66,12 @@ def common(
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs a command line and exits: 0 done, 1 a fault, 2 usage, 130 interrupted."""
     _prepare()
-    code = run(argv)
-    if sys.stdout is not None:
-        code = _closing(code)
+    try:
+        code = run(argv)
+        if sys.stdout is not None:
+            code = _closing(code)
+    except KeyboardInterrupt:  # between two lines of ours: nothing is left to clean up
+        code = 128 + signal.SIGINT
     sys.exit(code)
 
 
@@ -144,10 +152,26 @@ def _prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # nohup has asked to ignore it
-            signal.signal(number, _stop)
+    stop = _Stop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, stop)  # where nohup or a background job has not asked to ignore
 
 
-def _stop(number: int, _: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
+class _Stop:
+    """The first signal lets the clean-up run; one that comes much later ends the process at once.
+
+    One that comes soon is not impatience: GNU timeout sends each signal twice.
+    """
+
+    def __init__(self) -> None:
+        self._first = math.inf
+
+    def __call__(self, number: int, _: FrameType | None) -> None:
+        now = time.monotonic()
+        if now > self._first + _PATIENCE:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        elif self._first == math.inf:
+            self._first = now
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
