@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Any, Final, Protocol, Self
@@ -26,12 +26,22 @@ class Scale(StrEnum):
     ABSMAX = "absmax"  # the largest weight keeps its value
     MSE = "mse"  # clips where the squared error is least
     MSE_FULL = "mse-full"  # the same with every code in use, and either sign of the scale
+    HQQ = "hqq"  # half-quadratic: few large errors count little, every code in use
+
+
+class ScaleDtype(StrEnum):
+    """In which format a file holds scales; what is trained and measured is the rounded scale."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
 
 
 class Method(StrEnum):
     """How codes are chosen on the grid; one row each in quant/methods.py."""
 
     RTN = "rtn"
+    MSE = "mse"
+    HQQ = "hqq"
 
 
 class DataUse(StrEnum):
@@ -80,17 +90,21 @@ class Grid:
 
     The paper's (arXiv:2604.03420) has scale = max|w| / quant_max per block. Rounding to nearest
     therefore never produces ``quant_min``: 3 bits use 7 of 8 codes, 2 bits are ternary. Other
-    libraries call max|w| / ((2^b - 1) / 2) symmetric; that is another grid.
+    libraries call max|w| / ((2^b - 1) / 2) symmetric; that is another grid. One that is not
+    symmetric has a zero point, the code of the weight zero, beside each scale.
     """
 
     bits: int = 3  # width of one code
     granularity: Granularity = Granularity.CHANNEL
     group_size: int | None = None  # input features per scale, with granularity "group" only
     scale: Scale = Scale.ABSMAX
+    symmetric: bool = True
+    scale_dtype: ScaleDtype = ScaleDtype.FLOAT32
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "granularity", Granularity(self.granularity))
         object.__setattr__(self, "scale", Scale(self.scale))
+        object.__setattr__(self, "scale_dtype", ScaleDtype(self.scale_dtype))
         if not (isinstance(self.bits, int) and 2 <= self.bits <= 8):
             raise SpecError(f"--bits must be 2 to 8, got {self.bits}")
         if self.granularity is Granularity.GROUP:
@@ -99,11 +113,17 @@ class Grid:
             _at_least("group_size", self.group_size, 1)
         elif self.group_size is not None:
             raise SpecError(f"--group-size {self.group_size} goes with --granularity group")
+        if self.scale is Scale.MSE_FULL and not self.symmetric:
+            raise SpecError(
+                "--scale mse-full is for symmetric grids",
+                hint="With --asymmetric every code is in use anyway: --scale mse.",
+            )
 
     @property
     def quant_min(self) -> int:
         """The smallest code; ``mse`` clips to the same value at either end, as absmax does."""
-        return -self.quant_max if self.scale is Scale.MSE else -(1 << (self.bits - 1))
+        mirrored = self.symmetric and self.scale is Scale.MSE
+        return -self.quant_max if mirrored else -(1 << (self.bits - 1))
 
     @property
     def quant_max(self) -> int:
@@ -112,21 +132,27 @@ class Grid:
 
     def __str__(self) -> str:
         size = f" {self.group_size}" if self.group_size else ""
-        return f"{self.bits}-bit {self.granularity}{size} {self.scale}"
+        kind = "" if self.symmetric else " asymmetric"
+        stored = "" if self.scale_dtype is ScaleDtype.FLOAT32 else f" {self.scale_dtype}"
+        return f"{self.bits}-bit {self.granularity}{size} {self.scale}{kind}{stored}"
 
     def to_json(self) -> dict[str, Any]:
-        """The grid as the card of a file and the metrics hold it."""
+        """The grid as the card of a file and the metrics hold it; float32 goes without saying."""
         words = {"granularity": str(self.granularity), "scale": str(self.scale)}
-        return {**asdict(self), **words, "symmetric": True}
+        value = {**asdict(self), **words, "scale_dtype": str(self.scale_dtype)}
+        if self.scale_dtype is ScaleDtype.FLOAT32:
+            del value["scale_dtype"]
+        return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """The grid that a card holds; refuses scales this version does not know."""
-        if value.get("symmetric") is not True:
-            raise SpecError(f"this version of qvec does not know the grid {dict(value)}")
+        """The grid that a card holds; refuses what this version does not know."""
         try:
+            if type(value["symmetric"]) is not bool or not set(value) <= set(cls.__slots__):
+                raise ValueError(value)
             words = Granularity(value["granularity"]), value["group_size"], Scale(value["scale"])
-            return cls(value["bits"], *words)
+            stored = ScaleDtype(value.get("scale_dtype", ScaleDtype.FLOAT32))
+            return cls(value["bits"], *words, value["symmetric"], stored)
         except (KeyError, ValueError):
             raise SpecError(f"this version of qvec does not know the grid {dict(value)}") from None
 
@@ -139,6 +165,8 @@ class Wanted:
     granularity: Granularity | None = None
     group_size: int | None = None
     scale: Scale | None = None
+    symmetric: bool | None = None
+    scale_dtype: ScaleDtype | None = None
     cross: bool = False  # whether the file may have been made for another grid
 
     def __post_init__(self) -> None:
@@ -155,14 +183,35 @@ class Wanted:
         """
         if self.bits is None and own is None:
             raise SpecError("--bits is missing", hint="The file was not made for a grid.")
-        if (self.bits, self.granularity, self.group_size, self.scale) == (None,) * 4:
-            assert own is not None
-            return own
-        bits = self.bits if self.bits is not None else own.bits if own else 0
-        granularity = self.granularity
-        if granularity is None:
-            granularity = Granularity.CHANNEL if self.group_size is None else Granularity.GROUP
-        return Grid(bits, granularity, self.group_size, self.scale or Scale.ABSMAX)
+        own = own if own and self.bits is None else Grid(self.bits or 0)
+        granularity, size = self.granularity, self.group_size
+        if (granularity, size) == (None, None):
+            granularity, size = own.granularity, own.group_size
+        elif granularity is None:
+            granularity = Granularity.GROUP
+        return Grid(
+            own.bits,
+            granularity or own.granularity,
+            size,
+            self.scale or own.scale,
+            own.symmetric if self.symmetric is None else self.symmetric,
+            self.scale_dtype or own.scale_dtype,
+        )
+
+    def ruled(self, rule: Scale | None) -> Self:
+        """The same with the rule of scales that a method brings.
+
+        Raises:
+            SpecError: another rule was typed.
+        """
+        if rule is None:
+            return self
+        if self.scale not in {None, rule}:
+            raise SpecError(
+                f"--scale {self.scale} is not the rule of --method {rule}",
+                hint="Leave one of them out; --method rtn goes with every --scale.",
+            )
+        return replace(self, scale=rule)
 
 
 @dataclass(frozen=True, slots=True)

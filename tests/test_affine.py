@@ -9,13 +9,15 @@ import torch
 
 from qvec_cli.errors import MismatchError
 from qvec_cli.quant.affine import (
+    QParams,
     block_shape,
     dequantize,
     quantize,
     scale_shape,
 )
+from qvec_cli.quant.ranges import TINY
 from qvec_cli.quant.rtn import fake_quantize
-from qvec_cli.quant.scales import TINY, choose_scale
+from qvec_cli.quant.scales import choose_qparams
 from qvec_cli.specs import Granularity, Grid
 
 BITS = range(2, 9)
@@ -97,9 +99,9 @@ def _bits(array):
 def test_the_grid_is_the_papers_number_by_number(weight, grid):
     scales, codes, values = _reference(weight, grid)
     blocks = _blocks(weight, grid)
-    scale = choose_scale(blocks, grid)
-    np.testing.assert_array_equal(scale.reshape(-1), np.float32(scales))
-    np.testing.assert_array_equal(quantize(blocks, scale, grid), np.float32(codes))
+    params = choose_qparams(blocks, grid)
+    np.testing.assert_array_equal(params.scale.reshape(-1), np.float32(scales))
+    np.testing.assert_array_equal(quantize(blocks, params, grid), np.float32(codes))
     np.testing.assert_array_equal(_blocks(fake_quantize(weight, grid), grid), np.float32(values))
 
 
@@ -108,8 +110,9 @@ def test_numpy_and_torch_give_the_same_bits(weight, grid):
     ours, theirs = fake_quantize(weight, grid), fake_quantize(torch.from_numpy(weight), grid)
     assert (ours.dtype, theirs.dtype) == (np.float32, torch.float32)
     np.testing.assert_array_equal(_bits(ours), _bits(theirs.numpy()))
-    scale = choose_scale(torch.from_numpy(_blocks(weight, grid)), grid).numpy()
-    np.testing.assert_array_equal(_bits(choose_scale(_blocks(weight, grid), grid)), _bits(scale))
+    scale = choose_qparams(torch.from_numpy(_blocks(weight, grid)), grid).scale.numpy()
+    ours = choose_qparams(_blocks(weight, grid), grid).scale
+    np.testing.assert_array_equal(_bits(ours), _bits(scale))
 
 
 @pytest.mark.gpu
@@ -132,7 +135,7 @@ def test_a_transposed_view_is_quantized_like_its_copy(bits):
 
 @_cases
 def test_the_error_is_at_most_half_a_step(weight, grid):
-    step = choose_scale(_blocks(weight, grid), grid).astype(np.float64)
+    step = choose_qparams(_blocks(weight, grid), grid).scale.astype(np.float64)
     exact = _blocks(weight, grid).astype(np.float64)
     error = np.abs(exact - _blocks(fake_quantize(weight, grid), grid))
     assert (error <= step / 2 + np.abs(exact) * 2.0**-22).all()  # the last bits of float32
@@ -141,7 +144,7 @@ def test_the_error_is_at_most_half_a_step(weight, grid):
 @_cases
 def test_codes_are_whole_and_in_range_and_never_the_least(weight, grid):
     blocks = _blocks(weight, grid)
-    codes = quantize(blocks, choose_scale(blocks, grid), grid)
+    codes = quantize(blocks, choose_qparams(blocks, grid), grid)
     assert (codes == np.round(codes)).all()
     assert codes.max() <= grid.quant_max
     assert codes.min() > grid.quant_min
@@ -150,7 +153,7 @@ def test_codes_are_whole_and_in_range_and_never_the_least(weight, grid):
 @pytest.mark.parametrize("bits", BITS)
 def test_codes_beyond_the_range_are_clamped_to_its_ends(bits):
     grid, weights = Grid(bits), np.array([[-1e9, -300.0, 0.0, 300.0, 1e9]], np.float32)
-    codes = quantize(weights, np.ones((1, 1), np.float32), grid)
+    codes = quantize(weights, QParams(np.ones((1, 1), np.float32), None), grid)
     low, high = grid.quant_min, grid.quant_max
     np.testing.assert_array_equal(codes, [[low, low, 0, high, high]])
 
@@ -159,14 +162,14 @@ def test_codes_beyond_the_range_are_clamped_to_its_ends(bits):
 def test_halves_round_to_the_even_code(bits):
     grid, one = Grid(bits), np.ones((1, 1), np.float32)
     halves = np.array([[-1.5, -0.5, 0.5]], np.float32)
-    np.testing.assert_array_equal(quantize(halves, one, grid), [[-2, 0, 0]])
+    np.testing.assert_array_equal(quantize(halves, QParams(one, None), grid), [[-2, 0, 0]])
 
 
 @pytest.mark.parametrize("grid", [g for bits in BITS for g in _grids(8, bits)], ids=str)
 def test_a_block_of_zeros_comes_back_as_zeros_on_a_finite_scale(grid):
     zeros = np.zeros((3, 8), np.float32)
     np.testing.assert_array_equal(fake_quantize(zeros, grid), zeros)
-    scale = choose_scale(_blocks(zeros, grid), grid)
+    scale = choose_qparams(_blocks(zeros, grid), grid).scale
     np.testing.assert_array_equal(scale, np.float32(np.float32(TINY) / grid.quant_max))
     assert (scale > 0).all()
 
@@ -221,7 +224,7 @@ def test_a_channel_of_a_weight_with_one_row_is_the_tensor(bits):
 def test_a_finer_granularity_never_has_a_larger_scale(bits):
     weight = WEIGHTS["wide"]
     tensor, channel, group = (
-        choose_scale(_blocks(weight, grid), grid).reshape(-1)
+        choose_qparams(_blocks(weight, grid), grid).scale.reshape(-1)
         for grid in (
             Grid(bits, Granularity.TENSOR),
             Grid(bits),
@@ -259,10 +262,10 @@ def test_a_weight_is_viewed_as_blocks_with_one_scale_each(grid, blocks, scales):
 def test_two_bits_are_ternary_and_three_use_seven_codes(bits):
     weight = np.linspace(-1, 1, 10_001, dtype=np.float32)[None]
     blocks = _blocks(weight, Grid(bits))
-    codes = quantize(blocks, choose_scale(blocks, Grid(bits)), Grid(bits))
+    codes = quantize(blocks, choose_qparams(blocks, Grid(bits)), Grid(bits))
     assert len(np.unique(codes)) == 2**bits - 1
 
 
 def test_dequantize_is_one_product():
     codes, scale = np.float32([[-4, 0, 3]]), np.float32([[0.1]])
-    np.testing.assert_array_equal(dequantize(codes, scale), codes * np.float32(0.1))
+    np.testing.assert_array_equal(dequantize(codes, QParams(scale, None)), codes * np.float32(0.1))

@@ -331,6 +331,12 @@ def test_a_reader_that_left_is_no_fault_of_ours(drawer: Drawer) -> None:
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+HEARD = (  # whatever the tests themselves were started with: nohup, a background job
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "for number in (signal.SIGTERM, signal.SIGHUP): signal.signal(number, signal.SIG_DFL)\n"
+)
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
@@ -339,8 +345,7 @@ def test_a_signal_stops_training_without_leaving_half_a_file(
 ) -> None:
     out = tmp_path / "x.st"
     args = ["finetune", str(drawer.base), "--data", str(drawer.donor_data), "-o", str(out)]
-    heard = "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    code_ = heard + "runpy.run_module('qvec_cli', run_name='__main__')"
+    code_ = HEARD + "import runpy; runpy.run_module('qvec_cli', run_name='__main__')"
     process = subprocess.Popen(
         [sys.executable, "-c", code_, *args, "--epochs", "5000", "--no-aug"],
         stderr=subprocess.PIPE,
@@ -380,19 +385,19 @@ def test_a_hang_up_that_the_user_asked_to_ignore_is_ignored() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_clean_up_that_hangs_is_ended_by_a_later_signal(number: signal.Signals) -> None:
     code = (
-        "import time; from qvec_cli.cli.app import _prepare; _prepare()\n"
+        HEARD + "import time; from qvec_cli.cli.app import _prepare; _prepare()\n"
         "try: print(flush=True); time.sleep(60)\n"
         "finally: print(flush=True); time.sleep(60)\n"
     )
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    process.stdout.readline()
-    process.send_signal(number)
-    process.stdout.readline()
-    process.send_signal(number)  # at once: GNU timeout sends twice
-    time.sleep(1.5)
-    assert process.poll() is None
-    process.send_signal(number)
-    assert (process.wait(timeout=30), process.communicate()[1]) == (-number, "")
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(number)
+        process.stdout.readline()
+        process.send_signal(number)  # at once: GNU timeout sends twice
+        time.sleep(1.5)
+        assert process.poll() is None
+        process.send_signal(number)
+        assert (process.wait(timeout=30), process.communicate()[1]) == (-number, "")

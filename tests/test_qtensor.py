@@ -16,15 +16,16 @@ from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.write import write
 from qvec_cli.errors import QvecError
+from qvec_cli.quant.affine import scale_shape
 from qvec_cli.quant.qtensor import (
     QTensor,
     from_named,
     part_names,
-    part_shapes,
+    parts,
     stored_bits,
 )
 from qvec_cli.quant.rtn import fake_quantize, rtn
-from qvec_cli.specs import Granularity, Grid
+from qvec_cli.specs import Granularity, Grid, ScaleDtype
 
 GOLDEN = Path(__file__).parent / "golden" / "packed_w3.safetensors"
 NAME = "fc.weight"
@@ -36,7 +37,12 @@ def _grids(columns):
     sizes = [d for d in (1, 2, 3, 8, columns) if columns % d == 0]
     kinds = [(Granularity.TENSOR, None), (Granularity.CHANNEL, None)]
     kinds += [(Granularity.GROUP, size) for size in sorted(set(sizes))]
-    return [Grid(bits, *kind) for bits in range(2, 9) for kind in kinds]
+    plain = [Grid(bits, *kind) for bits in range(2, 9) for kind in kinds]
+    return plain + [
+        Grid(bits, *kind, symmetric=False, scale_dtype=dtype)
+        for bits, dtype in ((3, ScaleDtype.FLOAT16), (8, ScaleDtype.FLOAT32))
+        for kind in kinds
+    ]
 
 
 CASES = [
@@ -51,8 +57,10 @@ def _weight(shape):
 def _random(shape, grid):
     """Any codes, also the least, which rounding to nearest never makes."""
     codes = RNG.integers(grid.quant_min, grid.quant_max + 1, shape).astype(np.int8)
-    scale = np.exp(RNG.normal(size=part_shapes(shape, grid)[1])).astype(np.float32)
-    return QTensor(codes, scale, grid)
+    size = scale_shape(shape, grid)
+    scale = np.exp(RNG.normal(size=size)).astype(grid.scale_dtype).astype(np.float32)
+    zero = RNG.integers(grid.quant_min, grid.quant_max + 1, size).astype(np.int8)
+    return QTensor(codes, scale, grid, None if grid.symmetric else zero)
 
 
 @pytest.mark.parametrize(("shape", "grid"), CASES)
@@ -82,16 +90,19 @@ def test_a_code_of_zero_has_no_sign(bits):
 @pytest.mark.parametrize(("shape", "grid"), CASES)
 def test_shapes_and_bits_are_foretold(shape, grid):
     named = rtn(_weight(shape), grid).to_named(NAME)
-    assert tuple(array.shape for array in named.values()) == part_shapes(shape, grid)
-    packed, scale, size = named.values()
-    assert stored_bits(shape, grid) == 8 * (packed.nbytes + scale.nbytes)
-    assert (packed.dtype, scale.dtype, size.dtype) == (np.int32, np.float32, np.int64)
+    found = {name: (name_of(array.dtype), array.shape) for name, array in named.items()}
+    assert found == parts(NAME, shape, grid)
+    size = named.pop(f"{NAME}_shape")
+    assert stored_bits(shape, grid) == 8 * sum(array.nbytes for array in named.values())
     assert size.tolist() == list(shape)
 
 
 def test_parts_have_the_names_of_compressed_tensors():
     expected = ("fc.weight_packed", "fc.weight_scale", "fc.weight_shape")
-    assert part_names(NAME) == expected
+    assert part_names(NAME, Grid()) == expected
+    with_zero = (*expected, "fc.weight_zero_point")
+    assert part_names(NAME, Grid(symmetric=False)) == with_zero
+    assert tuple(rtn(_weight((2, 3)), Grid(symmetric=False)).to_named(NAME)) == with_zero
     assert tuple(rtn(_weight((2, 3)), Grid()).to_named(NAME)) == expected
 
 
@@ -105,7 +116,8 @@ def test_each_code_is_multiplied_by_the_scale_of_its_place(shape, grid):
     for i in range(rows):
         for j in range(columns):
             place = 0 if grid.granularity is Granularity.TENSOR else (i, j // group)
-            assert weight[i, j] == np.float32(tensor.codes[i, j]) * tensor.scale[place]
+            zero = 0 if tensor.zero_point is None else int(tensor.zero_point[place])
+            assert weight[i, j] == np.float32(int(tensor.codes[i, j]) - zero) * tensor.scale[place]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +168,7 @@ def test_a_packed_file_is_written_as_it_ever_was(tmp_path):
 def test_a_packed_file_of_the_first_version_is_read_for_ever():
     with Checkpoint(GOLDEN) as checkpoint:
         grid = Grid.from_json(checkpoint.card.quant)
-        arrays = {name: checkpoint.array(name) for name in part_names(NAME)}
+        arrays = {name: checkpoint.array(name) for name in part_names(NAME, grid)}
     shown = from_named(NAME, arrays, grid).weight()
     np.testing.assert_array_equal(shown, fake_quantize(_golden_weight(), Grid(3)))
 

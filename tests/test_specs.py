@@ -70,7 +70,7 @@ def test_a_grid_survives_json(grid):
 
 
 @pytest.mark.parametrize("key", ["scale", "symmetric"])
-@pytest.mark.parametrize("value", [None, "half-range", False, 1])
+@pytest.mark.parametrize("value", [None, "half-range", 1])
 def test_a_grid_of_another_kind_is_refused(key, value):
     with pytest.raises(SpecError, match="does not know the grid"):
         Grid.from_json({**Grid().to_json(), key: value})

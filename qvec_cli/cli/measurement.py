@@ -30,6 +30,8 @@ from qvec_cli.cli.options import (
     Out,
     Resume,
     ScaleChoice,
+    ScaleDtypeChoice,
+    Symmetric,
     Workers,
     model_args,
 )
@@ -99,6 +101,8 @@ def sweep_lambda(
     granularity: GranularityChoice = None,
     group_size: GroupSize = None,
     scale: ScaleChoice = None,
+    symmetric: Symmetric = None,
+    scale_dtype: ScaleDtypeChoice = None,
     cross_grid: Cross = False,
     method: MethodChoice = Method.RTN,
     lambdas: Annotated[
@@ -130,7 +134,7 @@ def sweep_lambda(
         data,
         output,
         parse_lambdas(lambdas),
-        Wanted(bits, granularity, group_size, scale, cross_grid),
+        Wanted(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid),
         Loading(_text(data_dir), dataset_download and not dry_run, None, workers, batch_size),
         method,
         device,

@@ -11,7 +11,7 @@ import typer
 
 from qvec_cli.cli import recipe
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Granularity, Method, Scale
+from qvec_cli.specs import Granularity, Method, Scale, ScaleDtype
 
 Out = Annotated[Path, typer.Option("-o", "--output", help="File to write.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace what exists.")]
@@ -87,6 +87,18 @@ GranularityChoice = Annotated[
 ScaleChoice = Annotated[
     Scale | None,
     typer.Option("--scale", help="How scales are chosen.", show_default="absmax, the paper's"),
+]
+Symmetric = Annotated[
+    bool | None,
+    typer.Option(
+        "--symmetric/--asymmetric",
+        help="Whether zero is code 0, or has a zero point beside each scale.",
+        show_default="symmetric, the paper's",
+    ),
+]
+ScaleDtypeChoice = Annotated[
+    ScaleDtype | None,
+    typer.Option("--scale-dtype", help="How a file holds scales.", show_default="float32"),
 ]
 GroupSize = Annotated[int | None, typer.Option(min=1, help="Input features per scale.")]
 Cross = Annotated[

@@ -20,6 +20,8 @@ from qvec_cli.cli.options import (
     MetricsFile,
     Out,
     ScaleChoice,
+    ScaleDtypeChoice,
+    Symmetric,
 )
 from qvec_cli.specs import Method, Wanted
 
@@ -31,6 +33,8 @@ def quantize(
     granularity: GranularityChoice = None,
     group_size: GroupSize = None,
     scale: ScaleChoice = None,
+    symmetric: Symmetric = None,
+    scale_dtype: ScaleDtypeChoice = None,
     cross_grid: Cross = False,
     method: MethodChoice = Method.RTN,
     fake: Annotated[
@@ -49,7 +53,7 @@ def quantize(
     from qvec_cli.ops.quantize import Request
     from qvec_cli.ops.quantize import quantize as run
 
-    wanted = Wanted(bits, granularity, group_size, scale, cross_grid)
+    wanted = Wanted(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid)
     request = Request(
         checkpoint, output, wanted, method, fake, tuple(targets or ()), force, dry_run
     )

@@ -77,6 +77,8 @@ def train_qat(
     granularity: options.GranularityChoice = None,
     group_size: options.GroupSize = None,
     scale: options.ScaleChoice = None,
+    symmetric: options.Symmetric = None,
+    scale_dtype: options.ScaleDtypeChoice = None,
     epochs: Epochs = None,
     lr: Lr = 1e-5,
     weight_decay: WeightDecay = 0.1,
@@ -105,7 +107,8 @@ def train_qat(
     as_json: options.AsJson = False,
 ) -> None:
     """Fine-tune MODEL with its weights rounded to low bits in each forward: the donor's twin."""
-    _train(locals(), Wanted(bits, granularity, group_size, scale).grid(None))
+    wanted = Wanted(bits, granularity, group_size, scale, symmetric, scale_dtype)
+    _train(locals(), wanted.grid(None))
 
 
 def _train(typed: Mapping[str, Any], grid: Grid | None) -> None:

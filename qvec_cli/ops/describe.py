@@ -17,7 +17,7 @@ from qvec_cli.errors import CheckpointError
 from qvec_cli.ops.lineage import inherited_use, stated_model
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
-from qvec_cli.quant.qtensor import packed_weights, part_names
+from qvec_cli.quant.qtensor import packed_weights, possible_parts
 from qvec_cli.specs import Listener
 from qvec_cli.vector.geometry import Norm
 
@@ -91,9 +91,9 @@ def lineage(path: Path, listener: Listener) -> Metrics:
 def _parameters(checkpoint: Checkpoint) -> int:
     """How many numbers the network has; a packed weight counts as what it was."""
     packed = packed_weights(checkpoint)
-    told = {name: part_names(name)[2] for name in packed}
+    told = {name: possible_parts(name)[2] for name in packed}
     shapes = {n: p for n, p in told.items() if p in checkpoint and _is_size(checkpoint[p])}
-    inside = {part for name in shapes for part in part_names(name)}
+    inside = {part for name in shapes for part in possible_parts(name)}
     stored = sum(entry.size for name, entry in checkpoint.items() if name not in inside)
     return stored + sum(math.prod(map(int, checkpoint.array(part))) for part in shapes.values())
 

@@ -9,7 +9,8 @@ from qvec_cli.errors import CheckpointError, MismatchError, QvecError
 from qvec_cli.model.targets import matching, of_outline
 from qvec_cli.ops.lineage import CROSS, stated_model
 from qvec_cli.quant.affine import block_shape
-from qvec_cli.specs import Grid, Listener, Wanted
+from qvec_cli.quant.methods import QUANTIZERS
+from qvec_cli.specs import Grid, Listener, Method, Wanted
 
 
 def choose_targets(
@@ -43,6 +44,7 @@ def choose_targets(
 
 def choose_grid(
     wanted: Wanted,
+    method: Method,
     made: Checkpoint,
     theta: Checkpoint,
     targets: Iterable[str],
@@ -50,13 +52,13 @@ def choose_grid(
     """The grid for the targets of ``theta``: the user's, or the one that ``made`` was made for.
 
     Raises:
-        SpecError: no bits given, and none in the file.
+        SpecError: no bits given, and none in the file; a rule of scales that is not the method's.
         MismatchError: made for another grid, and crossing was not asked for.
         QvecError, MismatchError: see ``check_fit``.
     """
     made = next((c for c in (made, theta) if c.card and c.card.quant), made)
     own = Grid.from_json(made.card.quant) if made.card and made.card.quant else None
-    grid = wanted.grid(own)
+    grid = wanted.ruled(QUANTIZERS[method].scale).grid(own)
     if own and own != grid and not wanted.cross:
         raise MismatchError(f"{made.path} was made for {own}, not for {grid}", hint=CROSS)
     check_fit({name: theta[name].shape for name in targets}, grid, str(theta.path))

@@ -22,13 +22,11 @@ from qvec_cli.ops.opening import opened
 from qvec_cli.ops.plan import STREAMING, Plan
 from qvec_cli.quant.distortion import sqnr_db
 from qvec_cli.quant.methods import QUANTIZERS
-from qvec_cli.quant.qtensor import part_names, part_shapes, stored_bits
+from qvec_cli.quant.qtensor import parts, stored_bits
 from qvec_cli.specs import Grid, Listener, Method, Wanted
 
 _COPIES: Final = 10
 """Float32 copies of one weight that are alive while it is quantized, at most."""
-
-_PART_DTYPES = ("I32", "F32", "I64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,7 @@ def quantize(request: Request, listener: Listener) -> Metrics:
     with opened(request.source, listener) as theta:
         _require_float(theta)
         targets = choose_targets(theta, request.patterns, listener)
-        grid = choose_grid(request.grid, theta, theta, targets)
+        grid = choose_grid(request.grid, request.method, theta, theta, targets)
         parameters = {"grid": grid.to_json(), "method": request.method, "fake": request.fake}
 
         def card() -> Card:
@@ -116,8 +114,7 @@ def _plan(theta: Checkpoint, targets: Iterable[str], grid: Grid, *, fake: bool) 
         if fake:
             plan[name] = Entry("F32", shape)
             continue
-        shapes = part_shapes(shape, grid)
-        for part, dtype, size in zip(part_names(name), _PART_DTYPES, shapes, strict=True):
+        for part, (dtype, size) in parts(name, shape, grid).items():
             if part in plan:
                 raise MismatchError(f"{theta.path}: {part}: is where the parts of {name} belong")
             plan[part] = Entry(dtype, size)

@@ -11,7 +11,7 @@ import torch
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
 from qvec_cli.model import build
-from qvec_cli.quant.qtensor import from_named, packed_weights, part_names, part_shapes
+from qvec_cli.quant.qtensor import from_named, packed_weights, part_names, parts
 from qvec_cli.specs import Grid
 
 _DTYPES: Final = {
@@ -31,7 +31,7 @@ def load_state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """
     packed = packed_weights(checkpoint)
     state = {name: torch.from_numpy(_unpacked(checkpoint, name)) for name in packed}
-    inside = {part for name in packed for part in part_names(name)}
+    inside = {part for name in packed for part in part_names(name, _grid(checkpoint, name))}
     for name, entry in checkpoint.items():
         if name in inside:
             continue
@@ -62,10 +62,10 @@ def check_network(checkpoint: Checkpoint, model: dict[str, Any], on: str) -> Non
     own, state = network.state_dict(), outline(checkpoint)
     for name in packed_weights(checkpoint):
         grid = _grid(checkpoint, name)
-        shapes = [tuple(state.pop(part).shape) for part in part_names(name)[:2]]
-        del state[part_names(name)[2]]
+        shapes = [tuple(state.pop(part).shape) for part in part_names(name, grid)]
         shape = tuple(own[name].shape) if name in own else ()
-        if len(shape) == 2 and [*part_shapes(shape, grid)[:2]] == shapes:
+        planned = parts(name, shape, grid).values() if len(shape) == 2 else ()
+        if [size for _, size in planned] == shapes:
             state[name] = torch.empty(shape, device="meta")
     build.load(network, state, str(checkpoint.path))
 
@@ -96,8 +96,8 @@ def device(name: str) -> torch.device:
 
 
 def _unpacked(checkpoint: Checkpoint, name: str) -> Any:
-    parts, grid = part_names(name), _grid(checkpoint, name)
-    arrays: Mapping[str, Any] = {part: checkpoint.array(part) for part in parts}
+    grid = _grid(checkpoint, name)
+    arrays: Mapping[str, Any] = {n: checkpoint.array(n) for n in part_names(name, grid)}
     try:
         return from_named(name, arrays, grid).weight()
     except MismatchError as error:
@@ -106,12 +106,12 @@ def _unpacked(checkpoint: Checkpoint, name: str) -> Any:
 
 def _grid(checkpoint: Checkpoint, name: str) -> Grid:
     """The grid of a packed weight that is whole and ours."""
-    parts = part_names(name)
-    if missing := [part for part in parts if part not in checkpoint]:
-        raise MismatchError(f"{checkpoint.path}: {name}: {missing[0]} is missing")
     if not (checkpoint.card and checkpoint.card.quant):
         raise CheckpointError(
             f"{checkpoint.path}: {name}: packed by another tool",
             hint="This version reads the packed files of qvec quantize.",
         )
-    return Grid.from_json(checkpoint.card.quant)
+    grid = Grid.from_json(checkpoint.card.quant)
+    if missing := [part for part in part_names(name, grid) if part not in checkpoint]:
+        raise MismatchError(f"{checkpoint.path}: {name}: {missing[0]} is missing")
+    return grid

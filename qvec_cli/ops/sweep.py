@@ -161,7 +161,7 @@ def _match(request: Request, theta: Checkpoint, rho: Checkpoint, listener: Liste
         theta, rho, (str(request.receiver), str(request.vector)), head_tensors(theta, model)
     )
     targets = choose_targets(theta, (), listener)
-    grid = choose_grid(request.grid, rho, theta, targets)
+    grid = choose_grid(request.grid, request.method, rho, theta, targets)
     examples = open_for(theta, model, request.data, request.loading)
     for split in ("val", "test"):
         examples.task.split(split)

@@ -6,7 +6,7 @@ halves to even. So the number trained is the number shipped.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from array_api_compat import array_namespace
 
@@ -15,6 +15,17 @@ from qvec_cli.specs import Granularity, Grid
 
 Array = Any
 """A float32 array of numpy or tensor of torch."""
+
+
+LARGEST_HALF: Final = 65504.0
+"""The largest number of float16."""
+
+
+class QParams(NamedTuple):
+    """Where each block's grid lies, in arrays [n_blocks, 1] that go with its blocks."""
+
+    scale: Array  # weight units per code
+    zero_point: Array | None  # the code of the weight zero; None where that is code 0
 
 
 def block_shape(shape: tuple[int, ...], grid: Grid) -> tuple[int, int]:
@@ -45,15 +56,20 @@ def scale_shape(shape: tuple[int, ...], grid: Grid) -> tuple[int, ...]:
     return shape[0], block_shape(shape, grid)[0] // shape[0]
 
 
-def quantize(blocks: Array, scale: Array, grid: Grid) -> Array:
+def quantize(blocks: Array, params: QParams, grid: Grid) -> Array:
     """Codes in [quant_min, quant_max], still float32: round half to even, then clamp.
 
     No code is -0.0, which integers do not have.
     """
     xp = array_namespace(blocks)
-    return xp.clip(xp.round(blocks / scale), grid.quant_min, grid.quant_max) + 0.0
+    steps = blocks / params.scale
+    if params.zero_point is not None:
+        steps = steps + params.zero_point
+    return xp.clip(xp.round(steps), grid.quant_min, grid.quant_max) + 0.0
 
 
-def dequantize(codes: Array, scale: Array) -> Array:
+def dequantize(codes: Array, params: QParams) -> Array:
     """Weights on the grid, float32, in weight units."""
-    return codes * scale
+    if params.zero_point is not None:
+        codes = codes - params.zero_point
+    return codes * params.scale

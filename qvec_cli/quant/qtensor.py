@@ -1,4 +1,7 @@
-"""One quantized weight: codes and scales, and the names under which a file holds them."""
+"""One quantized weight: codes, scales and zero points, and the names under which a file has them.
+
+Names, types and layouts are those of compressed-tensors 0.18 and later (``pack-quantized``).
+"""
 
 from __future__ import annotations
 
@@ -9,72 +12,162 @@ from typing import Any, Final
 import numpy as np
 
 from qvec_cli.errors import MismatchError
-from qvec_cli.quant.affine import block_shape, dequantize, scale_shape
+from qvec_cli.quant.affine import LARGEST_HALF, QParams, block_shape, dequantize, scale_shape
 from qvec_cli.quant.pack import pack, unpack, words
-from qvec_cli.specs import Grid
+from qvec_cli.specs import Granularity, Grid, ScaleDtype
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-PARTS: Final = ("_packed", "_scale", "_shape")
-"""What follows a weight's name in a file, as compressed-tensors spells it."""
+PACKED: Final = "_packed"
+"""What follows a weight's name where its codes are."""
+
+_PARTS: Final = (PACKED, "_scale", "_shape", "_zero_point")
+
+_BYTES: Final = {"I8": 1, "F16": 2, "I32": 4, "F32": 4, "I64": 8}
+_NUMPY: Final = {"I8": "|i1", "F16": "<f2", "I32": "<i4", "F32": "<f4", "I64": "<i8"}
 
 
 @dataclass(frozen=True, slots=True)
 class QTensor:
     """A weight on a grid."""
 
-    codes: Array  # [out, in], whole numbers in the grid's range
+    codes: Array  # [out, in], int8, in the grid's range
     scale: Array  # see ``scale_shape``, float32, in weight units per code
     grid: Grid
+    zero_point: Array | None = None  # like scale, int8, the code of zero; None if symmetric
 
     def weight(self) -> Array:
         """The weight that the codes stand for, float32 [out, in]."""
         blocks = self.codes.reshape(block_shape(self.codes.shape, self.grid)).astype(np.float32)
-        return np.asarray(dequantize(blocks, self.scale.reshape(-1, 1))).reshape(self.codes.shape)
+        zero = self.zero_point
+        zero = None if zero is None else zero.reshape(-1, 1).astype(np.float32)
+        params = QParams(self.scale.reshape(-1, 1), zero)
+        return np.asarray(dequantize(blocks, params)).reshape(self.codes.shape)
 
     def to_named(self, name: str) -> dict[str, Array]:
-        """Three arrays to store under the weight's name and ``PARTS``."""
-        packed = pack(self.codes, self.grid.bits)
-        shape = np.array(self.codes.shape, np.int64)
-        return dict(zip(part_names(name), (packed, self.scale, shape), strict=True))
+        """The arrays of ``parts``, to store under their names."""
+        bits = self.grid.bits
+        arrays = [pack(self.codes, bits), self.scale, np.array(self.codes.shape)]
+        if self.zero_point is not None:
+            arrays.append(_stored_zero(self.zero_point, self.grid))
+        planned = parts(name, self.codes.shape, self.grid)
+        return {
+            part: np.ascontiguousarray(array.astype(_NUMPY[dtype], copy=False))
+            for array, (part, (dtype, _)) in zip(arrays, planned.items(), strict=True)
+        }
+
+
+def of_blocks(codes: Array, params: QParams, shape: tuple[int, ...], grid: Grid) -> QTensor:
+    """The weight [out, in] whose blocks have these codes, which are whole numbers.
+
+    Raises:
+        MismatchError: scales beyond what float16 holds.
+    """
+    if grid.scale_dtype is ScaleDtype.FLOAT16 and abs(params.scale).max() >= LARGEST_HALF:
+        raise MismatchError(
+            "its weights are too large for float16 scales", hint="Use --scale-dtype float32."
+        )
+    size = scale_shape(shape, grid)
+    zero = params.zero_point
+    return QTensor(
+        codes.astype(np.int8).reshape(shape),
+        params.scale.reshape(size),
+        grid,
+        None if zero is None else zero.astype(np.int8).reshape(size),
+    )
+
+
+def parts(name: str, shape: tuple[int, ...], grid: Grid) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtype, as safetensors names it, and shape of each array of a weight [out, in].
+
+    Zero points are packed down each column of groups, but plain where one serves the matrix.
+    """
+    size = scale_shape(shape, grid)
+    scales = "F16" if grid.scale_dtype is ScaleDtype.FLOAT16 else "F32"
+    whole = grid.granularity is Granularity.TENSOR
+    kinds: tuple[tuple[str, tuple[int, ...]], ...] = (
+        ("I32", (shape[0], words(shape[1], grid.bits))),
+        (scales, size),
+        ("I64", (2,)),
+        ("I8", (1,)) if whole else ("I32", (words(shape[0], grid.bits), size[-1])),
+    )
+    return dict(zip(part_names(name, grid), kinds, strict=False))
+
+
+def part_names(name: str, grid: Grid) -> tuple[str, ...]:
+    """Names of a weight's packed codes, scales, shape and, if asymmetric, zero points."""
+    return tuple(name + part for part in _PARTS[: 3 if grid.symmetric else 4])
+
+
+def possible_parts(name: str) -> tuple[str, ...]:
+    """Names that a weight's arrays may have on any grid; its shape comes third."""
+    return tuple(name + part for part in _PARTS)
 
 
 def from_named(name: str, arrays: Mapping[str, Array], grid: Grid) -> QTensor:
     """The weight stored under ``name`` by ``to_named``.
 
     Raises:
-        MismatchError: parts that do not belong together, or are packed in another way.
+        MismatchError: parts that are missing, do not belong together, or are packed otherwise.
     """
-    packed, scale, shape = (arrays[part] for part in part_names(name))
-    typed = packed.dtype == "<i4" and scale.dtype.kind == "f" and shape.dtype.kind == "i"
-    size = tuple(map(int, shape.reshape(-1))) if typed else ()
-    fit = len(size) == 2 and min(size) >= 0
-    if not fit or part_shapes(size, grid)[:2] != (packed.shape, scale.shape):
-        raise MismatchError(
-            f"{name}: codes {list(packed.shape)}, scales {list(scale.shape)} and shape "
-            f"{list(size)} are not those of a {grid} weight",
-            hint="Files packed by compressed-tensors before 0.18 have another 3-bit layout.",
-        )
-    return QTensor(unpack(packed, size[1], grid.bits), scale, grid)
+    shape = shape_of(name, arrays)
+    codes, scale, _, *zero = (arrays[part] for part in _fitting(name, shape, arrays, grid))
+    point = None
+    if zero and grid.granularity is Granularity.TENSOR:
+        point = zero[0].astype(np.int8)
+    elif zero:
+        point = np.ascontiguousarray(unpack(zero[0].T, shape[0], grid.bits).T)
+    return QTensor(unpack(codes, shape[1], grid.bits), scale.astype(np.float32), grid, point)
+
+
+def shape_of(name: str, arrays: Mapping[str, Array]) -> tuple[int, int]:
+    """The shape [out, in] that a packed weight says it has.
+
+    Raises:
+        MismatchError: it does not say one.
+    """
+    stated = arrays.get(name + "_shape")
+    if stated is None:
+        raise MismatchError(f"{name}: {name}_shape is missing")
+    size = tuple(map(int, stated.reshape(-1))) if stated.dtype.kind == "i" else ()
+    if len(size) != 2 or not all(0 <= side < 1 << 40 for side in size):
+        raise MismatchError(f"{name}: {name}_shape {list(size)} is not the shape of a matrix")
+    return size
+
+
+def _fitting(
+    name: str, shape: tuple[int, int], arrays: Mapping[str, Array], grid: Grid
+) -> Iterable[str]:
+    """Names of the parts, all of which are there and as the grid has them."""
+    planned = parts(name, shape, grid)
+    for part, (dtype, size) in planned.items():
+        if part not in arrays:
+            raise MismatchError(f"{name}: {part} is missing")
+        found = arrays[part]
+        if part.endswith("_shape"):  # has been read
+            continue
+        if found.dtype != _NUMPY[dtype] or found.shape != size:
+            raise MismatchError(
+                f"{name}: {part} is {found.dtype} {list(found.shape)}, not the {dtype} "
+                f"{list(size)} of a {grid} weight",
+                hint="Files packed by compressed-tensors before 0.18 have another 3-bit layout.",
+            )
+    return planned
+
+
+def _stored_zero(zero: Array, grid: Grid) -> Array:
+    if grid.granularity is Granularity.TENSOR:
+        return zero
+    return pack(np.ascontiguousarray(zero.T), grid.bits).T
 
 
 def packed_weights(names: Iterable[str]) -> list[str]:
     """Names of the weights that a file holds packed, from the names of its tensors."""
-    return [name.removesuffix(PARTS[0]) for name in names if name.endswith(PARTS[0])]
-
-
-def part_names(name: str) -> tuple[str, str, str]:
-    """Names of a weight's packed codes, scales and shape."""
-    packed, scale, shape = (name + part for part in PARTS)
-    return packed, scale, shape
-
-
-def part_shapes(shape: tuple[int, ...], grid: Grid) -> tuple[tuple[int, ...], ...]:
-    """Shapes of the three arrays of a weight [out, in]."""
-    return (shape[0], words(shape[1], grid.bits)), scale_shape(shape, grid), (2,)
+    return [name.removesuffix(PACKED) for name in names if name.endswith(PACKED)]
 
 
 def stored_bits(shape: tuple[int, ...], grid: Grid) -> int:
-    """Bits that a weight's codes and scales take in a file, padding counted."""
-    packed, scale, _ = part_shapes(shape, grid)
-    return 32 * (int(np.prod(packed)) + int(np.prod(scale)))
+    """Bits that a weight's codes, scales and zero points take in a file, padding counted."""
+    planned = parts("", shape, grid)
+    del planned["_shape"]
+    return sum(8 * _BYTES[dtype] * int(np.prod(size)) for dtype, size in planned.values())
