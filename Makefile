@@ -22,15 +22,22 @@ fix: .venv/ready  ## what a machine can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-slow: .venv/ready  ## the tests that take minutes
+slow: .venv/ready .bench/ct/ready  ## the tests that take minutes
 	$(BIN)/pytest -m "slow and not gpu"
 
-bench: .venv/ready .bench/mergekit/ready  ## the ratios of README's "How fast", measured in one run
+bench: .venv/ready .bench/mergekit/ready .bench/ct/ready  ## the ratios of README's "How fast", measured in one run
 	$(BIN)/python tests/bench/run.py
 
 .bench/mergekit/ready:
 	$(PYTHON) -m venv .bench/mergekit
 	.bench/mergekit/bin/pip install --quiet --disable-pip-version-check $(TORCH) mergekit==0.1.5
+	touch $@
+
+# A venv with the stock loaders of what quantize writes.
+.bench/ct/ready:
+	$(PYTHON) -m venv .bench/ct
+	.bench/ct/bin/pip install --quiet --disable-pip-version-check \
+		$(TORCH) compressed-tensors==0.20.0 transformers timm
 	touch $@
 
 clean:

@@ -1,6 +1,6 @@
 """Prints the ratios of README's "How fast", each pair of things measured side by side in one run.
 
-    make bench, or: python tests/bench/run.py [startup|files|hashing|many|peers|sweep|qat]...
+    make bench, or: python tests/bench/run.py [startup|files|hashing|many|peers|pack|sweep|qat]...
 
 Ratios are medians over pairs taken in turn (A B A B ...), so that a machine that slows down slows
 both. Nothing is cached between the two sides but what the operating system caches for both.
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from packing import packing
 from peers import peers
 from timing import ratio, report, run
 
@@ -258,6 +259,7 @@ PARTS = {
     "hashing": hashing,
     "many": many,
     "peers": lambda folder: peers(folder, QVEC, _pair),
+    "pack": packing,
     "sweep": sweep,
     "qat": qat,
 }
