@@ -42,6 +42,8 @@ class Method(StrEnum):
     RTN = "rtn"
     MSE = "mse"
     HQQ = "hqq"
+    GPTQ = "gptq"
+    AWQ = "awq"
 
 
 class DataUse(StrEnum):
@@ -259,6 +261,20 @@ class Loading:
     def __post_init__(self) -> None:
         _at_least("batch_size", self.batch_size, 1)
         _at_least("workers", self.workers, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Images from which a quantizer learns what goes through each layer; labels are not read."""
+
+    data: str  # a data set, of which the train split is used
+    samples: int = 512  # drawn from it with seed 0
+    loading: Loading = field(default_factory=Loading)
+    device: str = "auto"
+    bias_correction: bool = False  # whether biases make good the mean error of each output
+
+    def __post_init__(self) -> None:
+        _at_least("calib_samples", self.samples, 1)
 
 
 class Listener(Protocol):

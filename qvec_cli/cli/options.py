@@ -106,6 +106,15 @@ Cross = Annotated[
 ]
 MethodChoice = Annotated[Method, typer.Option("--method", help="How codes are chosen.")]
 
+Calib = Annotated[
+    str | None,
+    typer.Option(help="Images to calibrate with, named as --data is; labels are not read."),
+]
+CalibSamples = Annotated[int, typer.Option(min=1, help="Of its train split, drawn with seed 0.")]
+BiasCorrection = Annotated[
+    bool, typer.Option("--bias-correction", help="Let biases make good the outputs' mean error.")
+]
+
 
 def model_args(pairs: list[str] | None) -> dict[str, Any]:
     """KEY=VALUE texts as arguments; values are Python literals, or else text.

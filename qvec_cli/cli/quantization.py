@@ -10,8 +10,15 @@ import typer
 from qvec_cli.cli import show
 from qvec_cli.cli.options import (
     AsJson,
+    BatchSize,
+    BiasCorrection,
     Bits,
+    Calib,
+    CalibSamples,
     Cross,
+    DataDir,
+    Device,
+    Download,
     DryRun,
     Force,
     GranularityChoice,
@@ -22,8 +29,10 @@ from qvec_cli.cli.options import (
     ScaleChoice,
     ScaleDtypeChoice,
     Symmetric,
+    Workers,
 )
-from qvec_cli.specs import Method, Wanted
+from qvec_cli.errors import SpecError
+from qvec_cli.specs import Calibration, Loading, Method, Wanted
 
 
 def quantize(
@@ -44,6 +53,14 @@ def quantize(
         list[str] | None,
         typer.Option(metavar="GLOB", help="Weights to quantize, in place of the file's own."),
     ] = None,
+    calib: Calib = None,
+    calib_samples: CalibSamples = 512,
+    bias_correction: BiasCorrection = False,
+    data_dir: DataDir = None,
+    dataset_download: Download = False,
+    workers: Workers = 0,
+    batch_size: BatchSize = 128,
+    device: Device = "auto",
     force: Force = False,
     dry_run: DryRun = False,
     metrics: MetricsFile = None,
@@ -54,8 +71,15 @@ def quantize(
     from qvec_cli.ops.quantize import quantize as run
 
     wanted = Wanted(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid)
+    images = None
+    if calib is not None:
+        folder = str(data_dir) if data_dir is not None else None
+        loading = Loading(folder, dataset_download and not dry_run, None, workers, batch_size)
+        images = Calibration(calib, calib_samples, loading, device, bias_correction)
+    elif bias_correction:
+        raise SpecError("--bias-correction needs images: --calib is missing")
     request = Request(
-        checkpoint, output, wanted, method, fake, tuple(targets or ()), force, dry_run
+        checkpoint, output, wanted, method, fake, tuple(targets or ()), images, force, dry_run
     )
     show.deliver(
         lambda listener: run(request, listener),

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from qvec_cli.checkpoint.card import Card, Kind
-from qvec_cli.checkpoint.dtypes import Array
+from qvec_cli.checkpoint.dtypes import Array, from_float32
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.write import size_of, write
 from qvec_cli.errors import MismatchError
+from qvec_cli.ops.calibration import Calibrated, Images, calibrate, check_wanted, find_images
 from qvec_cli.ops.grids import choose_grid, choose_targets
 from qvec_cli.ops.lineage import FAKE, card_of, inherited_use, provenance, require
 from qvec_cli.ops.metrics import Input, Metrics
@@ -23,7 +24,7 @@ from qvec_cli.ops.plan import STREAMING, Plan
 from qvec_cli.quant.distortion import sqnr_db
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import parts, stored_bits
-from qvec_cli.specs import Grid, Listener, Method, Wanted
+from qvec_cli.specs import Calibration, Grid, Listener, Method, Use, Wanted, spent
 
 _COPIES: Final = 10
 """Float32 copies of one weight that are alive while it is quantized, at most."""
@@ -39,6 +40,7 @@ class Request:
     method: Method = Method.RTN
     fake: bool = False  # write float32 weights on the grid in place of packed codes
     patterns: tuple[str, ...] = ()  # globs that name the targets; else the card or a rule does
+    calibration: Calibration | None = None  # images, for methods that look at some
     force: bool = False
     dry_run: bool = False
 
@@ -47,26 +49,34 @@ def quantize(request: Request, listener: Listener) -> Metrics:
     """Writes the quantized model and reports what it costs and how far it is from the float one.
 
     Raises:
+        SpecError: a method that lacks images, or has no use for them.
         MismatchError: a group size that does not divide, a file of another kind.
         CheckpointError: a file that cannot be read or written, or holds NaN.
     """
     started = time.perf_counter()
+    check_wanted(request.method, request.calibration)
     check_target(request.out, force=request.force)
     with opened(request.source, listener) as theta:
         _require_float(theta)
         targets = choose_targets(theta, request.patterns, listener)
         grid = choose_grid(request.grid, request.method, theta, theta, targets)
+        images = find_images(theta, request.calibration) if request.calibration else None
+        use = spent(inherited_use(theta), images.use) if images else inherited_use(theta)
         parameters = {"grid": grid.to_json(), "method": request.method, "fake": request.fake}
+        if images:
+            parameters["calibration"] = images.facts()
 
         def card() -> Card:
-            return _card(theta, targets, grid, request)
+            return _card(theta, targets, grid, use, parameters)
 
         plan = _plan(theta, targets, grid, fake=request.fake)
         if request.dry_run:
-            planned = _planned(request, theta, targets, grid, parameters)
+            planned = _planned(request, theta, targets, parameters, images)
             return planned.metrics((theta,), started, size_of(plan, card()))
-        ratios: dict[str, float | None] = {}
-        tensors = _tensors(theta, targets, grid, request, ratios)
+        made = Calibrated()
+        if images:
+            made = calibrate(theta, targets, grid, request.method, images, listener)
+        tensors = _tensors(theta, targets, grid, request, made)
         written = write(request.out, plan, tensors, card, force=request.force)
         results = {
             "output": str(request.out),
@@ -77,25 +87,28 @@ def quantize(request: Request, listener: Listener) -> Metrics:
             **_sizes(theta, targets, grid),
             "quantized": list(targets),
             "left": sorted(theta.keys() - set(targets), key=lambda n: (-theta[n].size, n)),
-            "sqnr_db": ratios,
+            "changed": sorted(made.floats),
+            "sqnr_db": made.ratios,
         }
-        inputs = (Input.of(theta),)
-        use = inherited_use(theta)
+        inputs = (Input.of(theta), *((images.input,) if images else ()))
     return Metrics("quantize", inputs, parameters, results, use, started=started)
 
 
 def _planned(
     request: Request,
     theta: Checkpoint,
-    targets: Iterable[str],
-    grid: Grid,
+    targets: tuple[str, ...],
     parameters: Mapping[str, Any],
+    images: Images | None,
 ) -> Plan:
-    chosen = set(targets)
-    fates = {n: f"quantized to {grid}" if n in chosen else "kept: no target" for n in theta}
-    largest = max(theta[name].size for name in chosen)
-    memory = STREAMING + _COPIES * largest * 4
-    return Plan("quantize", request.out, fates, theta, parameters, memory)
+    fate = f"quantized to {Grid.from_json(parameters['grid'])}"
+    fates = {n: fate if n in set(targets) else "kept: no target" for n in theta}
+    memory = STREAMING + _COPIES * max(theta[name].size for name in targets) * 4
+    if images is None:
+        return Plan("quantize", request.out, fates, theta, parameters, memory)
+    memory += images.memory(theta, targets)
+    seen = images.counts, images.wanted.data
+    return Plan("quantize", request.out, fates, theta, parameters, memory, *seen)
 
 
 def _require_float(theta: Checkpoint) -> None:
@@ -122,35 +135,41 @@ def _plan(theta: Checkpoint, targets: Iterable[str], grid: Grid, *, fake: bool) 
 
 
 def _tensors(
-    theta: Checkpoint,
-    targets: Iterable[str],
-    grid: Grid,
-    request: Request,
-    ratios: dict[str, float | None],
+    theta: Checkpoint, targets: Iterable[str], grid: Grid, request: Request, made: Calibrated
 ) -> Iterator[tuple[str, Iterable[Array]]]:
     chosen = set(targets)
-    for name in theta:
+    for name, entry in theta.items():
+        if name in made.floats:
+            yield name, [from_float32(made.floats[name].reshape(-1), entry.dtype)]
+            continue
         if name not in chosen:
             yield name, theta.checked(name)
             continue
-        weight = theta.finite(name)
-        quantized = QUANTIZERS[request.method].run(weight, grid)
-        shown = quantized.weight()
-        ratios[name] = sqnr_db(weight, shown)
-        stored = {name: shown} if request.fake else quantized.to_named(name)
+        quantized = made.weights.get(name)
+        if quantized is None:
+            weight = theta.finite(name)
+            quantized = QUANTIZERS[request.method].run(weight, grid)
+            made.ratios[name] = sqnr_db(weight, quantized.weight())
+        stored = {name: quantized.weight()} if request.fake else quantized.to_named(name)
         for part, array in stored.items():
             yield part, [array.reshape(-1)]
     theta.settle()
 
 
-def _card(theta: Checkpoint, targets: tuple[str, ...], grid: Grid, request: Request) -> Card:
-    use = inherited_use(theta)
-    lineage = provenance("quantize", {"model": theta}, use, method=request.method)
-    kind = Kind.CHECKPOINT if request.fake else Kind.QUANTIZED
-    card = card_of(theta, kind)
+def _card(
+    theta: Checkpoint,
+    targets: tuple[str, ...],
+    grid: Grid,
+    use: Use,
+    parameters: Mapping[str, Any],
+) -> Card:
+    facts = {key: parameters[key] for key in ("method", "calibration") if key in parameters}
+    lineage = provenance("quantize", {"model": theta}, use, **facts)
+    fake = parameters["fake"]
+    card = card_of(theta, Kind.CHECKPOINT if fake else Kind.QUANTIZED)
     return replace(
         card,
-        role=FAKE if request.fake else card.role,
+        role=FAKE if fake else card.role,
         quant=grid.to_json(),
         targets=targets,
         provenance=lineage,

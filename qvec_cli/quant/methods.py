@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-import numpy as np
-
+from qvec_cli.quant.awq import awq
+from qvec_cli.quant.gptq import gptq
 from qvec_cli.quant.qtensor import QTensor
 from qvec_cli.quant.rtn import rtn
-from qvec_cli.specs import Grid, Method, Scale
+from qvec_cli.specs import Method, Scale
 
 
 class Quantizer(NamedTuple):
     """One way to choose codes."""
 
-    run: Callable[[np.ndarray[Any, np.dtype[Any]], Grid], QTensor]
+    run: Callable[..., QTensor]  # of a weight [out, in] and its grid; calibrated ones see Inputs
     summary: str
     scale: Scale | None = None  # the rule of scales that the method is; None: as the user says
+    calibrated: bool = False
 
 
 QUANTIZERS: Final = {
     Method.RTN: Quantizer(rtn, "round to nearest"),
     Method.MSE: Quantizer(rtn, "round to nearest on scales of least error", Scale.MSE),
     Method.HQQ: Quantizer(rtn, "round to nearest on half-quadratic scales", Scale.HQQ),
+    Method.GPTQ: Quantizer(gptq, "column by column, arXiv:2210.17323", calibrated=True),
+    Method.AWQ: Quantizer(awq, "large inputs made smaller, arXiv:2306.00978", calibrated=True),
 }

@@ -206,6 +206,7 @@ def sweep(folder: Path) -> None:
             Wanted(3),
             loading,
             device="cpu",
+            force=True,  # the points of the pair before, which the command line would clear away
         )
         metrics = swept.sweep(request, Silence())
         return float(metrics.document()["timing"]["wall_s"])

@@ -1,0 +1,236 @@
+"""Quantizes layer after layer, as calibration images find them behind the quantized ones before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qvec_cli.checkpoint.dtypes import Array
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.errors import MismatchError, SpecError
+from qvec_cli.learn.samples import Part, Task
+from qvec_cli.ops.examples import Examples, open_data
+from qvec_cli.ops.lineage import model_of
+from qvec_cli.ops.metrics import Input
+from qvec_cli.ops.plan import TORCH
+from qvec_cli.quant.awq import POWERS, factors, is_clipped
+from qvec_cli.quant.distortion import sqnr_db
+from qvec_cli.quant.inputs import Inputs
+from qvec_cli.quant.methods import QUANTIZERS
+from qvec_cli.quant.qtensor import QTensor
+from qvec_cli.quant.rtn import rtn
+from qvec_cli.specs import Calibration, DataUse, Grid, Listener, Method, Use
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from qvec_cli.model.calibrate import Call, Segment, Site
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """What calibration has made of a network."""
+
+    weights: dict[str, QTensor] = field(default_factory=dict)
+    floats: dict[str, Array] = field(default_factory=dict)  # biases and norms that it changed
+    ratios: dict[str, float | None] = field(default_factory=dict)  # see ``sqnr_db``
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Calibration images that have been found, not yet decoded."""
+
+    wanted: Calibration
+    examples: Examples
+    use: Use  # what a model costs that has seen them
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many images of which split will be decoded."""
+        return {"train": len(self.examples.task.split("train"))}
+
+    @property
+    def input(self) -> Input:
+        """The data set as metrics list it."""
+        return Input(self.wanted.data, "data", self.examples.task.digest)
+
+    def memory(self, theta: Checkpoint, targets: Iterable[str]) -> int:
+        """Bytes that calibration takes at most, as far as it can be foretold.
+
+        Beside torch and the network: the images as decoded and as floats, the inputs of a block
+        and what comes out of it, which are about as large, and the method's own matrices.
+        """
+        pixels = self.examples.nbytes(self.counts)
+        largest = max(sum(theta[name].shape) ** 2 for name in targets)
+        return TORCH + 3 * theta.nbytes + 20 * pixels + 24 * largest
+
+    def facts(self) -> dict[str, Any]:
+        """As cards and metrics name them."""
+        task = self.examples.task
+        return {
+            "name": task.name,
+            "digest": task.digest,
+            "samples": self.counts["train"],
+            "bias_correction": self.wanted.bias_correction,
+        }
+
+
+def check_wanted(method: Method, wanted: Calibration | None) -> None:
+    """Refuses images without a use for them, and a method without the images that it needs.
+
+    Raises:
+        SpecError: either.
+    """
+    needs = QUANTIZERS[method].calibrated
+    if wanted is None and needs:
+        raise SpecError(
+            f"--method {method} needs images: --calib is missing",
+            hint="Some hundred images of any folder or data set do; their labels are not read.",
+        )
+    if wanted and not (needs or wanted.bias_correction):
+        raise SpecError(
+            f"--calib is of no use to --method {method}",
+            hint="It goes with --method gptq or awq, or with --bias-correction.",
+        )
+
+
+def find_images(theta: Checkpoint, wanted: Calibration) -> Images:
+    """The images, drawn from the train split; whether they are the receiver's own, cards tell.
+
+    Raises:
+        DataError: no such data set, or none with a train split.
+        CheckpointError: a checkpoint that does not say its architecture.
+    """
+    model, task = model_of(theta), open_data(wanted.data, wanted.loading)
+    train = task.split("train")
+    count = min(wanted.samples, len(train))
+    chosen = Task(task.name, task.classes, {"train": Part(train, 0, count)})
+    own = (theta.card.data or {}).get("digest") if theta.card else None
+    strange = own is not None and own != task.digest
+    use = Use(DataUse.PROXY_IMAGES, {"proxy": count})
+    if not strange:
+        use = Use(DataUse.RECEIVER_IMAGES, {"train": count})
+    return Images(
+        wanted, Examples(chosen, model, tuple(range(len(task.classes))), wanted.loading), use
+    )
+
+
+def calibrate(
+    theta: Checkpoint,
+    targets: Iterable[str],
+    grid: Grid,
+    method: Method,
+    images: Images,
+    listener: Listener,
+) -> Calibrated:
+    """Quantizes every target in execution order, each behind its quantized predecessors.
+
+    Raises:
+        MismatchError: a target whose inputs cannot be seen.
+    """
+    import torch
+
+    from qvec_cli.model.build import normalise
+    from qvec_cli.model.calibrate import Walk
+    from qvec_cli.model.targets import modules
+    from qvec_cli.ops.state import load_network
+
+    model = images.examples.model
+    network = load_network(theta, model, images.wanted.device).float().eval()
+    found = {f"{p}{attribute}": module for p, module, attribute in modules(network, ())}
+    if strange := [name for name in targets if name not in found]:
+        raise MismatchError(
+            f"{theta.path}: {strange[0]}: is not the weight of a linear layer",
+            hint=f"--method {method} quantizes nothing else.",
+        )
+    decoded, _ = images.examples.decoded("train", listener)
+    device, step = next(network.parameters()).device, images.wanted.loading.batch_size
+    batches = [normalise(model)(part.to(device)) for part in torch.split(decoded, step)]
+    run = _Run(grid, method, images.wanted.bias_correction, network)
+    layers = {name: found[name] for name in targets}
+    walk = Walk(network, layers, batches)
+    for segment, site, inputs, calls in walk.steps():
+        run.visit(segment, site, inputs, calls)
+        listener.progress(f"quantize ({method})", len(run.made.weights), len(layers))
+    if run.unbiased:
+        listener.note(f"{run.unbiased} of {len(layers)} layers have no bias to correct")
+    return run.made
+
+
+class _Run:
+    """One method at work on a network."""
+
+    def __init__(
+        self, grid: Grid, method: Method, bias_correction: bool, network: nn.Module
+    ) -> None:
+        self.made = Calibrated()
+        self.unbiased = 0
+        self._grid, self._method, self._corrects = grid, method, bias_correction
+        self._names = {id(p): name for name, p in network.named_parameters()}
+
+    def visit(self, segment: Segment, site: Site, inputs: Inputs, calls: list[Call]) -> None:
+        """Quantizes the weights of a site where they are, so that later layers see it."""
+        from qvec_cli.model.calibrate import weight_of
+
+        if self._method is Method.AWQ:
+            inputs = self._smooth(segment, site, inputs, calls[0])
+        for name, module in zip(site.names, site.modules, strict=True):
+            place = weight_of(module)
+            weight = _numbers(place)
+            quantized = self._quantized(name, weight, inputs)
+            shown = quantized.weight()
+            self.made.weights[name] = quantized
+            self.made.ratios[name] = sqnr_db(weight, shown)
+            _put(place, shown)
+            if self._corrects:
+                self._correct(module, (shown - weight) @ inputs.mean)
+
+    def _quantized(self, name: str, weight: Array, inputs: Inputs) -> QTensor:
+        quantizer = QUANTIZERS[self._method]
+        if self._method is Method.AWQ and not is_clipped(name):
+            return rtn(weight, self._grid)
+        if quantizer.calibrated:
+            return quantizer.run(weight, self._grid, inputs)
+        return quantizer.run(weight, self._grid)
+
+    def _smooth(self, segment: Segment, site: Site, inputs: Inputs, call: Call) -> Inputs:
+        """AWQ's factors, moved into the LayerNorm before the site where there is one."""
+        import torch
+
+        from qvec_cli.model.calibrate import fold, weight_of
+
+        if not site.norms:
+            return inputs
+        weights = [_numbers(weight_of(module)) for module in site.modules]
+        by = factors(weights, self._grid, inputs, POWERS)
+        norm = site.norms[-1]
+        if not fold(segment, site, torch.from_numpy(by).to(norm.weight.device), call):
+            return inputs
+        for parameter in (norm.weight, norm.bias):
+            if parameter is not None:
+                self.made.floats[self._names[id(parameter)]] = _numbers(parameter)
+        return Inputs(inputs.moment / np.outer(by, by), inputs.mean / by, inputs.magnitude / by)
+
+    def _correct(self, module: nn.Module, mean_error: Array) -> None:
+        from qvec_cli.model.calibrate import bias_of
+
+        bias = bias_of(module)
+        if bias is None:
+            self.unbiased += 1
+            return
+        _put(bias, (_numbers(bias) - mean_error).astype(np.float32))
+        self.made.floats[self._names[id(bias)]] = _numbers(bias)
+
+
+def _numbers(parameter: Tensor) -> Array:
+    return np.array(parameter.detach().cpu())
+
+
+def _put(parameter: Tensor, values: Array) -> None:
+    import torch
+
+    with torch.no_grad():
+        parameter.copy_(torch.from_numpy(values))
