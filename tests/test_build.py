@@ -141,11 +141,13 @@ def test_what_timm_cannot_make_is_refused_as_usage(wish):
         create(wish)
 
 
-@pytest.mark.parametrize("name", ["qwen3_vit_88m_enc", "deepseek_vit_412m_enc"])
+@pytest.mark.parametrize(
+    "name", ["qwen3_vit_88m_enc", "deepseek_vit_412m_enc", "gemma4_vit_167m_enc"]
+)
 def test_an_encoder_without_a_classifier_is_refused_as_usage(name):
     if not timm.is_model(name):
         pytest.skip("not in this timm")
-    with torch.device("meta"), pytest.raises(SpecError):
+    with torch.device("meta"), pytest.raises(SpecError, match=f"^{name} has no classifier$"):
         create(Wish(name, 3))
 
 

@@ -11,7 +11,10 @@ import pytest
 from conftest import Drawer, call
 from safetensors.numpy import load_file, save_file
 
+from qvec_cli.checkpoint.card import Card, Kind
+from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import BLOCK, Checkpoint
+from qvec_cli.checkpoint.write import write
 
 Arrays = dict[str, np.ndarray]
 
@@ -87,6 +90,51 @@ def test_tensors_longer_than_a_block_are_the_same_formula(tmp_path: Path) -> Non
     call("patch", paths[2], tmp_path / "rho.st", "-l", "0.3", "-o", tmp_path / "p.st")
     for name, array in load_file(tmp_path / "p.st").items():
         assert np.array_equal(array, receiver[name] + np.float32(0.3) * (qat[name] - fp[name]))
+
+
+HEADS = {f"{head}.{part}" for head in ("head", "head_dist") for part in ("weight", "bias")}
+
+
+def distilled(path: Path, classes: int, seed: int, role: str) -> Arrays:
+    """A tiny DeiT with two heads; without a role, its file says nothing but names."""
+    import torch
+
+    from qvec_cli.model.build import Wish, create
+
+    args = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+    torch.manual_seed(seed)
+    wish = Wish("deit_tiny_distilled_patch16_224", classes, img_size=32, args=args)
+    network, model = create(wish)
+    arrays = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    if not role:
+        save(path, arrays)
+        return arrays
+    plan = {name: Entry("F32", array.shape) for name, array in arrays.items()}
+    card = Card(Kind.CHECKPOINT, role, model)
+    write(path, plan, ((n, [a.reshape(-1)]) for n, a in arrays.items()), card, force=False)
+    return arrays
+
+
+@pytest.mark.parametrize("roles", [("fp", "qat"), ("", "")], ids=["carded", "bare"])
+def test_both_heads_of_a_distilled_deit_stay_the_receivers(
+    roles: tuple[str, str], tmp_path: Path
+) -> None:
+    a, b, r, rho, out = (tmp_path / f"{name}.st" for name in ("a", "b", "r", "rho", "out"))
+    fp, qat = distilled(a, 3, 0, roles[0]), distilled(b, 3, 1, roles[1])
+    receiver = distilled(r, 5, 2, roles[0])  # another number of classes
+    left_out = call("extract", a, b, "-o", rho, "--json").json["results"]["left_out"]
+    assert set(left_out) == HEADS
+    assert load_file(rho).keys() == fp.keys() - HEADS
+    kept = call("patch", r, rho, "-o", out, "--json").json["results"]["kept"]
+    assert set(kept) == HEADS
+    for name, array in load_file(out).items():
+        moved = receiver[name] if name in HEADS else receiver[name] + (qat[name] - fp[name])
+        assert np.array_equal(array, moved), name
+    call("quantize", out, "--bits", 3, "--fake", "-o", tmp_path / "q.st")
+    quantized, patched = load_file(tmp_path / "q.st"), load_file(out)
+    changed = {name for name in patched if not np.array_equal(quantized[name], patched[name])}
+    parts = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    assert changed == {f"blocks.{i}.{part}.weight" for i in (0, 1) for part in parts}
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])

@@ -240,11 +240,12 @@ def _configuration(network: nn.Module, wish: Wish, args: Mapping[str, Any]) -> d
 
 def _classifier(network: nn.Module, named: Any, name: str) -> str | list[str]:
     """The classifier's modules; LeViT has a second that timm does not always name."""
-    if not named:
+    names = [named] if isinstance(named, str) else list(named or ())
+    modules = {module for module, _ in network.named_modules()}
+    if modules.isdisjoint(names):  # timm names one for some encoders that have none
         raise SpecError(f"{name} has no classifier")
-    names = [named] if isinstance(named, str) else list(named)
     second = "head_dist.linear"
-    if second not in names and any(module == second for module, _ in network.named_modules()):
+    if second in modules and second not in names:
         names.append(second)
     return names[0] if len(names) == 1 else names
 

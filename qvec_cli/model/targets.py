@@ -1,7 +1,7 @@
 """Which weights are quantized, and which tensors are the classifier's: asked here by everyone.
 
-Every ``nn.Linear`` weight is, and the fused ``in_proj_weight`` of ``nn.MultiheadAttention``,
-except the classifier's. From a bare file, names and shapes decide. Nothing here imports torch
+Every ``nn.Linear`` weight is, and the input projections of ``nn.MultiheadAttention``, fused or
+not, except the classifier's. From a bare file, names and shapes decide. Nothing here imports torch
 until a network is handed in.
 """
 
@@ -24,8 +24,11 @@ HEADS: Final = (
     "head.head.l",
     "head.head_dist.l",
     "head.classifier.4",
+    "head.classifier.linear",
     "head",
     "head.fc",
+    "head.fc.fc2",
+    "head.fc2",
     "head.linear",
     "head_dist",
     "head_dist.linear",
@@ -34,6 +37,9 @@ HEADS: Final = (
     "classification_head",
 )
 """What timm and its neighbours call the classifier; for files that do not say."""
+
+_PROJECTIONS: Final = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+"""Matrices that ``nn.MultiheadAttention`` keeps itself: one fused, or three where widths differ."""
 
 _NOT_LINEAR: Final = ("embed", "norm", "relative_position")
 
@@ -75,8 +81,9 @@ def modules(
             continue
         if isinstance(module, nn.Linear):
             yield prefix, module, "weight"
-        elif isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-            yield prefix, module, "in_proj_weight"
+        elif isinstance(module, nn.MultiheadAttention):
+            held = (part for part in _PROJECTIONS if getattr(module, part) is not None)
+            yield from ((prefix, module, part) for part in held)
 
 
 def of_outline(
