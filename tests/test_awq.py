@@ -1,0 +1,112 @@
+"""AWQ: its search never loses against what it contains, and with one point it is rounding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qvec_cli.quant.awq import POWERS, SHRINKS, awq, clipped, factors, is_clipped
+from qvec_cli.quant.inputs import Inputs, output_error
+from qvec_cli.quant.rtn import fake_quantize, rtn
+from qvec_cli.specs import Granularity, Grid, Scale
+
+RNG = np.random.default_rng(0)
+WEIGHTS = [RNG.standard_normal((rows, 48)).astype(np.float32) for rows in (20, 7)]
+TOKENS = RNG.standard_normal((600, 48)) * np.exp(1.5 * RNG.standard_normal(48))
+SEEN = Inputs(TOKENS.T @ TOKENS / 600, TOKENS.mean(axis=0), np.abs(TOKENS).mean(axis=0))
+GRIDS = [
+    Grid(bits, granularity, size, scale, symmetric)
+    for bits in (2, 3, 4)
+    for granularity, size in (
+        (Granularity.CHANNEL, None),
+        (Granularity.GROUP, 12),
+        (Granularity.TENSOR, None),
+    )
+    for scale in Scale
+    for symmetric in (True, False)
+    if symmetric or scale is not Scale.MSE_FULL
+]
+every_grid = pytest.mark.parametrize("grid", GRIDS, ids=str)
+
+
+@every_grid
+def test_with_one_point_and_no_clipping_it_is_rounding_to_nearest(grid: Grid) -> None:
+    by = factors(WEIGHTS, grid, SEEN, (0.0,))
+    assert (by == 1).all()
+    for weight in WEIGHTS:
+        left = clipped(weight * by, grid, SEEN, (1.0,))
+        assert np.array_equal(left, weight)
+        assert np.array_equal(rtn(left, grid).codes, rtn(weight, grid).codes)
+        assert np.array_equal(rtn(left, grid).weight(), rtn(weight, grid).weight())
+
+
+@every_grid
+def test_its_factors_are_never_worse_than_none(grid: Grid) -> None:
+    by = factors(WEIGHTS, grid, SEEN, POWERS)
+    ours, plain = (
+        sum(output_error(fake_quantize(w * f, grid) / f - w, SEEN.moment).sum() for w in WEIGHTS)
+        for f in (by, np.ones_like(by))
+    )
+    assert ours <= plain
+    assert by.max() * by.min() == pytest.approx(1, rel=1e-5)  # neither weights nor inputs grow
+
+
+def test_inputs_of_very_different_size_are_worth_a_factor() -> None:
+    by = factors(WEIGHTS, Grid(3), SEEN, POWERS)
+    ours, plain = (
+        sum(output_error(fake_quantize(w * f, Grid(3)) / f - w, SEEN.moment).sum() for w in WEIGHTS)
+        for f in (by, np.ones_like(by))
+    )
+    assert ours < 0.6 * plain
+    assert np.corrcoef(np.log(by), np.log(SEEN.magnitude))[0, 1] > 0.99
+
+
+@every_grid
+def test_clipping_is_never_worse_block_by_block(grid: Grid) -> None:
+    weight = WEIGHTS[0]
+    ours = clipped(weight, grid, SEEN, SHRINKS)
+    size = grid.group_size or 48
+    for start in range(0, 48, size):
+        some = slice(start, start + size)
+        moment = SEEN.moment[some, some]
+        found, plain = (
+            output_error((fake_quantize(w, grid) - weight)[:, some], moment) for w in (ours, weight)
+        )
+        if grid.granularity is Granularity.TENSOR:
+            found, plain = found.sum(keepdims=True), plain.sum(keepdims=True)
+        assert (found <= plain).all()
+    assert (np.abs(ours) <= np.abs(weight)).all()
+    assert ((ours == weight) | (np.sign(ours) == np.sign(weight))).all()
+
+
+def test_clipping_finds_the_best_of_its_points() -> None:
+    weight = WEIGHTS[0]
+    ours = output_error(
+        fake_quantize(clipped(weight, Grid(3), SEEN, SHRINKS), Grid(3)) - weight, SEEN.moment
+    )
+    for row, found in zip(weight, ours, strict=True):
+        tried = [np.clip(row, -s * abs(row).max(), s * abs(row).max())[None] for s in SHRINKS]
+        errors = [output_error(fake_quantize(t, Grid(3)) - row, SEEN.moment)[0] for t in tried]
+        assert found == pytest.approx(min(errors), rel=1e-5)
+
+
+def test_a_layer_is_rounded_after_clipping() -> None:
+    ours = awq(WEIGHTS[0], Grid(3), SEEN)
+    assert np.array_equal(
+        ours.weight(), fake_quantize(clipped(WEIGHTS[0], Grid(3), SEEN, SHRINKS), Grid(3))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("blocks.0.attn.qkv.weight", False),
+        ("blocks.0.attn.q_proj.weight", False),
+        ("attn.in_proj_weight", False),
+        ("encoder.layer.0.attention.key.weight", False),
+        ("blocks.0.attn.proj.weight", True),
+        ("blocks.0.mlp.fc1.weight", True),
+    ],
+)
+def test_what_makes_queries_and_keys_is_not_clipped(name: str, expected: bool) -> None:
+    assert is_clipped(name) is expected

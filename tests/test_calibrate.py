@@ -1,0 +1,212 @@
+"""The walk through a network against a plain forward for each layer, for every architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_architectures import ROWS, tiny
+from torch import nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from qvec_cli.errors import MismatchError
+from qvec_cli.model.calibrate import Walk, fold
+from qvec_cli.model.targets import classifiers, modules
+from qvec_cli.quant.rtn import fake_quantize
+from qvec_cli.specs import Grid
+
+every_row = pytest.mark.parametrize("name", ROWS)
+
+
+def weights_of(network: nn.Module, model: Mapping[str, Any]) -> dict[str, nn.Parameter]:
+    found = modules(network, classifiers(model))
+    return {f"{p}{attribute}": getattr(module, attribute) for p, module, attribute in found}
+
+
+def calm(name: str) -> tuple[nn.Module, dict[str, nn.Parameter], list[torch.Tensor]]:
+    """A tiny network whose numbers stay small, its weights, and two batches."""
+    network, model, images = tiny(name)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(0.5)
+    return network.eval(), weights_of(network, model), [images[:3], images[3:]]
+
+
+class Listening(TorchFunctionMode):
+    """Keeps what whole forwards multiply with a weight, by torch's own means."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Any, torch.Tensor]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is functional.linear:
+            given = dict(zip(("input", "weight"), args, strict=False)) | (kwargs or {})
+            self.seen.append((given["weight"], given["input"]))
+        return func(*args, **(kwargs or {}))
+
+
+def listen(network: nn.Module, batches: list[torch.Tensor]) -> list[tuple[Any, torch.Tensor]]:
+    with torch.inference_mode(), Listening() as mode:
+        for batch in batches:
+            network(batch)
+    return mode.seen
+
+
+def plain_inputs(network: nn.Module, weight: nn.Parameter, batches: list[torch.Tensor]) -> Any:
+    """Moments of what a weight is multiplied with in whole forwards of the network as it is."""
+    seen = [x for used, x in listen(network, batches) if used is weight]
+    flat = torch.cat([x.reshape(-1, x.shape[-1]) for x in seen]).detach().double().numpy()
+    return flat.T @ flat / len(flat), flat.mean(axis=0), np.abs(flat).mean(axis=0)
+
+
+def round_in_place(weight: nn.Parameter) -> None:
+    with torch.no_grad():
+        weight.copy_(torch.as_tensor(fake_quantize(weight.detach(), Grid(3))))
+
+
+@every_row
+def test_each_layer_is_seen_behind_its_quantized_predecessors(name: str) -> None:
+    network, weights, batches = calm(name)
+    visited = []
+    for _, site, inputs, _ in Walk(network, weights, batches).steps():
+        expected = plain_inputs(network, site.weights[0], batches)
+        for ours, theirs in zip(
+            (inputs.moment, inputs.mean, inputs.magnitude), expected, strict=True
+        ):
+            np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6 * np.abs(theirs).max())
+        for weight in site.weights:
+            round_in_place(weight)
+        visited.extend(site.names)
+    assert sorted(visited) == sorted(weights)
+
+
+@every_row
+def test_weights_come_in_the_order_in_which_they_are_called(name: str) -> None:
+    network, weights, batches = calm(name)
+    called = [id(weight) for weight, _ in listen(network, batches[:1])]
+    walk = Walk(network, weights, batches)
+    ours = [id(w) for seg in walk.segments for site in seg.sites for w in site.weights]
+    assert ours == [weight for weight in called if weight in ours]
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"), [("vit_small_patch16_224", 2), ("eva02_tiny_patch14_224", 2)]
+)
+def test_blocks_are_carried_over_and_not_run_anew(
+    name: str, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, weights, batches = calm(name)
+    walk, reached = Walk(network, weights, batches), []
+    reach = Walk._reach
+    monkeypatch.setattr(Walk, "_reach", lambda self, m: (reached.append(m), reach(self, m))[1])
+    assert len(walk.segments) == blocks
+    assert sum(1 for _ in walk.steps()) == 4 * blocks
+    assert reached == [walk.segments[0].module]
+
+
+def test_queries_keys_and_values_that_share_their_input_share_a_site() -> None:
+    network, weights, batches = calm("eva02_base_patch14_448")
+    sites = [s.names for seg in Walk(network, weights, batches).segments for s in seg.sites]
+    assert [f"blocks.0.attn.{part}_proj.weight" for part in "qkv"] in sites
+    assert ["blocks.0.mlp.fc1_g.weight", "blocks.0.mlp.fc1_x.weight"] in sites
+
+
+@every_row
+def test_folding_leaves_the_function_as_it_was_or_does_nothing(name: str) -> None:
+    network, weights, batches = calm(name)
+    torch.manual_seed(0)
+    folded = 0
+    with torch.inference_mode():
+        before = network(batches[0])
+    for segment, site, inputs, calls in Walk(network, weights, batches).steps():
+        by = torch.exp(torch.randn(len(inputs.mean)))
+        state = {key: value.clone() for key, value in network.state_dict().items()}
+        if fold(segment, site, by, calls[0]):
+            folded += 1
+            assert any(not torch.equal(v, state[key]) for key, v in network.state_dict().items())
+        else:
+            assert all(torch.equal(v, state[key]) for key, v in network.state_dict().items())
+    with torch.inference_mode():
+        after = network(batches[0])
+    torch.testing.assert_close(after, before, rtol=2e-3, atol=2e-3 * float(before.abs().max()))
+    assert (folded == 0) == (name in NOTHING_TO_FOLD)
+
+
+NOTHING_TO_FOLD = {
+    "swinv2_tiny_window8_256": "its norms come after what they belong to",
+}
+
+
+def test_in_a_plain_block_norms_fold_into_what_follows_them_alone() -> None:
+    network, weights, batches = calm("vit_small_patch16_224")
+    done = [
+        site.names[0]
+        for segment, site, inputs, calls in Walk(network, weights, batches).steps()
+        if fold(segment, site, torch.exp(torch.randn(len(inputs.mean))), calls[0])
+    ]
+    assert done == [f"blocks.{i}.{n}.weight" for i in (0, 1) for n in ("attn.qkv", "mlp.fc1")]
+
+
+class _Odd(nn.Module):
+    """One layer that is never called, one that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.once, self.twice, self.never = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.twice(self.twice(self.once(x)))
+
+
+@pytest.mark.parametrize(("layer", "times"), [("twice", 2), ("never", 0)])
+def test_a_layer_whose_inputs_cannot_be_seen_is_refused(layer: str, times: int) -> None:
+    network = _Odd()
+    chosen = {name: network.get_submodule(name).weight for name in ("once", layer)}
+    with pytest.raises(MismatchError, match=f"{layer}: is used {times} times"):
+        Walk(network, chosen, [torch.zeros(3, 4)])
+
+
+class _Fused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.attention = nn.LayerNorm(8), nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(x)
+        out: torch.Tensor = self.attention(x, x, x, need_weights=False)[0]
+        return out
+
+
+def test_both_weights_of_fused_attention_are_seen() -> None:
+    torch.manual_seed(0)
+    network, images = _Fused().eval(), torch.randn(5, 3, 8)
+    attention = network.attention
+    weights = {
+        "attention.in_proj_weight": attention.in_proj_weight,
+        "attention.out_proj.weight": attention.out_proj.weight,
+    }
+    first, second = (inputs for _, _, inputs, _ in Walk(network, weights, [images]).steps())
+    with torch.no_grad():
+        normed = network.norm(images)
+        attention.out_proj.weight.copy_(torch.eye(8))  # the output is the input of out_proj
+        attention.out_proj.bias.zero_()
+        mixed = attention(normed, normed, normed, need_weights=False)[0]
+    for inputs, tokens in ((first, normed), (second, mixed)):
+        flat = tokens.reshape(-1, 8).double().numpy()
+        np.testing.assert_allclose(inputs.moment, flat.T @ flat / 15, rtol=1e-4, atol=1e-6)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_the_watch_on_products_ends_with_the_walk() -> None:
+    plain = functional.linear
+    network, weights, batches = calm("vit_small_patch16_224")
+    steps = Walk(network, weights, batches).steps()
+    next(steps)
+    assert functional.linear is plain  # also between two steps
+    steps.close()
+    assert functional.linear is plain
