@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.quant.rtn import fake_quantize
-from qvec_cli.specs import Granularity, Grid, Scale
+from qvec_cli.specs import Granularity, Grid, Scale, ScaleDtype
 
 GRIDS = [
     *[Grid(bits) for bits in range(2, 9)],
@@ -22,12 +22,24 @@ GRIDS = [
     *(Grid(bits, scale=scale) for scale in (Scale.MSE, Scale.MSE_FULL) for bits in (2, 3)),
     Grid(2, Granularity.GROUP, 8),
     Grid(4, Granularity.GROUP, 64),
+    Grid(2, scale=Scale.HQQ),
+    *(
+        Grid(bits, *kind, symmetric=False, scale_dtype=dtype)
+        for bits, dtype in ((3, ScaleDtype.FLOAT16), (4, ScaleDtype.FLOAT32))
+        for kind in (
+            (Granularity.CHANNEL, None),
+            (Granularity.GROUP, 8),
+            (Granularity.TENSOR, None),
+        )
+    ),
 ]
 
 
 def flags(grid: Grid) -> tuple[object, ...]:
     size = ("--group-size", grid.group_size) if grid.group_size else ()
-    return ("--bits", grid.bits, "--granularity", grid.granularity, *size, "--scale", grid.scale)
+    kind = "--symmetric" if grid.symmetric else "--asymmetric"
+    words = ("--scale", grid.scale, "--scale-dtype", grid.scale_dtype, kind)
+    return ("--bits", grid.bits, "--granularity", grid.granularity, *size, *words)
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
@@ -56,7 +68,7 @@ def test_the_reported_cost_is_that_of_the_file(grid: Grid, drawer: Drawer, tmp_p
         stored = sum(
             packed[name + part].nbytes
             for name in results["quantized"]
-            for part in ("_packed", "_scale")
+            for part in ("_packed", "_scale", *(() if grid.symmetric else ("_zero_point",)))
         )
         assert {n.removesuffix("_packed") for n in packed if n.endswith("_packed")} == set(
             results["quantized"]

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -269,7 +268,7 @@ def _moments(segment: nn.Module, weight: nn.Parameter, calls: Sequence[Call]) ->
     with _linears(seize):
         for call in calls:
             _run(segment, call)
-    return Inputs(**{name: np.asarray((part / tokens).cpu()) for name, part in sums.items()})
+    return Inputs(**{name: (part / tokens).cpu().numpy() for name, part in sums.items()})
 
 
 @contextlib.contextmanager

@@ -220,7 +220,7 @@ class _Run:
 
 
 def _numbers(parameter: Tensor) -> Array:
-    return np.array(parameter.detach().cpu())
+    return np.array(parameter.detach().cpu().numpy())
 
 
 def _put(parameter: Tensor, values: Array) -> None:

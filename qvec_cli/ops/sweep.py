@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target, write_json
-from qvec_cli.errors import CheckpointError, MismatchError, NotFiniteError, QvecError
+from qvec_cli.errors import CheckpointError, MismatchError, NotFiniteError, QvecError, SpecError
 from qvec_cli.model.targets import head_tensors
 from qvec_cli.ops.examples import Examples, open_for
 from qvec_cli.ops.grids import choose_grid, choose_targets
@@ -29,6 +29,7 @@ from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
 from qvec_cli.ops.plan import TORCH, Plan
 from qvec_cli.ops.unfinished import check_unfinished, unfinished
+from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.specs import DataUse, Grid, Listener, Loading, Method, Use, Wanted, spent
 from qvec_cli.vector.pairing import Pairing, cover
 
@@ -151,6 +152,11 @@ def sweep(request: Request, listener: Listener) -> Metrics:
 
 
 def _match(request: Request, theta: Checkpoint, rho: Checkpoint, listener: Listener) -> _Setting:
+    if QUANTIZERS[request.method].calibrated:
+        raise SpecError(
+            f"--method {request.method} needs images, which a sweep does not give it",
+            hint="Sweep with rtn, mse or hqq; then patch, and quantize with --calib.",
+        )
     require(theta, Kind.CHECKPOINT)
     require(rho, Kind.VECTOR)
     require_same_start(theta, rho, listener)

@@ -1,0 +1,178 @@
+"""quantize with images: what is written, what it says it has cost, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Drawer, call
+from safetensors.numpy import load_file
+from test_calibrate import listen
+
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.model.build import normalise
+from qvec_cli.ops.examples import open_for
+from qvec_cli.ops.state import load_network
+from qvec_cli.quant.methods import QUANTIZERS
+from qvec_cli.specs import Loading, Method, Silence
+
+CALIBRATED = [method for method in Method if QUANTIZERS[method].calibrated]
+every_method = pytest.mark.parametrize("method", CALIBRATED)
+SMALL = ("--bits", 3, "--calib-samples", 24, "--batch-size", 16, "--device", "cpu")
+
+
+@every_method
+@pytest.mark.parametrize("grid", [(), ("--scale", "mse-full"), ("--asymmetric",)], ids=str)
+def test_a_calibrated_file_is_a_packed_file_like_any_other(
+    method: Method, grid: tuple[str, ...], drawer: Drawer, tmp_path: Path
+) -> None:
+    out, fake = tmp_path / "q.st", tmp_path / "f.st"
+    args = ("quantize", drawer.receiver, *SMALL, "--method", method, *grid)
+    images = ("--calib", drawer.receiver_data)
+    results = call(*args, *images, "-o", out, "--json").json
+    call(*args, *images, "-o", fake, "--fake")
+    assert results["parameters"]["calibration"]["samples"] == 24
+    assert results["data_use"] == {"level": "receiver_images", "counts": {"train": 24}}
+    first = call("eval", out, "--data", drawer.receiver_data, "--json").json["results"]
+    second = call("eval", fake, "--data", drawer.receiver_data, "--json").json["results"]
+    assert (first["n_correct"], first["loss"]) == (second["n_correct"], second["loss"])
+    assert len(results["results"]["sqnr_db"]) == len(results["results"]["quantized"]) == 24
+
+
+@every_method
+def test_the_same_images_give_the_same_bytes(
+    method: Method, drawer: Drawer, tmp_path: Path
+) -> None:
+    args = ("quantize", drawer.receiver, *SMALL, "--method", method)
+    for name in ("a.st", "b.st"):
+        call(*args, "--calib", drawer.receiver_data, "-o", tmp_path / name)
+    assert (tmp_path / "a.st").read_bytes() == (tmp_path / "b.st").read_bytes()
+
+
+@every_method
+def test_it_differs_from_rounding_and_only_where_it_says(
+    method: Method, drawer: Drawer, tmp_path: Path
+) -> None:
+    out = tmp_path / "f.st"
+    results = call(
+        "quantize", drawer.receiver, *SMALL, "--method", method, "--fake",
+        "--calib", drawer.receiver_data, "-o", out, "--json",
+    ).json["results"]  # fmt: skip
+    before, after = load_file(drawer.receiver), load_file(out)
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {*results["quantized"], *results["changed"]}
+    norms = {
+        f"blocks.{i}.norm{n}.{p}" for i in range(6) for n in (1, 2) for p in ("weight", "bias")
+    }
+    assert set(results["changed"]) == (norms if method is Method.AWQ else set())
+
+
+@pytest.mark.parametrize("method", Method)
+def test_corrected_biases_restore_each_layers_mean_output(
+    method: Method, drawer: Drawer, tmp_path: Path
+) -> None:
+    """Of the layer, on the inputs that it gets behind its quantized predecessors."""
+    out = tmp_path / "f.st"
+    results = call(
+        "quantize", drawer.receiver, *SMALL, "--method", method, "--fake", "--bias-correction",
+        "--calib", drawer.receiver_data, "-o", out, "--json",
+    ).json["results"]  # fmt: skip
+    biases = {name.removesuffix("weight") + "bias" for name in results["quantized"]}
+    assert biases <= set(results["changed"])
+    if method is Method.AWQ:
+        return  # whose weights are no longer the receiver's
+    with Checkpoint(out) as checkpoint, Checkpoint(drawer.receiver) as theta:
+        model = checkpoint.card.model  # type: ignore[union-attr]
+        assert model is not None
+        network = load_network(checkpoint, model, "cpu").eval()
+        examples = open_for(theta, model, str(drawer.receiver_data), Loading())
+        images, _ = examples.decoded("train", Silence())
+        float_state = {n: theta.finite(n) for n in theta}
+    chosen = images[torch.randperm(108, generator=torch.Generator().manual_seed(0))[:24]]
+    seen = listen(network, [*normalise(model)(chosen).split(16)])
+    for name, weight in network.named_parameters():
+        if name not in results["quantized"]:
+            continue
+        tokens = torch.cat([x.reshape(-1, x.shape[-1]) for used, x in seen if used is weight])
+        bias = name.removesuffix("weight") + "bias"
+        means = [
+            (tokens.double().numpy() @ w.T.astype(np.float64) + b).mean(axis=0)
+            for w, b in (
+                (weight.detach().numpy(), network.get_parameter(bias).detach().numpy()),
+                (float_state[name], float_state[bias]),
+            )
+        ]
+        np.testing.assert_allclose(*means, atol=2e-5 * np.abs(means[1]).max() + 1e-6)
+
+
+def test_other_images_than_the_receivers_are_proxies(drawer: Drawer, tmp_path: Path) -> None:
+    args = ("quantize", drawer.receiver, *SMALL, "--method", "gptq")
+    out = tmp_path / "q.st"
+    found = call(*args, "--calib", drawer.donor_data, "-o", out, "--json").json
+    assert found["data_use"] == {"level": "proxy_images", "counts": {"proxy": 24}}
+    measured = call("eval", out, "--data", drawer.receiver_data, "--json").json
+    assert measured["data_use"]["level"] == "proxy_images"
+    lineage = call("inspect", out, "--lineage", "--json").json["results"]["provenance"]
+    assert (lineage["method"], lineage["calibration"]["name"]) == ("gptq", "bars3")
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--method", "gptq"), "--method gptq needs images: --calib is missing"),
+        (("--method", "awq"), "--method awq needs images: --calib is missing"),
+        (("--method", "mse", "--calib", "DATA"), "--calib is of no use to --method mse"),
+        (("--bias-correction",), "--bias-correction needs images"),
+        (("--method", "gptq", "--calib", "nowhere/"), "nowhere/: no such folder"),
+        (("--method", "mse", "--scale", "hqq"), "--scale hqq is not the rule of --method mse"),
+        (
+            ("--method", "gptq", "--calib", "DATA", "--targets", "patch_embed.proj.weight"),
+            "matches no matrix",
+        ),
+        (("--method", "gptq", "--calib", "DATA", "--targets", "pos*"), "matches no matrix"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_line(
+    args: tuple[str, ...], said: str, drawer: Drawer, tmp_path: Path
+) -> None:
+    typed = [str(drawer.receiver_data) if word == "DATA" else word for word in args]
+    for dry in ([], ["--dry-run"]):
+        found = call("quantize", drawer.receiver, "--bits", 3, *typed, *dry, "-o",
+                     tmp_path / "q.st", code=None)  # fmt: skip
+        assert found.code in {1, 2}
+        assert len(found.errors) == 1
+        assert said in found.errors[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+@every_method
+def test_a_sweep_takes_no_method_with_images(
+    method: Method, drawer: Drawer, tmp_path: Path
+) -> None:
+    args = ("sweep-lambda", drawer.receiver, drawer.rho, "--data", drawer.receiver_data)
+    found = call(*args, "--method", method, "-o", tmp_path / "s.json", code=2)
+    said = f"error: --method {method} needs images, which a sweep does not give it"
+    assert found.errors == [said]
+
+
+@every_method
+def test_a_plan_foretells_the_size(method: Method, drawer: Drawer, tmp_path: Path) -> None:
+    out = tmp_path / "q.st"
+    args = ("quantize", drawer.receiver, *SMALL, "--method", method, "--calib")
+    plan = call(*args, drawer.receiver_data, "-o", out, "--dry-run", "--json").json
+    assert not out.exists()
+    call(*args, drawer.receiver_data, "-o", out)
+    assert plan["results"]["plan"]["bytes_out"] == out.stat().st_size
+    assert plan["results"]["plan"]["images"] == {"train": 24}
+
+
+def test_a_linear_weight_by_name_alone_is_not_enough(drawer: Drawer, tmp_path: Path) -> None:
+    """The head is a linear layer too, and a user may name it."""
+    out = tmp_path / "q.st"
+    call("quantize", drawer.receiver, *SMALL, "--method", "gptq", "--calib", drawer.receiver_data,
+         "--targets", "head.weight", "--targets", "*.qkv.weight", "-o", out)  # fmt: skip
+    with Checkpoint(out) as packed:
+        assert "head.weight_packed" in packed
+        assert "blocks.0.attn.proj.weight" in packed
