@@ -207,3 +207,22 @@ def test_a_split_may_lack_a_class(drawer: Drawer, tmp_path: Path) -> None:
     shutil.rmtree(data / "train")
     shutil.rmtree(data / "test" / "c")
     assert call("eval", drawer.receiver, "--data", data, "--json").json["results"]["n"] == 6
+
+
+def test_a_packed_file_tells_what_it_saves(drawer: Drawer, tmp_path: Path) -> None:
+    packed, fake = tmp_path / "q.st", tmp_path / "f.st"
+    call("quantize", drawer.receiver, "--bits", 3, "-o", packed)
+    call("quantize", drawer.receiver, "--bits", 3, "--fake", "-o", fake)
+    found, plain = (
+        call("eval", path, "--data", drawer.receiver_data, "--json").json["results"]["cost"]
+        for path in (packed, fake)
+    )
+    assert found["file_bytes"] == packed.stat().st_size
+    tensors = sum(array.nbytes for array in load_file(fake).values())
+    assert found["float_bytes"] == plain["float_bytes"] == tensors
+    assert found["memory_bytes"] == plain["memory_bytes"] == tensors
+    assert (found["packed"], plain["packed"]) == (24, 0)
+    said = call("eval", packed, "--data", drawer.receiver_data).out
+    assert "disk: " in said
+    assert "weights are unpacked" in said
+    assert "disk: " not in call("eval", fake, "--data", drawer.receiver_data).out

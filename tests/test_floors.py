@@ -20,8 +20,18 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = {"cli": 3, "ops": 2, "quant": 1, "vector": 1, "model": 1, "learn": 1, "checkpoint": 1}
 ROOMS = {room for room, floor in FLOORS.items() if floor == 1}
 SIDEWAYS = {("model", "quant")}
-VERBS = {"train", "extract", "patch", "quantize", "evaluate", "sweep", "trial", "describe"}
-CHAIN = {("sweep", "trial")}
+VERBS = {
+    "train",
+    "extract",
+    "patch",
+    "quantize",
+    "evaluate",
+    "sweep",
+    "trial",
+    "describe",
+    "survey",
+}
+CHAIN = {("sweep", "trial"), ("survey", "trial")}
 DOORS = {
     "rich": {"cli/show.py"},
     "timm": {"model/build.py"},
@@ -169,6 +179,7 @@ def test_the_top_level_is_the_owners() -> None:
 
 TORCHS_OWN = {"qvec_cli.learn.accuracy", "qvec_cli.learn.batches", "qvec_cli.learn.fit"}
 TORCHS_OWN |= {"qvec_cli.learn.snapshot", "qvec_cli.model.qat", "qvec_cli.ops.state"}
+TORCHS_OWN |= {"qvec_cli.model.calibrate"}
 TORCHS_OWN |= {"qvec_cli.ops.rehearse", "qvec_cli.ops.session", "qvec_cli.ops.trial"}
 
 

@@ -85,7 +85,24 @@ def _patch(results: Facts) -> Iterator[str]:
     yield f"kept from the receiver: {_some(results['kept'])}"
 
 
+def _compared(results: Facts) -> Iterator[str]:
+    """One row a grid; the accuracy is there if images were given."""
+    split = next((name for name in ("val", "test", "train") if name in results["compared"][0]), "")
+    accuracy = f"\t{split} top-1" if split else ""
+    yield f"grid\tbits per weight\tsize\tSQNR{accuracy}"
+    if split:
+        yield f"float, not quantized\t\t{size(results['bytes_before'])}\t\t{score(results['fp'])}"
+    for row in results["compared"]:
+        ratio = "-" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f} dB"
+        measured = f"\t{score(row[split])}" if split else ""
+        cost = f"{row['bits_per_weight']:.3f}\t{size(row['tensor_bytes'])}"
+        yield f"{row['name']}\t{cost}\t{ratio}{measured}"
+
+
 def _quantize(results: Facts) -> Iterator[str]:
+    if "compared" in results:
+        yield from _compared(results)
+        return
     ratios = [value for value in results["sqnr_db"].values() if value is not None]
     packed = " if packed" if results["fake"] else ""
     yield (
@@ -107,6 +124,13 @@ def _eval(results: Facts) -> Iterator[str]:
     yield f"{results['split']} top-5: {results['top5']:.4f} ({results['n_correct_top5']})"
     yield f"loss: {results['loss']:.4f}"
     yield f"images/s: {results['images_per_second']:.0f}"
+    cost = results["cost"]
+    if cost["packed"]:
+        share = cost["file_bytes"] / cost["float_bytes"]
+        yield (
+            f"disk: {size(cost['file_bytes'])}, {share:.3f} of the {size(cost['float_bytes'])} in "
+            f"float; memory: {size(cost['memory_bytes'])}, weights are unpacked"
+        )
 
 
 def _sweep(results: Facts) -> Iterator[str]:

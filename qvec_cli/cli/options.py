@@ -14,6 +14,12 @@ from qvec_cli.errors import SpecError
 from qvec_cli.specs import Granularity, Method, Scale, ScaleDtype
 
 Out = Annotated[Path, typer.Option("-o", "--output", help="File to write.", show_default=False)]
+MaybeOut = Annotated[
+    Path | None,
+    typer.Option(
+        "-o", "--output", help="File to write; --compare goes without.", show_default=False
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace what exists.")]
 DryRun = Annotated[
     bool,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,21 +25,24 @@ from qvec_cli.cli.options import (
     Force,
     GranularityChoice,
     GroupSize,
+    MaybeOut,
     MethodChoice,
     MetricsFile,
-    Out,
     ScaleChoice,
     ScaleDtypeChoice,
     Symmetric,
     Workers,
 )
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Calibration, Loading, Method, Wanted
+from qvec_cli.specs import Calibration, Listener, Loading, Method, Wanted
+
+if TYPE_CHECKING:
+    from qvec_cli.ops.metrics import Metrics
 
 
 def quantize(
     checkpoint: Annotated[Path, typer.Argument(readable=False, help="Float checkpoint.")],
-    output: Out,
+    output: MaybeOut = None,
     bits: Bits = None,
     granularity: GranularityChoice = None,
     group_size: GroupSize = None,
@@ -56,6 +61,14 @@ def quantize(
     calib: Calib = None,
     calib_samples: CalibSamples = 512,
     bias_correction: BiasCorrection = False,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Write nothing; try the grids without data, row by row."),
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option(help="Images for --compare to measure each row on.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of --data.")] = "val",
     data_dir: DataDir = None,
     dataset_download: Download = False,
     workers: Workers = 0,
@@ -67,22 +80,32 @@ def quantize(
     as_json: AsJson = False,
 ) -> None:
     """Write CHECKPOINT with its linear weights in 2 to 8 bits; the head stays as it is."""
-    from qvec_cli.ops.quantize import Request
-    from qvec_cli.ops.quantize import quantize as run
-
     wanted = Wanted(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid)
-    images = None
-    if calib is not None:
-        folder = str(data_dir) if data_dir is not None else None
-        loading = Loading(folder, dataset_download and not dry_run, None, workers, batch_size)
-        images = Calibration(calib, calib_samples, loading, device, bias_correction)
-    elif bias_correction:
-        raise SpecError("--bias-correction needs images: --calib is missing")
-    request = Request(
-        checkpoint, output, wanted, method, fake, tuple(targets or ()), images, force, dry_run
-    )
+    folder = str(data_dir) if data_dir is not None else None
+    loading = Loading(folder, dataset_download and not dry_run, None, workers, batch_size)
+    patterns = tuple(targets or ())
+    work: Callable[[Listener], Metrics]
+    if compare:
+        from qvec_cli.ops import survey
+
+        _alone(output=output, method=method is not Method.RTN, fake=fake, calib=calib,
+               bias_correction=bias_correction, dry_run=dry_run)  # fmt: skip
+        survey_ = survey.Request(checkpoint, wanted, patterns, data, split, loading, device)
+        work = partial(survey.survey, survey_)
+    else:
+        from qvec_cli.ops import quantize as verb
+
+        images = _calibration(calib, calib_samples, loading, device, bias_correction)
+        if output is None:
+            raise SpecError("-o FILE is missing", hint="--compare goes without.")
+        if data is not None:
+            raise SpecError("--data goes with --compare", hint="--calib names calibration images.")
+        request = verb.Request(
+            checkpoint, output, wanted, method, fake, patterns, images, force, dry_run
+        )
+        work = partial(verb.quantize, request)
     show.deliver(
-        lambda listener: run(request, listener),
+        work,
         as_json=as_json,
         inputs=(checkpoint,),
         document=metrics,
@@ -90,3 +113,23 @@ def quantize(
         force=force,
         dry_run=dry_run,
     )
+
+
+def _alone(**typed: object) -> None:
+    """Refuses what says how one file is written, where none is."""
+    if strange := [name for name, value in typed.items() if value]:
+        flag = "-o" if strange[0] == "output" else f"--{strange[0].replace('_', '-')}"
+        raise SpecError(
+            f"{flag} does not go with --compare, which writes no checkpoint",
+            hint="--metrics FILE keeps the table as JSON.",
+        )
+
+
+def _calibration(
+    calib: str | None, samples: int, loading: Loading, device: str, bias_correction: bool
+) -> Calibration | None:
+    if calib is not None:
+        return Calibration(calib, samples, loading, device, bias_correction)
+    if bias_correction:
+        raise SpecError("--bias-correction needs images: --calib is missing")
+    return None

@@ -17,6 +17,7 @@ from qvec_cli.ops.lineage import inherited_use, model_of, require_model, stated_
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
 from qvec_cli.ops.plan import TORCH, Plan
+from qvec_cli.quant.qtensor import packed_weights, possible_parts
 from qvec_cli.specs import Listener, Loading
 
 if TYPE_CHECKING:
@@ -65,12 +66,14 @@ def evaluate(request: Request, listener: Listener) -> Metrics:
         inputs = (Input.of(checkpoint), Input(request.data, "data", examples.task.digest))
         use = inherited_use(checkpoint)
         card = checkpoint.card
+        cost = _cost(checkpoint, network)
     score = _measure(network, examples, request, listener)
     results: dict[str, Any] = {
         **score.to_json(),
         "split": request.split,
         "role": card.role if card else "",
         "grid": card.quant if card else None,
+        "cost": cost,
     }
     parameters = {
         "data": request.data,
@@ -79,6 +82,23 @@ def evaluate(request: Request, listener: Listener) -> Metrics:
     }
     device = str(next(network.parameters()).device)
     return Metrics("eval", inputs, parameters, results, use, device=device, started=started)
+
+
+def _cost(checkpoint: Checkpoint, network: nn.Module) -> dict[str, int]:
+    """Bytes of the file and of the weights in memory, where packed ones are floats again.
+
+    ``float_bytes`` is what the tensors would take if no weight were packed.
+    """
+    packed = packed_weights(checkpoint)
+    parts = {part for name in packed for part in possible_parts(name)}
+    rest = sum(entry.nbytes for name, entry in checkpoint.items() if name not in parts)
+    state = network.state_dict()
+    return {
+        "file_bytes": checkpoint.nbytes,
+        "float_bytes": rest + sum(state[name].nbytes for name in packed),
+        "memory_bytes": sum({t.data_ptr(): t.nbytes for t in state.values()}.values()),
+        "packed": len(packed),
+    }
 
 
 def _architecture(checkpoint: Checkpoint, wish: build.Wish | None) -> dict[str, Any]:

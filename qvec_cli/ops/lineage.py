@@ -49,6 +49,20 @@ def require(checkpoint: Checkpoint, kind: Kind) -> None:
         )
 
 
+def require_float(theta: Checkpoint) -> None:
+    """Refuses what cannot be quantized, and says to which grid a file is quantized already.
+
+    Raises:
+        MismatchError: names the grid.
+    """
+    if theta.kind is Kind.QUANTIZED and theta.card and theta.card.quant:
+        raise MismatchError(
+            f"{theta.path}: is quantized already, to {Grid.from_json(theta.card.quant)}",
+            hint="Use the float checkpoint it was made from.",
+        )
+    require(theta, Kind.CHECKPOINT)
+
+
 def require_model(checkpoint: Checkpoint) -> None:
     """Refuses a file that holds no network, float or packed.
 

@@ -17,7 +17,7 @@ from qvec_cli.checkpoint.write import size_of, write
 from qvec_cli.errors import MismatchError
 from qvec_cli.ops.calibration import Calibrated, Images, calibrate, check_wanted, find_images
 from qvec_cli.ops.grids import choose_grid, choose_targets
-from qvec_cli.ops.lineage import FAKE, card_of, inherited_use, provenance, require
+from qvec_cli.ops.lineage import FAKE, card_of, inherited_use, provenance, require_float
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
 from qvec_cli.ops.plan import STREAMING, Plan
@@ -57,7 +57,7 @@ def quantize(request: Request, listener: Listener) -> Metrics:
     check_wanted(request.method, request.calibration)
     check_target(request.out, force=request.force)
     with opened(request.source, listener) as theta:
-        _require_float(theta)
+        require_float(theta)
         targets = choose_targets(theta, request.patterns, listener)
         grid = choose_grid(request.grid, request.method, theta, theta, targets)
         images = find_images(theta, request.calibration) if request.calibration else None
@@ -109,15 +109,6 @@ def _planned(
     memory += images.memory(theta, targets)
     seen = images.counts, images.wanted.data
     return Plan("quantize", request.out, fates, theta, parameters, memory, *seen)
-
-
-def _require_float(theta: Checkpoint) -> None:
-    if theta.kind is Kind.QUANTIZED and theta.card and theta.card.quant:
-        raise MismatchError(
-            f"{theta.path}: is quantized already, to {Grid.from_json(theta.card.quant)}",
-            hint="Use the float checkpoint it was made from.",
-        )
-    require(theta, Kind.CHECKPOINT)
 
 
 def _plan(theta: Checkpoint, targets: Iterable[str], grid: Grid, *, fake: bool) -> dict[str, Entry]:

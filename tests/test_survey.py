@@ -1,0 +1,133 @@
+"""quantize --compare: each row is what quantize and eval give one after the other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Drawer, call
+from safetensors.numpy import load_file, save_file
+
+from qvec_cli.specs import Grid
+
+
+def typed(grid: Grid) -> tuple[object, ...]:
+    size = ("--group-size", grid.group_size) if grid.group_size else ()
+    kind = "--symmetric" if grid.symmetric else "--asymmetric"
+    return ("--bits", grid.bits, *size, "--scale", grid.scale, kind)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_each_row_is_what_the_file_would_be(bits: int, drawer: Drawer, tmp_path: Path) -> None:
+    found = call("quantize", drawer.receiver, "--bits", bits, "--compare", "--json",
+                 "--data", drawer.receiver_data, "--device", "cpu").json  # fmt: skip
+    rows = found["results"]["compared"]
+    assert len({row["name"] for row in rows}) == len(rows) == 14
+    assert found["data_use"] == {"level": "receiver_labels", "counts": {"val": 12}}
+    float_ = call("eval", drawer.receiver, "--data", drawer.receiver_data, "--split", "val",
+                  "--json").json["results"]  # fmt: skip
+    assert found["results"]["fp"]["n_correct"] == float_["n_correct"]
+    for row in rows[::3]:
+        out, grid = tmp_path / f"{row['name']}.st", Grid.from_json(row["grid"])
+        made = call("quantize", drawer.receiver, *typed(grid), "-o", out, "--json").json["results"]
+        assert row["bits_per_weight"] == made["bits_per_weight"]
+        sizes = {name: array.nbytes for name, array in load_file(out).items()}
+        assert row["tensor_bytes"] == sum(n for k, n in sizes.items() if not k.endswith("_shape"))
+        measured = call("eval", out, "--data", drawer.receiver_data, "--split", "val",
+                        "--json").json["results"]  # fmt: skip
+        assert (row["val"]["n_correct"], row["val"]["loss"]) == (
+            measured["n_correct"],
+            measured["loss"],
+        )
+
+
+def test_the_noise_is_that_of_all_targets_together(drawer: Drawer, tmp_path: Path) -> None:
+    fake = tmp_path / "f.st"
+    made = call("quantize", drawer.receiver, "--bits", 3, "--fake", "-o", fake, "--json").json
+    before, after = load_file(drawer.receiver), load_file(fake)
+    names = made["results"]["quantized"]
+    pairs = [(before[name].astype(np.float64), after[name]) for name in names]
+    signal = sum(np.square(old).sum() for old, _ in pairs)
+    noise = sum(np.square(old - new).sum() for old, new in pairs)
+    rows = call("quantize", drawer.receiver, "--bits", 3, "--compare", "--json").json["results"]
+    assert rows["compared"][0]["name"] == "3-bit channel absmax"
+    assert rows["compared"][0]["sqnr_db"] == pytest.approx(10 * np.log10(signal / noise))
+
+
+def test_without_images_nothing_is_used_and_torch_is_not_loaded(drawer: Drawer) -> None:
+    code = (
+        "import sys; from qvec_cli.cli.app import run\n"
+        f"code = run(['quantize', {str(drawer.receiver)!r}, '--bits', '2', '--compare'])\n"
+        "raise SystemExit(code or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    table = done.stdout.splitlines()
+    assert table[0] == "grid\tbits per weight\tsize\tSQNR"
+    assert len(table) == 1 + 14 + 1
+    assert table[-1] == "receiver data used: none"
+
+
+@pytest.mark.parametrize(
+    ("args", "names"),
+    [
+        (("--scale", "mse"), {"channel mse", "group 64 mse", "channel mse asymmetric",
+                              "group 64 mse asymmetric"}),
+        (("--asymmetric", "--group-size", "16"), {f"group 16 {scale} asymmetric"
+                                                  for scale in ("absmax", "mse", "hqq")}),
+        (("--granularity", "tensor", "--symmetric", "--scale-dtype", "float16"),
+         {f"tensor {scale} float16" for scale in ("absmax", "mse", "mse-full", "hqq")}),
+    ],
+)  # fmt: skip
+def test_what_is_typed_holds_for_every_row(
+    args: tuple[str, ...], names: set[str], drawer: Drawer
+) -> None:
+    found = call("quantize", drawer.receiver, "--bits", 3, "--compare", *args, "--json").json
+    assert {row["name"] for row in found["results"]["compared"]} == {f"3-bit {n}" for n in names}
+
+
+def test_a_network_that_takes_no_usual_group_is_compared_without_groups(tmp_path: Path) -> None:
+    bare = tmp_path / "bare.st"
+    save_file({"fc1.weight": np.eye(7, dtype=np.float32)}, bare)
+    rows = call("quantize", bare, "--bits", 3, "--compare", "--json").json["results"]["compared"]
+    assert len(rows) == 7
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("-o", "q.st"), "-o does not go with --compare"),
+        (("--fake",), "--fake does not go with --compare"),
+        (("--method", "mse"), "--method does not go with --compare"),
+        (("--calib", "x/"), "--calib does not go with --compare"),
+        (("--dry-run",), "--dry-run does not go with --compare"),
+        (("--group-size", "7"), "--group-size 7 does not divide its 64 input features"),
+        (("--data", "nowhere/"), "nowhere/: no such folder"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_line(
+    args: tuple[str, ...], said: str, drawer: Drawer
+) -> None:
+    found = call("quantize", drawer.receiver, "--bits", 3, "--compare", *args, code=None)
+    assert found.code in {1, 2}
+    assert len(found.errors) == 1
+    assert said in found.errors[0]
+
+
+def test_without_compare_an_output_is_needed_and_data_has_no_use(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    found = call("quantize", drawer.receiver, "--bits", 3, code=2)
+    assert found.errors == ["error: -o FILE is missing"]
+    found = call("quantize", drawer.receiver, "--bits", 3, "-o", tmp_path / "q.st", "--data", "x/",
+                 code=2)  # fmt: skip
+    assert found.errors == ["error: --data goes with --compare"]
+
+
+def test_the_table_is_kept_by_metrics(drawer: Drawer, tmp_path: Path) -> None:
+    kept = tmp_path / "table.json"
+    call("quantize", drawer.receiver, "--bits", 3, "--compare", "--metrics", kept)
+    assert b'"compared"' in kept.read_bytes()
