@@ -14,7 +14,7 @@ from qvec_cli.model.build import Wish, create
 from qvec_cli.model.qat import float_forward, plain_name, prepare, strip
 from qvec_cli.model.targets import of_network
 from qvec_cli.quant.rtn import fake_quantize, rtn
-from qvec_cli.specs import Granularity, Grid, Scale
+from qvec_cli.specs import Granularity, Grid, Scale, ScaleDtype
 
 GRIDS = [
     *(
@@ -24,6 +24,13 @@ GRIDS = [
     ),
     *(Grid(bits, Granularity.GROUP, 16) for bits in range(2, 9)),
     *(Grid(bits, scale=scale) for scale in (Scale.MSE, Scale.MSE_FULL) for bits in (2, 3, 8)),
+    *(Grid(bits, scale=Scale.HQQ) for bits in (2, 3)),
+    *(
+        Grid(bits, *kind, scale, symmetric=False, scale_dtype=dtype)
+        for bits, dtype in ((2, ScaleDtype.FLOAT32), (3, ScaleDtype.FLOAT16))
+        for kind in ((Granularity.CHANNEL, None), (Granularity.GROUP, 16))
+        for scale in (Scale.ABSMAX, Scale.MSE, Scale.HQQ)
+    ),
 ]
 every_grid = pytest.mark.parametrize("grid", GRIDS, ids=str)
 

@@ -82,6 +82,15 @@ def test_a_search_is_never_worse_than_what_it_contains(name: str, bits: int) -> 
     assert (full <= mse * slack).all()
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_search_is_never_worse_than_the_whole_range(name: str, bits: int) -> None:
+    plain, mse = (
+        error(BLOCKS[name], Grid(bits, scale=scale, symmetric=False)) for scale in SEARCHED[:2]
+    )
+    assert (mse <= plain * (1 + 1e-5)).all()
+
+
 @pytest.mark.parametrize("name", ["normal", "heavy tails", "one-sided"])
 def test_at_two_bits_a_search_is_much_better(name: str) -> None:
     plain, mse, full = (error(BLOCKS[name], Grid(2, scale=s)).sum() for s in SEARCHED)
