@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from qvec_cli.errors import QvecError
 from qvec_cli.ops.metrics import Metrics
+from qvec_cli.quant.layouts import in_words
 from qvec_cli.specs import Grid
 
 Facts = Mapping[str, Any]
@@ -194,7 +195,7 @@ def _description(results: Facts) -> Iterator[str]:
     role = _cut(f", {card['role']}") if card and card["role"] else ""
     yield (
         f"{results['kind']}{role}: {len(results['tensors'])} tensors, "
-        f"{results['parameters']:,} parameters, {size(results['bytes'])}"
+        f"{_count(results['parameters'])} parameters, {size(results['bytes'])}"
     )
     if model := results["model"]:
         yield _cut(
@@ -202,6 +203,8 @@ def _description(results: Facts) -> Iterator[str]:
             f"{model['num_classes']} classes"
         )
     yield from map(_cut, _card(card)) if card else ["no qvec card: lineage is not known"]
+    if results["layout"]:
+        yield f"layout: {_layout(results['layout'])}"
     held = "" if results["digest_holds"] else " (not that of its card: edited since)"
     yield f"digest: {results['digest']}{held}"
     yield "tensor\tdtype\tshape\tnorm"
@@ -209,6 +212,19 @@ def _description(results: Facts) -> Iterator[str]:
         bad = f"\t{tensor['not_finite']} not finite" if tensor.get("not_finite") else ""
         norm = f"{tensor['norm']:.6g}" if "norm" in tensor else "-"
         yield f"{tensor['name']}\t{tensor['dtype']}\t{tensor['shape']}\t{norm}{bad}"
+
+
+def _count(parameters: int | None) -> str:
+    return f"{parameters:,}" if parameters is not None else "packed"
+
+
+def _layout(facts: Facts) -> str:
+    """A low-bit layout, and what its tensors tell of it."""
+    group = f"group {facts['group_size']}" if facts["group_size"] else ""
+    weights = f"{facts['weights']} weight{'s' if facts['weights'] > 1 else ''}"
+    return ", ".join(
+        filter(None, (facts["name"], in_words(facts["possible_bits"]), group, weights))
+    )
 
 
 def _cut(text: str) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,13 @@ import numpy as np
 
 from qvec_cli.checkpoint.card import Card
 from qvec_cli.checkpoint.dtypes import to_float32
-from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError
+from qvec_cli.ops.foreign import layout, packed_in
 from qvec_cli.ops.lineage import inherited_use, stated_model
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
-from qvec_cli.quant.qtensor import packed_weights, possible_parts
+from qvec_cli.quant.layouts import Packed
 from qvec_cli.specs import Listener
 from qvec_cli.vector.geometry import Norm
 
@@ -30,6 +30,7 @@ def describe(path: Path, listener: Listener) -> Metrics:
     """
     started = time.perf_counter()
     with opened(path, listener) as checkpoint:
+        found = packed_in(checkpoint)
         tensors = [_tensor(checkpoint, name) for name in checkpoint]
         digest = checkpoint.contents()
         results = {
@@ -37,7 +38,8 @@ def describe(path: Path, listener: Listener) -> Metrics:
             "digest": digest,
             "digest_holds": checkpoint.stated in (None, digest),
             "bytes": checkpoint.nbytes,
-            "parameters": _parameters(checkpoint),
+            "parameters": _parameters(checkpoint, found),
+            "layout": layout(checkpoint, found),
             "model": stated_model(checkpoint),
             "card": _card(checkpoint.card) if checkpoint.card else None,
             "metadata": checkpoint.metadata if checkpoint.card is None else {},
@@ -88,18 +90,13 @@ def lineage(path: Path, listener: Listener) -> Metrics:
     return Metrics("inspect", inputs, {"lineage": True}, results, use, started=started)
 
 
-def _parameters(checkpoint: Checkpoint) -> int:
-    """How many numbers the network has; a packed weight counts as what it was."""
-    packed = packed_weights(checkpoint)
-    told = {name: possible_parts(name)[2] for name in packed}
-    shapes = {n: p for n, p in told.items() if p in checkpoint and _is_size(checkpoint[p])}
-    inside = {part for name in shapes for part in possible_parts(name)}
+def _parameters(checkpoint: Checkpoint, found: Iterable[Packed]) -> int | None:
+    """How many numbers the network has, a packed weight as what it was; None: it is not told."""
+    sizes = [weight.size for weight in found]
+    inside = {part for weight in found for part in weight.parts}
     stored = sum(entry.size for name, entry in checkpoint.items() if name not in inside)
-    return stored + sum(math.prod(map(int, checkpoint.array(part))) for part in shapes.values())
-
-
-def _is_size(entry: Entry) -> bool:
-    return entry.dtype == "I64" and entry.shape == (2,)
+    known = [size for size in sizes if size is not None]
+    return stored + sum(known) if len(known) == len(sizes) else None
 
 
 def _card(card: Card) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
 from qvec_cli.model.configuration import check, of_config, same_backbone
+from qvec_cli.ops.foreign import refuse_foreign
 from qvec_cli.ops.metrics import version
-from qvec_cli.quant.qtensor import packed_weights
 from qvec_cli.specs import DataUse, Grid, Listener, Use, spent
 
 FAKE: Final = "fake-quantized"
@@ -27,10 +27,10 @@ _INSTEAD = {
 
 
 def require(checkpoint: Checkpoint, kind: Kind) -> None:
-    """Refuses a file of another kind than the operation needs.
+    """Refuses a file of another kind than the operation needs, and one that another tool packed.
 
     Raises:
-        MismatchError: names both kinds.
+        MismatchError: names both kinds, or the layout.
     """
     if checkpoint.kind is not kind or (kind is Kind.VECTOR and checkpoint.card is None):
         raise MismatchError(
@@ -42,11 +42,7 @@ def require(checkpoint: Checkpoint, kind: Kind) -> None:
             f"{checkpoint.path}: is quantized already, to {Grid.from_json(card.quant or {})}",
             hint="Use the float checkpoint it was made from.",
         )
-    if kind is Kind.CHECKPOINT and packed_weights(checkpoint):
-        raise MismatchError(
-            f"{checkpoint.path}: holds packed weights, a float checkpoint belongs here",
-            hint=_INSTEAD[kind],
-        )
+    refuse_foreign(checkpoint)
 
 
 def require_float(theta: Checkpoint) -> None:
@@ -64,16 +60,18 @@ def require_float(theta: Checkpoint) -> None:
 
 
 def require_model(checkpoint: Checkpoint) -> None:
-    """Refuses a file that holds no network, float or packed.
+    """Refuses a file that holds no network, float or packed by qvec.
 
     Raises:
         CheckpointError: a vector or the state of a run.
+        MismatchError: packed by another tool.
     """
     if checkpoint.kind not in (Kind.CHECKPOINT, Kind.QUANTIZED):
         raise CheckpointError(
             f"{checkpoint.path}: is a {checkpoint.kind}, not a model",
             hint="qvec inspect FILE tells what a file is.",
         )
+    refuse_foreign(checkpoint)
 
 
 def stated_model(checkpoint: Checkpoint) -> dict[str, Any] | None:

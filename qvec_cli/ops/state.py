@@ -11,6 +11,7 @@ import torch
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
 from qvec_cli.model import build
+from qvec_cli.ops.foreign import refuse_foreign
 from qvec_cli.quant.qtensor import from_named, packed_weights, part_names, parts
 from qvec_cli.specs import Grid
 
@@ -26,9 +27,10 @@ def load_state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Tensors under the network's own names; every floating one finite; F64 as float32.
 
     Raises:
-        CheckpointError: weights that are not finite, or packed by another tool.
-        MismatchError: parts of a packed weight that do not belong together.
+        CheckpointError: weights that are not finite.
+        MismatchError: packed by another tool, or parts that do not belong together.
     """
+    refuse_foreign(checkpoint)  # of a stream, nobody has looked yet
     packed = packed_weights(checkpoint)
     state = {name: torch.from_numpy(_unpacked(checkpoint, name)) for name in packed}
     inside = {part for name in packed for part in part_names(name, _grid(checkpoint, name))}

@@ -99,11 +99,6 @@ def part_names(name: str, grid: Grid) -> tuple[str, ...]:
     return tuple(name + part for part in _PARTS[: 3 if grid.symmetric else 4])
 
 
-def possible_parts(name: str) -> tuple[str, ...]:
-    """Names that a weight's arrays may have on any grid; its shape comes third."""
-    return tuple(name + part for part in _PARTS)
-
-
 def from_named(name: str, arrays: Mapping[str, Array], grid: Grid) -> QTensor:
     """The weight stored under ``name`` by ``to_named``.
 

@@ -1,0 +1,55 @@
+"""Files with weights in a low-bit layout that qvec does not read: told, and refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qvec_cli.checkpoint.card import Kind
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.errors import MismatchError
+from qvec_cli.quant.layouts import File, Packed, in_words, is_ours, named, packed, widths
+
+
+def packed_in(checkpoint: Checkpoint) -> list[Packed]:
+    """The weights that a file holds packed, by whatever tool."""
+    settings = (checkpoint.config or {}).get("quantization_config")
+    stated = settings.get("checkpoint_format") if isinstance(settings, Mapping) else None
+    return packed(File(checkpoint, checkpoint.array, stated))
+
+
+def layout(checkpoint: Checkpoint, found: Sequence[Packed]) -> dict[str, Any] | None:
+    """What there is to tell of packed weights: bits only where a file leaves no doubt."""
+    if not found:
+        return None
+    grid = (checkpoint.card.quant if checkpoint.card else None) or {}
+    bits, groups = widths(found), {weight.group_size for weight in found}
+    bits = [width for width in bits if width == grid.get("bits")] or bits
+    return {
+        "name": named(found),
+        "bits": bits[0] if len(bits) == 1 else None,
+        "possible_bits": bits,
+        "group_size": groups.pop() if len(groups) == 1 else None,
+        "weights": len(found),
+    }
+
+
+def refuse_foreign(checkpoint: Checkpoint) -> None:
+    """Refuses a file of which one weight at least was packed by another tool.
+
+    Raises:
+        MismatchError: names the tensor and its layout.
+    """
+    card = checkpoint.card
+    own = card is not None and card.kind is Kind.QUANTIZED and bool(card.quant)
+    found = packed_in(checkpoint)
+    for weight in found:
+        if own and is_ours(weight):
+            continue
+        alike = [other for other in found if other.layout == weight.layout]
+        told = ", ".join(filter(None, (weight.layout, in_words(widths(alike)))))
+        raise MismatchError(
+            f"{checkpoint.path}: {weight.tensor}: packed by another tool (layout: {told})",
+            hint="Dequantize it with the library that wrote it, or quantize the float "
+            "checkpoint with qvec.",
+        )
