@@ -272,7 +272,7 @@ def test_codes_of_another_width_are_not_read_as_ours(
     other = load_file(tmp_path / "q.st")[name].astype(dtype)
     path = altered(tmp_path / "q.st", tmp_path / "x.st", {name: other})
     refused = call("eval", path, "--data", drawer.receiver_data, code=1)
-    assert "are not those of a 3-bit channel absmax weight" in refused.errors[0]
+    assert "of a 3-bit channel absmax weight" in refused.errors[0]
 
 
 UNFIT: dict[str, tuple[dict[str, np.ndarray[Any, Any]], tuple[str, ...], str]] = {

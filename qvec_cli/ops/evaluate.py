@@ -17,8 +17,8 @@ from qvec_cli.ops.lineage import inherited_use, model_of, require_model, stated_
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
 from qvec_cli.ops.plan import TORCH, Plan
-from qvec_cli.quant.qtensor import packed_weights, possible_parts
-from qvec_cli.specs import Listener, Loading
+from qvec_cli.quant.qtensor import packed_weights, part_names
+from qvec_cli.specs import Grid, Listener, Loading
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,7 +90,10 @@ def _cost(checkpoint: Checkpoint, network: nn.Module) -> dict[str, int]:
     ``float_bytes`` is what the tensors would take if no weight were packed.
     """
     packed = packed_weights(checkpoint)
-    parts = {part for name in packed for part in possible_parts(name)}
+    parts: set[str] = set()
+    if packed and checkpoint.card and checkpoint.card.quant:
+        grid = Grid.from_json(checkpoint.card.quant)
+        parts = {part for name in packed for part in part_names(name, grid)}
     rest = sum(entry.nbytes for name, entry in checkpoint.items() if name not in parts)
     state = network.state_dict()
     return {
