@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
@@ -10,7 +11,9 @@ from qvec_cli.model.targets import matching, of_outline
 from qvec_cli.ops.lineage import CROSS, stated_model
 from qvec_cli.quant.affine import block_shape
 from qvec_cli.quant.methods import QUANTIZERS
-from qvec_cli.specs import Grid, Listener, Method, Wanted
+from qvec_cli.quant.qtensor import packed_weights, possible_parts
+from qvec_cli.quant.scheme import of_scheme
+from qvec_cli.specs import Grid, Listener, Method, ScaleDtype, Wanted
 
 
 def choose_targets(
@@ -84,3 +87,24 @@ def check_fit(shapes: Mapping[str, tuple[int, ...]], grid: Grid, source: str) ->
             block_shape(shape, grid)
         except MismatchError as error:
             raise MismatchError(f"{source}: {name}: {error}", hint=error.hint) from None
+
+
+def stored_grid(checkpoint: Checkpoint) -> Grid | None:
+    """The grid of packed weights: the card's, or what another tool has left in config.json.
+
+    Raises:
+        MismatchError: packed in a way that is not known here.
+    """
+    if checkpoint.card:
+        return Grid.from_json(checkpoint.card.quant) if checkpoint.card.quant else None
+    scheme = (checkpoint.config or {}).get("quantization_config")
+    if not isinstance(scheme, dict):
+        return None
+    try:
+        grid = of_scheme(scheme)
+    except MismatchError as error:
+        raise MismatchError(f"{checkpoint.path}: {error}", hint=error.hint) from None
+    scales = [possible_parts(name)[1] for name in packed_weights(checkpoint)]
+    if any(name in checkpoint and checkpoint[name].dtype == "F16" for name in scales):
+        grid = replace(grid, scale_dtype=ScaleDtype.FLOAT16)
+    return grid

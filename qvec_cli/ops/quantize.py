@@ -12,10 +12,12 @@ from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.checkpoint.replace import check_target
-from qvec_cli.checkpoint.write import size_of, write
+from qvec_cli.checkpoint.write import size_of
 from qvec_cli.errors import MismatchError
-from qvec_cli.ops.grids import choose_grid, choose_targets
+from qvec_cli.model.build import Wish
+from qvec_cli.ops.architecture import architecture, targets_in
+from qvec_cli.ops.folder import check_output, config_of, size_of_config, write_output
+from qvec_cli.ops.grids import choose_grid
 from qvec_cli.ops.lineage import FAKE, card_of, inherited_use, provenance, require
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
@@ -34,13 +36,15 @@ class Request:
     """What the user asks for."""
 
     source: Path  # a float checkpoint
-    out: Path
+    out: Path  # a file or, if ``folder``, a folder
     grid: Wanted  # of every target
     method: Method = Method.RTN
     fake: bool = False  # write float32 weights on the grid in place of packed codes
     patterns: tuple[str, ...] = ()  # globs that name the targets; else the card or a rule does
     force: bool = False
     dry_run: bool = False
+    folder: bool = False  # write what stock loaders of transformers take
+    wish: Wish | None = None  # the architecture, for a file that does not say
 
 
 def quantize(request: Request, listener: Listener) -> Metrics:
@@ -51,29 +55,35 @@ def quantize(request: Request, listener: Listener) -> Metrics:
         CheckpointError: a file that cannot be read or written, or holds NaN.
     """
     started = time.perf_counter()
-    check_target(request.out, force=request.force)
+    check_output(request.out, folder=request.folder, force=request.force)
     with opened(request.source, listener) as theta:
         _require_float(theta)
-        targets = choose_targets(theta, request.patterns, listener)
+        model = architecture(theta, request.wish) if request.folder or request.wish else None
+        targets = targets_in(theta, model, request.patterns, listener)
         grid = choose_grid(request.grid, request.method, theta, theta, targets)
         parameters = {"grid": grid.to_json(), "method": request.method, "fake": request.fake}
 
+        packed = None if request.fake else grid
+        config = config_of(theta, model, targets, packed) if model and request.folder else {}
+
         def card() -> Card:
-            return _card(theta, targets, grid, request)
+            made = _card(theta, targets, grid, request)
+            return replace(made, model=model or made.model)
 
         plan = _plan(theta, targets, grid, fake=request.fake)
         if request.dry_run:
             planned = _planned(request, theta, targets, grid, parameters)
-            return planned.metrics((theta,), started, size_of(plan, card()))
+            size = size_of(plan, card()) + size_of_config(config)
+            return planned.metrics((theta,), started, size)
         ratios: dict[str, float | None] = {}
         tensors = _tensors(theta, targets, grid, request, ratios)
-        written = write(request.out, plan, tensors, card, force=request.force)
+        written = write_output(request.out, plan, tensors, card, config, force=request.force)
         results = {
             "output": str(request.out),
             "fake": request.fake,
             "digest": written.digest,
             "bytes_before": theta.nbytes,
-            "bytes_after": size_of(plan, written),
+            "bytes_after": size_of(plan, written) + size_of_config(config),
             **_sizes(theta, targets, grid),
             "quantized": list(targets),
             "left": sorted(theta.keys() - set(targets), key=lambda n: (-theta[n].size, n)),
@@ -95,7 +105,7 @@ def _planned(
     fates = {n: f"quantized to {grid}" if n in chosen else "kept: no target" for n in theta}
     largest = max(theta[name].size for name in chosen)
     memory = STREAMING + _COPIES * largest * 4
-    return Plan("quantize", request.out, fates, theta, parameters, memory)
+    return Plan("quantize", request.out, fates, theta, parameters, memory, folder=request.folder)
 
 
 def _require_float(theta: Checkpoint) -> None:
