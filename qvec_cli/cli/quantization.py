@@ -100,6 +100,8 @@ def quantize(
 
 def _is_folder(typed: str) -> bool:
     """Whether an output is one: by its last letter, which a path forgets, or on the disk."""
+    if typed in ("", "-"):  # a variable that is not set, and stdout
+        return False
     try:
         return typed.endswith(os.sep) or Path(typed).is_dir()
     except OSError:  # closed to us, or no name that can be: writing to it will tell

@@ -49,7 +49,7 @@ def targets_in(
     Args:
         theta: a float checkpoint.
         model: its network, if that must be known; a file without a card must then be one.
-        patterns: globs of the user, which come first.
+        patterns: globs of the user, which come first; then a list on the card.
         listener: hears of a choice by rule.
 
     Raises:
@@ -58,7 +58,8 @@ def targets_in(
     if model is None or (theta.card and theta.card.model):
         return choose_targets(theta, patterns, listener)
     linear = _of_network(theta, model)
-    return choose_targets(theta, patterns, listener) if patterns else linear
+    said = patterns or (theta.card and theta.card.targets is not None)
+    return choose_targets(theta, patterns, listener) if said else linear
 
 
 def _of_network(theta: Checkpoint, model: dict[str, Any]) -> tuple[str, ...]:
