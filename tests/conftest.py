@@ -94,16 +94,19 @@ def draw(folder: Path, classes: Sequence[str], train: int, test: int, seed: int)
 
 
 def bare(family: str, path: Path, classes: int = 5) -> tuple[object, ...]:
-    """Writes a network's random weights, which say nothing of it, and returns the flags that do."""
+    """Writes a network's random weights, which say nothing of it, and returns the flags that do.
+
+    It is one of ``NETWORKS``, or timm's of that name in its own size.
+    """
     import timm
     import torch
     from safetensors.torch import save_file
 
-    name, size, args = NETWORKS[family]
+    name, size, args = NETWORKS.get(family) or (family, int(family[-3:]), {})
     torch.manual_seed(0)
     network = timm.create_model(name, num_classes=classes, img_size=size, **args)
     for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+        torch.nn.init.normal_(parameter, std=0.1)
     save_file(network.state_dict(), path)
     pairs = [("--model-arg", f"{key}={value}") for key, value in args.items()]
     return ("--model", name, "--img-size", size, *(word for pair in pairs for word in pair))

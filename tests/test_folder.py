@@ -73,6 +73,7 @@ def test_config_json_tells_the_network_and_every_linear_layer_that_is_left(
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
+        "dequantize": True,
         "ignore": sorted(f"timm_model.{n}" for n in CLASSIFIERS[family]),
         "config_groups": {
             "group_0": {
@@ -142,6 +143,17 @@ def test_a_folder_holds_the_single_file_and_is_the_same_every_time(
     assert content(tmp_path / "one") == content(tmp_path / "two")
     assert sorted(content(tmp_path / "one")) == FILES
     assert content(tmp_path / "one")["model.safetensors"] == (tmp_path / "q.st").read_bytes()
+
+
+@every_form
+def test_tensors_start_where_a_loader_that_maps_the_file_wants_them(
+    form: str, drawer: Drawer, tmp_path: Path
+) -> None:
+    call("quantize", drawer.receiver, *FORMS[form], "-o", f"{tmp_path}/q/")
+    with Checkpoint(tmp_path / "q") as packed:
+        whole = [entry for entry in packed.values() if entry.nbytes % module.ALIGN == 0]
+        assert len(whole) > 40
+        assert {entry.start % module.ALIGN for entry in whole} == {0}
 
 
 @every_form

@@ -18,20 +18,23 @@ GRIDS = [
 HALF = ScaleDtype.FLOAT16
 
 
+def packs_zero_points(grid):
+    return not grid.symmetric and grid.granularity is not Granularity.TENSOR
+
+
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_a_grid_is_read_as_it_was_written(grid):
     assert of_scheme(to_scheme(grid, ["timm_model.head"])) == grid
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_only_zero_points_that_are_packed_are_unpacked_while_read(grid):
-    packed = not grid.symmetric and grid.granularity is not Granularity.TENSOR
-    assert to_scheme(grid, ()).get("dequantize", False) is packed
+def test_weights_are_unpacked_while_read_unless_their_scales_are_halves(grid):
+    assert to_scheme(grid, ())["dequantize"] is True
+    assert "dequantize" not in to_scheme(replace(grid, scale_dtype=HALF), ())
 
 
 def test_how_scales_were_chosen_is_not_told():
-    grid = Grid(3, scale=Scale.MSE, scale_dtype=HALF)
-    assert to_scheme(grid, ()) == to_scheme(Grid(3), ())
+    assert to_scheme(Grid(3, scale=Scale.MSE), ()) == to_scheme(Grid(3), ())
 
 
 def test_names_of_what_is_left_are_sorted():
@@ -117,7 +120,7 @@ SHAPES = {"blocks.0.fc.weight": (64, 32)}
 def test_linear_weights_can_be_loaded_on_every_grid(grid):
     require_loadable(SHAPES, grid)
     halves = replace(grid, scale_dtype=HALF)
-    if to_scheme(grid, ()).get("dequantize"):
+    if packs_zero_points(grid):
         with pytest.raises(MismatchError, match="float16"):
             require_loadable(SHAPES, halves)
     else:
@@ -133,7 +136,7 @@ def test_what_is_not_the_weight_of_a_module_is_refused_by_name(name):
 @pytest.mark.parametrize("grid", [grid for grid in GRIDS if grid.bits == 4], ids=str)
 def test_zero_points_that_the_peer_cannot_unpack_are_refused(grid):
     require_loadable({"fc.weight": (9, 32)}, grid)
-    if to_scheme(grid, ()).get("dequantize"):
+    if packs_zero_points(grid):
         with pytest.raises(MismatchError, match="zero points of 8 rows"):
             require_loadable({"fc.weight": (8, 32)}, grid)
     else:

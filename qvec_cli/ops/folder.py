@@ -19,12 +19,16 @@ from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.layout import WRAPPED
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target, dump, refused, write_json
-from qvec_cli.checkpoint.write import Blocks, write
+from qvec_cli.checkpoint.write import Blocks, size_of, write
 from qvec_cli.errors import CheckpointError, MismatchError
 from qvec_cli.model.configuration import to_config
 from qvec_cli.model.targets import may_be_linear
 from qvec_cli.quant.scheme import require_loadable, to_scheme
 from qvec_cli.specs import Grid
+
+ALIGN: Final = 64
+"""Bytes at whose multiples tensors start on disk, so that a loader that maps the file has them
+there in memory too: the last bit of a product of matrices hangs on it (with MKL, on x86)."""
 
 WEIGHTS: Final = "model.safetensors"
 CONFIG: Final = "config.json"
@@ -80,9 +84,10 @@ def config_of(
     return config
 
 
-def size_of_config(config: Config) -> int:
-    """Bytes of config.json; none for a single file."""
-    return len(dump(config).encode()) if config else 0
+def size_of_output(plan: Mapping[str, Entry], card: Card, config: Config) -> int:
+    """Bytes of what ``write_output`` would write."""
+    beside = len(dump(config).encode()) if config else 0
+    return size_of(plan, card, ALIGN) + beside
 
 
 def write_output(
@@ -96,11 +101,11 @@ def write_output(
 ) -> Card:
     """Streams tensors into a file, or into a folder if there is a config; see ``write``."""
     if not config:
-        return write(out, plan, tensors, card, force=force)
+        return write(out, plan, tensors, card, force=force, align=ALIGN)
     made = _make(out)
     try:
         blocks = _then_without(tensors, out / CONFIG) if force else tensors
-        written = write(out / WEIGHTS, plan, blocks, card, force=force)
+        written = write(out / WEIGHTS, plan, blocks, card, force=force, align=ALIGN)
         write_json(out / CONFIG, config, force=force)
     except BaseException:
         if made:

@@ -12,11 +12,10 @@ from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.checkpoint.write import size_of
 from qvec_cli.errors import MismatchError
 from qvec_cli.model.build import Wish
 from qvec_cli.ops.architecture import architecture, targets_in
-from qvec_cli.ops.folder import check_output, config_of, size_of_config, write_output
+from qvec_cli.ops.folder import check_output, config_of, size_of_output, write_output
 from qvec_cli.ops.grids import choose_grid
 from qvec_cli.ops.lineage import FAKE, card_of, inherited_use, provenance, require
 from qvec_cli.ops.metrics import Input, Metrics
@@ -73,8 +72,7 @@ def quantize(request: Request, listener: Listener) -> Metrics:
         plan = _plan(theta, targets, grid, fake=request.fake)
         if request.dry_run:
             planned = _planned(request, theta, targets, grid, parameters)
-            size = size_of(plan, card()) + size_of_config(config)
-            return planned.metrics((theta,), started, size)
+            return planned.metrics((theta,), started, size_of_output(plan, card(), config))
         ratios: dict[str, float | None] = {}
         tensors = _tensors(theta, targets, grid, request, ratios)
         written = write_output(request.out, plan, tensors, card, config, force=request.force)
@@ -83,7 +81,7 @@ def quantize(request: Request, listener: Listener) -> Metrics:
             "fake": request.fake,
             "digest": written.digest,
             "bytes_before": theta.nbytes,
-            "bytes_after": size_of(plan, written) + size_of_config(config),
+            "bytes_after": size_of_output(plan, written, config),
             **_sizes(theta, targets, grid),
             "quantized": list(targets),
             "left": sorted(theta.keys() - set(targets), key=lambda n: (-theta[n].size, n)),

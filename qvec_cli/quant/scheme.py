@@ -39,9 +39,11 @@ def to_scheme(grid: Grid, ignored: Iterable[str]) -> dict[str, Any]:
         "ignore": sorted(ignored),
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
     }
-    if _packs_zero_points(grid):
-        # transformers 5.24 makes room for zero points as if they were not packed, unless it is
-        # told to unpack each weight while it reads it, and not at the first forward.
+    if grid.scale_dtype is ScaleDtype.FLOAT32:
+        # Unpacked while they are read, and not at the first forward, weights are there when a
+        # network such as Swin v2 asks for them, and transformers 5.24 does not take zero points
+        # for unpacked ones. Float16 scales must wait: on this way they would be multiplied as
+        # they are, on the other one they are float32 first.
         scheme["dequantize"] = True
     return scheme
 
