@@ -37,7 +37,7 @@ bench: .venv/ready .bench/mergekit/ready .bench/ct/ready  ## the ratios of READM
 .bench/ct/ready:
 	$(PYTHON) -m venv .bench/ct
 	.bench/ct/bin/pip install --quiet --disable-pip-version-check \
-		$(TORCH) compressed-tensors==0.20.0 transformers timm
+		$(TORCH) compressed-tensors==0.20.0 transformers==5.24.0 timm
 	touch $@
 
 clean:

@@ -22,6 +22,17 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: sums differ wit
 MODEL = ("test_vit", "--img-size", "32")
 """timm's own test network: 265 thousand parameters at 32 pixels."""
 
+NETWORKS: dict[str, tuple[str, int, dict[str, object]]] = {
+    "vit": ("vit_tiny_patch16_224", 32, {"depth": 2, "embed_dim": 64, "num_heads": 2}),
+    "deit": ("deit_tiny_distilled_patch16_224", 32, {"depth": 1, "embed_dim": 64, "num_heads": 2}),
+    "swin": (
+        "swin_tiny_patch4_window7_224",
+        64,
+        {"depths": (1, 1), "embed_dim": 32, "num_heads": (2, 2), "window_size": 4},
+    ),
+}
+"""Name, size of the images and arguments of one small network a family."""
+
 FAST = ("--no-aug", "--lr", "1e-3", "--batch-size", "16", "--epochs", "2", "--device", "cpu")
 
 
@@ -80,6 +91,25 @@ def draw(folder: Path, classes: Sequence[str], train: int, test: int, seed: int)
                 image = Image.fromarray(pixels.astype(np.uint8))
                 image.save(folder / split / name / f"{number:03d}.png")
     return folder
+
+
+def bare(family: str, path: Path, classes: int = 5) -> tuple[object, ...]:
+    """Writes a network's random weights, which say nothing of it, and returns the flags that do.
+
+    It is one of ``NETWORKS``, or timm's of that name in its own size.
+    """
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    name, size, args = NETWORKS.get(family) or (family, int(family[-3:]), {})
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=classes, img_size=size, **args)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    save_file(network.state_dict(), path)
+    pairs = [("--model-arg", f"{key}={value}") for key, value in args.items()]
+    return ("--model", name, "--img-size", size, *(word for pair in pairs for word in pair))
 
 
 @dataclass(frozen=True)

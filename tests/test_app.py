@@ -269,7 +269,9 @@ def test_arithmetic_on_files_needs_no_torch(drawer: Drawer, tmp_path: Path) -> N
     assert light("extract", drawer.donor, drawer.donor_qat, "-o", rho)[:2] == (0, [])
     assert light("patch", drawer.receiver, rho, "-l", "0.5", "-o", patched)[:2] == (0, [])
     assert light("quantize", patched, "-o", packed)[:2] == (0, [])
-    assert light("inspect", packed)[:2] == (0, [])
+    assert light("quantize", patched, "-o", f"{tmp_path}/folder/")[:2] == (0, [])
+    for path in (packed, tmp_path / "folder"):
+        assert light("inspect", path)[:2] == (0, [])
 
 
 def test_json_is_the_only_thing_on_stdout(drawer: Drawer, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from qvec_cli.checkpoint.dtypes import FORMATS
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import SUFFIX, check_target, replacing, write_json
-from qvec_cli.checkpoint.write import write
+from qvec_cli.checkpoint.write import size_of, write
 from qvec_cli.errors import CheckpointError
 
 CARD = Card(Kind.CHECKPOINT, role="fp", model={"b": 1, "a": [2]}, provenance={"operation": "test"})
@@ -129,6 +129,26 @@ def test_data_are_aligned_and_the_header_is_padded_with_spaces(tmp_path):
         assert len(text) % 8 == 0
         assert text.startswith(b"{")
         assert text.rstrip(b" ").endswith(b"}")
+
+
+@pytest.mark.parametrize("align", [8, 64, 4096])
+def test_whole_pieces_start_at_multiples_and_the_rest_comes_last(align, tmp_path):
+    tensors = {
+        **TENSORS,
+        **{f"whole {n}": torch.full((n * align // 4,), n) for n in range(3)},
+        **{f"half {n}": torch.full((n * align // 2,), n).half() for n in range(3)},
+    }
+    plan, path = _plan(tensors), tmp_path / "a.st"
+    card = write(path, plan, _blocks(tensors, 1000), CARD, force=False, align=align)
+    assert path.stat().st_size == size_of(plan, card, align)
+    with Checkpoint(path) as ours:
+        assert card.digest == ours.contents()
+        rests = [entry.nbytes % align for entry in ours.values()]
+        assert sorted(rests, key=bool) == rests
+        assert {entry.start % align for entry in ours.values() if not entry.nbytes % align} == {0}
+    theirs = safetensors.torch.load_file(path)
+    assert theirs.keys() == tensors.keys()
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in tensors.items())
 
 
 def test_metadata_are_sorted_text(tmp_path):

@@ -9,7 +9,10 @@ from typing import Any, Final
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.source import File, Source
 
-_PREFIXES: Final = ("module.", "_orig_mod.", "model.", "timm_model.")
+WRAPPED: Final = "timm_model."
+"""What stands before every name of timm's inside transformers' wrapper."""
+
+_PREFIXES: Final = ("module.", "_orig_mod.", "model.", WRAPPED)
 """What wrappers put before every name: DDP, torch.compile, the paper's own code, transformers."""
 
 

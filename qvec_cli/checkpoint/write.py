@@ -30,6 +30,7 @@ def write(
     card: Card | Callable[[], Card],
     *,
     force: bool,
+    align: int = 1,
 ) -> Card:
     """Streams tensors into a new safetensors file; memory is a few blocks.
 
@@ -41,12 +42,13 @@ def write(
             the data stream by, for the room that its text takes, and afterwards, when digests of
             inputs are known.
         force: whether an existing target may be replaced.
+        align: see ``place``.
 
     Returns:
         The card as written, with the digest of the contents.
     """
     draft = card() if callable(card) else card
-    placed, start = place(plan, draft)
+    placed, start = place(plan, draft, align)
     end = max((entry.stop for entry in placed.values()), default=start)
     check_target(path, force=force, size=end)
     _keep_freed_memory()
@@ -64,7 +66,7 @@ def write(
             card() if callable(card) else card,
             digest=combine({n: (e.dtype, e.shape, digests[n]) for n, e in placed.items()}),
         )
-        header = _header(placed, done, start)
+        header = _header(placed, done, start, align)
         assert len(header) == start
         file.seek(0)
         file.write(header)
@@ -73,9 +75,9 @@ def write(
     return done
 
 
-def size_of(plan: Mapping[str, Entry], card: Card) -> int:
+def size_of(plan: Mapping[str, Entry], card: Card, align: int = 1) -> int:
     """Bytes of the file that ``write`` would make."""
-    placed, start = place(plan, card)
+    placed, start = place(plan, card, align)
     return max((entry.stop for entry in placed.values()), default=start)
 
 
@@ -99,29 +101,37 @@ def _prove(path: Path, file: BinaryIO) -> None:
         raise CheckpointError(f"{path}: other tools could not read it: {fault}") from None
 
 
-def place(plan: Mapping[str, Entry], card: Card) -> tuple[dict[str, Entry], int]:
+def place(plan: Mapping[str, Entry], card: Card, align: int = 1) -> tuple[dict[str, Entry], int]:
     """Every tensor with its offsets, and where the data begin.
 
     The order is the safetensors library's: widest dtype first, then by name.
+
+    Args:
+        plan: dtype and shape of every tensor.
+        card: what the header has to hold beside them.
+        align: a power of two at whose multiples those tensors start that fill such pieces whole;
+            the others, which would shift what comes after, then come last.
 
     Raises:
         CheckpointError: a name that would make the file unreadable, more tensors than fit.
     """
     if "__metadata__" in plan:
         raise CheckpointError("a tensor named __metadata__ would make the file unreadable")
-    names = sorted(plan, key=lambda n: (-FORMATS[plan[n].dtype].rank, n))
+    names = sorted(
+        plan, key=lambda n: (plan[n].nbytes % align > 0, -FORMATS[plan[n].dtype].rank, n)
+    )
     placed, position = {}, 0
     for name in names:
         entry = plan[name]
         placed[name] = entry._replace(start=position, stop=position + entry.nbytes)
         position += entry.nbytes
-    start = len(_header(placed, card, 0))
+    start = len(_header(placed, card, 0, align))
     return {
         name: e._replace(start=e.start + start, stop=e.stop + start) for name, e in placed.items()
     }, start
 
 
-def _header(placed: Mapping[str, Entry], card: Card, start: int) -> bytes:
+def _header(placed: Mapping[str, Entry], card: Card, start: int, align: int) -> bytes:
     table: dict[str, object] = {"__metadata__": card.to_header()}
     for name, entry in placed.items():
         table[name] = {
@@ -130,7 +140,7 @@ def _header(placed: Mapping[str, Entry], card: Card, start: int) -> bytes:
             "data_offsets": [entry.start - start, entry.stop - start],
         }
     text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % max(align, 8))
     try:
         require_moderate(text)
     except CheckpointError:

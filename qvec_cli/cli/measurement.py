@@ -27,15 +27,15 @@ from qvec_cli.cli.options import (
     InChans,
     MethodChoice,
     ModelArg,
+    ModelName,
     Out,
     Resume,
     ScaleChoice,
     ScaleDtypeChoice,
     Symmetric,
     Workers,
-    model_args,
+    wish,
 )
-from qvec_cli.errors import SpecError
 from qvec_cli.specs import Loading, Method, Wanted, parse_lambdas
 
 
@@ -46,9 +46,7 @@ def evaluate(
         Path | None, typer.Option("-o", "--output", help="JSON file for the metrics.")
     ] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    model: Annotated[
-        str | None, typer.Option(help="timm's name, for a file that does not say.")
-    ] = None,
+    model: ModelName = None,
     img_size: ImgSize = None,
     in_chans: InChans = None,
     crop_pct: CropPct = None,
@@ -64,14 +62,10 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure the accuracy of CHECKPOINT; it knows its own architecture."""
-    from qvec_cli.model.build import Wish
     from qvec_cli.ops.evaluate import Request
     from qvec_cli.ops.evaluate import evaluate as run
 
-    args = model_args(model_arg)
-    if model is None and (img_size or in_chans or crop_pct or args):
-        raise SpecError("--img-size, --in-chans, --crop-pct and --model-arg go with --model")
-    wish = Wish(model, 0, False, img_size, in_chans or 3, crop_pct, args) if model else None
+    named = wish(model, img_size, in_chans, crop_pct, model_arg)
     loading = Loading(
         data_dir=_text(data_dir),
         download=dataset_download and not dry_run,
@@ -79,7 +73,7 @@ def evaluate(
         workers=workers,
         batch_size=batch_size,
     )
-    request = Request(checkpoint, data, loading, split, wish, device, output, dry_run)
+    request = Request(checkpoint, data, loading, split, named, device, output, dry_run)
     show.deliver(
         lambda listener: run(request, listener),
         as_json=as_json,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,13 +13,10 @@ from qvec_cli.cli import recipe
 from qvec_cli.errors import SpecError
 from qvec_cli.specs import Granularity, Method, Scale, ScaleDtype
 
+if TYPE_CHECKING:
+    from qvec_cli.model.build import Wish
+
 Out = Annotated[Path, typer.Option("-o", "--output", help="File to write.", show_default=False)]
-MaybeOut = Annotated[
-    Path | None,
-    typer.Option(
-        "-o", "--output", help="File to write; --compare goes without.", show_default=False
-    ),
-]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace what exists.")]
 DryRun = Annotated[
     bool,
@@ -71,6 +68,9 @@ def _device(name: str) -> str:
 
 
 Device = Annotated[str, typer.Option(callback=_device, help="cpu, cuda, mps or auto.")]
+ModelName = Annotated[
+    str | None, typer.Option("--model", help="timm's name, for a file that does not say.")
+]
 ImgSize = Annotated[int | None, typer.Option(min=1, help="Side of the square input, pixels.")]
 InChans = Annotated[
     int | None, typer.Option(min=1, max=3, help="Colour channels of the input; 3 by default.")
@@ -138,3 +138,23 @@ def model_args(pairs: list[str] | None) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             parsed[key] = value
     return parsed
+
+
+def wish(
+    model: str | None,
+    img_size: int | None,
+    in_chans: int | None,
+    crop_pct: float | None,
+    pairs: list[str] | None,
+) -> Wish | None:
+    """The architecture that a user names for a file that does not say; its head tells the classes.
+
+    Raises:
+        SpecError: a shape without a name.
+    """
+    from qvec_cli.model.build import Wish
+
+    args = model_args(pairs)
+    if model is None and (img_size or in_chans or crop_pct or args):
+        raise SpecError("--img-size, --in-chans, --crop-pct and --model-arg go with --model")
+    return Wish(model, 0, False, img_size, in_chans or 3, crop_pct, args) if model else None

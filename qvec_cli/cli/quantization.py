@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from qvec_cli.cli.options import (
     Bits,
     Calib,
     CalibSamples,
+    CropPct,
     Cross,
     DataDir,
     Device,
@@ -25,13 +27,17 @@ from qvec_cli.cli.options import (
     Force,
     GranularityChoice,
     GroupSize,
-    MaybeOut,
+    ImgSize,
+    InChans,
     MethodChoice,
     MetricsFile,
+    ModelArg,
+    ModelName,
     ScaleChoice,
     ScaleDtypeChoice,
     Symmetric,
     Workers,
+    wish,
 )
 from qvec_cli.errors import SpecError
 from qvec_cli.specs import Calibration, Listener, Loading, Method, Wanted
@@ -42,7 +48,16 @@ if TYPE_CHECKING:
 
 def quantize(
     checkpoint: Annotated[Path, typer.Argument(readable=False, help="Float checkpoint.")],
-    output: MaybeOut = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="PATH",
+            help="File to write; or FOLDER/, which transformers loads. None with --compare.",
+            show_default=False,
+        ),
+    ] = None,
     bits: Bits = None,
     granularity: GranularityChoice = None,
     group_size: GroupSize = None,
@@ -74,6 +89,11 @@ def quantize(
     workers: Workers = 0,
     batch_size: BatchSize = 128,
     device: Device = "auto",
+    model: ModelName = None,
+    img_size: ImgSize = None,
+    in_chans: InChans = None,
+    crop_pct: CropPct = None,
+    model_arg: ModelArg = None,
     force: Force = False,
     dry_run: DryRun = False,
     metrics: MetricsFile = None,
@@ -84,6 +104,7 @@ def quantize(
     folder = str(data_dir) if data_dir is not None else None
     loading = Loading(folder, dataset_download and not dry_run, None, workers, batch_size)
     patterns = tuple(targets or ())
+    out: Path | None = None
     work: Callable[[Listener], Metrics]
     if compare:
         from qvec_cli.ops import survey
@@ -100,8 +121,19 @@ def quantize(
             raise SpecError("-o FILE is missing", hint="--compare goes without.")
         if data is not None:
             raise SpecError("--data goes with --compare", hint="--calib names calibration images.")
+        out = Path(output)
         request = verb.Request(
-            checkpoint, output, wanted, method, fake, patterns, images, force, dry_run
+            checkpoint,
+            out,
+            wanted,
+            method,
+            fake,
+            patterns,
+            images,
+            force,
+            dry_run,
+            folder=_is_folder(output),
+            wish=wish(model, img_size, in_chans, crop_pct, model_arg),
         )
         work = partial(verb.quantize, request)
     show.deliver(
@@ -109,7 +141,7 @@ def quantize(
         as_json=as_json,
         inputs=(checkpoint,),
         document=metrics,
-        out=output,
+        out=out,
         force=force,
         dry_run=dry_run,
     )
@@ -133,3 +165,13 @@ def _calibration(
     if bias_correction:
         raise SpecError("--bias-correction needs images: --calib is missing")
     return None
+
+
+def _is_folder(typed: str) -> bool:
+    """Whether an output is one: by its last letter, which a path forgets, or on the disk."""
+    if typed in ("", "-"):  # a variable that is not set, and stdout
+        return False
+    try:
+        return typed.endswith(os.sep) or Path(typed).is_dir()
+    except OSError:  # closed to us, or no name that can be: writing to it will tell
+        return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from qvec_cli.errors import MismatchError
@@ -70,7 +70,9 @@ def of_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
         data["input_size"] = [args.get("in_chans", _COLOURS), size, size]
     model = {
         "architecture": config.get("architecture"),
-        "num_classes": config.get("num_classes", given.get("num_classes")),
+        "num_classes": config.get(
+            "num_classes", given.get("num_classes", config.get("num_labels"))
+        ),
         "model_args": args,
         "pretrained_cfg": data,
     }
@@ -78,6 +80,31 @@ def of_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
         return dict(check(model))
     except MismatchError:
         return None
+
+
+def to_config(model: Model, classes: Sequence[str] | None) -> dict[str, Any]:
+    """The config.json from which transformers' wrapper, and timm itself, make a network.
+
+    Args:
+        model: of a card.
+        classes: names in the order of the head, if they are known.
+    """
+    count = model["num_classes"]
+    config = {
+        "model_type": "timm_wrapper",
+        "architectures": ["TimmWrapperForImageClassification"],
+        "dtype": "float32",  # as qvec computes, whatever the file holds
+        "architecture": model["architecture"],
+        "model_args": dict(model["model_args"]),
+        "pretrained_cfg": {**model["pretrained_cfg"], "num_classes": count},
+        "num_classes": count,  # timm and its wrapper read these two words,
+        "num_labels": count,  # everything else of transformers these
+    }
+    if classes is not None:
+        config["label_names"] = list(classes)
+        config["id2label"] = {str(index): name for index, name in enumerate(classes)}
+        config["label2id"] = {name: index for index, name in enumerate(classes)}
+    return config
 
 
 def same_backbone(first: Model, second: Model) -> list[str]:

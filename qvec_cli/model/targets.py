@@ -98,8 +98,13 @@ def of_outline(
         and min(shape) > 0
         and name not in head
         and name.endswith(("weight", "in_proj_weight"))
-        and not any(word in part for part in name.split(".")[-2:] for word in _NOT_LINEAR)
+        and may_be_linear(name)
     )
+
+
+def may_be_linear(name: str) -> bool:
+    """Whether a weight may be a linear layer's by its name, and not an embedding's or a norm's."""
+    return not any(word in part for part in name.split(".")[-2:] for word in _NOT_LINEAR)
 
 
 def matching(patterns: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:

@@ -13,7 +13,6 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, SpecError
 from qvec_cli.learn.samples import Part, Task
 from qvec_cli.ops.examples import Examples, open_data
-from qvec_cli.ops.lineage import model_of
 from qvec_cli.ops.metrics import Input
 from qvec_cli.ops.plan import TORCH
 from qvec_cli.quant.awq import POWERS, factors, is_clipped
@@ -97,14 +96,17 @@ def check_wanted(method: Method, wanted: Calibration | None) -> None:
         )
 
 
-def find_images(theta: Checkpoint, wanted: Calibration) -> Images:
+def find_images(
+    theta: Checkpoint, model: dict[str, Any] | None, wanted: Calibration | None
+) -> Images | None:
     """The images, drawn from the train split; whether they are the receiver's own, cards tell.
 
     Raises:
         DataError: no such data set, or none with a train split.
-        CheckpointError: a checkpoint that does not say its architecture.
     """
-    model, task = model_of(theta), open_data(wanted.data, wanted.loading)
+    if wanted is None or model is None:
+        return None
+    task = open_data(wanted.data, wanted.loading)
     train = task.split("train")
     count = min(wanted.samples, len(train))
     chosen = Task(task.name, task.classes, {"train": Part(train, 0, count)})

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import CheckpointError, MismatchError
 from qvec_cli.model import build
-from qvec_cli.model.names import check_name
-from qvec_cli.model.targets import HEADS, head_tensors
+from qvec_cli.ops.architecture import architecture
 from qvec_cli.ops.examples import Examples, open_for
-from qvec_cli.ops.lineage import inherited_use, model_of, require_model, stated_model
+from qvec_cli.ops.foreign import stored_grid
+from qvec_cli.ops.lineage import inherited_use, require_model
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
 from qvec_cli.ops.plan import TORCH, Plan
@@ -49,7 +48,7 @@ def evaluate(request: Request, listener: Listener) -> Metrics:
     started = time.perf_counter()
     with opened(request.source, listener) as checkpoint:
         require_model(checkpoint)
-        model = _architecture(checkpoint, request.wish)
+        model = architecture(checkpoint, request.wish)
         examples = open_for(checkpoint, model, request.data, request.loading)
         images = {request.split: len(examples.task.split(request.split))}
         if request.dry_run:
@@ -90,10 +89,8 @@ def _cost(checkpoint: Checkpoint, network: nn.Module) -> dict[str, int]:
     ``float_bytes`` is what the tensors would take if no weight were packed.
     """
     packed = packed_weights(checkpoint)
-    parts: set[str] = set()
-    if packed and checkpoint.card and checkpoint.card.quant:
-        grid = Grid.from_json(checkpoint.card.quant)
-        parts = {part for name in packed for part in part_names(name, grid)}
+    grid = stored_grid(checkpoint) or Grid()
+    parts = {part for name in packed for part in part_names(name, grid)}
     rest = sum(entry.nbytes for name, entry in checkpoint.items() if name not in parts)
     state = network.state_dict()
     return {
@@ -102,36 +99,6 @@ def _cost(checkpoint: Checkpoint, network: nn.Module) -> dict[str, int]:
         "memory_bytes": sum({t.data_ptr(): t.nbytes for t in state.values()}.values()),
         "packed": len(packed),
     }
-
-
-def _architecture(checkpoint: Checkpoint, wish: build.Wish | None) -> dict[str, Any]:
-    if wish is None:
-        return model_of(checkpoint)
-    if model := stated_model(checkpoint):
-        if wish.shaped:
-            raise MismatchError(
-                f"{checkpoint.path} knows its own --img-size, --in-chans, --crop-pct and arguments",
-                hint="Leave them out, and --model too.",
-            )
-        if wish.name.split(".", maxsplit=1)[0] != model["architecture"]:
-            raise MismatchError(
-                f"{checkpoint.path} is a {model['architecture']}, not a {wish.name}",
-                hint="Leave --model out: the file knows.",
-            )
-        return model
-    check_name(wish.name)
-    return build.create(replace(wish, num_classes=_outputs(checkpoint)))[1]
-
-
-def _outputs(checkpoint: Checkpoint) -> int:
-    """Classes that the head of a bare file tells apart."""
-    head = [entry for name in head_tensors(checkpoint, None) if (entry := checkpoint[name]).shape]
-    if not head:
-        raise CheckpointError(
-            f"{checkpoint.path}: no tensor looks like a classifier's",
-            hint=f"Heads are looked for under {', '.join(HEADS)}.",
-        )
-    return head[0].shape[0]
 
 
 def _measure(network: nn.Module, examples: Examples, request: Request, listener: Listener) -> Score:

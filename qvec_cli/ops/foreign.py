@@ -1,14 +1,18 @@
-"""Files with weights in a low-bit layout that qvec does not read: told, and refused."""
+"""Weights that another tool has packed: read in a layout that is ours, else told and refused."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError
 from qvec_cli.quant.layouts import File, Packed, in_words, is_ours, named, packed, widths
+from qvec_cli.quant.qtensor import packed_weights, part_names
+from qvec_cli.quant.scheme import of_scheme
+from qvec_cli.specs import Grid, ScaleDtype
 
 
 def packed_in(checkpoint: Checkpoint) -> list[Packed]:
@@ -44,7 +48,7 @@ def refuse_foreign(checkpoint: Checkpoint) -> None:
     own = card is not None and card.kind is Kind.QUANTIZED and bool(card.quant)
     found = packed_in(checkpoint)
     for weight in found:
-        if own and is_ours(weight):
+        if is_ours(weight) and (own or (card is None and stored_grid(checkpoint))):
             continue
         alike = [other for other in found if other.layout == weight.layout]
         told = ", ".join(filter(None, (weight.layout, in_words(widths(alike)))))
@@ -53,3 +57,24 @@ def refuse_foreign(checkpoint: Checkpoint) -> None:
             hint="Dequantize it with the library that wrote it, or quantize the float "
             "checkpoint with qvec.",
         )
+
+
+def stored_grid(checkpoint: Checkpoint) -> Grid | None:
+    """The grid of packed weights: the card's, or what another tool has left in config.json.
+
+    Raises:
+        MismatchError: packed in a way that is not known here.
+    """
+    if checkpoint.card:
+        return Grid.from_json(checkpoint.card.quant) if checkpoint.card.quant else None
+    scheme = (checkpoint.config or {}).get("quantization_config")
+    if not isinstance(scheme, dict):
+        return None
+    try:
+        grid = of_scheme(scheme)
+    except MismatchError as error:
+        raise MismatchError(f"{checkpoint.path}: {error}", hint=error.hint) from None
+    scales = [part_names(name, grid)[1] for name in packed_weights(checkpoint)]
+    if any(name in checkpoint and checkpoint[name].dtype == "F16" for name in scales):
+        grid = replace(grid, scale_dtype=ScaleDtype.FLOAT16)
+    return grid

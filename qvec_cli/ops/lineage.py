@@ -104,7 +104,7 @@ def model_of(checkpoint: Checkpoint) -> dict[str, Any]:
         return model
     raise CheckpointError(
         f"{checkpoint.path}: does not say its architecture",
-        hint="A checkpoint of qvec does; eval takes --model NAME, timm's name of it.",
+        hint="A checkpoint of qvec does; eval and quantize take --model NAME, timm's name of it.",
     )
 
 

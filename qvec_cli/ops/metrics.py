@@ -16,6 +16,7 @@ from typing import Any, Final
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.errors import SpecError
+from qvec_cli.ops.folder import CONFIG, WEIGHTS
 from qvec_cli.specs import NOTHING, Use
 
 SCHEMA: Final = 1
@@ -90,7 +91,8 @@ def check_documents(
     if document is None:
         return
     check_target(document, force=force)
-    if out is not None and document.resolve() == out.resolve():
+    written = [out, out / WEIGHTS, out / CONFIG] if out is not None else []
+    if document.resolve() in [path.resolve() for path in written]:
         raise SpecError(f"--metrics {document} is the output itself")
     for path in inputs:
         if path.exists() and document.exists() and document.samefile(path):

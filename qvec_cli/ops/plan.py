@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import BLOCK, Checkpoint
-from qvec_cli.checkpoint.replace import check_target
+from qvec_cli.ops.folder import check_output
 from qvec_cli.ops.metrics import Input, Metrics
 
 STREAMING: Final = 49_000_000 + 12 * BLOCK * 4
@@ -34,6 +34,7 @@ class Plan:
     memory: int  # beside what is held for the inputs
     images: Mapping[str, int] = field(default_factory=dict)  # by split
     data: str | None = None  # the data set as typed
+    folder: bool = False  # whether the output is one
 
     def metrics(
         self, inputs: Iterable[Checkpoint], started: float, size: int | None = None
@@ -41,7 +42,7 @@ class Plan:
         """The plan as a document; ``size`` is that of the output, if it can be known."""
         inputs = tuple(inputs)
         if self.output and size:
-            check_target(self.output, force=True, size=size)
+            check_output(self.output, folder=self.folder, force=True, size=size)
         held = sum(c.nbytes for c in inputs if c.in_memory)
         tensors = [
             {"name": n, "dtype": e.dtype, "shape": list(e.shape), "fate": self.fates[n]}

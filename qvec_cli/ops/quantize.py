@@ -12,11 +12,12 @@ from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import Array, from_float32
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.checkpoint.replace import check_target
-from qvec_cli.checkpoint.write import size_of, write
 from qvec_cli.errors import MismatchError
+from qvec_cli.model.build import Wish
+from qvec_cli.ops.architecture import architecture, targets_in
 from qvec_cli.ops.calibration import Calibrated, Images, calibrate, check_wanted, find_images
-from qvec_cli.ops.grids import choose_grid, choose_targets
+from qvec_cli.ops.folder import check_output, config_of, size_of_output, write_output
+from qvec_cli.ops.grids import choose_grid
 from qvec_cli.ops.lineage import FAKE, card_of, inherited_use, provenance, require_float
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
@@ -35,7 +36,7 @@ class Request:
     """What the user asks for."""
 
     source: Path  # a float checkpoint
-    out: Path
+    out: Path  # a file or, if ``folder``, a folder
     grid: Wanted  # of every target
     method: Method = Method.RTN
     fake: bool = False  # write float32 weights on the grid in place of packed codes
@@ -43,6 +44,8 @@ class Request:
     calibration: Calibration | None = None  # images, for methods that look at some
     force: bool = False
     dry_run: bool = False
+    folder: bool = False  # write what stock loaders of transformers take
+    wish: Wish | None = None  # the architecture, for a file that does not say
 
 
 def quantize(request: Request, listener: Listener) -> Metrics:
@@ -55,38 +58,42 @@ def quantize(request: Request, listener: Listener) -> Metrics:
     """
     started = time.perf_counter()
     check_wanted(request.method, request.calibration)
-    check_target(request.out, force=request.force)
+    check_output(request.out, folder=request.folder, force=request.force)
     with opened(request.source, listener) as theta:
         require_float(theta)
-        targets = choose_targets(theta, request.patterns, listener)
+        known = request.folder or request.wish or request.calibration
+        model = architecture(theta, request.wish) if known else None
+        targets = targets_in(theta, model, request.patterns, listener)
         grid = choose_grid(request.grid, request.method, theta, theta, targets)
-        images = find_images(theta, request.calibration) if request.calibration else None
+        images = find_images(theta, model, request.calibration)
         use = spent(inherited_use(theta), images.use) if images else inherited_use(theta)
         parameters = {"grid": grid.to_json(), "method": request.method, "fake": request.fake}
         if images:
             parameters["calibration"] = images.facts()
 
+        packed = None if request.fake else grid
+        config = config_of(theta, model, targets, packed) if model and request.folder else {}
+
         def card() -> Card:
-            return _card(theta, targets, grid, use, parameters)
+            made = _card(theta, targets, grid, use, parameters)
+            return replace(made, model=model or made.model)
 
         plan = _plan(theta, targets, grid, fake=request.fake)
         if request.dry_run:
             planned = _planned(request, theta, targets, parameters, images)
-            return planned.metrics((theta,), started, size_of(plan, card()))
+            return planned.metrics((theta,), started, size_of_output(plan, card(), config))
         made = Calibrated()
         if images:
             made = calibrate(theta, targets, grid, request.method, images, listener)
         tensors = _tensors(theta, targets, grid, request, made)
-        written = write(request.out, plan, tensors, card, force=request.force)
+        written = write_output(request.out, plan, tensors, card, config, force=request.force)
         results = {
             "output": str(request.out),
             "fake": request.fake,
             "digest": written.digest,
             "bytes_before": theta.nbytes,
-            "bytes_after": size_of(plan, written),
+            "bytes_after": size_of_output(plan, written, config),
             **_sizes(theta, targets, grid),
-            "quantized": list(targets),
-            "left": sorted(theta.keys() - set(targets), key=lambda n: (-theta[n].size, n)),
             "changed": sorted(made.floats),
             "sqnr_db": made.ratios,
         }
@@ -104,11 +111,11 @@ def _planned(
     fate = f"quantized to {Grid.from_json(parameters['grid'])}"
     fates = {n: fate if n in set(targets) else "kept: no target" for n in theta}
     memory = STREAMING + _COPIES * max(theta[name].size for name in targets) * 4
+    planned = Plan("quantize", request.out, fates, theta, parameters, memory, folder=request.folder)
     if images is None:
-        return Plan("quantize", request.out, fates, theta, parameters, memory)
+        return planned
     memory += images.memory(theta, targets)
-    seen = images.counts, images.wanted.data
-    return Plan("quantize", request.out, fates, theta, parameters, memory, *seen)
+    return replace(planned, memory=memory, images=images.counts, data=images.wanted.data)
 
 
 def _plan(theta: Checkpoint, targets: Iterable[str], grid: Grid, *, fake: bool) -> dict[str, Entry]:
@@ -173,5 +180,7 @@ def _sizes(theta: Checkpoint, targets: Iterable[str], grid: Grid) -> dict[str, A
     return {
         "weights": weights,
         "parameters": sum(entry.size for entry in theta.values()),
+        "quantized": list(targets),
+        "left": sorted(theta.keys() - set(targets), key=lambda n: (-theta[n].size, n)),
         "bits_per_weight": sum(stored_bits(shape, grid) for shape in shapes) / weights,
     }

@@ -11,7 +11,7 @@ import torch
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
 from qvec_cli.model import build
-from qvec_cli.ops.foreign import refuse_foreign
+from qvec_cli.ops.foreign import refuse_foreign, stored_grid
 from qvec_cli.quant.qtensor import from_named, packed_weights, part_names, parts
 from qvec_cli.specs import Grid
 
@@ -107,13 +107,14 @@ def _unpacked(checkpoint: Checkpoint, name: str) -> Any:
 
 
 def _grid(checkpoint: Checkpoint, name: str) -> Grid:
-    """The grid of a packed weight that is whole and ours."""
-    if not (checkpoint.card and checkpoint.card.quant):
+    """The grid of a packed weight that is whole."""
+    grid = stored_grid(checkpoint)
+    if grid is None:
         raise CheckpointError(
             f"{checkpoint.path}: {name}: packed by another tool",
-            hint="This version reads the packed files of qvec quantize.",
+            hint="This version reads what qvec quantize has packed, and folders whose config.json "
+            "tells how compressed-tensors has.",
         )
-    grid = Grid.from_json(checkpoint.card.quant)
     if missing := [part for part in part_names(name, grid) if part not in checkpoint]:
         raise MismatchError(f"{checkpoint.path}: {name}: {missing[0]} is missing")
     return grid
