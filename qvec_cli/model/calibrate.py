@@ -107,6 +107,26 @@ class Walk:
 
 
 @torch.inference_mode()
+def mean_inputs(
+    network: nn.Module, weights: Mapping[str, nn.Parameter], batches: Sequence[Tensor]
+) -> dict[str, Any]:
+    """What each weight is multiplied with on average, float64 [in], by the network as it is."""
+    sums: dict[int, Any] = {id(weight): 0 for weight in weights.values()}
+    tokens = dict.fromkeys(sums, 0)
+
+    def add(used: nn.Parameter, inputs: Tensor) -> None:
+        if id(used) in sums:
+            flat = inputs.reshape(-1, inputs.shape[-1])
+            sums[id(used)] = sums[id(used)] + flat.sum(0, dtype=torch.float64)
+            tokens[id(used)] += len(flat)
+
+    with _linears(add):
+        for batch in batches:
+            network(batch)
+    return {n: (sums[id(w)] / tokens[id(w)]).cpu().numpy() for n, w in weights.items()}
+
+
+@torch.inference_mode()
 def fold(segment: Segment, site: Site, by: Tensor, call: Call) -> bool:
     """Divides a site's inputs in the LayerNorm before it and multiplies its weights.
 

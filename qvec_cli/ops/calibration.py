@@ -136,7 +136,7 @@ def calibrate(
     import torch
 
     from qvec_cli.model.build import normalise
-    from qvec_cli.model.calibrate import Walk
+    from qvec_cli.model.calibrate import Walk, mean_inputs
     from qvec_cli.model.targets import modules
     from qvec_cli.ops.state import load_network
 
@@ -151,8 +151,13 @@ def calibrate(
     decoded, _ = images.examples.decoded("train", listener)
     device, step = next(network.parameters()).device, images.wanted.loading.batch_size
     batches = [normalise(model)(part.to(device)) for part in torch.split(decoded, step)]
-    run = _Run(grid, method, images.wanted.bias_correction, network)
-    walk = Walk(network, {name: found[name] for name in targets}, batches)
+    weights = {name: found[name] for name in targets}
+    walk = Walk(network, weights, batches)
+    means = {}
+    if images.wanted.bias_correction:
+        seen = mean_inputs(network, weights, batches)
+        means = {name: _numbers(weight) @ seen[name] for name, weight in weights.items()}
+    run = _Run(grid, method, means, network)
     for segment, site, inputs, calls in walk.steps():
         run.visit(segment, site, inputs, calls)
         listener.progress(f"quantize ({method})", len(run.made.weights), len(targets))
@@ -165,11 +170,12 @@ class _Run:
     """One method at work on a network."""
 
     def __init__(
-        self, grid: Grid, method: Method, bias_correction: bool, network: nn.Module
+        self, grid: Grid, method: Method, means: Mapping[str, Array], network: nn.Module
     ) -> None:
         self.made = Calibrated()
         self.unbiased = 0
-        self._grid, self._method, self._corrects = grid, method, bias_correction
+        self._grid, self._method = grid, method
+        self._means = means  # mean outputs of the float layers without bias, if they are to be kept
         self._parameters = dict(network.named_parameters())
         self._names = {id(p): name for name, p in self._parameters.items()}
 
@@ -184,8 +190,8 @@ class _Run:
             self.made.weights[name] = quantized
             self.made.ratios[name] = sqnr_db(weight, shown)
             _put(place, shown)
-            if self._corrects:
-                self._correct(name, (shown - weight) @ inputs.mean)
+            if name in self._means:
+                self._correct(name, shown @ inputs.mean - self._means[name])
 
     def _quantized(self, name: str, weight: Array, inputs: Inputs) -> QTensor:
         quantizer = QUANTIZERS[self._method]
@@ -213,6 +219,7 @@ class _Run:
         return Inputs(inputs.moment / np.outer(by, by), inputs.mean / by, inputs.magnitude / by)
 
     def _correct(self, name: str, mean_error: Array) -> None:
+        """Nagel et al. 2019, arXiv:1906.04721: the output has the mean of the float network's."""
         bias = self._parameters.get(name.removesuffix("weight") + "bias")
         if bias is None:
             self.unbiased += 1
