@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -79,17 +81,18 @@ def _traced(network: nn.Module, shape: Sequence[int]) -> Any:
 
     images = torch.zeros(2, *shape)  # two: torch takes a size of one for a constant
     try:
-        program = torch.onnx.export(
-            network,
-            (images,),
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-            opset_version=_OPSET,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-        )
+        with _plainly():
+            program = torch.onnx.export(
+                network,
+                (images,),
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=_OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+            )
     except torch.onnx.errors.OnnxExporterError as fault:
         reason = str(fault.__cause__ or fault).strip().splitlines()[0]
         raise QvecError(
@@ -97,6 +100,21 @@ def _traced(network: nn.Module, shape: Sequence[int]) -> Any:
         ) from None
     assert program is not None
     return program.model
+
+
+@contextlib.contextmanager
+def _plainly() -> Iterator[None]:
+    """Attention as its formula, and none of the exporter's talk of caches.
+
+    A fused kernel leaves its result in an order of memory that the formula, which is what ONNX
+    gets, does not: BEiT then cannot be exported. LeViT keeps a cache outside training, which
+    means nothing to a graph.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+        warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")
+        yield
 
 
 def _placed(graph: Any, name: str, weight: QTensor) -> bool:
