@@ -46,11 +46,15 @@ def write(source: Source, network: nn.Module, target: Target, listener: Listener
 
     checkpoint = source.checkpoint
     packed = {name: load_packed(checkpoint, name) for name in source.packed}
-    made = export(network, source.image, packed, _facts(source), version("qvec"))
-    if made.left:
+    # Of a weight with several names, the graph has one, and not always the file's.
+    tied = {other: packed[kept] for other, kept in checkpoint.aliases.items() if kept in packed}
+    made = export(network, source.image, packed | tied, _facts(source), version("qvec"))
+    placed = {checkpoint.aliases.get(name, name) for name in {*packed, *tied} - {*made.left}}
+    left = [name for name in packed if name not in placed]
+    if left:
         listener.note(
-            f"{checkpoint.path}: {len(made.left)} packed weights become float numbers, because "
-            f"they serve more than linear layers: {', '.join(made.left[:3])}"
+            f"{checkpoint.path}: {len(left)} packed weights become float numbers, because they "
+            f"serve more than linear layers: {', '.join(left[:3])}"
         )
     checked = _checked(made.content, source, network, target, listener)
     with replacing(target.out, force=target.force) as file:
@@ -62,9 +66,9 @@ def write(source: Source, network: nn.Module, target: Target, listener: Listener
         "quantized": {
             name: {"bits": found.bits, "block_size": found.block}
             for name, found in layouts.items()
-            if name not in made.left
+            if name in placed
         },
-        "left": list(made.left),
+        "left": left,
         "check": checked,
     }
 
