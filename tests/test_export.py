@@ -19,6 +19,7 @@ import torch
 from conftest import Drawer, call, light
 from onnx import numpy_helper
 from PIL import Image
+from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from test_matmulnbits import read
 
@@ -296,8 +297,14 @@ def test_refusals_come_before_torch_and_before_any_work(
     grouped = tmp_path / "g8.st"
     call("quantize", drawer.receiver, "--bits", 3, "--group-size", 8, "-o", grouped)
     out = tmp_path / "x.onnx"
+    foreign = tmp_path / "foreign"
+    call("export", packed, "-o", foreign, "--to", "timm")
+    with Checkpoint(packed) as checkpoint:
+        arrays = {name: np.array(checkpoint.array(name)) for name in checkpoint}
+    save_file(arrays, foreign / "model.safetensors")  # without a card, as other tools write
     refusals: list[tuple[int, str, tuple[object, ...]]] = [
         (1, "g8.st: groups of 8 do not fit onnxruntime", (grouped, "-o", out)),
+        (1, "weight: packed by another tool", (foreign, "-o", out)),
         (2, "does not tell the format", (packed, "-o", tmp_path / "x")),
         (1, "exists", (packed, "-o", grouped, "--to", "onnx")),
         (1, "is a file", (packed, "-o", grouped, "--to", "timm")),
@@ -308,7 +315,7 @@ def test_refusals_come_before_torch_and_before_any_work(
         found, heavy, said = light("export", *args)
         assert (found, heavy) == (code, [])
         assert reason in said[0], said
-    assert {path.name for path in tmp_path.iterdir()} == {"g8.st"}
+    assert {path.name for path in tmp_path.iterdir()} == {"g8.st", "foreign"}
     call("export", grouped, "-o", tmp_path / "g8", "--to", "timm")
 
 

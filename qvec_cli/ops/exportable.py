@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import QvecError
+from qvec_cli.errors import CheckpointError, QvecError
 from qvec_cli.ops.lineage import model_of, require_model
 from qvec_cli.quant.qtensor import packed_weights, shape_of
 from qvec_cli.specs import Grid, Listener
@@ -34,18 +34,25 @@ class Source:
         """Looks at a checkpoint.
 
         Raises:
-            CheckpointError: no model, or one that does not say its architecture.
+            CheckpointError: no model, one that does not say its architecture, or one that another
+                tool has packed.
             MismatchError: a packed weight without a shape.
         """
         require_model(checkpoint)
         model, names = model_of(checkpoint), packed_weights(checkpoint)
+        quant = checkpoint.card.quant if checkpoint.card else None
+        if names and not quant:
+            raise CheckpointError(
+                f"{checkpoint.path}: {names[0]}: packed by another tool",
+                hint="This version reads the packed files of qvec quantize.",
+            )
         shapes = {}
         for name in names:
             part = f"{name}_shape"
             held = {part: checkpoint.array(part)} if part in checkpoint else {}
             shapes[name] = shape_of(name, held)
-        quant = checkpoint.card.quant if checkpoint.card else None
-        return cls(checkpoint, model, shapes, Grid.from_json(quant) if quant and names else None)
+        grid = Grid.from_json(quant) if quant and names else None
+        return cls(checkpoint, model, shapes, grid)
 
     @property
     def classes(self) -> list[str] | None:
