@@ -46,6 +46,13 @@ class Method(StrEnum):
     AWQ = "awq"
 
 
+class ExportFormat(StrEnum):
+    """What other programs read; one row each in ops/export.py."""
+
+    ONNX = "onnx"  # one file
+    TIMM = "timm"  # a folder
+
+
 class DataUse(StrEnum):
     """What of the receiver's data a number has cost, from nothing to labels."""
 

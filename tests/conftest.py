@@ -79,6 +79,23 @@ def spawn(*args: object, env: dict[str, str] | None = None, **options: Any) -> R
     return Result(done.returncode, done.stdout, done.stderr)
 
 
+LIGHT = """
+import sys
+from qvec_cli.cli.app import run
+code = run(sys.argv[1:])
+print(code, *sorted({"torch", "timm", "torchvision", "onnx"} & set(sys.modules)), file=sys.stderr)
+"""
+
+
+def light(*args: object) -> tuple[int, list[str], list[str]]:
+    """Exit code, heavy modules and what stderr said, of a command in a fresh process."""
+    command = [sys.executable, "-c", LIGHT, *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    *rest, last = done.stderr.splitlines()
+    code, *heavy = last.split()
+    return int(code), heavy, rest
+
+
 def draw(folder: Path, classes: Sequence[str], train: int, test: int, seed: int) -> Path:
     """An image folder whose classes are bars at different places, in noise."""
     rng = np.random.default_rng(seed)

@@ -11,27 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MODEL, Drawer, call, spawn
+from conftest import MODEL, Drawer, call, light, spawn
 from safetensors.numpy import save_file
 
 from qvec_cli.cli.app import app
-
-LIGHT = """
-import sys
-from qvec_cli.cli.app import run
-code = run(sys.argv[1:])
-print(code, *sorted({"torch", "timm", "torchvision"} & set(sys.modules)), file=sys.stderr)
-"""
-
-
-def light(*args: object) -> tuple[int, list[str], list[str]]:
-    """Exit code, heavy modules and what stderr said, of a command in a fresh process."""
-    command = [sys.executable, "-c", LIGHT, *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    *rest, last = done.stderr.splitlines()
-    code, *heavy = last.split()
-    return int(code), heavy, rest
-
 
 COMMANDS = [info.name or info.callback.__name__ for info in app.registered_commands]
 

@@ -18,19 +18,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "qvec_cli"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = {"cli": 3, "ops": 2, "quant": 1, "vector": 1, "model": 1, "learn": 1, "checkpoint": 1}
+FLOORS |= {"export": 1}
 ROOMS = {room for room, floor in FLOORS.items() if floor == 1}
-SIDEWAYS = {("model", "quant")}
-VERBS = {
-    "train",
-    "extract",
-    "patch",
-    "quantize",
-    "evaluate",
-    "sweep",
-    "trial",
-    "describe",
-    "survey",
-}
+SIDEWAYS = {("model", "quant"), ("export", "quant")}
+VERBS = {"train", "extract", "patch", "quantize", "evaluate", "sweep", "trial", "describe"}
+VERBS |= {"survey", "export"}
 CHAIN = {("sweep", "trial"), ("survey", "trial")}
 DOORS = {
     "rich": {"cli/show.py"},
@@ -39,6 +31,8 @@ DOORS = {
     "typer": {"cli"},
     "torchvision": {"learn"},
     "datasets": {"learn"},
+    "onnxscript": {"export/graph.py"},
+    "onnxruntime": {"export/runtime.py"},
 }
 
 
@@ -139,7 +133,7 @@ def test_every_import_is_declared() -> None:
     extras = project["optional-dependencies"]
     declared = {
         text.split(">")[0].split("=")[0].strip().lower().replace("-", "_")
-        for text in (*project["dependencies"], *extras["hfds"])
+        for text in (*project["dependencies"], *extras["hfds"], *extras["onnx"])
     }
     found = {name.split(".")[0] for path in FILES for name in imports(path)}
     found -= {"qvec_cli", *sys.stdlib_module_names}
@@ -187,5 +181,5 @@ def test_no_other_file_imports_torch_or_timm_before_a_function_needs_them() -> N
     light = {module(path) for path in FILES} - TORCHS_OWN - {"qvec_cli.__main__"}
     code = f"import sys, {', '.join(sorted(light))}; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    heavy = {"torch", "timm", "torchvision", "matplotlib", "rich"}
+    heavy = {"torch", "timm", "torchvision", "matplotlib", "rich", "onnx", "onnxruntime"}
     assert heavy & set(done.stdout.split()) == set()

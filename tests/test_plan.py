@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "a named network": ("finetune", *MODEL, "--data", "{donor_data}", *FAST),
     "train-qat": ("train-qat", "{base}", "--data", "{donor_data}", *FAST),
     "eval": ("eval", "{receiver}", "--data", "{receiver_data}"),
+    "export": ("export", "{receiver}", "--to", "onnx"),
     "sweep": ("sweep-lambda", "{receiver}", "{rho}", "--data", "{receiver_data}"),
 }
 STREAMED = ("extract", "patch", "quantize", "fake")
@@ -51,7 +52,9 @@ def test_a_plan_writes_nothing_and_names_every_tensor(
 ) -> None:
     plan = planned(name, drawer, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
-    with Checkpoint(drawer.receiver if name in ("eval", "sweep") else drawer.donor) as checkpoint:
+    with Checkpoint(
+        drawer.receiver if name in ("eval", "export", "sweep") else drawer.donor
+    ) as checkpoint:
         assert {t["name"] for t in plan["tensors"]} == set(checkpoint)
     shown = call(*typed(name, drawer), "-o", tmp_path / "out", "--dry-run").out
     assert f"would write {tmp_path / 'out'}; nothing was written" in shown

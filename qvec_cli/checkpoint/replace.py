@@ -157,13 +157,13 @@ def _create(target: Path) -> tuple[Path, BinaryIO]:
     while True:
         temporary = target.with_name(f".{name}.{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
         file = temporary.open("xb")
-        if _lock(file.fileno()) is not False and os.fstat(file.fileno()).st_nlink:
+        if lock(file.fileno()) is not False and os.fstat(file.fileno()).st_nlink:
             return temporary, file
         file.close()  # a sweeper was faster than the lock
         temporary.unlink(missing_ok=True)
 
 
-def _lock(fd: int) -> bool | None:
+def lock(fd: int) -> bool | None:
     """Takes a lock that a process loses with its life, on any host and in any container.
 
     Returns:
@@ -190,7 +190,7 @@ def _sweep(target: Path) -> None:
         with contextlib.suppress(OSError):
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
-                if _lock(fd):
+                if lock(fd):
                     Path(path).unlink()
             finally:
                 os.close(fd)

@@ -120,6 +120,24 @@ def _quantize(results: Facts) -> Iterator[str]:
         )
 
 
+def _export(results: Facts) -> Iterator[str]:
+    yield (
+        f"{results['output']}: {size(results['bytes_before'])} -> {size(results['bytes_after'])}, "
+        f"{results['format']}"
+    )
+    if layouts := results.get("quantized"):
+        kinds = Counter((layout["bits"], layout["block_size"]) for layout in layouts.values())
+        counts = [f"{n} of {bits} bits in blocks of {block}" for (bits, block), n in kinds.items()]
+        yield f"packed weights: {', '.join(counts)}"
+    if results.get("left"):
+        yield f"packed weights that became float: {_some(results['left'])}"
+    if check := results["check"]:
+        yield (
+            f"logits of {check['images']} random images: at most {check['max_abs_diff']:.2g} from "
+            f"qvec's, the largest of which is {check['max_abs_logit']:.3g}"
+        )
+
+
 def _eval(results: Facts) -> Iterator[str]:
     yield f"{results['split']} top-1: {score(results)}"
     yield f"{results['split']} top-5: {results['top5']:.4f} ({results['n_correct_top5']})"
@@ -277,6 +295,7 @@ _LINES: Final[Mapping[str, Callable[[Facts], Iterator[str]]]] = {
     "extract": _extract,
     "patch": _patch,
     "quantize": _quantize,
+    "export": _export,
     "eval": _eval,
     "sweep-lambda": _sweep,
     "inspect": _inspect,

@@ -1,4 +1,4 @@
-"""The command that puts a checkpoint onto a low-bit grid: quantize."""
+"""Commands that make what is shipped: quantize, export."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from qvec_cli.cli.options import (
     wish,
 )
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Calibration, Listener, Loading, Method, Wanted
+from qvec_cli.specs import Calibration, ExportFormat, Listener, Loading, Method, Wanted
 
 if TYPE_CHECKING:
     from qvec_cli.ops.metrics import Metrics
@@ -142,6 +142,43 @@ def quantize(
         inputs=(checkpoint,),
         document=metrics,
         out=out,
+        force=force,
+        dry_run=dry_run,
+    )
+
+
+def export(
+    checkpoint: Annotated[
+        Path, typer.Argument(readable=False, help="Packed or float checkpoint of qvec.")
+    ],
+    output: Out,
+    to: Annotated[
+        ExportFormat | None,
+        typer.Option("--to", help="Format.", show_default="what the name of the output tells"),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option(help="Run what was made, and compare its logits with qvec's.")
+    ] = True,
+    force: Force = False,
+    dry_run: DryRun = False,
+    metrics: MetricsFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write CHECKPOINT for other programs: an ONNX file, or a folder for timm.
+
+    In ONNX, packed weights stay codes, which onnxruntime multiplies with (MatMulNBits). The input
+    is normalised pixels: (x / 255 - mean) / std, with mean and std from the file's metadata.
+    """
+    from qvec_cli.ops.export import Request
+    from qvec_cli.ops.export import export as run
+
+    request = Request(checkpoint, output, to, check, force, dry_run)
+    show.deliver(
+        lambda listener: run(request, listener),
+        as_json=as_json,
+        inputs=(checkpoint,),
+        document=metrics,
+        out=output,
         force=force,
         dry_run=dry_run,
     )

@@ -7,6 +7,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.errors import MismatchError, QvecError, SpecError
@@ -78,6 +79,21 @@ def rebuild(model: Model) -> nn.Module:
     return _create_model(
         model["architecture"], model["num_classes"], dict(model["model_args"]), pretrained=False
     )
+
+
+def from_folder(folder: Path) -> nn.Module:
+    """The network that timm makes of a folder in its own form, weights included.
+
+    Raises:
+        QvecError: timm does not take it.
+    """
+    import timm
+
+    try:
+        network: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    except (*_WRONG_ARGUMENTS, RuntimeError, OSError) as fault:
+        raise QvecError(f"timm cannot load what was exported: {first_line(fault)}") from None
+    return network
 
 
 def load(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

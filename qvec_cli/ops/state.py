@@ -12,7 +12,7 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
 from qvec_cli.model import build
 from qvec_cli.ops.foreign import refuse_foreign, stored_grid
-from qvec_cli.quant.qtensor import from_named, packed_weights, part_names, parts
+from qvec_cli.quant.qtensor import QTensor, from_named, packed_weights, part_names, parts
 from qvec_cli.specs import Grid
 
 _DTYPES: Final = {
@@ -32,7 +32,7 @@ def load_state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """
     refuse_foreign(checkpoint)  # of a stream, nobody has looked yet
     packed = packed_weights(checkpoint)
-    state = {name: torch.from_numpy(_unpacked(checkpoint, name)) for name in packed}
+    state = {name: torch.from_numpy(load_packed(checkpoint, name).weight()) for name in packed}
     inside = {part for name in packed for part in part_names(name, _grid(checkpoint, name))}
     for name, entry in checkpoint.items():
         if name in inside:
@@ -97,11 +97,17 @@ def device(name: str) -> torch.device:
     return chosen
 
 
-def _unpacked(checkpoint: Checkpoint, name: str) -> Any:
+def load_packed(checkpoint: Checkpoint, name: str) -> QTensor:
+    """One packed weight.
+
+    Raises:
+        MismatchError: parts that do not belong together.
+        CheckpointError: packed by another tool.
+    """
     grid = _grid(checkpoint, name)
     arrays: Mapping[str, Any] = {n: checkpoint.array(n) for n in part_names(name, grid)}
     try:
-        return from_named(name, arrays, grid).weight()
+        return from_named(name, arrays, grid)
     except MismatchError as error:
         raise MismatchError(f"{checkpoint.path}: {error}", hint=error.hint) from None
 
