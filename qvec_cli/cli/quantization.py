@@ -33,6 +33,7 @@ from qvec_cli.cli.options import (
     MetricsFile,
     ModelArg,
     ModelName,
+    Out,
     ScaleChoice,
     ScaleDtypeChoice,
     Symmetric,
