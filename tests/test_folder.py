@@ -22,7 +22,7 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.write import write
 from qvec_cli.model.configuration import of_config
 from qvec_cli.ops import folder as module
-from qvec_cli.ops.grids import stored_grid
+from qvec_cli.ops.foreign import stored_grid
 from qvec_cli.ops.state import load_network
 from qvec_cli.specs import Grid
 

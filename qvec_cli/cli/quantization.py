@@ -160,6 +160,11 @@ def export(
     check: Annotated[
         bool, typer.Option(help="Run what was made, and compare its logits with qvec's.")
     ] = True,
+    model: ModelName = None,
+    img_size: ImgSize = None,
+    in_chans: InChans = None,
+    crop_pct: CropPct = None,
+    model_arg: ModelArg = None,
     force: Force = False,
     dry_run: DryRun = False,
     metrics: MetricsFile = None,
@@ -173,7 +178,8 @@ def export(
     from qvec_cli.ops.export import Request
     from qvec_cli.ops.export import export as run
 
-    request = Request(checkpoint, output, to, check, force, dry_run)
+    named = wish(model, img_size, in_chans, crop_pct, model_arg)
+    request = Request(checkpoint, output, to, check, force, dry_run, named)
     show.deliver(
         lambda listener: run(request, listener),
         as_json=as_json,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from qvec_cli.errors import QvecError, SpecError
+from qvec_cli.model.build import Wish
 from qvec_cli.ops import onnx_file, timm_files
 from qvec_cli.ops.exportable import Form, Source, Target
 from qvec_cli.ops.lineage import inherited_use
@@ -35,12 +36,13 @@ _COPIES: Final = 6
 class Request:
     """What the user asks for."""
 
-    source: Path  # a float or packed checkpoint that says its architecture
+    source: Path  # a float or packed checkpoint
     out: Path
     to: ExportFormat | None = None  # None: the suffix of ``out`` tells
     check: bool = True  # run what was made, and compare it with our network
     force: bool = False
     dry_run: bool = False
+    wish: Wish | None = None  # the architecture, for a file that does not say
 
 
 def export(request: Request, listener: Listener) -> Metrics:
@@ -59,7 +61,7 @@ def export(request: Request, listener: Listener) -> Metrics:
     form.refuse(target)
     parameters = {"to": chosen, "check": request.check}
     with opened(request.source, listener) as checkpoint:
-        source = Source.of(checkpoint)
+        source = Source.of(checkpoint, request.wish)
         fates = {name: form.fate(source, shape) for name, shape in source.packed.items()}
         if request.dry_run:
             plan = _planned(request.out, source, fates, parameters)

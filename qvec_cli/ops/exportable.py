@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import CheckpointError, QvecError
-from qvec_cli.ops.lineage import model_of, require_model
+from qvec_cli.errors import QvecError
+from qvec_cli.model.build import Wish
+from qvec_cli.ops.architecture import architecture
+from qvec_cli.ops.foreign import stored_grid
+from qvec_cli.ops.lineage import require_model
 from qvec_cli.quant.qtensor import packed_weights, shape_of
 from qvec_cli.specs import Grid, Listener
 
@@ -30,29 +33,21 @@ class Source:
     grid: Grid | None  # theirs
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Source:
-        """Looks at a checkpoint.
+    def of(cls, checkpoint: Checkpoint, wish: Wish | None) -> Source:
+        """Looks at a checkpoint, whose network the user may have to name.
 
         Raises:
-            CheckpointError: no model, one that does not say its architecture, or one that another
-                tool has packed.
-            MismatchError: a packed weight without a shape.
+            CheckpointError: no model, or one whose architecture is not known.
+            MismatchError: packed by another tool, or without a shape.
         """
         require_model(checkpoint)
-        model, names = model_of(checkpoint), packed_weights(checkpoint)
-        quant = checkpoint.card.quant if checkpoint.card else None
-        if names and not quant:
-            raise CheckpointError(
-                f"{checkpoint.path}: {names[0]}: packed by another tool",
-                hint="This version reads the packed files of qvec quantize.",
-            )
+        model, names = architecture(checkpoint, wish), packed_weights(checkpoint)
         shapes = {}
         for name in names:
             part = f"{name}_shape"
             held = {part: checkpoint.array(part)} if part in checkpoint else {}
             shapes[name] = shape_of(name, held)
-        grid = Grid.from_json(quant) if quant and names else None
-        return cls(checkpoint, model, shapes, grid)
+        return cls(checkpoint, model, shapes, stored_grid(checkpoint) if names else None)
 
     @property
     def classes(self) -> list[str] | None:
