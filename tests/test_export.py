@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
-from conftest import Drawer, call, light
+from conftest import MODEL, Drawer, call, light
 from onnx import numpy_helper
 from PIL import Image
 from safetensors.numpy import save_file
@@ -304,7 +304,7 @@ def test_refusals_come_before_torch_and_before_any_work(
     save_file(arrays, foreign / "model.safetensors")  # without a card, as other tools write
     refusals: list[tuple[int, str, tuple[object, ...]]] = [
         (1, "g8.st: groups of 8 do not fit onnxruntime", (grouped, "-o", out)),
-        (1, "weight: packed by another tool", (foreign, "-o", out)),
+        (1, "weight_packed: packed by another tool", (foreign, "-o", out)),
         (2, "does not tell the format", (packed, "-o", tmp_path / "x")),
         (1, "exists", (packed, "-o", grouped, "--to", "onnx")),
         (1, "is a file", (packed, "-o", grouped, "--to", "timm")),
@@ -328,3 +328,15 @@ def test_a_plan_says_what_becomes_of_each_weight(packed: Path, tmp_path: Path) -
         assert fate in fates["blocks.0.attn.qkv.weight_packed"]
         assert fates["head.weight"] == "float32"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bare_file_is_exported_under_the_name_that_the_user_gives_it(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    bare, out = tmp_path / "bare.st", tmp_path / "x.onnx"
+    save_file({n: t.numpy() for n, t in load_file(drawer.receiver).items()}, bare)
+    refused = call("export", bare, "-o", out, code=1)
+    assert "does not say its architecture" in refused.errors[0]
+    found = call("export", bare, "-o", out, "--model", MODEL[0], "--img-size", 32, "--json").json
+    check = found["results"]["check"]
+    assert check["max_abs_diff"] <= check["bound"]

@@ -503,7 +503,7 @@ def test_a_folder_that_another_tool_has_packed_is_measured_the_same(
     assert shown["card"] is None
     assert shown["model"]["architecture"] == "test_vit"
     refused = call("quantize", folder, "--bits", 3, "-o", tmp_path / "x.st", code=1)
-    assert "holds packed weights" in refused.errors[0]
+    assert "packed by another tool" in refused.errors[0]
 
 
 @pytest.mark.parametrize(

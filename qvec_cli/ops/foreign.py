@@ -38,8 +38,10 @@ def layout(checkpoint: Checkpoint, found: Sequence[Packed]) -> dict[str, Any] | 
     }
 
 
-def refuse_foreign(checkpoint: Checkpoint) -> None:
+def refuse_foreign(checkpoint: Checkpoint, *, floats: bool = False) -> None:
     """Refuses a file of which one weight at least was packed by another tool.
+
+    One in our layout whose config.json tells its grid is taken, but not where floats are needed.
 
     Raises:
         MismatchError: names the tensor and its layout.
@@ -48,12 +50,13 @@ def refuse_foreign(checkpoint: Checkpoint) -> None:
     own = card is not None and card.kind is Kind.QUANTIZED and bool(card.quant)
     found = packed_in(checkpoint)
     for weight in found:
-        if is_ours(weight) and (own or (card is None and stored_grid(checkpoint))):
+        told = card is None and not floats
+        if is_ours(weight) and (own or (told and stored_grid(checkpoint))):
             continue
         alike = [other for other in found if other.layout == weight.layout]
-        told = ", ".join(filter(None, (weight.layout, in_words(widths(alike)))))
+        name = ", ".join(filter(None, (weight.layout, in_words(widths(alike)))))
         raise MismatchError(
-            f"{checkpoint.path}: {weight.tensor}: packed by another tool (layout: {told})",
+            f"{checkpoint.path}: {weight.tensor}: packed by another tool (layout: {name})",
             hint="Dequantize it with the library that wrote it, or quantize the float "
             "checkpoint with qvec.",
         )

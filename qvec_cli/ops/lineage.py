@@ -42,7 +42,7 @@ def require(checkpoint: Checkpoint, kind: Kind) -> None:
             f"{checkpoint.path}: is quantized already, to {Grid.from_json(card.quant or {})}",
             hint="Use the float checkpoint it was made from.",
         )
-    refuse_foreign(checkpoint)
+    refuse_foreign(checkpoint, floats=True)
 
 
 def require_float(theta: Checkpoint) -> None:
