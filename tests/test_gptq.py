@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -170,3 +172,49 @@ def test_a_singular_moment_is_damped() -> None:
     moment = few.T @ few / 5
     plain = output_error(rtn(WEIGHT, Grid(3)).weight() - WEIGHT, moment).sum()
     assert output_error(ours.weight() - WEIGHT, moment).sum() < 0.8 * plain
+
+
+PEER = Path(__file__).parents[1] / ".bench" / "llmc" / "bin" / "python"
+THEIRS = """
+import sys
+import numpy as np, torch
+from compressed_tensors.quantization import QuantizationArgs
+from llmcompressor.modifiers.gptq.gptq_quantize import quantize_weight
+
+given, found = dict(np.load(sys.argv[1])), {}
+weight, moment = (torch.from_numpy(given.pop(key))[None] for key in ("weight", "moment"))
+for key in [name for name in given if not name.startswith("zero ")]:
+    bits, symmetric, size = map(int, key.split())
+    kind = {"strategy": "group", "group_size": size} if size else {"strategy": "channel"}
+    args = QuantizationArgs(num_bits=bits, symmetric=bool(symmetric), **kind)
+    scale, zero = (torch.from_numpy(given[name])[None] for name in (key, "zero " + key))
+    made, _, fell_back = quantize_weight(
+        weight.clone(), moment.clone(), scale, zero, None, args, percdamp=0.01
+    )
+    assert not fell_back.any()
+    found[key] = made[0].numpy()
+np.savez(sys.argv[2], **found)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PEER.exists(), reason="no .bench/llmc, where make slow puts the peer")
+def test_on_the_same_scales_the_weights_are_those_of_llm_compressor(tmp_path: Path) -> None:
+    """A published implementation, bit for bit: it takes scales and zero points as arguments."""
+    given: dict[str, Any] = {"weight": WEIGHT, "moment": SEEN.moment.astype(np.float32)}
+    ours = {}
+    for grid in GRIDS:
+        if grid.scale is not Scale.ABSMAX or grid.granularity is Granularity.TENSOR:
+            continue
+        key = f"{grid.bits} {int(grid.symmetric)} {grid.group_size or 0}"
+        plain, ours[key] = rtn(WEIGHT, grid), gptq(WEIGHT, grid, SEEN).weight()
+        zero = np.zeros(plain.scale.shape, np.int8)
+        given[key] = plain.scale
+        given["zero " + key] = zero if plain.zero_point is None else plain.zero_point
+    np.savez(tmp_path / "given.npz", **given)
+    command = [str(PEER), "-c", THEIRS, str(tmp_path / "given.npz"), str(tmp_path / "found.npz")]
+    subprocess.run(command, check=True, capture_output=True)
+    theirs = np.load(tmp_path / "found.npz")
+    assert len(ours) == 16
+    for key, weight in ours.items():
+        assert (weight == theirs[key]).all(axis=1).mean() >= 0.95, key  # a tie may fall either way
