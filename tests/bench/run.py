@@ -1,6 +1,8 @@
 """Prints the ratios of README's "How fast", each pair of things measured side by side in one run.
 
-    make bench, or: python tests/bench/run.py [startup|files|hashing|many|peers|pack|sweep|qat]...
+    make bench, or: python tests/bench/run.py [PART]..., of
+
+    startup files hashing many peers pack sweep qat quantize gptq
 
 Ratios are medians over pairs taken in turn (A B A B ...), so that a machine that slows down slows
 both. Nothing is cached between the two sides but what the operating system caches for both.
@@ -14,10 +16,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from packing import packing
 from peers import peers
-from timing import ratio, report, run
+from quantizing import calibrating, quantizing
+from timing import ratio, report, run, spread
+
+if TYPE_CHECKING:
+    from qvec_cli.specs import Grid
 
 os.environ["OMP_NUM_THREADS"] = "1"  # threads that compete for two cores measure each other
 
@@ -218,39 +225,64 @@ def sweep(folder: Path) -> None:
     )
 
 
-def qat(_: Path) -> None:
-    """A training step through fake-quantized weights against a plain one, ViT-S, batch 32."""
+def _grids() -> list[Grid]:
+    """Every kind of grid at 3 bits: rules of scales, zero points, groups, rounded scales."""
+    from qvec_cli.specs import Granularity, Grid, Scale, ScaleDtype
+
+    return [
+        *(Grid(3, scale=scale) for scale in Scale),
+        *(Grid(3, scale=scale, symmetric=False) for scale in (Scale.ABSMAX, Scale.MSE)),
+        Grid(3, Granularity.GROUP, 32),
+        Grid(3, scale_dtype=ScaleDtype.FLOAT16),
+    ]
+
+
+def _stepper(grid: Grid | None) -> Callable[[int], float]:
+    """CPU seconds of a training step of a ViT-S on so many images, with or without a grid."""
     import torch
 
     from qvec_cli.learn.fit import make_optimizer
-    from qvec_cli.model import build
-    from qvec_cli.model import qat as fake
-    from qvec_cli.specs import Grid, Recipe, Scale
+    from qvec_cli.model import build, qat
+    from qvec_cli.specs import Recipe
 
-    def stepper(grid: Grid | None) -> Callable[[], float]:
-        torch.manual_seed(0)
-        network, model = build.create(build.Wish("vit_small_patch16_224", 10))
-        if grid:
-            fake.prepare(network, model, grid)
-        optimizer = make_optimizer(network, Recipe())
-        images, labels = torch.rand(32, 3, 224, 224), torch.randint(0, 10, (32,))
+    torch.manual_seed(0)
+    network, model = build.create(build.Wish("vit_small_patch16_224", 10))
+    if grid:
+        qat.prepare(network, model, grid)
+    optimizer = make_optimizer(network, Recipe())
 
-        def step() -> float:
-            started = time.perf_counter()
-            loss = torch.nn.functional.cross_entropy(network(images), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            return time.perf_counter() - started
+    def step(batch: int) -> float:
+        images, labels = torch.rand(batch, 3, 224, 224), torch.randint(0, 10, (batch,))
+        started = time.process_time()
+        loss = torch.nn.functional.cross_entropy(network(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        return time.process_time() - started
 
-        return step
+    return step
 
-    for scale in Scale:
+
+def qat(_: Path) -> None:
+    """A training step through fake-quantized weights against the plain ones before and after.
+
+    In CPU seconds: rounds are few, because a step takes long, and neighbours would show.
+    """
+    plain, grids = _stepper(None), _grids()
+    steppers = [_stepper(grid) for grid in grids]
+    for step in (plain, *steppers):
+        step(2)  # makes the memory of the optimizer
+    beside, rounds = [plain(32)], []
+    for _round in range(2):
+        took = [step(32) for step in steppers]
+        beside.append(plain(32))
+        rounds.append([2 * seconds / sum(beside[-2:]) for seconds in took])
+    for grid, *ratios in zip(grids, *rounds, strict=True):
         report(
-            f"QAT step / FP step, ViT-S at batch 32, 3-bit {scale}",
-            ratio(stepper(Grid(3, scale=scale)), stepper(None), pairs=3),
-            "1.25" if scale is Scale.ABSMAX else "-",
+            f"QAT / FP step, ViT-S at batch 32, {grid}, CPU s",
+            spread(ratios),
+            "1.10" if grid == grids[0] else "-",
         )
 
 
@@ -263,6 +295,8 @@ PARTS = {
     "pack": packing,
     "sweep": sweep,
     "qat": qat,
+    "quantize": lambda folder: quantizing(folder, QVEC, _pair),
+    "gptq": lambda folder: calibrating(folder, _pair),
 }
 
 
