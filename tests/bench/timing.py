@@ -67,7 +67,8 @@ def ratio(ours: Callable[[], float], theirs: Callable[[], float], pairs: int = 5
 
 def spread(ratios: list[float]) -> str:
     """Their median and range."""
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    found = f"{statistics.median(ratios):.2f}"
+    return f"{found} ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else found
 
 
 def report(what: str, value: str, goal: str) -> None:
