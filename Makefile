@@ -25,12 +25,18 @@ fix: .venv/ready  ## what a machine can mend
 slow: .venv/ready .bench/ct/ready  ## the tests that take minutes
 	$(BIN)/pytest -m "slow and not gpu"
 
-bench: .venv/ready .bench/mergekit/ready .bench/ct/ready  ## the ratios of README's "How fast", measured in one run
+bench: .venv/ready .bench/mergekit/ready .bench/ct/ready .bench/llmc/ready  ## the ratios of README's "How fast", measured in one run
 	$(BIN)/python tests/bench/run.py
 
 .bench/mergekit/ready:
 	$(PYTHON) -m venv .bench/mergekit
 	.bench/mergekit/bin/pip install --quiet --disable-pip-version-check $(TORCH) mergekit==0.1.5
+	touch $@
+
+# Its pins choose torch: without a version of its own pip would take an old release for our torch.
+.bench/llmc/ready:
+	$(PYTHON) -m venv .bench/llmc
+	.bench/llmc/bin/pip install --quiet --disable-pip-version-check llmcompressor==0.14.0.1
 	touch $@
 
 # A venv with the stock loaders of what quantize writes.

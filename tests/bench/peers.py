@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from timing import Cost, report, run
+from timing import Cost, inside, report, run
 
 MERGEKIT = Path(__file__).resolve().parents[2] / ".bench" / "mergekit" / "bin"
 """An environment of its own, which ``make bench`` builds."""
@@ -19,7 +18,7 @@ _TORCH = """
 import sys
 from safetensors.torch import load_file, save_file
 
-def both(donor, qat, receiver, rho, out):
+def work(donor, qat, receiver, rho, out):
     fp, qat = load_file(donor), load_file(qat)
     save_file({n: qat[n] - fp[n] for n in fp if not n.startswith("head.")}, rho)
     theta, vector = load_file(receiver), load_file(rho)
@@ -33,7 +32,7 @@ from qvec_cli.ops.extract import extract
 from qvec_cli.ops.patch import Request, patch
 from qvec_cli.specs import Silence
 
-def both(donor, qat, receiver, rho, out):
+def work(donor, qat, receiver, rho, out):
     extract(Path(donor), Path(qat), Path(rho), Silence(), force=True)
     patch(Request(Path(receiver), Path(rho), Path(out), "0.75", force=True), Silence())
 """
@@ -42,19 +41,10 @@ _MERGEKIT = """
 import sys
 from mergekit.scripts.merge_raw_pytorch import SimpleLoaderCache, main
 
-def both(donor, qat, receiver, rho, out):
+def work(donor, qat, receiver, rho, out):
     for config, target in ((rho + ".yaml", rho), (out + ".yaml", out)):
         SimpleLoaderCache()._instance.loaders.clear()
         main.main([config, target + ".d"], standalone_mode=False)
-"""
-
-_TIMED = """
-import time
-both(*sys.argv[1:])
-for _ in range(5):
-    started = time.perf_counter()
-    both(*sys.argv[1:])
-    print("seconds", time.perf_counter() - started)
 """
 
 
@@ -87,7 +77,7 @@ def _commands(folder: Path, qvec: list[str]) -> dict[str, list[list[str]]]:
     donor, qat, receiver, rho, out = _files(folder, "qvec")
     merged, patched = _files(folder, "mergekit")[3:]
     merge = str(MERGEKIT / "mergekit-pytorch")
-    plain = _TORCH + "\nboth(*sys.argv[1:])"
+    plain = _TORCH + "\nwork(*sys.argv[1:])"
     return {
         "qvec": [
             [*qvec, "extract", donor, qat, "-o", rho, "-f"],
@@ -104,19 +94,6 @@ def _commands(folder: Path, qvec: list[str]) -> dict[str, list[list[str]]]:
 def _whole(commands: list[list[str]]) -> Cost:
     costs = [run(command) for command in commands]
     return Cost(sum(c.wall for c in costs), sum(c.cpu for c in costs), max(c.peak for c in costs))
-
-
-def _inside(python: str, code: str, files: list[str]) -> float:
-    """Seconds of the same work in a process that has imported everything and run it once."""
-    done = subprocess.run(
-        [python, "-c", code + _TIMED, *files],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    lines = [line.split() for line in done.stdout.splitlines()]
-    return statistics.median(float(line[1]) for line in lines if line[:1] == ["seconds"])
 
 
 def _apart(folder: Path) -> float:
@@ -139,16 +116,16 @@ def peers(folder: Path, qvec: list[str], write_pair: Callable[[Path, str], None]
         (folder / f"{name}.st").rename(folder / f"{name}.safetensors")
     _configure(folder)
     sides = _commands(folder, qvec)
-    inside = {
+    workers = {
         "qvec": (sys.executable, _OURS, _files(folder, "qvec")),
         "torch state dicts": (sys.executable, _TORCH, _files(folder, "torch")),
         "mergekit-pytorch 0.1.5": (str(MERGEKIT / "python"), _MERGEKIT, _files(folder, "mergekit")),
     }
     if not MERGEKIT.is_dir():
         print("mergekit is not installed: make bench does it")
-        del sides["mergekit-pytorch 0.1.5"], inside["mergekit-pytorch 0.1.5"]
+        del sides["mergekit-pytorch 0.1.5"], workers["mergekit-pytorch 0.1.5"]
     rounds = [{name: _whole(commands) for name, commands in sides.items()} for _ in range(4)][1:]
-    warm = {name: _inside(*args) for name, args in inside.items()}
+    warm = {name: inside(*args) for name, args in workers.items()}
     for name in sides:
         wall, cpu = (
             statistics.median(getattr(r[name], key) for r in rounds) for key in ("wall", "cpu")

@@ -1,6 +1,8 @@
 """Prints the ratios of README's "How fast", each pair of things measured side by side in one run.
 
-    make bench, or: python tests/bench/run.py [startup|files|hashing|many|peers|pack|sweep|qat]...
+    make bench, or: python tests/bench/run.py [PART]..., of
+
+    startup files hashing many peers pack sweep qat quantize gptq
 
 Ratios are medians over pairs taken in turn (A B A B ...), so that a machine that slows down slows
 both. Nothing is cached between the two sides but what the operating system caches for both.
@@ -14,10 +16,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from packing import packing
 from peers import peers
-from timing import ratio, report, run
+from quantizing import calibrating, quantizing
+from timing import ratio, report, run, spread
+
+if TYPE_CHECKING:
+    from qvec_cli.specs import Grid
 
 os.environ["OMP_NUM_THREADS"] = "1"  # threads that compete for two cores measure each other
 
@@ -218,40 +225,67 @@ def sweep(folder: Path) -> None:
     )
 
 
-def qat(_: Path) -> None:
-    """A training step through fake-quantized weights against a plain one, ViT-S, batch 32."""
+def _grids() -> list[Grid]:
+    """Every kind of grid at 3 bits: rules of scales, zero points, groups, rounded scales."""
+    from qvec_cli.specs import Granularity, Grid, Scale, ScaleDtype
+
+    return [
+        *(Grid(3, scale=scale) for scale in Scale),
+        *(Grid(3, scale=scale, symmetric=False) for scale in (Scale.ABSMAX, Scale.MSE)),
+        Grid(3, Granularity.GROUP, 32),
+        Grid(3, scale_dtype=ScaleDtype.FLOAT16),
+    ]
+
+
+def _stepper() -> Callable[[Grid | None, int], float]:
+    """CPU seconds of a training step of one ViT-S on a grid or none, with so many images."""
     import torch
 
     from qvec_cli.learn.fit import make_optimizer
-    from qvec_cli.model import build
-    from qvec_cli.model import qat as fake
-    from qvec_cli.specs import Grid, Recipe, Scale
+    from qvec_cli.model import build, qat
+    from qvec_cli.specs import Recipe
 
-    def stepper(grid: Grid | None) -> Callable[[], float]:
-        torch.manual_seed(0)
-        network, model = build.create(build.Wish("vit_small_patch16_224", 10))
+    torch.manual_seed(0)
+    network, model = build.create(build.Wish("vit_small_patch16_224", 10))
+    optimizer = make_optimizer(network, Recipe())  # wrappers hold the very same parameters
+
+    def step(grid: Grid | None, batch: int) -> float:
+        images, labels = torch.rand(batch, 3, 224, 224), torch.randint(0, 10, (batch,))
         if grid:
-            fake.prepare(network, model, grid)
-        optimizer = make_optimizer(network, Recipe())
-        images, labels = torch.rand(32, 3, 224, 224), torch.randint(0, 10, (32,))
+            qat.prepare(network, model, grid)
+        started = time.process_time()
+        loss = torch.nn.functional.cross_entropy(network(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        took = time.process_time() - started
+        qat.strip(network)
+        return took
 
-        def step() -> float:
-            started = time.perf_counter()
-            loss = torch.nn.functional.cross_entropy(network(images), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            return time.perf_counter() - started
+    return step
 
-        return step
 
-    for scale in Scale:
-        report(
-            f"QAT step / FP step, ViT-S at batch 32, 3-bit {scale}",
-            ratio(stepper(Grid(3, scale=scale)), stepper(None), pairs=3),
-            "1.25" if scale is Scale.ABSMAX else "-",
-        )
+def qat(_: Path) -> None:
+    """A training step through fake-quantized weights against the plain ones before and after.
+
+    In CPU seconds, since steps are long, hence few, and neighbours would show. The grid that has
+    a goal is measured three times.
+    """
+    grids, step = _grids(), _stepper()
+    for grid in (None, *grids):
+        step(grid, 2)
+    found: dict[Grid, list[float]] = {grid: [] for grid in grids}
+    turns, before = [*grids, grids[0], grids[0]], step(None, 32)
+    for some in (turns[i : i + 2] for i in range(0, len(turns), 2)):
+        took = [step(grid, 32) for grid in some]
+        after = step(None, 32)
+        for grid, seconds in zip(some, took, strict=True):
+            found[grid].append(2 * seconds / (before + after))
+        before = after
+    for grid, ratios in found.items():
+        goal = "1.10" if grid == grids[0] else "-"
+        report(f"QAT / FP step, ViT-S at batch 32, {grid}", spread(ratios), goal)
 
 
 PARTS = {
@@ -263,6 +297,8 @@ PARTS = {
     "pack": packing,
     "sweep": sweep,
     "qat": qat,
+    "quantize": lambda folder: quantizing(folder, QVEC, _pair),
+    "gptq": lambda folder: calibrating(folder, _pair),
 }
 
 
