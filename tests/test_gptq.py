@@ -159,6 +159,13 @@ def test_a_column_without_input_is_set_to_zero(grid: Grid) -> None:
     assert (gptq(WEIGHT, grid, inputs(moment)).weight()[:, 7] == 0).all()
 
 
+def test_the_unit_of_the_inputs_does_not_matter_beside_columns_without_any() -> None:
+    moment = SEEN.moment.copy()
+    moment[7], moment[:, 7] = 0, 0
+    ours, small = (gptq(WEIGHT, Grid(3), inputs(size * moment)).codes for size in (1, 2.0**-20))
+    assert np.array_equal(ours, small)
+
+
 def test_a_moment_that_is_none_falls_back_to_rounding() -> None:
     broken = np.full((COLUMNS, COLUMNS), -1.0) + np.eye(COLUMNS) * 2
     assert np.array_equal(gptq(WEIGHT, Grid(3), inputs(broken)).codes, rtn(WEIGHT, Grid(3)).codes)
