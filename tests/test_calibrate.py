@@ -152,6 +152,33 @@ def test_in_a_plain_block_norms_fold_into_what_follows_them_alone() -> None:
     assert done == [f"blocks.{i}.{n}.weight" for i in (0, 1) for n in ("attn.qkv", "mlp.fc1")]
 
 
+class _Shared(nn.Module):
+    """Two blocks whose norms are one, or have one weight."""
+
+    def __init__(self, *, whole: bool) -> None:
+        super().__init__()
+        first, second = nn.LayerNorm(8), nn.LayerNorm(8)
+        second.weight = first.weight
+        pairs = [(first, first if whole else second), (nn.Linear(8, 8), nn.Linear(8, 8))]
+        made = [nn.Sequential(*parts, nn.Linear(8, 8)) for parts in zip(*pairs, strict=True)]
+        self.blocks = nn.Sequential(*made)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.blocks(x)
+        return out
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_norm_that_serves_two_blocks_is_left_alone(whole: bool) -> None:
+    network, images = _Shared(whole=whole).eval(), torch.randn(5, 3, 8)
+    weights = {f"blocks.{i}.1.weight": network.blocks[i][1].weight for i in (0, 1)}
+    weights |= {f"blocks.{i}.2.weight": network.blocks[i][2].weight for i in (0, 1)}
+    before = network(images)
+    for segment, site, inputs, calls in Walk(network, weights, [images]).steps():
+        fold(segment, site, torch.exp(torch.randn(len(inputs.mean))), calls[0])
+    torch.testing.assert_close(network(images), before)
+
+
 class _Odd(nn.Module):
     """One layer that is never called, one that is called twice."""
 

@@ -36,7 +36,7 @@ class Site:
 
     names: list[str]  # in the state dict
     weights: list[nn.Parameter]
-    norms: list[nn.LayerNorm]  # of as many features, called before them in their segment
+    norms: list[nn.LayerNorm]  # as wide, called before them in their segment and nowhere else
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +234,13 @@ class _Trace:
                 return
         inside, width = {*segment.module.modules()}, (seen.shape[-1],)
         fitting = [n for n in norms if n in inside and tuple(n.normalized_shape) == width]
+        fitting = [n for n in fitting if self._times(n) == 1]
         segment.sites.append(Site([*names], [weight], fitting))
+
+    def _times(self, norm: nn.LayerNorm) -> int:
+        """How often the weights of a norm are used in a forward, by whatever module."""
+        norms = (used for used in self._order if isinstance(used, nn.LayerNorm))
+        return sum(used.weight is norm.weight for used in norms)
 
     def _follows(self, first: nn.Module, second: nn.Module) -> bool:
         """Whether the second is called with what the first gave, and all else as the first was."""
