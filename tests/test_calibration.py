@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Drawer, call
+from conftest import Drawer, bare, call
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_tensors
+from safetensors.torch import save_file as save_tensors
 from test_calibrate import listen
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.model.build import normalise
+from qvec_cli.ops import state
 from qvec_cli.ops.examples import open_for
 from qvec_cli.ops.state import load_network
 from qvec_cli.quant.methods import QUANTIZERS
@@ -174,3 +178,84 @@ def test_a_linear_weight_by_name_alone_is_not_enough(drawer: Drawer, tmp_path: P
     with Checkpoint(out) as packed:
         assert "head.weight_packed" in packed
         assert "blocks.0.attn.proj.weight" in packed
+
+
+CHANGING = [("--method", "awq"), ("--method", "gptq", "--bias-correction"), ("--bias-correction",)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("args", CHANGING, ids=str)
+def test_the_network_that_was_calibrated_is_the_one_that_is_written(
+    args: tuple[str, ...],
+    dtype: torch.dtype,
+    drawer: Drawer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where the file holds biases and norms in another number format than it computes in."""
+    theta, out, loaded = tmp_path / "theta.st", tmp_path / "f.st", []
+    flags = bare("vit", theta)
+    save_tensors({n: t.to(dtype) for n, t in load_tensors(theta).items()}, theta)
+
+    def listening(*given: Any) -> Any:
+        loaded.append(load_network(*given))
+        return loaded[-1]
+
+    monkeypatch.setattr(state, "load_network", listening)
+    results = call("quantize", theta, *flags, *SMALL, *args, "--calib", drawer.receiver_data,
+                   "--fake", "-o", out, "--json").json["results"]  # fmt: skip
+    assert results["changed"]
+    (network,), written = loaded, load_tensors(out)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, written[name].float()), name
+        assert written[name].dtype == (dtype if name not in results["quantized"] else torch.float32)
+
+
+@pytest.mark.parametrize("args", [*CHANGING, ("--method", "gptq")], ids=str)
+def test_inputs_that_overflow_are_refused_by_the_layers_name(
+    args: tuple[str, ...], drawer: Drawer, tmp_path: Path
+) -> None:
+    theta, out = tmp_path / "theta.st", tmp_path / "q.st"
+    flags = bare("vit", theta)
+    tensors = load_tensors(theta)
+    tensors["blocks.0.mlp.fc1.weight"] *= 1e30
+    save_tensors(tensors, theta)
+    found = call("quantize", theta, *flags, *SMALL, *args, "--calib", drawer.receiver_data,
+                 "-o", out, code=1)  # fmt: skip
+    (said,) = found.errors
+    assert "theta.st: blocks.0.mlp.fc2.weight: its inputs on the calibration images" in said
+    assert not out.exists()
+
+
+def test_a_bias_beyond_the_files_number_format_is_refused(drawer: Drawer, tmp_path: Path) -> None:
+    theta, out = tmp_path / "theta.st", tmp_path / "q.st"
+    flags = bare("vit", theta)
+    tensors = load_tensors(theta)
+    tensors["blocks.0.mlp.fc2.weight"] *= 1e5
+    tensors["blocks.0.mlp.fc2.bias"] += 6.5e4
+    save_tensors({name: tensor.half() for name, tensor in tensors.items()}, theta)
+    found = call("quantize", theta, *flags, *SMALL, "--bias-correction", "--calib",
+                 drawer.receiver_data, "-o", out, code=1)  # fmt: skip
+    (said,) = found.errors
+    assert "theta.st: blocks.0.mlp.fc2.bias: overflows F16" in said
+    assert not out.exists()
+
+
+def test_a_plan_is_refused_where_the_network_has_no_such_layer(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    theta, out = tmp_path / "theta.st", tmp_path / "q.st"
+    args = ("quantize", theta, *bare("swin", theta), *SMALL, "--method", "gptq", "-o", out,
+            "--calib", drawer.receiver_data, "--targets", "*bias_table")  # fmt: skip
+    for dry in ([], ["--dry-run"]):
+        (said,) = call(*args, *dry, code=1).errors
+        assert "relative_position_bias_table: is not the weight of a linear layer" in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_plan_is_refused_where_the_device_is_missing(drawer: Drawer, tmp_path: Path) -> None:
+    args = ("quantize", drawer.receiver, "--bits", 3, "--method", "gptq", "--device", "cuda",
+            "--calib", drawer.receiver_data, "-o", tmp_path / "q.st")  # fmt: skip
+    for dry in ([], ["--dry-run"]):
+        (said,) = call(*args, *dry, code=1).errors
+        assert said.startswith("error: --device cuda")
