@@ -135,15 +135,15 @@ def fold(segment: Segment, site: Site, by: Tensor, call: Call) -> bool:
     """
     if not site.norms:
         return False
-    norm, before = site.norms[-1], segment.module(*call[0], **call[1])
+    norm, before = site.norms[-1], [*_tensors(segment.module(*call[0], **call[1]))]
     owned = [p for p in (norm.weight, norm.bias) if p is not None]
     kept = [p.detach().clone() for p in (*owned, *site.weights)]
     for parameter in owned:
         parameter.div_(by)
     for weight in site.weights:
         weight.mul_(by)
-    change = (segment.module(*call[0], **call[1]) - before).abs().max()
-    if float(change) <= _SAME * float(before.abs().max()):
+    after = [*_tensors(segment.module(*call[0], **call[1]))]
+    if before and all(_same(*pair) for pair in zip(after, before, strict=True)):
         return True
     for parameter, old in zip((*owned, *site.weights), kept, strict=True):
         parameter.copy_(old)
@@ -313,6 +313,19 @@ def _linears(seen: Callable[[nn.Parameter, Tensor], None]) -> Iterator[None]:
     finally:
         functional.linear = plain
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _same(after: Tensor, before: Tensor) -> bool:
+    return float((after - before).abs().max()) <= _SAME * float(before.abs().max())
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """What a segment gives: one tensor, or several, as MViT's and TNT's blocks do."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, list | tuple):
+        for part in output:
+            yield from _tensors(part)
 
 
 def _after(segment: nn.Module, call: Call) -> Call:
