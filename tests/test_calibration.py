@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 from test_calibrate import listen
+from test_export import made
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.model.build import normalise
@@ -307,6 +308,26 @@ def test_a_plan_is_refused_where_the_network_has_no_such_layer(
     for dry in ([], ["--dry-run"]):
         (said,) = call(*args, *dry, code=1).errors
         assert "relative_position_bias_table: is not the weight of a linear layer" in said
+
+
+def test_a_layer_that_is_used_thrice_is_refused_by_file_and_name(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    theta, out = made("coat", tmp_path / "theta.st"), tmp_path / "q.st"
+    args = (
+        "quantize",
+        theta,
+        *SMALL,
+        "--method",
+        "awq",
+        "--calib",
+        drawer.receiver_data,
+        "-o",
+        out,
+    )
+    (said,) = call(*args, code=1).errors
+    assert said.startswith(f"error: {theta}: parallel_blocks.0.mlp2.fc1.weight: is used 3 times")
+    assert call(*args, "--targets", "serial*").code == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")

@@ -146,7 +146,10 @@ def calibrate(
     decoded, _ = images.examples.decoded("train", listener)
     device, step = next(network.parameters()).device, images.wanted.loading.batch_size
     batches = [normalise(model)(part.to(device)) for part in torch.split(decoded, step)]
-    walk = Walk(network, weights, batches)
+    try:
+        walk = Walk(network, weights, batches)
+    except MismatchError as error:
+        raise MismatchError(f"{theta.path}: {error}", hint=error.hint) from None
     means = {}
     if images.wanted.bias_correction:
         seen = mean_inputs(network, weights, batches)
