@@ -152,6 +152,112 @@ def test_in_a_plain_block_norms_fold_into_what_follows_them_alone() -> None:
     assert done == [f"blocks.{i}.{n}.weight" for i in (0, 1) for n in ("attn.qkv", "mlp.fc1")]
 
 
+class _Shared(nn.Module):
+    """Two blocks whose norms are one, or have one weight."""
+
+    def __init__(self, *, whole: bool) -> None:
+        super().__init__()
+        first, second = nn.LayerNorm(8), nn.LayerNorm(8)
+        second.weight = first.weight
+        pairs = [(first, first if whole else second), (nn.Linear(8, 8), nn.Linear(8, 8))]
+        made = [nn.Sequential(*parts, nn.Linear(8, 8)) for parts in zip(*pairs, strict=True)]
+        self.blocks = nn.Sequential(*made)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.blocks(x)
+        return out
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_norm_that_serves_two_blocks_is_left_alone(whole: bool) -> None:
+    network, images = _Shared(whole=whole).eval(), torch.randn(5, 3, 8)
+    weights = {f"blocks.{i}.1.weight": network.blocks[i][1].weight for i in (0, 1)}
+    weights |= {f"blocks.{i}.2.weight": network.blocks[i][2].weight for i in (0, 1)}
+    before = network(images)
+    for segment, site, inputs, calls in Walk(network, weights, [images]).steps():
+        fold(segment, site, torch.exp(torch.randn(len(inputs.mean))), calls[0])
+    torch.testing.assert_close(network(images), before)
+
+
+class _Several(nn.Module):
+    """A block that gives two tensors, and the size of something."""
+
+    def __init__(self, *, spread: bool) -> None:
+        super().__init__()
+        self.norm, self.first, self.second = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.spread = spread
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor], int]:
+        normed = self.norm(x)
+        made = self.second(self.first(normed))
+        return made, [normed if self.spread else made], 7
+
+
+@pytest.mark.parametrize("spread", [True, False])
+def test_a_block_that_gives_several_tensors_is_folded_if_none_of_them_changes(
+    spread: bool,
+) -> None:
+    network, images = _Several(spread=spread).eval(), torch.randn(5, 3, 8)
+    weights = {f"{n}.weight": network.get_submodule(n).weight for n in ("first", "second")}
+    before = network(images)[0]
+    steps = Walk(network, weights, [images]).steps()
+    segment, site, _, calls = next(steps)
+    assert fold(segment, site, torch.exp(torch.randn(8)), calls[0]) is not spread
+    torch.testing.assert_close(network(images)[0], before)
+
+
+class _Shifted(nn.Module):
+    """A block with a second argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, shift: torch.Tensor, size: float = 1.0) -> torch.Tensor:
+        out: torch.Tensor = self.second(torch.relu(self.first(x + size * shift)))
+        return out
+
+
+class _Apart(nn.Module):
+    """Two blocks of which the second is called with something else beside the first's output."""
+
+    def __init__(self, *others: Any) -> None:
+        super().__init__()
+        self.blocks, self.others = nn.ModuleList([_Shifted(), _Shifted()]), others
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block, (args, kwargs) in zip(self.blocks, self.others, strict=True):
+            x = block(x, *args, **kwargs)
+        return x
+
+
+ONE, TWO = torch.ones(8), torch.arange(8.0)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        (((ONE,), {}), ((TWO,), {})),
+        (((), {"shift": ONE}), ((), {"shift": TWO})),
+        (((ONE,), {"size": 1.0}), ((ONE,), {"size": 2.0})),
+        (((ONE,), {}), ((ONE,), {"size": 2.0})),
+        (((ONE, 1.0), {}), ((ONE, 2.0), {})),
+    ],
+)
+def test_a_block_that_is_called_otherwise_than_the_one_before_is_seen_as_it_is(
+    others: Any,
+) -> None:
+    network, images = _Apart(*others).eval(), torch.randn(5, 3, 8)
+    weights = {
+        f"blocks.{i}.{n}.weight": network.blocks[i].get_submodule(n).weight
+        for i in (0, 1)
+        for n in ("first", "second")
+    }
+    for _, site, inputs, _ in Walk(network, weights, [images]).steps():
+        expected = plain_inputs(network, site.weights[0], [images])
+        np.testing.assert_allclose(inputs.mean, expected[1], rtol=1e-4, atol=1e-6)
+
+
 class _Odd(nn.Module):
     """One layer that is never called, one that is called twice."""
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Drawer, call
+from conftest import NETWORKS, Drawer, bare, call
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_tensors
+from safetensors.torch import save_file as save_tensors
 from test_calibrate import listen
+from test_export import made
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.model.build import normalise
+from qvec_cli.ops import state
 from qvec_cli.ops.examples import open_for
 from qvec_cli.ops.state import load_network
+from qvec_cli.quant.distortion import sqnr_db
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.specs import Loading, Method, Silence
 
@@ -63,6 +69,9 @@ def test_it_differs_from_rounding_and_only_where_it_says(
     before, after = load_file(drawer.receiver), load_file(out)
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
     assert changed == {*results["quantized"], *results["changed"]}
+    if not results["changed"]:  # else ratios are those of weights that factors went into
+        for name, ratio in results["sqnr_db"].items():
+            assert ratio == pytest.approx(sqnr_db(before[name], after[name]))
     norms = {
         f"blocks.{i}.norm{n}.{p}" for i in range(6) for n in (1, 2) for p in ("weight", "bias")
     }
@@ -83,6 +92,18 @@ def test_corrected_biases_give_each_layer_the_mean_output_of_the_float_network(
     ours, theirs = (_mean_outputs(path, drawer) for path in (out, drawer.receiver))
     for name in results["quantized"]:
         np.testing.assert_allclose(ours[name], theirs[name], atol=1e-4 * abs(theirs[name]).max())
+
+
+def test_layers_without_a_bias_are_counted(
+    drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, size, args = NETWORKS["vit"]
+    monkeypatch.setitem(NETWORKS, "bias-free", (name, size, {**args, "qkv_bias": False}))
+    theta, out = tmp_path / "theta.st", tmp_path / "q.st"
+    found = call("quantize", theta, *bare("bias-free", theta), *SMALL, "--bias-correction",
+                 "--calib", drawer.receiver_data, "-o", out, "--json")  # fmt: skip
+    assert "2 of 8 layers have no bias to correct" in found.err
+    assert len(found.json["results"]["changed"]) == 6
 
 
 def _mean_outputs(path: Path, drawer: Drawer) -> dict[str, np.ndarray]:
@@ -174,3 +195,145 @@ def test_a_linear_weight_by_name_alone_is_not_enough(drawer: Drawer, tmp_path: P
     with Checkpoint(out) as packed:
         assert "head.weight_packed" in packed
         assert "blocks.0.attn.proj.weight" in packed
+
+
+def test_images_are_the_receivers_own_where_no_card_tells(drawer: Drawer, tmp_path: Path) -> None:
+    theta = tmp_path / "theta.st"
+    found = call("quantize", theta, *bare("vit", theta), *SMALL, "--method", "gptq", "--calib",
+                 drawer.donor_data, "-o", tmp_path / "q.st", "--json").json  # fmt: skip
+    assert found["data_use"] == {"level": "receiver_images", "counts": {"train": 24}}
+
+
+def test_what_a_model_has_cost_before_is_not_forgotten(drawer: Drawer, tmp_path: Path) -> None:
+    """A receiver that was patched with its own vector has cost its labels."""
+    rho, patched = tmp_path / "rho.st", tmp_path / "patched.st"
+    call("extract", drawer.donor, drawer.donor_qat, "-o", rho)
+    call("patch", drawer.donor, rho, "--lambda", 1, "-o", patched)
+    found = call("quantize", patched, *SMALL, "--method", "gptq", "--calib", drawer.receiver_data,
+                 "-o", tmp_path / "q.st", "--json").json  # fmt: skip
+    assert found["data_use"]["level"] == "receiver_labels"
+    assert found["data_use"]["counts"]["proxy"] == 24
+
+
+def test_more_images_than_there_are_cannot_be_had(drawer: Drawer, tmp_path: Path) -> None:
+    args = ("quantize", drawer.receiver, *SMALL, "--calib-samples", 9999, "--method", "gptq")
+    out = tmp_path / "q.st"
+    found = call(*args, "--calib", drawer.receiver_data, "-o", out, "--json").json
+    assert found["data_use"]["counts"] == {"train": 108}
+    assert found["parameters"]["calibration"]["samples"] == 108
+
+
+def test_awq_clips_no_layer_that_makes_queries_and_keys(drawer: Drawer, tmp_path: Path) -> None:
+    out = tmp_path / "f.st"
+    call("quantize", drawer.receiver, *SMALL, "--method", "awq", "--fake",
+         "--calib", drawer.receiver_data, "-o", out)  # fmt: skip
+    before, after = load_file(drawer.receiver), load_file(out)
+    clipped = {}
+    for layer, norm in (("attn.qkv", "norm1"), ("mlp.fc1", "norm2")):
+        weight, bias = f"blocks.0.{layer}.weight", f"blocks.0.{norm}.bias"
+        by = before[bias] / after[bias]
+        shrunk = abs(after[weight]).max(axis=1) / abs(before[weight] * by).max(axis=1)
+        clipped[layer] = bool((shrunk < 0.99).any())
+    assert clipped == {"attn.qkv": False, "mlp.fc1": True}
+
+
+CHANGING = [("--method", "awq"), ("--method", "gptq", "--bias-correction"), ("--bias-correction",)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("args", CHANGING, ids=str)
+def test_the_network_that_was_calibrated_is_the_one_that_is_written(
+    args: tuple[str, ...],
+    dtype: torch.dtype,
+    drawer: Drawer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where the file holds biases and norms in another number format than it computes in."""
+    theta, out, loaded = tmp_path / "theta.st", tmp_path / "f.st", []
+    flags = bare("vit", theta)
+    save_tensors({n: t.to(dtype) for n, t in load_tensors(theta).items()}, theta)
+
+    def listening(*given: Any) -> Any:
+        loaded.append(load_network(*given))
+        return loaded[-1]
+
+    monkeypatch.setattr(state, "load_network", listening)
+    results = call("quantize", theta, *flags, *SMALL, *args, "--calib", drawer.receiver_data,
+                   "--fake", "-o", out, "--json").json["results"]  # fmt: skip
+    assert results["changed"]
+    (network,), written = loaded, load_tensors(out)
+    assert not network.training
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, written[name].float()), name
+        assert written[name].dtype == (dtype if name not in results["quantized"] else torch.float32)
+
+
+@pytest.mark.parametrize("args", [*CHANGING, ("--method", "gptq")], ids=str)
+def test_inputs_that_overflow_are_refused_by_the_layers_name(
+    args: tuple[str, ...], drawer: Drawer, tmp_path: Path
+) -> None:
+    theta, out = tmp_path / "theta.st", tmp_path / "q.st"
+    flags = bare("vit", theta)
+    tensors = load_tensors(theta)
+    tensors["blocks.0.mlp.fc1.weight"] *= 1e30
+    save_tensors(tensors, theta)
+    found = call("quantize", theta, *flags, *SMALL, *args, "--calib", drawer.receiver_data,
+                 "-o", out, code=1)  # fmt: skip
+    (said,) = found.errors
+    assert "theta.st: blocks.0.mlp.fc2.weight: its inputs on the calibration images" in said
+    assert not out.exists()
+
+
+def test_a_bias_beyond_the_files_number_format_is_refused(drawer: Drawer, tmp_path: Path) -> None:
+    theta, out = tmp_path / "theta.st", tmp_path / "q.st"
+    flags = bare("vit", theta)
+    tensors = load_tensors(theta)
+    tensors["blocks.0.mlp.fc2.weight"] *= 1e5
+    tensors["blocks.0.mlp.fc2.bias"] += 6.5e4
+    save_tensors({name: tensor.half() for name, tensor in tensors.items()}, theta)
+    found = call("quantize", theta, *flags, *SMALL, "--bias-correction", "--calib",
+                 drawer.receiver_data, "-o", out, code=1)  # fmt: skip
+    (said,) = found.errors
+    assert "theta.st: blocks.0.mlp.fc2.bias: overflows F16" in said
+    assert not out.exists()
+
+
+def test_a_plan_is_refused_where_the_network_has_no_such_layer(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    theta, out = tmp_path / "theta.st", tmp_path / "q.st"
+    args = ("quantize", theta, *bare("swin", theta), *SMALL, "--method", "gptq", "-o", out,
+            "--calib", drawer.receiver_data, "--targets", "*bias_table")  # fmt: skip
+    for dry in ([], ["--dry-run"]):
+        (said,) = call(*args, *dry, code=1).errors
+        assert "relative_position_bias_table: is not the weight of a linear layer" in said
+
+
+def test_a_layer_that_is_used_thrice_is_refused_by_file_and_name(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    theta, out = made("coat", tmp_path / "theta.st"), tmp_path / "q.st"
+    args = (
+        "quantize",
+        theta,
+        *SMALL,
+        "--method",
+        "awq",
+        "--calib",
+        drawer.receiver_data,
+        "-o",
+        out,
+    )
+    (said,) = call(*args, code=1).errors
+    assert said.startswith(f"error: {theta}: parallel_blocks.0.mlp2.fc1.weight: is used 3 times")
+    assert call(*args, "--targets", "serial*").code == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_plan_is_refused_where_the_device_is_missing(drawer: Drawer, tmp_path: Path) -> None:
+    args = ("quantize", drawer.receiver, "--bits", 3, "--method", "gptq", "--device", "cuda",
+            "--calib", drawer.receiver_data, "-o", tmp_path / "q.st")  # fmt: skip
+    for dry in ([], ["--dry-run"]):
+        (said,) = call(*args, *dry, code=1).errors
+        assert said.startswith("error: --device cuda")

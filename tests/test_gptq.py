@@ -156,9 +156,41 @@ def test_how_the_work_is_cut_does_not_show(grid: Grid, monkeypatch: pytest.Monke
 
 @every_grid
 def test_a_column_without_input_is_set_to_zero(grid: Grid) -> None:
+    moment, weight = SEEN.moment.copy(), WEIGHT.copy()
+    moment[7], moment[:, 7] = 0, 0
+    assert (gptq(weight, grid, inputs(moment)).weight()[:, 7] == 0).all()
+    assert np.array_equal(weight, WEIGHT)  # others need what was passed
+    assert moment[7, 7] == 0
+
+
+def test_the_unit_of_the_inputs_does_not_matter_beside_columns_without_any() -> None:
     moment = SEEN.moment.copy()
     moment[7], moment[:, 7] = 0, 0
-    assert (gptq(WEIGHT, grid, inputs(moment)).weight()[:, 7] == 0).all()
+    ours, small = (gptq(WEIGHT, Grid(3), inputs(size * moment)).codes for size in (1, 2.0**-20))
+    assert np.array_equal(ours, small)
+
+
+def test_a_moment_that_is_singular_beyond_the_damping_is_damped_more() -> None:
+    along = RNG.standard_normal(COLUMNS)
+    along /= np.linalg.norm(along)
+    broken = np.eye(COLUMNS) - 1.05 * np.outer(along, along)  # least eigenvalue: -0.05
+    assert module._factor(broken) is not None
+    assert (gptq(WEIGHT, Grid(3), inputs(broken)).codes != rtn(WEIGHT, Grid(3)).codes).any()
+
+
+@pytest.mark.parametrize("scale", [Scale.MSE, Scale.MSE_FULL])
+def test_the_scale_that_is_tried_first_is_the_best_where_inputs_are_large(
+    scale: Scale, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TRIED", 1)
+    size = np.exp(2 * np.random.default_rng(1).standard_normal(COLUMNS))
+    grid = Grid(2, scale=scale)
+    shown = gptq(WEIGHT, grid, inputs(np.diag(size))).weight()
+    for row, found in zip(WEIGHT.astype(np.float64), shown, strict=True):
+        steps = [np.abs(row).max() * ratio / grid.quant_max for ratio in ratios(grid)]
+        tried = [np.clip(np.rint(row / s), -2, 1) * s for s in steps]
+        best = min(float(size @ np.square(other - row)) for other in tried)
+        assert float(size @ np.square(found - row)) == pytest.approx(best, rel=1e-4)
 
 
 def test_a_moment_that_is_none_falls_back_to_rounding() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Drawer, call
+from conftest import Drawer, bare, call
 from safetensors.numpy import load_file, save_file
 
 from qvec_cli.specs import Grid
@@ -42,6 +42,22 @@ def test_each_row_is_what_the_file_would_be(bits: int, drawer: Drawer, tmp_path:
             measured["n_correct"],
             measured["loss"],
         )
+
+
+def test_a_file_that_does_not_say_its_network_is_told(drawer: Drawer, tmp_path: Path) -> None:
+    """And the network then chooses the targets, as it does for the file that is written."""
+    theta, out = tmp_path / "theta.st", tmp_path / "q.st"
+    flags = bare("swin", theta, classes=4)
+    measured = ("--data", drawer.receiver_data, "--split", "test", "--device", "cpu", "--json")
+    table = call("quantize", theta, *flags, "--bits", 3, "--compare", *measured, "--symmetric",
+                 "--granularity", "channel", "--scale", "mse").json  # fmt: skip
+    (row,) = table["results"]["compared"]
+    made = call("quantize", theta, *flags, "--bits", 3, "--scale", "mse", "-o", out, "--json").json
+    assert row["bits_per_weight"] == made["results"]["bits_per_weight"]
+    found = call("eval", out, *measured).json["results"]
+    assert (row["test"]["n_correct"], row["test"]["loss"]) == (found["n_correct"], found["loss"])
+    (said,) = call("quantize", theta, "--bits", 3, "--compare", *measured, code=1).errors
+    assert said == f"error: {theta}: does not say its architecture"
 
 
 def test_the_noise_is_that_of_all_targets_together(drawer: Drawer, tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ def quantize(
     folder = str(data_dir) if data_dir is not None else None
     loading = Loading(folder, dataset_download and not dry_run, None, workers, batch_size)
     patterns = tuple(targets or ())
+    named = wish(model, img_size, in_chans, crop_pct, model_arg)
     out: Path | None = None
     work: Callable[[Listener], Metrics]
     if compare:
@@ -112,7 +113,7 @@ def quantize(
 
         _alone(output=output, method=method is not Method.RTN, fake=fake, calib=calib,
                bias_correction=bias_correction, dry_run=dry_run)  # fmt: skip
-        survey_ = survey.Request(checkpoint, wanted, patterns, data, split, loading, device)
+        survey_ = survey.Request(checkpoint, wanted, patterns, data, split, loading, device, named)
         work = partial(survey.survey, survey_)
     else:
         from qvec_cli.ops import quantize as verb
@@ -134,7 +135,7 @@ def quantize(
             force,
             dry_run,
             folder=_is_folder(output),
-            wish=wish(model, img_size, in_chans, crop_pct, model_arg),
+            wish=named,
         )
         work = partial(verb.quantize, request)
     show.deliver(

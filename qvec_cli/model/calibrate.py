@@ -36,7 +36,7 @@ class Site:
 
     names: list[str]  # in the state dict
     weights: list[nn.Parameter]
-    norms: list[nn.LayerNorm]  # of as many features, called before them in their segment
+    norms: list[nn.LayerNorm]  # as wide, called before them in their segment and nowhere else
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +135,15 @@ def fold(segment: Segment, site: Site, by: Tensor, call: Call) -> bool:
     """
     if not site.norms:
         return False
-    norm, before = site.norms[-1], segment.module(*call[0], **call[1])
+    norm, before = site.norms[-1], [*_tensors(segment.module(*call[0], **call[1]))]
     owned = [p for p in (norm.weight, norm.bias) if p is not None]
     kept = [p.detach().clone() for p in (*owned, *site.weights)]
     for parameter in owned:
         parameter.div_(by)
     for weight in site.weights:
         weight.mul_(by)
-    change = (segment.module(*call[0], **call[1]) - before).abs().max()
-    if float(change) <= _SAME * float(before.abs().max()):
+    after = [*_tensors(segment.module(*call[0], **call[1]))]
+    if before and all(_same(*pair) for pair in zip(after, before, strict=True)):
         return True
     for parameter, old in zip((*owned, *site.weights), kept, strict=True):
         parameter.copy_(old)
@@ -234,7 +234,13 @@ class _Trace:
                 return
         inside, width = {*segment.module.modules()}, (seen.shape[-1],)
         fitting = [n for n in norms if n in inside and tuple(n.normalized_shape) == width]
+        fitting = [n for n in fitting if self._times(n) == 1]
         segment.sites.append(Site([*names], [weight], fitting))
+
+    def _times(self, norm: nn.LayerNorm) -> int:
+        """How often the weights of a norm are used in a forward, by whatever module."""
+        norms = (used for used in self._order if isinstance(used, nn.LayerNorm))
+        return sum(used.weight is norm.weight for used in norms)
 
     def _follows(self, first: nn.Module, second: nn.Module) -> bool:
         """Whether the second is called with what the first gave, and all else as the first was."""
@@ -307,6 +313,19 @@ def _linears(seen: Callable[[nn.Parameter, Tensor], None]) -> Iterator[None]:
     finally:
         functional.linear = plain
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _same(after: Tensor, before: Tensor) -> bool:
+    return float((after - before).abs().max()) <= _SAME * float(before.abs().max())
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """What a segment gives: one tensor, or several, as MViT's and TNT's blocks do."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, list | tuple):
+        for part in output:
+            yield from _tensors(part)
 
 
 def _after(segment: nn.Module, call: Call) -> Call:

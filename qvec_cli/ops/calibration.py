@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qvec_cli.checkpoint.dtypes import Array
+from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import MismatchError, SpecError
+from qvec_cli.errors import MismatchError, NotFiniteError, SpecError
 from qvec_cli.learn.samples import Part, Task
 from qvec_cli.ops.examples import Examples, open_data
 from qvec_cli.ops.metrics import Input
@@ -132,33 +132,35 @@ def calibrate(
 
     Raises:
         MismatchError: a target whose inputs cannot be seen.
+        NotFiniteError: inputs that overflow, or biases and norms in the file's number format.
     """
     import torch
 
     from qvec_cli.model.build import normalise
     from qvec_cli.model.calibrate import Walk, mean_inputs
-    from qvec_cli.model.targets import modules
     from qvec_cli.ops.state import load_network
 
     model = images.examples.model
     network = load_network(theta, model, images.wanted.device).float().eval()
-    found = {f"{p}{name}": getattr(module, name) for p, module, name in modules(network, ())}
-    if strange := [name for name in targets if name not in found]:
-        raise MismatchError(
-            f"{theta.path}: {strange[0]}: is not the weight of a linear layer",
-            hint=f"--method {method} quantizes nothing else.",
-        )
+    weights = _linear(network, theta, targets)
     decoded, _ = images.examples.decoded("train", listener)
     device, step = next(network.parameters()).device, images.wanted.loading.batch_size
     batches = [normalise(model)(part.to(device)) for part in torch.split(decoded, step)]
-    weights = {name: found[name] for name in targets}
-    walk = Walk(network, weights, batches)
+    try:
+        walk = Walk(network, weights, batches)
+    except MismatchError as error:
+        raise MismatchError(f"{theta.path}: {error}", hint=error.hint) from None
     means = {}
     if images.wanted.bias_correction:
         seen = mean_inputs(network, weights, batches)
         means = {name: _numbers(weight) @ seen[name] for name, weight in weights.items()}
-    run = _Run(grid, method, means, network)
+    run = _Run(theta, grid, method, means, network)
     for segment, site, inputs, calls in walk.steps():
+        if not inputs.finite:
+            raise NotFiniteError(
+                f"{theta.path}: {site.names[0]}: its inputs on the calibration images overflow",
+                hint="qvec eval tells whether the float checkpoint still works.",
+            )
         run.visit(segment, site, inputs, calls)
         listener.progress(f"quantize ({method})", len(run.made.weights), len(targets))
     if run.unbiased:
@@ -166,18 +168,53 @@ def calibrate(
     return run.made
 
 
+def check_images(theta: Checkpoint, targets: Iterable[str], images: Images) -> None:
+    """Refuses, by headers alone, what ``calibrate`` would refuse; how often a layer is used,
+    only a forward tells.
+
+    Raises:
+        QvecError: no such device; tensors or targets that the network has not.
+    """
+    from qvec_cli.ops.state import check_network
+
+    network = check_network(theta, images.examples.model, images.wanted.device)
+    _linear(network, theta, targets)
+
+
+def _linear(
+    network: nn.Module, theta: Checkpoint, targets: Iterable[str]
+) -> dict[str, nn.Parameter]:
+    from qvec_cli.model.targets import modules
+
+    listed = modules(network, (), aliases=True)
+    found = {f"{p}{attribute}": getattr(module, attribute) for p, module, attribute in listed}
+    if strange := [name for name in targets if name not in found]:
+        raise MismatchError(
+            f"{theta.path}: {strange[0]}: is not the weight of a linear layer",
+            hint="With --calib nothing else can be quantized.",
+        )
+    return {name: found[name] for name in targets}
+
+
 class _Run:
     """One method at work on a network."""
 
     def __init__(
-        self, grid: Grid, method: Method, means: Mapping[str, Array], network: nn.Module
+        self,
+        theta: Checkpoint,
+        grid: Grid,
+        method: Method,
+        means: Mapping[str, Array],
+        network: nn.Module,
     ) -> None:
         self.made = Calibrated()
+        self._theta = theta
         self.unbiased = 0
         self._grid, self._method = grid, method
         self._means = means  # mean outputs of the float layers without bias, if they are to be kept
         self._parameters = dict(network.named_parameters())
-        self._names = {id(p): name for name, p in self._parameters.items()}
+        # Of a tied tensor, the file has one name, and not always the network's first.
+        self._names = {id(p): theta.aliases.get(n, n) for n, p in self._parameters.items()}
 
     def visit(self, segment: Segment, site: Site, inputs: Inputs, calls: list[Call]) -> None:
         """Quantizes the weights of a site where they are, so that later layers see it."""
@@ -215,7 +252,7 @@ class _Run:
             return inputs
         for parameter in (norm.weight, norm.bias):
             if parameter is not None:
-                self.made.floats[self._names[id(parameter)]] = _numbers(parameter)
+                self._keep(parameter, _numbers(parameter))
         return Inputs(inputs.moment / np.outer(by, by), inputs.mean / by, inputs.magnitude / by)
 
     def _correct(self, name: str, mean_error: Array) -> None:
@@ -224,8 +261,17 @@ class _Run:
         if bias is None:
             self.unbiased += 1
             return
-        _put(bias, (_numbers(bias) - mean_error).astype(np.float32))
-        self.made.floats[self._names[id(bias)]] = _numbers(bias)
+        self._keep(bias, (_numbers(bias) - mean_error).astype(np.float32))
+
+    def _keep(self, parameter: nn.Parameter, values: Array) -> None:
+        """Changes a bias or a norm to what the file can hold, so that later layers see that."""
+        name = self._names[id(parameter)]
+        dtype = self._theta[name].dtype
+        held = to_float32(from_float32(values, dtype), dtype)
+        if not np.isfinite(held).all():
+            raise NotFiniteError(f"{self._theta.path}: {name}: overflows {dtype} in calibration")
+        _put(parameter, held)
+        self.made.floats[name] = held
 
 
 def _numbers(parameter: Tensor) -> Array:

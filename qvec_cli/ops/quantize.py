@@ -15,7 +15,14 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError
 from qvec_cli.model.build import Wish
 from qvec_cli.ops.architecture import architecture, targets_in
-from qvec_cli.ops.calibration import Calibrated, Images, calibrate, check_wanted, find_images
+from qvec_cli.ops.calibration import (
+    Calibrated,
+    Images,
+    calibrate,
+    check_images,
+    check_wanted,
+    find_images,
+)
 from qvec_cli.ops.folder import check_output, config_of, size_of_output, write_output
 from qvec_cli.ops.grids import choose_grid
 from qvec_cli.ops.lineage import FAKE, card_of, inherited_use, provenance, require_float
@@ -114,6 +121,7 @@ def _planned(
     planned = Plan("quantize", request.out, fates, theta, parameters, memory, folder=request.folder)
     if images is None:
         return planned
+    check_images(theta, targets, images)
     memory += images.memory(theta, targets)
     return replace(planned, memory=memory, images=images.counts, data=images.wanted.data)
 

@@ -56,8 +56,8 @@ def load_network(checkpoint: Checkpoint, model: dict[str, Any], on: str) -> torc
     return network.to(target)
 
 
-def check_network(checkpoint: Checkpoint, model: dict[str, Any], on: str) -> None:
-    """Refuses, by headers alone, what ``load_network`` would refuse."""
+def check_network(checkpoint: Checkpoint, model: dict[str, Any], on: str) -> torch.nn.Module:
+    """Refuses, by headers alone, what ``load_network`` would; the network is without numbers."""
     device(on)
     with torch.device("meta"):
         network = build.rebuild(model)
@@ -70,6 +70,7 @@ def check_network(checkpoint: Checkpoint, model: dict[str, Any], on: str) -> Non
         if [size for _, size in planned] == shapes:
             state[name] = torch.empty(shape, device="meta")
     build.load(network, state, str(checkpoint.path))
+    return network
 
 
 def outline(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

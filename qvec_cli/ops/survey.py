@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.model.build import Wish
+from qvec_cli.ops.architecture import architecture, targets_in
 from qvec_cli.ops.examples import Examples, open_for
-from qvec_cli.ops.grids import check_fit, choose_targets
-from qvec_cli.ops.lineage import inherited_use, model_of, require_float
+from qvec_cli.ops.grids import check_fit
+from qvec_cli.ops.lineage import inherited_use, require_float
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
 from qvec_cli.quant.qtensor import stored_bits
@@ -50,6 +52,7 @@ class Request:
     split: str = "val"
     loading: Loading = Loading()  # noqa: RUF009 - frozen
     device: str = "auto"
+    wish: Wish | None = None  # the architecture, for a file that does not say
 
 
 def survey(request: Request, listener: Listener) -> Metrics:
@@ -62,7 +65,9 @@ def survey(request: Request, listener: Listener) -> Metrics:
     started = time.perf_counter()
     with opened(request.source, listener) as theta:
         require_float(theta)
-        targets = choose_targets(theta, request.patterns, listener)
+        known = request.wish or request.data is not None
+        model = architecture(theta, request.wish) if known else None
+        targets = targets_in(theta, model, request.patterns, listener)
         shapes = {name: theta[name].shape for name in targets}
         check_fit(shapes, Grid(2), str(theta.path))
         own = theta.card.quant if theta.card else None
@@ -71,8 +76,8 @@ def survey(request: Request, listener: Listener) -> Metrics:
         for grid in grids:
             check_fit(shapes, grid, str(theta.path))
         examples = None
-        if request.data is not None:
-            examples = open_for(theta, model_of(theta), request.data, request.loading)
+        if model and request.data is not None:
+            examples = open_for(theta, model, request.data, request.loading)
         trial = _trial(request, theta, targets, examples, listener) if examples else None
         rows = []
         for done, grid in enumerate(grids, start=1):

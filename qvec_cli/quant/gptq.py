@@ -2,10 +2,11 @@
 
 Frantar et al. 2023, arXiv:2210.17323, with the paper's settings: damping of 1 % of the mean
 diagonal, columns in their order, scales fixed beforehand from the weights (static groups), columns
-without input set to zero. Differences from the official code: on a grid that searches its scale
-(``mse``, ``mse-full``) every row tries a dozen and keeps the one of least output error, because a
-scale that is best for rounding can be worse than rounding for GPTQ; the lowest code is always in
-use; blocks of 32 columns, which do not change the result but for the last bits.
+without input set to zero. Differences from the official code: the diagonal's mean is that of the
+columns with input, because ones put in for the others would drown small inputs; on a grid that
+searches its scale (``mse``, ``mse-full``) every row tries a dozen and keeps the one of least output
+error, because a scale that is best for rounding can be worse than rounding for GPTQ; the lowest
+code is always in use; blocks of 32 columns, which do not change the result but for the last bits.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def gptq(weight: Array, grid: Grid, inputs: Inputs) -> QTensor:
     """
     moment, weight = inputs.moment.copy(), weight.astype(np.float32)
     dead = np.diag(moment) <= 0
-    moment[dead, dead] = 1
+    moment[dead, dead] = 1 if dead.all() else np.diag(moment)[~dead].mean()
     weight[:, dead] = 0
     factor = _factor(moment)
     if factor is None:

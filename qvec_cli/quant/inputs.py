@@ -18,6 +18,11 @@ class Inputs:
     mean: Array  # [in], float64: mean of x
     magnitude: Array  # [in], float64: mean of |x|
 
+    @property
+    def finite(self) -> bool:
+        """Whether no sum has overflowed."""
+        return bool(np.isfinite(self.moment).all() and np.isfinite(self.magnitude).all())
+
 
 def output_error(apart: Array, moment: Array) -> Array:
     """Mean squared change of each output when the weights change by ``apart``.
