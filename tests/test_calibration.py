@@ -337,3 +337,17 @@ def test_a_plan_is_refused_where_the_device_is_missing(drawer: Drawer, tmp_path:
     for dry in ([], ["--dry-run"]):
         (said,) = call(*args, *dry, code=1).errors
         assert said.startswith("error: --device cuda")
+
+
+def test_a_part_of_the_receivers_images_is_the_receivers_too(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    """It has another digest, but the receiver's classes."""
+    part = tmp_path / "part"
+    for name in ("a", "b", "c", "d"):
+        (part / "train" / name).mkdir(parents=True)
+        for image in sorted((drawer.receiver_data / "train" / name).iterdir())[:5]:
+            (part / "train" / name / image.name).write_bytes(image.read_bytes())
+    found = call("quantize", drawer.receiver, *SMALL, "--method", "gptq", "--calib", part,
+                 "-o", tmp_path / "q.st", "--json").json  # fmt: skip
+    assert found["data_use"]["level"] == "receiver_images"

@@ -276,7 +276,10 @@ def _affine(norm: nn.LayerNorm) -> bool:
 
 
 def _moments(segment: nn.Module, weight: nn.Parameter, calls: Sequence[Call]) -> Inputs:
-    """Moments of what a weight is multiplied with in the calls of its segment, in float64."""
+    """Moments of what a weight is multiplied with in the calls of its segment.
+
+    In float32 within a call, in float64 over calls.
+    """
     sums: dict[str, Any] = {"moment": 0, "mean": 0, "magnitude": 0}
     tokens = 0
 
@@ -285,9 +288,10 @@ def _moments(segment: nn.Module, weight: nn.Parameter, calls: Sequence[Call]) ->
         if used is not weight:
             return
         flat = inputs.reshape(-1, inputs.shape[-1]).float()
-        sums["moment"] = sums["moment"] + (flat.T @ flat).double()
-        sums["mean"] = sums["mean"] + flat.sum(0, dtype=torch.float64)
-        sums["magnitude"] = sums["magnitude"] + flat.abs().sum(0, dtype=torch.float64)
+        ones = flat.new_ones(len(flat))  # a product is ten times as fast as a sum over rows
+        found = {"moment": flat.T @ flat, "mean": ones @ flat, "magnitude": ones @ flat.abs()}
+        for name, part in found.items():
+            sums[name] = sums[name] + part.double()
         tokens += len(flat)
         raise _Reached
 

@@ -57,14 +57,15 @@ class Images:
         return Input(self.wanted.data, "data", self.examples.task.digest)
 
     def memory(self, theta: Checkpoint, targets: Iterable[str]) -> int:
-        """Bytes that calibration takes at most, as far as it can be foretold.
+        """Bytes that calibration takes, about; a batch's way through a block comes on top.
 
         Beside torch and the network: the images as decoded and as floats, the inputs of a block
         and what comes out of it, which are about as large, and the method's own matrices.
         """
         pixels = self.examples.nbytes(self.counts)
         largest = max(sum(theta[name].shape) ** 2 for name in targets)
-        return TORCH + 3 * theta.nbytes + 20 * pixels + 24 * largest
+        numbers = sum(entry.size for entry in theta.values())
+        return TORCH + 12 * numbers + 20 * pixels + 24 * largest
 
     def facts(self) -> dict[str, Any]:
         """As cards and metrics name them."""
@@ -87,7 +88,7 @@ def check_wanted(method: Method, wanted: Calibration | None) -> None:
     if wanted is None and needs:
         raise SpecError(
             f"--method {method} needs images: --calib is missing",
-            hint="Some hundred images of any folder or data set do; their labels are not read.",
+            hint="Some hundred of any data set do, without labels too: DIR/train/any/*.png.",
         )
     if wanted and not (needs or wanted.bias_correction):
         raise SpecError(
@@ -110,8 +111,10 @@ def find_images(
     train = task.split("train")
     count = min(wanted.samples, len(train))
     chosen = Task(task.name, task.classes, {"train": Part(train, 0, count)})
-    own = (theta.card.data or {}).get("digest") if theta.card else None
-    strange = own is not None and own != task.digest
+    own = (theta.card.data or {}) if theta.card else {}
+    # A copy or a part of the receiver's images has another digest, but the same classes.
+    same = own.get("digest") == task.digest or own.get("classes") == list(task.classes)
+    strange = bool(own) and not same
     use = Use(DataUse.PROXY_IMAGES, {"proxy": count})
     if not strange:
         use = Use(DataUse.RECEIVER_IMAGES, {"train": count})

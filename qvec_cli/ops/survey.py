@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.model.build import Wish
 from qvec_cli.ops.architecture import architecture, targets_in
@@ -19,6 +17,7 @@ from qvec_cli.ops.grids import check_fit
 from qvec_cli.ops.lineage import inherited_use, require_float
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
+from qvec_cli.quant.distortion import energy
 from qvec_cli.quant.qtensor import stored_bits
 from qvec_cli.quant.rtn import fake_quantize
 from qvec_cli.specs import (
@@ -116,9 +115,8 @@ def _row(
     signal, noise, stored, weights = 0.0, 0.0, 0, 0
     for name in targets:
         weight = theta.finite(name)
-        apart = fake_quantize(weight, grid) - weight
-        signal += float(np.square(weight, dtype=np.float64).sum())
-        noise += float(np.square(apart, dtype=np.float64).sum())
+        signal += energy(weight)
+        noise += energy(fake_quantize(weight, grid) - weight)
         stored += stored_bits(weight.shape, grid)
         weights += weight.size
     rest = sum(entry.nbytes for name, entry in theta.items() if name not in set(targets))
