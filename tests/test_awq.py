@@ -110,3 +110,9 @@ def test_a_layer_is_rounded_after_clipping() -> None:
 )
 def test_what_makes_queries_and_keys_is_not_clipped(name: str, expected: bool) -> None:
     assert is_clipped(name) is expected
+
+
+def test_its_points_are_those_of_the_paper() -> None:
+    """20 exponents from 0 in steps of .05, 10 shares from 1 down to .55."""
+    assert [round(20 * power) for power in POWERS] == [*range(20)]
+    assert [round(20 * shrink) for shrink in SHRINKS] == [*range(20, 10, -1)]
