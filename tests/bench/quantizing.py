@@ -178,7 +178,7 @@ PARTS = {
     "qvec_cli.quant.gptq:_factor": "factorisation",
     "qvec_cli.quant.gptq:_tries": "scales to try",
     "qvec_cli.quant.gptq:_feed_back": "columns",
-    "qvec_cli.ops.quantize:write": "packing and writing",
+    "qvec_cli.ops.quantize:write_output": "packing and writing",
 }
 """Functions of qvec, and under which name their seconds count; what they call counts apart."""
 

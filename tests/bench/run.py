@@ -11,6 +11,7 @@ both. Nothing is cached between the two sides but what the operating system cach
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -309,10 +310,12 @@ def main() -> None:
             write_pair(Path(folder), name)
         case ["--write-many", folder]:
             write_many(Path(folder))
-        case names:
+        case [name]:
+            with tempfile.TemporaryDirectory(prefix="qvec-bench-") as folder:
+                PARTS[name](Path(folder))
+        case names:  # each in a process of its own: a child's peak memory begins with its parent's
             for name in names or PARTS:
-                with tempfile.TemporaryDirectory(prefix="qvec-bench-") as folder:
-                    PARTS[name](Path(folder))
+                subprocess.run([sys.executable, __file__, name], check=True)
 
 
 if __name__ == "__main__":
