@@ -22,7 +22,7 @@ fix: .venv/ready  ## what a machine can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-slow: .venv/ready .bench/ct/ready  ## the tests that take minutes
+slow: .venv/ready .bench/ct/ready .bench/llmc/ready  ## the tests that take minutes
 	$(BIN)/pytest -m "slow and not gpu"
 
 bench: .venv/ready .bench/mergekit/ready .bench/ct/ready .bench/llmc/ready  ## the ratios of README's "How fast", measured in one run
