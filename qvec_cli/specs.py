@@ -257,7 +257,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """How images are fetched: nothing here changes a result's bytes."""
+    """How images are fetched and batched: only calibration's last bits can hang on it."""
 
     data_dir: str | None = None  # where named data sets lie
     download: bool = False  # whether the network may be asked
