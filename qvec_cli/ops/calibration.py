@@ -15,7 +15,6 @@ from qvec_cli.learn.samples import Part, Task
 from qvec_cli.ops.examples import Examples, open_data
 from qvec_cli.ops.metrics import Input
 from qvec_cli.ops.plan import TORCH
-from qvec_cli.quant.awq import POWERS, factors, is_clipped
 from qvec_cli.quant.distortion import sqnr_db
 from qvec_cli.quant.inputs import Inputs
 from qvec_cli.quant.methods import QUANTIZERS
@@ -213,7 +212,7 @@ class _Run:
         self.made = Calibrated()
         self._theta = theta
         self.unbiased = 0
-        self._grid, self._method = grid, method
+        self._grid, self._quantizer = grid, QUANTIZERS[method]
         self._means = means  # mean outputs of the float layers without bias, if they are to be kept
         self._parameters = dict(network.named_parameters())
         # Of a tied tensor, the file has one name, and not always the network's first.
@@ -221,8 +220,7 @@ class _Run:
 
     def visit(self, segment: Segment, site: Site, inputs: Inputs, calls: list[Call]) -> None:
         """Quantizes the weights of a site where they are, so that later layers see it."""
-        if self._method is Method.AWQ:
-            inputs = self._smooth(segment, site, inputs, calls[0])
+        inputs = self._smooth(segment, site, inputs, calls[0])
         for name, place in zip(site.names, site.weights, strict=True):
             weight = _numbers(place)
             quantized = self._quantized(name, weight, inputs)
@@ -234,22 +232,19 @@ class _Run:
                 self._correct(name, shown @ inputs.mean - self._means[name])
 
     def _quantized(self, name: str, weight: Array, inputs: Inputs) -> QTensor:
-        quantizer = QUANTIZERS[self._method]
-        if self._method is Method.AWQ and not is_clipped(name):
-            return rtn(weight, self._grid)
-        if quantizer.calibrated:
-            return quantizer.run(weight, self._grid, inputs)
-        return quantizer.run(weight, self._grid)
+        if self._quantizer.calibrated and not self._quantizer.spares(name):
+            return self._quantizer.run(weight, self._grid, inputs)
+        return rtn(weight, self._grid)
 
     def _smooth(self, segment: Segment, site: Site, inputs: Inputs, call: Call) -> Inputs:
-        """AWQ's factors, moved into the LayerNorm before the site where there is one."""
+        """The method's factors, moved into the LayerNorm before the site where there is one."""
         import torch
 
         from qvec_cli.model.calibrate import fold
 
-        if not site.norms:
+        if self._quantizer.factors is None or not site.norms:
             return inputs
-        by = factors([*map(_numbers, site.weights)], self._grid, inputs, POWERS)
+        by = self._quantizer.factors([*map(_numbers, site.weights)], self._grid, inputs)
         norm = site.norms[-1]
         if not fold(segment, site, torch.from_numpy(by).to(norm.weight.device), call):
             return inputs

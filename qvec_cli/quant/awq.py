@@ -31,7 +31,9 @@ _UNCLIPPED: Final = ("qkv", "q_proj", "k_proj", "query", "key", "in_proj")
 """Layers that make queries and keys, whose product clipping would bend (official rule)."""
 
 
-def factors(weights: Sequence[Array], grid: Grid, inputs: Inputs, powers: Sequence[float]) -> Array:
+def factors(
+    weights: Sequence[Array], grid: Grid, inputs: Inputs, powers: Sequence[float] = POWERS
+) -> Array:
     """What each input is divided by, float32 [in], for least output error of all the layers.
 
     Args:
@@ -77,9 +79,9 @@ def awq(weight: Array, grid: Grid, inputs: Inputs) -> QTensor:
     return rtn(clipped(weight, grid, inputs, SHRINKS), grid)
 
 
-def is_clipped(name: str) -> bool:
-    """Whether a layer of this name may be clipped."""
-    return not any(word in name for word in _UNCLIPPED)
+def is_spared(name: str) -> bool:
+    """Whether a layer of this name is not to be clipped."""
+    return any(word in name for word in _UNCLIPPED)
 
 
 def _by_block(apart: Array, grid: Grid, moment: Array) -> Array:

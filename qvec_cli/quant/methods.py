@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from qvec_cli.quant.awq import awq
+import numpy as np
+
+from qvec_cli.quant.awq import awq, factors, is_spared
 from qvec_cli.quant.gptq import gptq
 from qvec_cli.quant.qtensor import QTensor
 from qvec_cli.quant.rtn import rtn
 from qvec_cli.specs import Method, Scale
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Quantizer(NamedTuple):
@@ -19,6 +23,8 @@ class Quantizer(NamedTuple):
     summary: str
     scale: Scale | None = None  # the rule of scales that the method is; None: as the user says
     calibrated: bool = False
+    factors: Callable[..., Array] | None = None  # what a LayerNorm may divide inputs by before
+    spares: Callable[[str], bool] = lambda name: False  # layers that it only rounds, by name
 
 
 QUANTIZERS: Final = {
@@ -26,5 +32,11 @@ QUANTIZERS: Final = {
     Method.MSE: Quantizer(rtn, "round to nearest on scales of least error", Scale.MSE),
     Method.HQQ: Quantizer(rtn, "round to nearest on half-quadratic scales", Scale.HQQ),
     Method.GPTQ: Quantizer(gptq, "column by column, arXiv:2210.17323", calibrated=True),
-    Method.AWQ: Quantizer(awq, "large inputs made smaller, arXiv:2306.00978", calibrated=True),
+    Method.AWQ: Quantizer(
+        awq,
+        "large inputs made smaller, arXiv:2306.00978",
+        calibrated=True,
+        factors=factors,
+        spares=is_spared,
+    ),
 }
