@@ -144,6 +144,8 @@ def test_other_images_than_the_receivers_are_proxies(drawer: Drawer, tmp_path: P
         (("--method", "awq"), "--method awq needs images: --calib is missing"),
         (("--method", "mse", "--calib", "DATA"), "--calib is of no use to --method mse"),
         (("--bias-correction",), "--bias-correction needs images"),
+        (("--calib-samples", "9"), "--calib-samples needs images"),
+        (("--split", "test"), "--split goes with --data"),
         (("--method", "gptq", "--calib", "nowhere/"), "nowhere/: no such folder"),
         (("--method", "mse", "--scale", "hqq"), "--scale hqq is not the rule of --method mse"),
         (

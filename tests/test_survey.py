@@ -119,6 +119,8 @@ def test_a_network_that_takes_no_usual_group_is_compared_without_groups(tmp_path
         (("--fake",), "--fake does not go with --compare"),
         (("--method", "mse"), "--method does not go with --compare"),
         (("--calib", "x/"), "--calib does not go with --compare"),
+        (("--calib-samples", "9"), "--calib-samples does not go with --compare"),
+        (("--split", "test"), "--split goes with --data"),
         (("--dry-run",), "--dry-run does not go with --compare"),
         (("--group-size", "7"), "--group-size 7 does not divide its 64 input features"),
         (("--data", "nowhere/"), "nowhere/: no such folder"),

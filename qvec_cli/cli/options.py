@@ -116,7 +116,10 @@ Calib = Annotated[
     str | None,
     typer.Option(help="Images to calibrate with, named as --data is; labels are not read."),
 ]
-CalibSamples = Annotated[int, typer.Option(min=1, help="Of its train split, drawn with seed 0.")]
+CalibSamples = Annotated[
+    int | None,
+    typer.Option(min=1, help="Of its train split, drawn with seed 0.", show_default="512"),
+]
 BiasCorrection = Annotated[
     bool, typer.Option("--bias-correction", help="Let biases make good the outputs' mean error.")
 ]

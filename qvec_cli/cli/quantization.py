@@ -75,7 +75,7 @@ def quantize(
         typer.Option(metavar="GLOB", help="Weights to quantize, in place of the file's own."),
     ] = None,
     calib: Calib = None,
-    calib_samples: CalibSamples = 512,
+    calib_samples: CalibSamples = None,
     bias_correction: BiasCorrection = False,
     compare: Annotated[
         bool,
@@ -84,7 +84,7 @@ def quantize(
     data: Annotated[
         str | None, typer.Option(help="Images for --compare to measure each row on.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Of --data.")] = "val",
+    split: Annotated[str | None, typer.Option(help="Of --data.", show_default="val")] = None,
     data_dir: DataDir = None,
     dataset_download: Download = False,
     workers: Workers = 0,
@@ -106,14 +106,18 @@ def quantize(
     loading = Loading(folder, dataset_download and not dry_run, None, workers, batch_size)
     patterns = tuple(targets or ())
     named = wish(model, img_size, in_chans, crop_pct, model_arg)
+    if split is not None and data is None:
+        raise SpecError("--split goes with --data")
     out: Path | None = None
     work: Callable[[Listener], Metrics]
     if compare:
         from qvec_cli.ops import survey
 
         _alone(output=output, method=method is not Method.RTN, fake=fake, calib=calib,
-               bias_correction=bias_correction, dry_run=dry_run)  # fmt: skip
-        survey_ = survey.Request(checkpoint, wanted, patterns, data, split, loading, device, named)
+               calib_samples=calib_samples, bias_correction=bias_correction,
+               dry_run=dry_run)  # fmt: skip
+        images_of = data, split or "val", loading, device
+        survey_ = survey.Request(checkpoint, wanted, patterns, *images_of, named)
         work = partial(survey.survey, survey_)
     else:
         from qvec_cli.ops import quantize as verb
@@ -203,12 +207,13 @@ def _alone(**typed: object) -> None:
 
 
 def _calibration(
-    calib: str | None, samples: int, loading: Loading, device: str, bias_correction: bool
+    calib: str | None, samples: int | None, loading: Loading, device: str, bias_correction: bool
 ) -> Calibration | None:
     if calib is not None:
-        return Calibration(calib, samples, loading, device, bias_correction)
-    if bias_correction:
-        raise SpecError("--bias-correction needs images: --calib is missing")
+        return Calibration(calib, samples or 512, loading, device, bias_correction)
+    for flag, typed in (("--bias-correction", bias_correction), ("--calib-samples", samples)):
+        if typed:
+            raise SpecError(f"{flag} needs images: --calib is missing")
     return None
 
 
