@@ -53,6 +53,22 @@ class ExportFormat(StrEnum):
     TIMM = "timm"  # a folder
 
 
+class FigureKind(StrEnum):
+    """What qvec plot draws; one row each in ops/figures.py."""
+
+    HEATMAP = "heatmap"  # donors times receivers
+    CURVE = "curve"  # accuracy over lambda
+    PLANE = "plane"  # accuracy over what it costs
+    LAYERS = "layers"  # the error of each layer
+
+
+class Cost(StrEnum):
+    """What a model's own QAT is counted in."""
+
+    IMAGES = "images"  # that it is trained on, epochs times training images
+    SECONDS = "seconds"  # that train-qat took
+
+
 class DataUse(StrEnum):
     """What of the receiver's data a number has cost, from nothing to labels."""
 

@@ -18,11 +18,12 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "qvec_cli"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = {"cli": 3, "ops": 2, "quant": 1, "vector": 1, "model": 1, "learn": 1, "checkpoint": 1}
-FLOORS |= {"export": 1}
+FLOORS |= {"export": 1, "draw": 1}
 ROOMS = {room for room, floor in FLOORS.items() if floor == 1}
 SIDEWAYS = {("model", "quant"), ("export", "quant")}
 VERBS = {"train", "extract", "patch", "quantize", "evaluate", "sweep", "trial", "describe"}
-VERBS |= {"survey", "export"}
+VERBS |= {"survey", "export", "plot"}
+EXTRAS = ("hfds", "onnx", "plot")
 CHAIN = {("sweep", "trial"), ("survey", "trial")}
 DOORS = {
     "rich": {"cli/show.py"},
@@ -31,6 +32,7 @@ DOORS = {
     "typer": {"cli"},
     "torchvision": {"learn"},
     "datasets": {"learn"},
+    "matplotlib": {"draw"},
     "onnxscript": {"export/graph.py"},
     "onnxruntime": {"export/runtime.py"},
 }
@@ -133,7 +135,7 @@ def test_every_import_is_declared() -> None:
     extras = project["optional-dependencies"]
     declared = {
         text.split(">")[0].split("=")[0].strip().lower().replace("-", "_")
-        for text in (*project["dependencies"], *extras["hfds"], *extras["onnx"])
+        for text in (*project["dependencies"], *(text for name in EXTRAS for text in extras[name]))
     }
     found = {name.split(".")[0] for path in FILES for name in imports(path)}
     found -= {"qvec_cli", *sys.stdlib_module_names}

@@ -44,6 +44,7 @@ app.command()(quantization.export)
 app.command("eval")(measurement.evaluate)
 app.command()(measurement.sweep_lambda)
 app.command()(study.inspect)
+app.command()(study.plot)
 
 
 def _version(wanted: bool) -> None:

@@ -245,6 +245,11 @@ def _layout(facts: Facts) -> str:
     )
 
 
+def _figure(results: Facts) -> Iterator[str]:
+    yield f"{results['output']}: {results['figure']}, {size(results['bytes'])}"
+    yield results["words"]
+
+
 def _cut(text: str) -> str:
     """What a card says, which may be of any length."""
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
@@ -299,4 +304,5 @@ _LINES: Final[Mapping[str, Callable[[Facts], Iterator[str]]]] = {
     "eval": _eval,
     "sweep-lambda": _sweep,
     "inspect": _inspect,
+    "plot": _figure,
 }

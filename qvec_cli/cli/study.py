@@ -1,4 +1,4 @@
-"""The commands that look at what is there: inspect."""
+"""The commands that look at what is there: inspect, plot."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from qvec_cli.cli import show
-from qvec_cli.cli.options import AsJson
+from qvec_cli.cli.options import AsJson, Force, MetricsFile, Out
 from qvec_cli.errors import SpecError
+from qvec_cli.specs import Cost, FigureKind
 
 
 def inspect(
@@ -34,4 +35,46 @@ def inspect(
         lambda heard: compare(file, other, heard) if other else work(file, heard),
         as_json=as_json,
         inputs=(file, other) if other else (file,),
+    )
+
+
+def plot(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            readable=False,
+            help="JSON of transfer, sweep-lambda, quantize --metrics, eval; - for stdin.",
+        ),
+    ],
+    output: Out,
+    figure: Annotated[
+        FigureKind | None,
+        typer.Option(
+            help="What to draw, where the files leave a choice.", show_default="what they make"
+        ),
+    ] = None,
+    receiver: Annotated[str | None, typer.Option(help="One receiver of a grid, for curve.")] = None,
+    donor: Annotated[
+        str | None, typer.Option(help="One donor of a grid, for curve and plane.")
+    ] = None,
+    cost: Annotated[
+        Cost, typer.Option(help="What plane counts: images trained on, or seconds.")
+    ] = Cost.IMAGES,
+    metrics: MetricsFile = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw the figure that FILES make: .png, .svg or .pdf."""
+    from qvec_cli.ops.figures import Wish
+    from qvec_cli.ops.plot import Request
+    from qvec_cli.ops.plot import plot as run
+
+    request = Request(tuple(files), output, Wish(figure, receiver, donor, cost), force)
+    show.deliver(
+        lambda listener: run(request, listener),
+        as_json=as_json,
+        document=metrics,
+        out=output,
+        inputs=tuple(files),
+        force=force,
     )

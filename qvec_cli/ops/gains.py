@@ -1,0 +1,144 @@
+"""What each donor gives each receiver over plain rounding: the facts of the heatmap."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import numpy as np
+
+from qvec_cli.draw.heatmap import Heat, Panel
+from qvec_cli.ops.matrix import FLOAT, OWN_QAT, PLAIN, Cell, Choice, Matrix
+from qvec_cli.ops.records import Score
+from qvec_cli.specs import DataUse
+
+SAYS: Final = {
+    DataUse.NONE: "no receiver data",
+    DataUse.PROXY_IMAGES: "images of others",
+    DataUse.RECEIVER_IMAGES: "its images",
+    DataUse.RECEIVER_LABELS: "its labels",
+}
+"""What of the receiver's data a number has used, in a figure's words."""
+
+Chooser = Callable[[Cell], Choice | None]
+
+
+def heat_of(matrix: Matrix) -> Heat:
+    """Gains of every donor on every receiver: a panel for each fixed lambda and each selector."""
+    receivers, donors = tuple(matrix.receivers), tuple(matrix.donors)
+    panels = [
+        _panel(matrix, f"\N{GREEK SMALL LETTER LAMDA} = {lam:g}", _fixed(place))
+        for place, lam in enumerate(matrix.fixed)
+    ]
+    panels += [
+        _panel(matrix, chosen_name(key), _chosen(key), noted=True) for key in matrix.selectors
+    ]
+    keys = baseline_keys(matrix)
+    levels = [[_percent(matrix, name, key) for key in keys] for name in receivers]
+    own = [[_is_own(matrix, r, d) for d in donors] for r in receivers]
+    return Heat(
+        title="What a donor's vector gives a receiver, over plain rounding",
+        subtitle=f"{subtitle(matrix)}; rows: receivers, columns: donors",
+        receivers=receivers,
+        donors=donors,
+        panels=tuple(panels),
+        diagonal=np.array(own),
+        columns=tuple(baseline_name(matrix, key) for key in keys),
+        levels=np.array(levels, dtype=float),
+        footnote=_marks(matrix),
+    )
+
+
+def subtitle(matrix: Matrix) -> str:
+    """Grid, how codes are chosen, how much has run, on how many images."""
+    sizes = [matrix.plain(name).n for name in matrix.baselines]
+    n = f"{min(sizes):,}" if min(sizes) == max(sizes) else f"{min(sizes):,} to {max(sizes):,}"
+    held = sum(cell.null is None for cell in matrix.cells.values())
+    pairs = len(matrix.receivers) * len(matrix.donors)
+    some = "" if held == pairs else f"{held} of "
+    cells = f"{some}{pairs} pair{'s' if pairs > 1 else ''}"
+    return f"{matrix.grid}, {matrix.method}; {cells}; top-1 on test, n = {n} images a receiver"
+
+
+def baseline_keys(matrix: Matrix) -> tuple[str, ...]:
+    """Baselines in the order of the file, the receiver's own QAT last."""
+    keys = {key: None for rows in matrix.baselines.values() for key in rows}
+    return tuple(sorted(keys, key=lambda key: key == OWN_QAT))
+
+
+def baseline_name(matrix: Matrix, key: str) -> str:
+    """A baseline in a figure's words, with what it has used of the receiver's data, if anything."""
+    known = {FLOAT: "float", PLAIN: f"{matrix.method.upper()}, this grid", OWN_QAT: "own QAT"}
+    uses = [rows[key].use for rows in matrix.baselines.values() if key in rows]
+    use = max(uses, key=list(DataUse).index)
+    return known.get(key, key) + (f" ({SAYS[use]})" if use is not DataUse.NONE else "")
+
+
+def chosen_name(key: str) -> str:
+    """A selector in words."""
+    how = "on validation" if key == "val" else f"by {key}"
+    return f"\N{GREEK SMALL LETTER LAMDA} chosen {how}"
+
+
+def difference_error(first: Score, second: Score) -> float:
+    """Standard error of a difference of two accuracies, as of independent counts.
+
+    The images are the same ones, so that the true one is smaller.
+    """
+    return math.hypot(first.standard_error, second.standard_error)
+
+
+def _fixed(place: int) -> Chooser:
+    return lambda cell: cell.fixed[place] if place < len(cell.fixed) else None
+
+
+def _chosen(key: str) -> Chooser:
+    return lambda cell: cell.chosen.get(key)
+
+
+def _panel(matrix: Matrix, title: str, pick: Chooser, *, noted: bool = False) -> Panel:
+    shape = len(matrix.receivers), len(matrix.donors)
+    gains, errors = np.full(shape, np.nan), np.full(shape, np.nan)
+    notes = [["" for _ in matrix.donors] for _ in matrix.receivers]
+    uses: list[DataUse] = []
+    for r, receiver in enumerate(matrix.receivers):
+        for d, donor in enumerate(matrix.donors):
+            cell = matrix.get(receiver, donor)
+            choice = pick(cell) if cell else None
+            if choice is None:
+                continue
+            gains[r, d] = 100 * matrix.gain(receiver, choice.test)
+            errors[r, d] = 100 * difference_error(choice.test, matrix.plain(receiver))
+            uses.append(choice.use)
+            if noted and choice.lam not in matrix.fixed:
+                notes[r][d] = f"{choice.lam:g}"
+    marks = tuple(map(tuple, notes)) if noted else ()
+    return Panel(title, _used(uses), gains, errors, marks)
+
+
+def _used(uses: Iterable[DataUse]) -> str:
+    return SAYS[max(uses, key=list(DataUse).index, default=DataUse.NONE)]
+
+
+def _percent(matrix: Matrix, receiver: str, key: str) -> float:
+    row = matrix.baselines.get(receiver, {}).get(key)
+    return 100 * row.test.top1 if row else math.nan
+
+
+def _is_own(matrix: Matrix, receiver: str, donor: str) -> bool:
+    cell = matrix.get(receiver, donor)
+    return cell.diagonal if cell else receiver == donor
+
+
+def _marks(matrix: Matrix) -> str:
+    """What the marks of the figure mean, of those that are in it."""
+    words = ["bold: further from 0 than one standard error of the difference"]
+    if matrix.selectors:
+        words.append("small: the chosen \N{GREEK SMALL LETTER LAMDA}, where it is another")
+    if any(cell.diagonal for cell in matrix.cells.values()):
+        words.append("outlined: a receiver's own vector, the ceiling, in no mean")
+    held = sum(cell.null is None for cell in matrix.cells.values())
+    if held < len(matrix.receivers) * len(matrix.donors):
+        words.append("hatched: not measured")
+    return "; ".join(words)

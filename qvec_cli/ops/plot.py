@@ -1,0 +1,70 @@
+"""A figure from files of results."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from qvec_cli.checkpoint.replace import check_target, replacing
+from qvec_cli.draw.canvas import FORMATS, render
+from qvec_cli.errors import SpecError
+from qvec_cli.ops.documents import read
+from qvec_cli.ops.figures import Wish, drawn, require_drawing
+from qvec_cli.ops.metrics import Metrics
+from qvec_cli.specs import Listener
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asks for."""
+
+    files: tuple[Path, ...]
+    out: Path
+    wish: Wish
+    force: bool = False
+
+
+def plot(request: Request, listener: Listener) -> Metrics:
+    """Draws and writes one figure; the suffix of the output is its format.
+
+    Raises:
+        SpecError: another suffix, or files that do not make the figure that is wished for.
+        CheckpointError: a file that cannot be read or written, or is not of results.
+    """
+    started = time.perf_counter()
+    suffix = request.out.suffix.lower().removeprefix(".")
+    if suffix not in FORMATS:
+        raise SpecError(
+            f"-o {request.out}: figures are written as {', '.join('.' + name for name in FORMATS)}"
+        )
+    check_output(request.out, request.files, force=request.force)
+    require_drawing("plot")
+    found = read(request.files)
+    made = drawn(found, request.wish)
+    content = render(made.figure, suffix)
+    with replacing(request.out, force=request.force) as file:
+        file.write(content)
+    wish = request.wish
+    parameters = {"receiver": wish.receiver, "donor": wish.donor, "cost": wish.cost}
+    results = {
+        "output": str(request.out),
+        "figure": made.kind,
+        "bytes": len(content),
+        "words": made.words,
+        **made.facts,
+    }
+    return Metrics("plot", found.inputs, parameters, results, made.use, started=started)
+
+
+def check_output(out: Path, files: tuple[Path, ...], *, force: bool) -> None:
+    """Refuses, before any work, an output that could not be written or would replace an input.
+
+    Raises:
+        SpecError: the output is one of the inputs.
+        CheckpointError: see ``check_target``.
+    """
+    for path in files:
+        if path.exists() and out.exists() and path.samefile(out):
+            raise SpecError(f"{out}: is an input, and the output would replace it")
+    check_target(out, force=force)

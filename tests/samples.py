@@ -1,0 +1,206 @@
+"""Made-up results of a transfer grid: numbers that nobody has measured, for tests of figures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from typing import Any
+
+LAMBDAS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.0, 1.05, 1.2, 1.35, 1.5)
+TASKS = (
+    *("cars", "dtd", "eurosat", "gtsrb", "mnist", "resisc45", "sun397", "svhn", "cifar10"),
+    *("cifar100", "stl10", "food101", "flowers102", "fer2013", "pcam", "oxford-pets", "rsst2"),
+    *("emnist", "fashion-mnist", "kmnist", "tiny-imagenet", "imagenet"),
+)
+GRID: dict[str, Any] = {
+    "bits": 3,
+    "granularity": "channel",
+    "group_size": None,
+    "scale": "absmax",
+    "symmetric": True,
+}
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def score(top1: float, n: int) -> dict[str, Any]:
+    """A score whose counts are whole."""
+    right = min(n, max(0, round(top1 * n)))
+    top1, fifth = right / n, min(n, right + n // 10)
+    return {
+        "n": n,
+        "n_correct": right,
+        "top1": top1,
+        "n_correct_top5": fifth,
+        "top5": fifth / n,
+        "loss": 1.5 - top1,
+        "standard_error": (top1 * (1 - top1) / n) ** 0.5,
+    }
+
+
+def grid_lines(
+    *,
+    receivers: tuple[str, ...] = TASKS[:3],
+    donors: tuple[str, ...] = TASKS[:3],
+    missing: tuple[tuple[str, str], ...] = (),
+    extra: tuple[str, ...] = ("rtn mse", "rtn mse-full", "rtn absmax asymmetric"),
+    selectors: tuple[str, ...] = ("val",),
+    seed: int = 0,
+    oracle: bool = True,
+    qat: bool = True,
+) -> list[dict[str, Any]]:
+    """The lines that a run of that size would have left behind."""
+    dice = random.Random(seed)
+    tests = {name: dice.randrange(800, 4000) for name in receivers}
+    vals = {name: tests[name] // 4 for name in receivers}
+    levels = {name: (dice.uniform(0.6, 0.99), dice.uniform(0.05, 0.5)) for name in receivers}
+    lines = [_run(receivers, donors, tests, vals, oracle, dice)]
+    lines += [_receiver(n, tests[n], levels[n], extra, qat, dice) for n in receivers]
+    for name in receivers:
+        for donor in donors:
+            if (name, donor) in missing:
+                continue
+            sizes = vals[name], tests[name]
+            lines.append(_cell((name, donor, None), sizes, levels[name], selectors, oracle, dice))
+    for name in receivers:
+        sizes = vals[name], tests[name]
+        lines.append(
+            _cell((name, donors[0], "random"), sizes, levels[name], selectors, oracle, dice)
+        )
+    cosines = [
+        [1.0 if a == b else round(0.02 + 0.01 * (len(a) + len(b)) / 9, 4) for b in donors]
+        for a in donors
+    ]
+    lines.append({"kind": "alignment", "donors": list(donors), "global": cosines, "rows": cosines})
+    return lines
+
+
+def _run(
+    receivers: tuple[str, ...],
+    donors: tuple[str, ...],
+    tests: dict[str, int],
+    vals: dict[str, int],
+    oracle: bool,
+    dice: random.Random,
+) -> dict[str, Any]:
+    return {
+        "kind": "run",
+        "schema": 1,
+        "command": "transfer",
+        "version": "0.1.0",
+        "grid": GRID,
+        "method": "rtn",
+        "lambdas": list(LAMBDAS),
+        "fixed": [1.0],
+        "oracle": oracle,
+        "nulls": {"random": [donors[0]]},
+        "seed": 0,
+        "batch_size": 128,
+        "device": "cpu",
+        "receivers": {
+            name: {
+                "model": f"models/{name}.st",
+                "digest": digest(name),
+                "data": f"images/{name}",
+                "data_digest": digest(f"data {name}"),
+                "images": {"val": vals[name], "test": tests[name]},
+                "trained_images": 10 * dice.randrange(900, 90_000),
+                "qat": {"path": f"models/{name}_qat.st", "digest": digest(f"qat {name}")},
+                "baselines": {},
+            }
+            for name in receivers
+        },
+        "donors": {
+            name: {
+                "rho": f"rho/{name}.st",
+                "digest": digest(f"rho {name}"),
+                "trained_images": 10 * dice.randrange(20_000, 130_000),
+                "norm": round(dice.uniform(3, 13), 3),
+            }
+            for name in donors
+        },
+        "environment": {"python": "3.11.7", "torch": "2.14.1", "timm": "1.0.31", "device": "cpu"},
+    }
+
+
+def _receiver(
+    name: str,
+    n: int,
+    level: tuple[float, float],
+    extra: tuple[str, ...],
+    qat: bool,
+    dice: random.Random,
+) -> dict[str, Any]:
+    high, low = level
+    rows: dict[str, Any] = {
+        "fp": {"grid": None, "test": score(high, n), "data_use": "none"},
+        "ptq": {"grid": GRID, "test": score(low, n), "data_use": "none"},
+    }
+    for key in extra:
+        grid = {**GRID, "scale": key.split()[1]} if key.startswith("rtn ") else GRID
+        if key.endswith("asymmetric"):
+            grid = {**grid, "symmetric": False}
+        use = "none" if key.startswith("rtn ") else "receiver_images"
+        value = low + dice.uniform(0, 0.8) * (high - low)
+        rows[key] = {"grid": grid, "test": score(value, n), "data_use": use}
+    if qat:
+        value = low + 0.9 * (high - low)
+        rows["qat"] = {"grid": GRID, "test": score(value, n), "data_use": "receiver_labels"}
+    return {"kind": "receiver", "receiver": name, "baselines": rows}
+
+
+def _cell(
+    names: tuple[str, str, str | None],
+    sizes: tuple[int, int],
+    level: tuple[float, float],
+    selectors: tuple[str, ...],
+    oracle: bool,
+    dice: random.Random,
+) -> dict[str, Any]:
+    """An accuracy that rises to a peak and falls again, with what counting adds."""
+    name, donor, null = names
+    (high, low), (n_val, n_test) = level, sizes
+    peak, height = dice.uniform(0.3, 1.3), dice.uniform(-0.1, 0.6) * (high - low)
+    if name == donor:
+        peak, height = 1.0, 0.9 * (high - low)
+    if null:
+        height = -0.1 * (high - low)
+
+    def curve(lam: float) -> float:
+        return low + height * (1 - ((lam - peak) / peak) ** 2)
+
+    vals = {x: score(curve(x) + dice.gauss(0, 0.01), n_val) for x in LAMBDAS}
+    tests = {x: score(curve(x) + dice.gauss(0, 0.004), n_test) for x in LAMBDAS}
+    points: list[dict[str, Any]] = [{"lambda": x, "val": vals[x]} for x in LAMBDAS]
+    if oracle:
+        points = [{**point, "test": tests[point["lambda"]]} for point in points]
+    best = min(LAMBDAS, key=lambda x: (-vals[x]["n_correct"], x))
+    chosen: dict[str, Any] = {
+        key: {
+            "lambda": best if key == "val" else 0.6,
+            "test": tests[best if key == "val" else 0.6],
+            "data_use": "receiver_labels" if key == "val" else "proxy_images",
+        }
+        for key in selectors
+    }
+    if "val" in chosen:
+        chosen["val"]["val"] = vals[best]
+    top = max(LAMBDAS, key=lambda x: tests[x]["n_correct"])
+    return {
+        "kind": "cell",
+        "receiver": name,
+        "donor": donor,
+        "null": null,
+        "diagonal": name == donor and null is None,
+        "curve": points,
+        "fixed": [{"lambda": 1.0, "test": tests[1.0], "data_use": "none"}],
+        "chosen": chosen,
+        "oracle": {"lambda": top, "test": tests[top]} if oracle else None,
+    }
+
+
+def text(lines: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(line) + "\n" for line in lines)
