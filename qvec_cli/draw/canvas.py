@@ -16,6 +16,8 @@ P = ParamSpec("P")
 
 FORMATS: Final = ("png", "svg", "pdf")
 
+LAMBDA: Final = "\N{GREEK SMALL LETTER LAMDA}"
+
 INK: Final = "#1b1b1b"
 SOFT: Final = "#5c5c5c"
 FAINT: Final = "#d5d5d5"
@@ -61,6 +63,9 @@ _NAMELESS: Final[dict[str, dict[str, Any]]] = {
     "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
 }
 """No time and no version stands in a figure: the same numbers give the same bytes."""
+
+_ONE_LINE: Final = 14
+"""Letters of a name beside a column; a longer one is broken."""
 
 _LONGEST: Final = 26
 """Letters of a name in a figure."""
@@ -148,6 +153,26 @@ def name(text: str, longest: int = _LONGEST) -> str:
         return shown
     half = (longest - 1) // 2
     return f"{shown[:half]}\N{HORIZONTAL ELLIPSIS}{shown[-half:]}"
+
+
+def two_lines(text: str) -> str:
+    """A long name broken before its bracket, or else at the space nearest to its middle."""
+    shown = name(text, 44)
+    spaces = [place for place, letter in enumerate(shown) if letter == " "]
+    if len(shown) <= _ONE_LINE or not spaces:
+        return name(text)
+    bracket = shown.find(" (")
+    middle = bracket if bracket >= len(shown) // 3 else len(shown) / 2
+    cut = min(spaces, key=lambda place: abs(place - middle))
+    return f"{shown[:cut]}\n{shown[cut + 1 :]}"
+
+
+def compact(value: float) -> str:
+    """A count in three digits: 840, 16.2 k, 1.28 M."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if abs(value) >= 0.9995 * size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g}"
 
 
 def ink_on(colour: Sequence[float]) -> str:

@@ -16,6 +16,7 @@ from qvec_cli.draw.canvas import (
     ink_on,
     name,
     styled,
+    two_lines,
     words_width,
     wrapped,
 )
@@ -36,9 +37,6 @@ _ROOMY: Final = 12
 """Rows or columns up to which there is room for a decimal."""
 
 _MEAN: Final = "mean"
-
-_ONE_LINE: Final = 14
-"""Letters above a column; a longer name is broken."""
 
 _GAP: Final = 0.25
 """Of a row, between the receivers and their means."""
@@ -92,7 +90,7 @@ class _Sizes:
         cell = (0.46, 0.36) if count <= _ROOMY else (0.29, 0.25)
         cell = cell if count <= NUMBERED else (0.14, 0.14)
         left = words_width([*map(name, heat.receivers), _MEAN]) + 0.3
-        names = [line for text in heat.columns for line in _two_lines(text).split("\n")]
+        names = [line for text in heat.columns for line in two_lines(text).split("\n")]
         head = words_width([*map(name, heat.donors), *names]) + 0.08
         titles = words_width([p.title for p in heat.panels], 9.5)  # 8.5 points, bold
         slot = max(columns * cell[0], titles, words_width([p.note for p in heat.panels])) + 0.25
@@ -137,16 +135,6 @@ def _title(sheet: Sheet, left: float, top: float, title: str, note: str) -> None
     sheet.write(left, top + 0.16, note, fontsize=7.5, color=SOFT)
 
 
-def _two_lines(text: str) -> str:
-    """A long name broken at the space nearest to its middle."""
-    shown = name(text, 40)
-    spaces = [place for place, letter in enumerate(shown) if letter == " "]
-    if len(shown) <= _ONE_LINE or not spaces:
-        return name(text)
-    cut = min(spaces, key=lambda place: abs(place - len(shown) / 2))
-    return f"{shown[:cut]}\n{shown[cut + 1 :]}"
-
-
 def _limit(panels: Sequence[Panel]) -> float:
     """The end of the shared scale, points: that of the largest change."""
     sizes = [np.abs(p.gains[np.isfinite(p.gains)]).max(initial=0.0) for p in panels]
@@ -159,7 +147,7 @@ def _gains(axes: Axes, heat: Heat, panel: Panel, limit: float, *, named: bool) -
 
     rows, columns = panel.gains.shape
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows + 0.75, -0.5))
-    paint = _Paint(mpl.colormaps[GAINS], mpl.colors.Normalize(-limit, limit))
+    paint = Paint(mpl.colormaps[GAINS], mpl.colors.Normalize(-limit, limit))
     means, last = _means(panel.gains, heat.diagonal), rows + _GAP
     for values, first in ((panel.gains, 0.0), (means[None], last)):
         paint.cells(axes, values, first)
@@ -174,7 +162,7 @@ def _gains(axes: Axes, heat: Heat, panel: Panel, limit: float, *, named: bool) -
 
 
 @dataclass(frozen=True, slots=True)
-class _Paint:
+class Paint:
     """Numbers to colours."""
 
     colours: Any
@@ -202,7 +190,7 @@ def _means(gains: Array, diagonal: Array) -> Array:
     return np.where(counts > 0, others.sum(axis=0) / np.maximum(counts, 1), np.nan)
 
 
-def _numbers(axes: Axes, panel: Panel, paint: _Paint) -> None:
+def _numbers(axes: Axes, panel: Panel, paint: Paint) -> None:
     roomy = max(panel.gains.shape) <= _ROOMY
     for r, c in np.argwhere(np.isfinite(panel.gains)):
         gain = panel.gains[r, c]
@@ -210,18 +198,20 @@ def _numbers(axes: Axes, panel: Panel, paint: _Paint) -> None:
         style: dict[str, Any] = {"ha": "center", "va": "center", "color": paint.ink(gain)}
         weight = "bold" if abs(gain) > panel.errors[r, c] else "normal"
         rise, size = 0.14 if note else 0.0, 7.5 if roomy else 5.8
-        axes.text(c, r - rise, signed(gain, roomy), fontsize=size, fontweight=weight, **style)
+        axes.text(
+            c, r - rise, signed(gain, decimal=roomy), fontsize=size, fontweight=weight, **style
+        )
         if note:
             axes.text(c, r + 0.27, note, fontsize=5.5 if roomy else 4.3, **style)
 
 
-def _mean_numbers(axes: Axes, means: Array, row: float, paint: _Paint, *, roomy: bool) -> None:
+def _mean_numbers(axes: Axes, means: Array, row: float, paint: Paint, *, roomy: bool) -> None:
     for c in map(int, np.flatnonzero(np.isfinite(means))):
         style: dict[str, Any] = {"ha": "center", "va": "center", "color": paint.ink(means[c])}
-        axes.text(c, row, signed(means[c], roomy), fontsize=7.5 if roomy else 5.8, **style)
+        axes.text(c, row, signed(means[c], decimal=roomy), fontsize=7.5 if roomy else 5.8, **style)
 
 
-def signed(points: float, decimal: bool) -> str:
+def signed(points: float, *, decimal: bool) -> str:
     """Points with their sign; zero has none."""
     text = f"{points:+.1f}" if decimal else f"{points:+.0f}"
     shown = text.lstrip("+-")
@@ -252,12 +242,12 @@ def _levels(axes: Axes, heat: Heat) -> None:
     rows, columns = heat.levels.shape
     greys = mpl.colors.LinearSegmentedColormap.from_list("levels", ["#ffffff", "#b9b9b9"])
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
-    _Paint(greys, mpl.colors.Normalize(0, 100)).cells(axes, heat.levels, 0)
+    Paint(greys, mpl.colors.Normalize(0, 100)).cells(axes, heat.levels, 0)
     size = 7.5 if rows <= _ROOMY else 6.0
     for r, c in np.argwhere(np.isfinite(heat.levels)):
         text = f"{heat.levels[r, c]:.1f}"
         axes.text(c, r, text, fontsize=size, ha="center", va="center", color=INK)
-    _frame(axes, list(map(_two_lines, heat.columns)), [], [])
+    _frame(axes, list(map(two_lines, heat.columns)), [], [])
 
 
 def _scale(sheet: Sheet, left: float, top: float, limit: float) -> None:

@@ -257,12 +257,13 @@ def _quantize(whole: Record, results: Record) -> Layers | Compared:
     if "compared" in results:
         return _compared(whole, results)
     ratios = results.record("sqnr_db")
+    order = [name for name in results.texts("quantized") if name in ratios.value]  # the network's
     return Layers(
         whole.where,
         _name(_inputs(whole)[0].text("path")),
         whole.record("parameters").grid(),
         whole.record("parameters").text("method"),
-        {name: ratios.number(name) if name in ratios else None for name in ratios.value},
+        {name: ratios.number(name) if name in ratios else None for name in order},
         results.number("bits_per_weight"),
         (results.whole("bytes_before"), results.whole("bytes_after")),
         _use(whole),

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from statistics import mean
 from typing import Any, Final
 
 from qvec_cli.errors import QvecError, SpecError
-from qvec_cli.ops.documents import Found
-from qvec_cli.ops.gains import heat_of
+from qvec_cli.ops.documents import (
+    Compared,
+    Evaluation,
+    Extraction,
+    Found,
+    Layers,
+    Sweep,
+    Training,
+)
 from qvec_cli.ops.matrix import Matrix
-from qvec_cli.specs import Cost, DataUse, FigureKind, Use
+from qvec_cli.specs import Cost, DataUse, FigureKind, Use, spent
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +57,114 @@ def require_drawing(command: str) -> None:
             )
 
 
-def _heatmap(found: Found, wish: Wish) -> Drawn:
+def drawn(found: Found, wish: Wish) -> Drawn:
+    """The figure that is wished for, or that the files make.
+
+    Raises:
+        SpecError: files that make no such figure, hold more than it shows, or lack what it needs.
+    """
+    kind = wish.kind or _first(found)
+    row = _FIGURES[kind]
+    _require_flags(kind, wish)
+    if not any(_held(found, source) for source in row.sources):
+        needed = " or ".join(_WORDS[source] for source in row.sources)
+        raise SpecError(f"--figure {kind} is drawn from {needed}, and none of the files is that")
+    if sum(_held(found, source) for source in row.sources) > 1:
+        raise SpecError("the files hold a grid and sweeps: draw one at a time")
+    for document in found.documents:
+        if not isinstance(document, (*row.sources, *row.beside)):
+            raise SpecError(
+                f"{document.file}: a {kind} shows nothing of {_WORDS[type(document)]}",
+                hint="Leave it out, or choose another --figure; qvec report takes all together.",
+            )
+    if found.matrix is not None and Matrix not in row.sources:
+        raise SpecError(f"a {kind} shows nothing of a transfer grid", hint="Leave it out.")
+    return row.draw(found, wish)
+
+
+def _first(found: Found) -> FigureKind:
+    """What files make of themselves: a grid its heatmap."""
+    for kind, row in _FIGURES.items():
+        if any(_held(found, source) for source in row.sources):
+            return kind
+    raise SpecError(
+        f"{found.inputs[0].path}: alone it makes no figure",
+        hint="A figure needs a transfer grid, sweeps, or quantize --metrics.",
+    )
+
+
+def _held(found: Found, source: type[Any]) -> bool:
+    return found.matrix is not None if source is Matrix else bool(found.of(source))
+
+
+def _require_flags(kind: FigureKind, wish: Wish) -> None:
+    """Refuses flags that the figure has no use for."""
+    for flag, value, kinds in (
+        ("--receiver", wish.receiver, (FigureKind.CURVE,)),
+        ("--donor", wish.donor, (FigureKind.CURVE, FigureKind.PLANE)),
+        ("--cost seconds", wish.cost is Cost.SECONDS or None, (FigureKind.PLANE,)),
+    ):
+        if value is not None and kind not in kinds:
+            raise SpecError(f"{flag} goes with --figure {' or '.join(kinds)}, not {kind}")
+
+
+def _heatmap(found: Found, _: Wish) -> Drawn:
     from qvec_cli.draw.heatmap import heatmap
+    from qvec_cli.ops.gains import heat_of
 
     matrix = _matrix(found)
     heat = heat_of(matrix)
     facts = {**matrix_facts(matrix), "panels": [panel.title for panel in heat.panels]}
-    return Drawn(
-        FigureKind.HEATMAP, heatmap(heat), f"{heat.title}: {heat.subtitle}", facts, grid_use(matrix)
-    )
+    words = f"{heat.title}. {heat.subtitle}."
+    return Drawn(FigureKind.HEATMAP, heatmap(heat), words, facts, grid_use(matrix))
+
+
+def _curve(found: Found, wish: Wish) -> Drawn:
+    from qvec_cli.draw.curves import curves
+    from qvec_cli.draw.spread import spread
+    from qvec_cli.ops.traces import cells_of, curves_of, spread_of
+
+    if found.matrix is None:
+        if wish.receiver or wish.donor:
+            raise SpecError("--receiver and --donor choose in a grid; of sweeps, name the files")
+        given = curves_of(found.of(Sweep), found.of(Evaluation))
+        use = spent(*(row.use for row in (*found.of(Sweep), *found.of(Evaluation))))
+    elif wish.receiver or wish.donor:
+        given, use = (
+            cells_of(found.matrix, wish.receiver, wish.donor),
+            grid_use(found.matrix, wish.receiver),
+        )
+    else:
+        many = spread_of(found.matrix)
+        facts = matrix_facts(found.matrix)
+        words = f"{many.title}. {many.subtitle}."
+        return Drawn(FigureKind.CURVE, spread(many), words, facts, grid_use(found.matrix))
+    facts = {"curves": sum(len(panel.traces) for panel in given.panels)}
+    words = f"{given.title}. {given.subtitle}."
+    return Drawn(FigureKind.CURVE, curves(given), words, facts, use)
+
+
+def _plane(found: Found, wish: Wish) -> Drawn:
+    from qvec_cli.draw.plane import plane
+    from qvec_cli.ops.costs import costs_of, plane_of
+
+    matrix = _matrix(found)
+    costs = costs_of(matrix, wish.cost, found.of(Training), found.of(Extraction))
+    given = plane_of(matrix, costs, wish.cost, wish.donor)
+    facts = {**matrix_facts(matrix), "break_even": given.donor[1] / mean(given.costs)}
+    words = f"{given.title}. {given.subtitle}. {given.words}"
+    return Drawn(FigureKind.PLANE, plane(given), words, facts, grid_use(matrix))
+
+
+def _layers(found: Found, _: Wish) -> Drawn:
+    from qvec_cli.draw.strips import strips
+    from qvec_cli.ops.strip import strips_of
+
+    models = found.of(Layers)
+    given = strips_of(models)
+    use = spent(*(model.use for model in models))
+    words = f"{given.title}. {given.subtitle}. {', '.join(s.title for s in given.strips)}."
+    return Drawn(FigureKind.LAYERS, strips(given), words, {"models": len(models)}, use)
 
 
 def _matrix(found: Found) -> Matrix:
@@ -77,28 +184,40 @@ def matrix_facts(matrix: Matrix) -> dict[str, Any]:
     }
 
 
-def grid_use(matrix: Matrix) -> Use:
-    """What the numbers of a grid have used: the most of any, and images over all receivers."""
-    uses = [row.use for found in matrix.baselines.values() for row in found.values()]
-    uses += [choice.use for cell in matrix.cells.values() for choice in cell.chosen.values()]
+def grid_use(matrix: Matrix, receiver: str | None = None) -> Use:
+    """What the numbers of a grid have used: the most of any, and images over the receivers shown."""
+    shown = [receiver] if receiver else list(matrix.receivers)
+    uses = [row.use for name in shown for row in matrix.baselines.get(name, {}).values()]
+    cells = [cell for cell in matrix.cells.values() if cell.receiver in shown]
+    uses += [choice.use for cell in cells for choice in cell.chosen.values()]
     level = max(uses, key=list(DataUse).index, default=DataUse.NONE)
     labelled = "val" in matrix.selectors
-    images = sum(r.images.get("val", 0) for r in matrix.receivers.values())
+    images = sum(matrix.receivers[name].images.get("val", 0) for name in shown)
     return Use(level, {"val": images} if labelled else {})
 
 
-_FIGURES: Final[Mapping[FigureKind, Callable[[Found, Wish], Drawn]]] = {
-    FigureKind.HEATMAP: _heatmap,
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """How a figure is drawn, from what, and what else may stand beside that."""
+
+    draw: Callable[[Found, Wish], Drawn]
+    sources: tuple[type[Any], ...]
+    beside: tuple[type[Any], ...] = ()
+
+
+_FIGURES: Final[Mapping[FigureKind, _Row]] = {
+    FigureKind.HEATMAP: _Row(_heatmap, (Matrix,)),
+    FigureKind.CURVE: _Row(_curve, (Matrix, Sweep), (Evaluation,)),
+    FigureKind.PLANE: _Row(_plane, (Matrix,), (Training, Extraction)),
+    FigureKind.LAYERS: _Row(_layers, (Layers,)),
 }
 
-
-def drawn(found: Found, wish: Wish) -> Drawn:
-    """The figure that is wished for, or that the files make.
-
-    Raises:
-        SpecError: files that make no such figure.
-    """
-    kind = wish.kind or FigureKind.HEATMAP
-    if kind not in _FIGURES or found.matrix is None:
-        raise SpecError(f"--figure {kind} cannot be drawn from these files")
-    return _FIGURES[kind](found, wish)
+_WORDS: Final[Mapping[type[Any], str]] = {
+    Matrix: "a transfer grid",
+    Sweep: "a sweep",
+    Layers: "quantize --metrics",
+    Evaluation: "eval",
+    Compared: "quantize --compare",
+    Training: "finetune and train-qat",
+    Extraction: "extract",
+}

@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 
+from qvec_cli.draw.canvas import LAMBDA
 from qvec_cli.draw.heatmap import Heat, Panel
 from qvec_cli.ops.matrix import FLOAT, OWN_QAT, PLAIN, Cell, Choice, Matrix
 from qvec_cli.ops.records import Score
@@ -28,11 +29,10 @@ def heat_of(matrix: Matrix) -> Heat:
     """Gains of every donor on every receiver: a panel for each fixed lambda and each selector."""
     receivers, donors = tuple(matrix.receivers), tuple(matrix.donors)
     panels = [
-        _panel(matrix, f"\N{GREEK SMALL LETTER LAMDA} = {lam:g}", _fixed(place))
-        for place, lam in enumerate(matrix.fixed)
+        _panel(matrix, fixed_name(lam), at_fixed(place)) for place, lam in enumerate(matrix.fixed)
     ]
     panels += [
-        _panel(matrix, chosen_name(key), _chosen(key), noted=True) for key in matrix.selectors
+        _panel(matrix, chosen_name(key), at_chosen(key), noted=True) for key in matrix.selectors
     ]
     keys = baseline_keys(matrix)
     levels = [[_percent(matrix, name, key) for key in keys] for name in receivers]
@@ -75,10 +75,15 @@ def baseline_name(matrix: Matrix, key: str) -> str:
     return known.get(key, key) + (f" ({SAYS[use]})" if use is not DataUse.NONE else "")
 
 
+def fixed_name(lam: float) -> str:
+    """A lambda that nobody chose."""
+    return f"{LAMBDA} = {lam:g}"
+
+
 def chosen_name(key: str) -> str:
     """A selector in words."""
     how = "on validation" if key == "val" else f"by {key}"
-    return f"\N{GREEK SMALL LETTER LAMDA} chosen {how}"
+    return f"{LAMBDA} chosen {how}"
 
 
 def difference_error(first: Score, second: Score) -> float:
@@ -89,11 +94,13 @@ def difference_error(first: Score, second: Score) -> float:
     return math.hypot(first.standard_error, second.standard_error)
 
 
-def _fixed(place: int) -> Chooser:
+def at_fixed(place: int) -> Chooser:
+    """What a cell came to at one of the run's fixed lambdas."""
     return lambda cell: cell.fixed[place] if place < len(cell.fixed) else None
 
 
-def _chosen(key: str) -> Chooser:
+def at_chosen(key: str) -> Chooser:
+    """What a cell came to at the lambda of a selector."""
     return lambda cell: cell.chosen.get(key)
 
 
@@ -114,10 +121,11 @@ def _panel(matrix: Matrix, title: str, pick: Chooser, *, noted: bool = False) ->
             if noted and choice.lam not in matrix.fixed:
                 notes[r][d] = f"{choice.lam:g}"
     marks = tuple(map(tuple, notes)) if noted else ()
-    return Panel(title, _used(uses), gains, errors, marks)
+    return Panel(title, used(uses), gains, errors, marks)
 
 
-def _used(uses: Iterable[DataUse]) -> str:
+def used(uses: Iterable[DataUse]) -> str:
+    """The most that any of some numbers has used, in words."""
     return SAYS[max(uses, key=list(DataUse).index, default=DataUse.NONE)]
 
 
@@ -135,7 +143,7 @@ def _marks(matrix: Matrix) -> str:
     """What the marks of the figure mean, of those that are in it."""
     words = ["bold: further from 0 than one standard error of the difference"]
     if matrix.selectors:
-        words.append("small: the chosen \N{GREEK SMALL LETTER LAMDA}, where it is another")
+        words.append(f"small: the chosen {LAMBDA}, where it is another")
     if any(cell.diagonal for cell in matrix.cells.values()):
         words.append("outlined: a receiver's own vector, the ceiling, in no mean")
     held = sum(cell.null is None for cell in matrix.cells.values())

@@ -1,0 +1,219 @@
+"""Curves over lambda of sweeps and of grids: the facts of the figure curve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from qvec_cli.draw.canvas import LAMBDA
+from qvec_cli.draw.curves import DISTINCT, Curves, Level, Panel, Trace
+from qvec_cli.draw.heatmap import signed
+from qvec_cli.draw.spread import Spread
+from qvec_cli.errors import MismatchError, SpecError
+from qvec_cli.ops.documents import Evaluation, Sweep
+from qvec_cli.ops.matrix import FLOAT, OWN_QAT, PLAIN, Cell, Matrix, Point
+from qvec_cli.ops.records import Score
+
+_QAT: str = "qat"
+"""The role of a checkpoint that train-qat wrote, as cards hold it."""
+
+
+def curves_of(sweeps: Sequence[Sweep], evaluations: Sequence[Evaluation]) -> Curves:
+    """A panel for each receiver; its own QAT is there if one of the evaluations is of it.
+
+    Raises:
+        MismatchError: sweeps on two grids, or an evaluation that belongs to none of them.
+    """
+    first = sweeps[0]
+    for sweep in sweeps[1:]:
+        if (sweep.grid, sweep.method) != (first.grid, first.method):
+            raise MismatchError(
+                f"{sweep.file}: is on {sweep.grid}, {sweep.method}, and {first.file} on "
+                f"{first.grid}, {first.method}",
+                hint="Draw the sweeps of one grid at a time.",
+            )
+    panels: dict[tuple[str, ...], list[Sweep]] = {}
+    for sweep in sweeps:
+        panels.setdefault(sweep.digests, []).append(sweep)
+    own = {digests: _own_qat(found[0], evaluations) for digests, found in panels.items()}
+    used = {row.file for row in own.values() if row}
+    for row in evaluations:
+        if row.file not in used:
+            raise MismatchError(
+                f"{row.file}: is no test accuracy of a receiver's own QAT on the grid of a sweep",
+                hint="Leave it out.",
+            )
+    shown = [_sweep_panel(found, own[digests]) for digests, found in panels.items()]
+    what = f"{_names([p.title for p in shown], 'receivers')}, "
+    what += _names([sweep.donor for sweep in sweeps], "vectors")
+    return _figure(
+        what,
+        f"{first.grid}, {first.method}; {_sizes([s.curve[0].val for s in sweeps], 'validation')}, "
+        f"{_sizes([s.unit.test for s in sweeps], 'test')}",
+        shown,
+    )
+
+
+def _figure(what: str, subtitle: str, panels: Sequence[Panel]) -> Curves:
+    """The panels; more curves than colours can tell apart get one each, on one scale."""
+    names = {trace.name for panel in panels for trace in panel.traces}
+    shared = len(panels) == 1
+    if len(names) > DISTINCT:
+        panels = [
+            Panel(
+                trace.name if shared else f"{panel.title}, {trace.name}",
+                (replace(trace, name=""),),
+                panel.levels,
+            )
+            for panel in panels
+            for trace in panel.traces
+        ]
+    elif shared:
+        panels = [replace(panels[0], title="")]
+    title = f"Accuracy over {LAMBDA}: {what}"
+    return Curves(title, subtitle, tuple(panels), shared)
+
+
+def _names(names: Sequence[str], words: str) -> str:
+    found = dict.fromkeys(names)
+    return names[0] if len(found) == 1 else f"{len(found)} {words}"
+
+
+def _sizes(scores: Sequence[Score], split: str) -> str:
+    counts = [score.n for score in scores]
+    low, high = min(counts), max(counts)
+    n = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return f"{n} {split} images"
+
+
+def _own_qat(sweep: Sweep, evaluations: Sequence[Evaluation]) -> Evaluation | None:
+    for row in evaluations:
+        here = row.data == sweep.digests[1] and row.split == "test"
+        if here and row.role == _QAT and row.grid == sweep.grid:
+            return row
+    return None
+
+
+def _sweep_panel(sweeps: Sequence[Sweep], own: Evaluation | None) -> Panel:
+    first = sweeps[0]
+    levels = [
+        Level("float", first.baselines[FLOAT].test.top1, "float"),
+        Level(first.method.upper(), first.baselines[PLAIN].test.top1, "plain"),
+    ]
+    if own is not None:
+        levels.append(Level("own QAT", own.score.top1, "qat"))
+    traces = tuple(_trace(s.donor, s.curve, s.chosen.lam, own=False, known=s) for s in sweeps)
+    return Panel(first.receiver, traces, tuple(levels))
+
+
+def _trace(
+    name: str, curve: Sequence[Point], chosen: float | None, *, own: bool, known: Sweep | None
+) -> Trace:
+    tests = {point.lam: point.test for point in curve if point.test}
+    if known is not None:
+        tests |= {known.unit.lam: known.unit.test, known.chosen.lam: known.chosen.test}
+    return Trace(
+        name,
+        tuple((point.lam, (point.val.n_correct, point.val.n)) for point in curve),
+        tuple((lam, (test.n_correct, test.n)) for lam, test in sorted(tests.items())),
+        chosen,
+        own,
+    )
+
+
+def cells_of(matrix: Matrix, receiver: str | None, donor: str | None) -> Curves:
+    """The curves of one receiver, of one donor, or of one pair of a grid.
+
+    Raises:
+        SpecError: a name that the grid does not have, or a pair that has not run.
+    """
+    for flag, name, names in (
+        ("--receiver", receiver, matrix.receivers),
+        ("--donor", donor, matrix.donors),
+    ):
+        if name is not None and name not in names:
+            raise SpecError(f"{flag} {name!r} is not in the grid; it has {', '.join(names)}")
+    cells = [
+        cell
+        for cell in matrix.cells.values()
+        if cell.null is None and receiver in (None, cell.receiver) and donor in (None, cell.donor)
+    ]
+    if not cells:
+        raise SpecError(f"of {receiver or donor} the grid has no pair yet")
+    shown = list(dict.fromkeys(cell.receiver for cell in cells))
+    what = f"{receiver or f'{len(shown)} receivers'}, vector of {donor or 'each donor'}"
+    whole = receiver is not None and donor is not None
+    return _figure(
+        what,
+        f"{matrix.grid}, {matrix.method}; {_sizes([c.curve[0].val for c in cells], 'validation')}, "
+        f"{_sizes([matrix.plain(name) for name in shown], 'test')}",
+        [
+            _cell_panel(
+                matrix, name, [_cell_trace(c, whole=whole) for c in cells if c.receiver == name]
+            )
+            for name in shown
+        ],
+    )
+
+
+def _cell_panel(matrix: Matrix, receiver: str, traces: Sequence[Trace]) -> Panel:
+    rows = matrix.baselines[receiver]
+    named = (
+        (FLOAT, "float", "float"),
+        (PLAIN, matrix.method.upper(), "plain"),
+        (OWN_QAT, "own QAT", "qat"),
+    )
+    levels = [Level(n, rows[key].test.top1, kind) for key, n, kind in named if key in rows]
+    return Panel(receiver, tuple(traces), tuple(levels))
+
+
+def _cell_trace(cell: Cell, *, whole: bool) -> Trace:
+    """A curve; on test only at the fixed and the chosen lambda, as in a sweep, or as a whole."""
+    val = cell.chosen.get("val")
+    tests = {point.lam: point.test for point in cell.curve if point.test and whole}
+    tests |= {choice.lam: choice.test for choice in (*cell.fixed, *((val,) if val else ()))}
+    return Trace(
+        cell.donor,
+        tuple((point.lam, (point.val.n_correct, point.val.n)) for point in cell.curve),
+        tuple((lam, (test.n_correct, test.n)) for lam, test in sorted(tests.items())),
+        val.lam if val else None,
+        cell.diagonal,
+    )
+
+
+def spread_of(matrix: Matrix) -> Spread:
+    """All transfers of a grid at once, each against its own lambda 0.
+
+    Raises:
+        SpecError: a grid without a pair that counts.
+    """
+    cells = matrix.transfers
+    if not cells:
+        raise SpecError("the grid has no pair of a donor and another receiver yet")
+    lambdas = [point.lam for point in cells[0].curve]
+    if any([point.lam for point in cell.curve] != lambdas for cell in matrix.cells.values()):
+        raise SpecError("the pairs of the grid have curves over different lambdas")
+    val = np.array([_gains([point.val for point in cell.curve], lambdas) for cell in cells])
+    own = [cell for cell in matrix.cells.values() if cell.diagonal]
+    tests = [[point.test for point in cell.curve] for cell in cells]
+    middle = np.median(val, axis=0)
+    best = int(middle.argmax())
+    return Spread(
+        f"The median gain is largest at {LAMBDA} = {lambdas[best]:g}: "
+        f"{signed(float(middle[best]), decimal=True)} points",
+        f"{matrix.grid}, {matrix.method}; {_sizes([c.curve[0].val for c in cells], 'validation')}, "
+        f"{_sizes([matrix.plain(cell.receiver) for cell in cells], 'test')} a receiver",
+        np.array(lambdas),
+        val,
+        np.array([_gains(row, lambdas) for row in tests]) if all(map(all, tests)) else None,
+        np.array([_gains([point.val for point in cell.curve], lambdas) for cell in own]),
+        tuple(cell.chosen["val"].lam for cell in cells if "val" in cell.chosen),
+    )
+
+
+def _gains(scores: Sequence[Score | None], lambdas: Sequence[float]) -> list[float]:
+    plain = scores[list(lambdas).index(0.0)]
+    assert plain is not None
+    return [100 * (score.top1 - plain.top1) for score in scores if score]
