@@ -22,7 +22,7 @@ FLOORS |= {"export": 1, "draw": 1}
 ROOMS = {room for room, floor in FLOORS.items() if floor == 1}
 SIDEWAYS = {("model", "quant"), ("export", "quant")}
 VERBS = {"train", "extract", "patch", "quantize", "evaluate", "sweep", "trial", "describe"}
-VERBS |= {"survey", "export", "plot"}
+VERBS |= {"survey", "export", "plot", "report"}
 EXTRAS = ("hfds", "onnx", "plot")
 CHAIN = {("sweep", "trial"), ("survey", "trial")}
 DOORS = {
@@ -33,6 +33,8 @@ DOORS = {
     "torchvision": {"learn"},
     "datasets": {"learn"},
     "matplotlib": {"draw"},
+    "jinja2": {"draw/page.py"},
+    "markupsafe": {"draw/page.py"},
     "onnxscript": {"export/graph.py"},
     "onnxruntime": {"export/runtime.py"},
 }

@@ -45,6 +45,7 @@ app.command("eval")(measurement.evaluate)
 app.command()(measurement.sweep_lambda)
 app.command()(study.inspect)
 app.command()(study.plot)
+app.command()(study.report)
 
 
 def _version(wanted: bool) -> None:

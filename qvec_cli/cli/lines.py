@@ -250,6 +250,14 @@ def _figure(results: Facts) -> Iterator[str]:
     yield results["words"]
 
 
+def _report(results: Facts) -> Iterator[str]:
+    yield (
+        f"{results['output']}: {results['figures']} figures, {results['tables']} tables, "
+        f"{size(results['bytes'])}"
+    )
+    yield f"sections: {', '.join(results['sections'])}"
+
+
 def _cut(text: str) -> str:
     """What a card says, which may be of any length."""
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
@@ -305,4 +313,5 @@ _LINES: Final[Mapping[str, Callable[[Facts], Iterator[str]]]] = {
     "sweep-lambda": _sweep,
     "inspect": _inspect,
     "plot": _figure,
+    "report": _report,
 }

@@ -1,4 +1,4 @@
-"""The commands that look at what is there: inspect, plot."""
+"""The commands that look at what is there: inspect, plot, report."""
 
 from __future__ import annotations
 
@@ -38,14 +38,17 @@ def inspect(
     )
 
 
+Results = Annotated[
+    list[Path],
+    typer.Argument(
+        readable=False,
+        help="JSON of transfer, sweep-lambda, quantize --metrics, eval; - for stdin.",
+    ),
+]
+
+
 def plot(
-    files: Annotated[
-        list[Path],
-        typer.Argument(
-            readable=False,
-            help="JSON of transfer, sweep-lambda, quantize --metrics, eval; - for stdin.",
-        ),
-    ],
+    files: Results,
     output: Out,
     figure: Annotated[
         FigureKind | None,
@@ -70,6 +73,29 @@ def plot(
     from qvec_cli.ops.plot import plot as run
 
     request = Request(tuple(files), output, Wish(figure, receiver, donor, cost), force)
+    show.deliver(
+        lambda listener: run(request, listener),
+        as_json=as_json,
+        document=metrics,
+        out=output,
+        inputs=tuple(files),
+        force=force,
+    )
+
+
+def report(
+    files: Results,
+    output: Out,
+    title: Annotated[str, typer.Option(help="Of the page.")] = "Quantization vectors",
+    metrics: MetricsFile = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write one HTML page of all that FILES hold: figures, tables and the numbers as JSON."""
+    from qvec_cli.ops.report import Request
+    from qvec_cli.ops.report import report as run
+
+    request = Request(tuple(files), output, title, force)
     show.deliver(
         lambda listener: run(request, listener),
         as_json=as_json,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.source import STREAM
 from qvec_cli.errors import CheckpointError, SpecError
 from qvec_cli.ops.matrix import FLOAT, PLAIN, Choice, Matrix, Measured, Point, lines_of, parse
@@ -142,6 +143,19 @@ def read(paths: Iterable[Path]) -> Found:
             raw.append((str(path), whole.value))
             inputs.append(Input(str(path), "metrics", digest))
     return Found(parse(lines) if lines else None, tuple(documents), tuple(inputs), tuple(raw))
+
+
+def check_apart(out: Path, files: tuple[Path, ...], *, force: bool) -> None:
+    """Refuses, before any work, an output that could not be written or would replace an input.
+
+    Raises:
+        SpecError: the output is one of the inputs.
+        CheckpointError: see ``check_target``.
+    """
+    for path in files:
+        if path.exists() and out.exists() and path.samefile(out):
+            raise SpecError(f"{out}: is an input, and the output would replace it")
+    check_target(out, force=force)
 
 
 def _content(path: Path) -> bytes:

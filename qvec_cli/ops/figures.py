@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from statistics import mean
 from typing import Any, Final
 
@@ -108,6 +108,32 @@ def _require_flags(kind: FigureKind, wish: Wish) -> None:
             raise SpecError(f"{flag} goes with --figure {' or '.join(kinds)}, not {kind}")
 
 
+def grid_figures(found: Found) -> Iterator[Drawn | QvecError]:
+    """All that a grid makes, and why not, where it lacks what a figure needs."""
+    for draw in (_heatmap, _curve, _plane):
+        try:
+            yield draw(found, Wish())
+        except QvecError as fault:
+            yield fault
+
+
+def sweep_figures(found: Found) -> Iterator[Drawn]:
+    """A figure for each grid that sweeps were on."""
+    from qvec_cli.ops.traces import fitting_in
+
+    kinds = dict.fromkeys((sweep.grid, sweep.method) for sweep in found.of(Sweep))
+    for kind in kinds:
+        sweeps = [sweep for sweep in found.of(Sweep) if (sweep.grid, sweep.method) == kind]
+        beside = fitting_in(sweeps, found.of(Evaluation))
+        yield _curve(replace(found, matrix=None, documents=(*sweeps, *beside)), Wish())
+
+
+def layer_figures(found: Found) -> Iterator[Drawn]:
+    """One figure of all quantized models, on one scale."""
+    if found.of(Layers):
+        yield _layers(found, Wish())
+
+
 def _heatmap(found: Found, _: Wish) -> Drawn:
     from qvec_cli.draw.heatmap import heatmap
     from qvec_cli.ops.gains import heat_of
@@ -185,7 +211,7 @@ def matrix_facts(matrix: Matrix) -> dict[str, Any]:
 
 
 def grid_use(matrix: Matrix, receiver: str | None = None) -> Use:
-    """What the numbers of a grid have used: the most of any, and images over the receivers shown."""
+    """What the numbers of a grid have used: the most of any, and the images of those shown."""
     shown = [receiver] if receiver else list(matrix.receivers)
     uses = [row.use for name in shown for row in matrix.baselines.get(name, {}).values()]
     cells = [cell for cell in matrix.cells.values() if cell.receiver in shown]

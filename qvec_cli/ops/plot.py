@@ -6,10 +6,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from qvec_cli.checkpoint.replace import check_target, replacing
+from qvec_cli.checkpoint.replace import replacing
 from qvec_cli.draw.canvas import FORMATS, render
 from qvec_cli.errors import SpecError
-from qvec_cli.ops.documents import read
+from qvec_cli.ops.documents import check_apart, read
 from qvec_cli.ops.figures import Wish, drawn, require_drawing
 from qvec_cli.ops.metrics import Metrics
 from qvec_cli.specs import Listener
@@ -38,7 +38,7 @@ def plot(request: Request, listener: Listener) -> Metrics:
         raise SpecError(
             f"-o {request.out}: figures are written as {', '.join('.' + name for name in FORMATS)}"
         )
-    check_output(request.out, request.files, force=request.force)
+    check_apart(request.out, request.files, force=request.force)
     require_drawing("plot")
     found = read(request.files)
     made = drawn(found, request.wish)
@@ -55,16 +55,3 @@ def plot(request: Request, listener: Listener) -> Metrics:
         **made.facts,
     }
     return Metrics("plot", found.inputs, parameters, results, made.use, started=started)
-
-
-def check_output(out: Path, files: tuple[Path, ...], *, force: bool) -> None:
-    """Refuses, before any work, an output that could not be written or would replace an input.
-
-    Raises:
-        SpecError: the output is one of the inputs.
-        CheckpointError: see ``check_target``.
-    """
-    for path in files:
-        if path.exists() and out.exists() and path.samefile(out):
-            raise SpecError(f"{out}: is an input, and the output would replace it")
-    check_target(out, force=force)

@@ -38,9 +38,9 @@ def curves_of(sweeps: Sequence[Sweep], evaluations: Sequence[Evaluation]) -> Cur
     for sweep in sweeps:
         panels.setdefault(sweep.digests, []).append(sweep)
     own = {digests: _own_qat(found[0], evaluations) for digests, found in panels.items()}
-    used = {row.file for row in own.values() if row}
+    fitting = fitting_in(sweeps, evaluations)
     for row in evaluations:
-        if row.file not in used:
+        if row not in fitting:
             raise MismatchError(
                 f"{row.file}: is no test accuracy of a receiver's own QAT on the grid of a sweep",
                 hint="Leave it out.",
@@ -86,6 +86,14 @@ def _sizes(scores: Sequence[Score], split: str) -> str:
     low, high = min(counts), max(counts)
     n = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     return f"{n} {split} images"
+
+
+def fitting_in(
+    sweeps: Sequence[Sweep], evaluations: Sequence[Evaluation]
+) -> tuple[Evaluation, ...]:
+    """Those that measure the own QAT of a receiver of these sweeps, one a receiver."""
+    found = [_own_qat(sweep, evaluations) for sweep in sweeps]
+    return tuple(row for row in evaluations if row in found)
 
 
 def _own_qat(sweep: Sweep, evaluations: Sequence[Evaluation]) -> Evaluation | None:

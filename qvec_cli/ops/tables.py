@@ -1,0 +1,270 @@
+"""The numbers of a transfer grid as tables, each with what it has used of the receiver's data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from statistics import fmean
+from typing import Any, Final
+
+from qvec_cli.draw.canvas import LAMBDA
+from qvec_cli.draw.heatmap import signed
+from qvec_cli.draw.page import Table
+from qvec_cli.ops.gains import (
+    Chooser,
+    at_chosen,
+    at_fixed,
+    baseline_keys,
+    baseline_name,
+    chosen_name,
+    fixed_name,
+    used,
+)
+from qvec_cli.ops.matrix import Cell, Choice, Matrix, Point
+from qvec_cli.ops.records import Score
+from qvec_cli.specs import DataUse
+
+NONE: Final = "-"
+"""What has not been measured."""
+
+
+def tables_of(matrix: Matrix) -> Iterator[Table]:
+    """Every number of a grid, the ones that people ask for first."""
+    yield _summary(matrix)
+    yield _donors(matrix)
+    yield from _pairs(matrix)
+    yield from _nulls(matrix)
+    yield from _alignment(matrix)
+    yield from _curves(matrix)
+    yield _uses(matrix)
+    yield from _provenance(matrix)
+
+
+def percent(score: Score) -> str:
+    """Top-1 in percent."""
+    return f"{100 * score.top1:.2f}"
+
+
+def accuracy(score: Score) -> str:
+    """Top-1 in percent with its standard error and counts."""
+    return (
+        f"{percent(score)} \N{PLUS-MINUS SIGN} {100 * score.standard_error:.2f} "
+        f"({score.n_correct}/{score.n})"
+    )
+
+
+def ways(matrix: Matrix) -> list[tuple[str, Chooser]]:
+    """How lambda is found, as words and as what picks a cell's answer."""
+    found = [(fixed_name(lam), at_fixed(place)) for place, lam in enumerate(matrix.fixed)]
+    return found + [(chosen_name(key), at_chosen(key)) for key in matrix.selectors]
+
+
+def _gain(matrix: Matrix, cell: Cell, choice: Choice) -> float:
+    return 100 * matrix.gain(cell.receiver, choice.test)
+
+
+def _points(points: float) -> str:
+    return signed(points, decimal=True)
+
+
+def _summary(matrix: Matrix) -> Table:
+    keys, found = baseline_keys(matrix), ways(matrix)
+    rows = []
+    for name, baselines in matrix.baselines.items():
+        levels = [percent(baselines[key].test) if key in baselines else NONE for key in keys]
+        cells = [cell for cell in matrix.transfers if cell.receiver == name]
+        patched = [_mean_accuracy([c for cell in cells if (c := pick(cell))]) for _, pick in found]
+        rows.append((name, f"{matrix.plain(name).n:,}", *levels, *patched))
+    heads = [f"vector, {label} ({_used_by(matrix, pick)})" for label, pick in found]
+    return Table(
+        "Each receiver: top-1 on test, %",
+        ("receiver", "n", *(baseline_name(matrix, key) for key in keys), *heads),
+        tuple(rows),
+        "Vectors: the mean over donors other than the receiver's own, and in brackets the least "
+        "and the largest. What stands in brackets in the head is what the number has used of the "
+        "receiver's data beyond its own fine-tuning; without brackets, nothing.",
+    )
+
+
+def _mean_accuracy(choices: Sequence[Choice]) -> str:
+    if not choices:
+        return NONE
+    shares = [100 * choice.test.top1 for choice in choices]
+    spread = f" ({min(shares):.2f} to {max(shares):.2f})" if len(shares) > 1 else ""
+    return f"{fmean(shares):.2f}{spread}"
+
+
+def _used_by(matrix: Matrix, pick: Chooser) -> str:
+    return used(choice.use for cell in matrix.cells.values() if (choice := pick(cell)))
+
+
+def _donors(matrix: Matrix) -> Table:
+    found = ways(matrix)
+    rows = []
+    for name, donor in matrix.donors.items():
+        cells = [cell for cell in matrix.transfers if cell.donor == name]
+        trained = f"{donor.trained_images:,}" if donor.trained_images is not None else NONE
+        norm = f"{donor.norm:g}" if donor.norm is not None else NONE
+        rows.append((name, trained, norm, *_mean_gains(matrix, cells, found)))
+    head = ["donor", "images its QAT was trained on", "norm of the vector"]
+    for label, _ in found:
+        head += [f"mean gain, {label}", "better than rounding"]
+    rows.append(("all pairs", "", "", *_mean_gains(matrix, matrix.transfers, found)))
+    return Table(
+        "Each donor: points of top-1 above plain rounding, on other receivers",
+        tuple(head),
+        tuple(rows),
+        "A tie is no win; a receiver's own vector counts nowhere.",
+    )
+
+
+def _mean_gains(
+    matrix: Matrix, cells: Sequence[Cell], found: Sequence[tuple[str, Chooser]]
+) -> Iterator[str]:
+    for _, pick in found:
+        gains = [_gain(matrix, cell, choice) for cell in cells if (choice := pick(cell))]
+        yield _points(fmean(gains)) if gains else NONE
+        yield f"{sum(gain > 0 for gain in gains)} of {len(gains)}" if gains else NONE
+
+
+def _pairs(matrix: Matrix) -> Iterator[Table]:
+    for label, pick in ways(matrix):
+        yield _pair_table(matrix, f"{label} ({_used_by(matrix, pick)})", pick)
+    if any(cell.oracle for cell in matrix.cells.values()):
+        yield _pair_table(matrix, f"{LAMBDA} that is best on test, which nobody can know", _best)
+
+
+def _best(cell: Cell) -> Choice | None:
+    return Choice(*cell.oracle, DataUse.RECEIVER_LABELS) if cell.oracle else None
+
+
+def _pair_table(matrix: Matrix, label: str, pick: Chooser) -> Table:
+    rows = []
+    for receiver in matrix.receivers:
+        cells = [matrix.get(receiver, donor) for donor in matrix.donors]
+        rows.append((receiver, *(_pair(matrix, cell, pick) for cell in cells)))
+    return Table(
+        f"Each pair, {label}: top-1 on test in %, and points above plain rounding",
+        ("receiver, from", *matrix.donors),
+        tuple(rows),
+        f"own: a receiver's own vector. @: the {LAMBDA}.",
+        folded=True,
+    )
+
+
+def _pair(matrix: Matrix, cell: Cell | None, pick: Chooser) -> str:
+    choice = pick(cell) if cell else None
+    if cell is None or choice is None:
+        return NONE
+    own = " own" if cell.diagonal else ""
+    gain = _points(_gain(matrix, cell, choice))
+    return f"{percent(choice.test)} ({gain}) @ {choice.lam:g}{own}"
+
+
+def _nulls(matrix: Matrix) -> Iterator[Table]:
+    """Vectors of the same norm that carry nothing: what a gain must be larger than."""
+    cells = [cell for cell in matrix.cells.values() if cell.null]
+    if not cells:
+        return
+    found = ways(matrix)
+    rows = []
+    for cell in cells:
+        choices = [pick(cell) for _, pick in found]
+        shown = [
+            f"{percent(c.test)} ({_points(_gain(matrix, cell, c))}) @ {c.lam:g}" if c else NONE
+            for c in choices
+        ]
+        rows.append((str(cell.null), cell.donor, cell.receiver, *shown))
+    yield Table(
+        "Vectors of the same norm that carry nothing",
+        ("null", "norm of", "receiver", *(label for label, _ in found)),
+        tuple(rows),
+        folded=True,
+    )
+
+
+def _alignment(matrix: Matrix) -> Iterator[Table]:
+    found = matrix.alignment
+    if found is None:
+        return
+    for words, table in (("of everything at once", found.whole), ("mean over rows", found.rows)):
+        yield Table(
+            f"Cosines between the donors' vectors, {words}",
+            ("donor", *found.donors),
+            tuple(
+                (name, *(f"{value:.4f}" for value in row))
+                for name, row in zip(found.donors, table, strict=True)
+            ),
+            folded=True,
+        )
+
+
+def _curves(matrix: Matrix) -> Iterator[Table]:
+    split: dict[str, Callable[[Point], Score | None]] = {
+        "validation": lambda point: point.val,
+        "test": lambda point: point.test,
+    }
+    lambdas = sorted({point.lam for cell in matrix.cells.values() for point in cell.curve})
+    for name, pick in split.items():
+        rows = []
+        for cell in matrix.cells.values():
+            scores = {point.lam: pick(point) for point in cell.curve}
+            found = [scores.get(lam) for lam in lambdas]
+            if any(found):
+                label = f"{cell.receiver} from {cell.donor}{f', {cell.null}' if cell.null else ''}"
+                rows.append((label, *(percent(score) if score else NONE for score in found)))
+        if rows:
+            yield Table(
+                f"Each curve: top-1 on {name}, %, by {LAMBDA}",
+                ("pair", *(f"{lam:g}" for lam in lambdas)),
+                tuple(rows),
+                folded=True,
+            )
+
+
+def _uses(matrix: Matrix) -> Table:
+    keys = baseline_keys(matrix)
+    rows = [
+        (
+            baseline_name(matrix, key).split(" (", maxsplit=1)[0],
+            max(
+                (found[key].use for found in matrix.baselines.values() if key in found),
+                key=list(DataUse).index,
+            ),
+        )
+        for key in keys
+    ]
+    for label, pick in ways(matrix):
+        uses = [choice.use for cell in matrix.cells.values() if (choice := pick(cell))]
+        rows.append((f"vector, {label}", max(uses, key=list(DataUse).index, default=DataUse.NONE)))
+    return Table(
+        "What each number has used of the receiver's data",
+        ("number", "data_use"),
+        tuple((name, str(use)) for name, use in rows),
+    )
+
+
+def _provenance(matrix: Matrix) -> Iterator[Table]:
+    run = matrix.run
+    parts = ("receivers", "donors", "environment", "kind")
+    yield Table(
+        "How it was run",
+        ("setting", "value"),
+        tuple((key, compact_json(run[key])) for key in run if key not in parts),
+        folded=True,
+    )
+    for part in parts[:-1]:
+        found = run.get(part, {})
+        rows = [
+            (name, key, compact_json(value))
+            for name, facts in found.items()
+            for key, value in (facts if isinstance(facts, dict) else {"": facts}).items()
+        ]
+        yield Table(
+            f"Where it comes from: {part}", ("of", "what", "value"), tuple(rows), folded=True
+        )
+
+
+def compact_json(value: Any) -> str:
+    """A setting as text; a string is itself."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
