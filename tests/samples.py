@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 LAMBDAS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.0, 1.05, 1.2, 1.35, 1.5)
@@ -174,6 +175,7 @@ def _cell(
 
     vals = {x: score(curve(x) + dice.gauss(0, 0.01), n_val) for x in LAMBDAS}
     tests = {x: score(curve(x) + dice.gauss(0, 0.004), n_test) for x in LAMBDAS}
+    tests[0.0] = score(low, n_test)  # plain rounding
     points: list[dict[str, Any]] = [{"lambda": x, "val": vals[x]} for x in LAMBDAS]
     if oracle:
         points = [{**point, "test": tests[point["lambda"]]} for point in points]
@@ -204,3 +206,133 @@ def _cell(
 
 def text(lines: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def document(command: str, inputs: list[tuple[str, str]], **parts: Any) -> dict[str, Any]:
+    """A metrics document; what a part does not say is what most have."""
+    return {
+        "schema": 1,
+        "command": command,
+        "version": "0.1.0",
+        "inputs": [{"path": p, "kind": kind, "digest": digest(p)} for p, kind in inputs],
+        "parameters": {},
+        "results": {},
+        "data_use": {"level": "none", "counts": {}},
+        "environment": {"python": "3.11.7", "torch": "2.14.1", "timm": "1.0.31", "device": "cpu"},
+        "timing": {"wall_s": 12.5, "peak_rss_bytes": 1000},
+        **parts,
+    }
+
+
+def swept(receiver: str, donor: str, seed: int = 0, bits: int = 3) -> dict[str, Any]:
+    """What sweep-lambda would have written; its data are the receiver's."""
+    cell = _cell(
+        (receiver, donor, None), (129, 500), (0.9, 0.4), ("val",), True, random.Random(seed)
+    )
+    points = {point["lambda"]: point for point in cell["curve"]}
+    use = {"level": "receiver_labels", "counts": {"val": 129}}
+    return document(
+        "sweep-lambda",
+        [(f"{receiver}.st", "checkpoint"), (f"{donor}.st", "vector"), (f"{receiver}/", "data")],
+        parameters={"grid": {**GRID, "bits": bits}, "method": "rtn", "data": f"{receiver}/"},
+        results={
+            "curve": [{"lambda": x, "val": points[x]["val"]} for x in LAMBDAS],
+            "chosen": cell["chosen"]["val"],
+            "zero_shot": {**points[1.0], "data_use": "none"},
+            "baselines": {
+                "fp": {"test": score(0.9, 500), "data_use": "none"},
+                "ptq": {**points[0.0], "data_use": "none"},
+            },
+        },
+        data_use=use,
+    )
+
+
+def quantized(model: str, seed: int = 0, exact: bool = False) -> dict[str, Any]:
+    """What quantize --metrics would have written of a ViT of four blocks."""
+    dice = random.Random(seed)
+    layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    names = [f"blocks.{block}.{layer}.weight" for block in range(4) for layer in layers]
+    ratios: dict[str, float | None] = {name: dice.uniform(2, 9) for name in names}
+    if exact:
+        ratios[names[-1]] = None
+    return document(
+        "quantize",
+        [(f"{model}.st", "checkpoint")],
+        parameters={"grid": GRID, "method": "rtn", "fake": False},
+        results={
+            "output": f"{model}_w3.st",
+            "digest": digest(f"{model} quantized"),
+            "quantized": names,
+            "sqnr_db": dict(sorted(ratios.items())),
+            "bits_per_weight": 3.375,
+            "bytes_before": 827_000,
+            "bytes_after": 102_000,
+        },
+    )
+
+
+def evaluated(model: str, role: str, top1: float, n: int = 500) -> dict[str, Any]:
+    """What eval would have written, on data of the name that the model starts with."""
+    data = f"{model.split('_', maxsplit=1)[0]}/"
+    grid = None if role == "fp" else GRID
+    return document(
+        "eval",
+        [(f"{model}.st", "quantized"), (data, "data")],
+        results={**score(top1, n), "split": "test", "role": role, "grid": grid},
+    )
+
+
+def trained(command: str, output: str, made: str, seconds: float) -> dict[str, Any]:
+    """What finetune or train-qat would have written; ``made`` is the digest of its output."""
+    results = {"output": output, "digest": made}
+    timing = {"wall_s": seconds, "peak_rss_bytes": 1000}
+    return document(command, [("base.st", "checkpoint")], results=results, timing=timing)
+
+
+def extracted(donor: str) -> dict[str, Any]:
+    """What extract would have written of a donor of ``grid_lines``."""
+    results = {"output": f"rho/{donor}.st", "digest": digest(f"rho {donor}")}
+    files = [(f"{donor}.st", "checkpoint"), (f"{donor}_qat.st", "checkpoint")]
+    return document("extract", files, results=results)
+
+
+def written(folder: Path) -> None:
+    """Files of each kind, and of what is none."""
+    lines = grid_lines()
+    run, sweep = lines[0], swept("cars", "dtd")
+    untold = {**run["receivers"], "cars": {**run["receivers"]["cars"], "trained_images": None}}
+    documents = {
+        "sweep1.json": sweep,
+        "sweep2.json": swept("cars", "mnist", 1),
+        "sweep_w2.json": swept("cars", "mnist", 1, bits=2),
+        "sweep_bad.json": {
+            **sweep,
+            "results": {**sweep["results"], "chosen": {**sweep["results"]["chosen"]}},
+        },
+        "own_qat.json": evaluated("cars_qat", "qat", 0.85),
+        "fp.json": evaluated("cars", "fp", 0.9),
+        "q1.json": quantized("cars"),
+        "q2.json": quantized("cars_patched", 1, exact=True),
+        "inspect.json": document("inspect", []),
+        "plan.json": document("quantize", [("a.st", "checkpoint")], results={"plan": {}}),
+        "newer.json": {**sweep, "schema": 2},
+        "other.json": {"rows": []},
+    }
+    documents["sweep_bad.json"]["results"]["chosen"]["test"] = {**score(0.5, 500), "top1": 0.7}
+    for name in TASKS[:3]:
+        own, donors = digest(f"qat {name}"), digest(f"{name}_qat.st")
+        documents[f"run_{name}.json"] = trained("train-qat", "x.st", own, 60 + len(name))
+        documents[f"run_{name}_donor.json"] = trained("train-qat", "y.st", donors, 100)
+        documents[f"run_{name}_rho.json"] = extracted(name)
+    for name, value in documents.items():
+        (folder / name).write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    (folder / "g.jsonl").write_text(text(lines))
+    (folder / "g2.jsonl").write_text(text(grid_lines(seed=1)))
+    (folder / "uncosted.jsonl").write_text(text([{**run, "receivers": untold}, *lines[1:]]))
+    (folder / "g.svg").write_text(text(lines) + "\n")
+    (folder / "damaged.json").write_text(json.dumps(sweep, indent=2)[:-30])
+    (folder / "words.txt").write_text("no figure\n")
+    (folder / "noise.bin").write_bytes(bytes(range(256)))
+    (folder / "empty.json").write_text(" \n")
+    (folder / "there.png").write_bytes(b"old")

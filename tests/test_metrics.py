@@ -31,11 +31,15 @@ def documents(drawer: Drawer, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "sweep-lambda": (drawer.receiver, drawer.rho, *receiver, "--lambdas", "0,1"),
         "eval": (drawer.receiver, *receiver),
         "inspect": (drawer.rho,),
+        "plot": (out / "sweep-lambda.json",),
+        "report": (out / "sweep-lambda.json",),
     }
+    suffixes = {"plot": "svg", "report": "html"}
     found = {}
     for command, args in commands.items():
         written = out / f"{command}.json"
-        files: tuple[object, ...] = ("-o", out / f"{command}.st", "--metrics", written)
+        made = out / f"{command}.{suffixes.get(command, 'st')}"
+        files: tuple[object, ...] = ("-o", made, "--metrics", written)
         files = {"inspect": (), "eval": ("-o", written)}.get(command, files)
         if command == "sweep-lambda":
             files = ("-o", written)
@@ -92,6 +96,8 @@ def test_what_a_number_has_cost_is_told(documents: dict[str, Any]) -> None:
         "sweep-lambda": "receiver_labels",
         "eval": "none",
         "inspect": "none",
+        "plot": "receiver_labels",
+        "report": "receiver_labels",
     }
 
 

@@ -251,10 +251,9 @@ def _figure(results: Facts) -> Iterator[str]:
 
 
 def _report(results: Facts) -> Iterator[str]:
-    yield (
-        f"{results['output']}: {results['figures']} figures, {results['tables']} tables, "
-        f"{size(results['bytes'])}"
-    )
+    counts = [(results[key], key) for key in ("figures", "tables")]
+    shown = ", ".join(f"{count} {key if count != 1 else key[:-1]}" for count, key in counts)
+    yield f"{results['output']}: {shown}, {size(results['bytes'])}"
     yield f"sections: {', '.join(results['sections'])}"
 
 

@@ -167,6 +167,14 @@ def two_lines(text: str) -> str:
     return f"{shown[:cut]}\n{shown[cut + 1 :]}"
 
 
+def lacking(text: str) -> str:
+    """The letters of a text that figures cannot show: DejaVu has none for them."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font = get_font(findfont(FontProperties(family="DejaVu Sans")))
+    return "".join(dict.fromkeys(c for c in text if not font.get_char_index(ord(c))))
+
+
 def compact(value: float) -> str:
     """A count in three digits: 840, 16.2 k, 1.28 M."""
     for unit, size in (("M", 1e6), ("k", 1e3)):

@@ -109,6 +109,18 @@ class Found:
     inputs: tuple[Input, ...]
     raw: tuple[tuple[str, Any], ...]  # by file: a document, or the lines of a grid
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What figures call receivers, donors and models."""
+        rows = self.matrix.baselines.values() if self.matrix else ()
+        found = [*(self.matrix.receivers if self.matrix else ())]
+        found += [
+            *(self.matrix.donors if self.matrix else ()),
+            *(key for row in rows for key in row),
+        ]
+        found += [name for row in self.of(Sweep) for name in (row.receiver, row.donor)]
+        return (*found, *(row.name for row in self.of(Layers)))
+
     def of(self, kind: type[Any]) -> tuple[Any, ...]:
         """The documents of a kind, in the order of the files."""
         return tuple(document for document in self.documents if isinstance(document, kind))

@@ -18,7 +18,7 @@ from qvec_cli.ops.documents import (
     Training,
 )
 from qvec_cli.ops.matrix import Matrix
-from qvec_cli.specs import Cost, DataUse, FigureKind, Use, spent
+from qvec_cli.specs import Cost, DataUse, FigureKind, Listener, Use, spent
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,14 @@ def require_drawing(command: str) -> None:
             raise QvecError(
                 f"{command}: the package {name} is not installed", hint="pip install 'qvec[plot]'"
             )
+
+
+def note_letters(found: Found, listener: Listener) -> None:
+    """Says which letters of names figures show as boxes."""
+    from qvec_cli.draw.canvas import lacking
+
+    if letters := lacking("".join(dict.fromkeys("".join(found.names)))[:1000]):
+        listener.note(f"figures show boxes for letters that DejaVu lacks: {letters[:20]}")
 
 
 def drawn(found: Found, wish: Wish) -> Drawn:

@@ -10,7 +10,7 @@ from qvec_cli.checkpoint.replace import replacing
 from qvec_cli.draw.canvas import FORMATS, render
 from qvec_cli.errors import SpecError
 from qvec_cli.ops.documents import check_apart, read
-from qvec_cli.ops.figures import Wish, drawn, require_drawing
+from qvec_cli.ops.figures import Wish, drawn, note_letters, require_drawing
 from qvec_cli.ops.metrics import Metrics
 from qvec_cli.specs import Listener
 
@@ -41,6 +41,7 @@ def plot(request: Request, listener: Listener) -> Metrics:
     check_apart(request.out, request.files, force=request.force)
     require_drawing("plot")
     found = read(request.files)
+    note_letters(found, listener)
     made = drawn(found, request.wish)
     content = render(made.figure, suffix)
     with replacing(request.out, force=request.force) as file:

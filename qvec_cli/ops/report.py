@@ -27,6 +27,7 @@ from qvec_cli.ops.figures import (
     grid_figures,
     grid_use,
     layer_figures,
+    note_letters,
     require_drawing,
     sweep_figures,
 )
@@ -59,6 +60,7 @@ def report(request: Request, listener: Listener) -> Metrics:
     check_apart(request.out, request.files, force=request.force)
     require_drawing("report")
     found = read(request.files)
+    note_letters(found, listener)
     sections = tuple(_sections(found))
     content = page(
         Page(

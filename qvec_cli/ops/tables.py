@@ -69,29 +69,33 @@ def _points(points: float) -> str:
 
 def _summary(matrix: Matrix) -> Table:
     keys, found = baseline_keys(matrix), ways(matrix)
-    rows = []
+    rows, shares = [], []
     for name, baselines in matrix.baselines.items():
-        levels = [percent(baselines[key].test) if key in baselines else NONE for key in keys]
+        levels = [[baselines[key].test] if key in baselines else [] for key in keys]
         cells = [cell for cell in matrix.transfers if cell.receiver == name]
-        patched = [_mean_accuracy([c for cell in cells if (c := pick(cell))]) for _, pick in found]
-        rows.append((name, f"{matrix.plain(name).n:,}", *levels, *patched))
+        patched = [[c.test for cell in cells if (c := pick(cell))] for _, pick in found]
+        rows.append((name, f"{matrix.plain(name).n:,}", *map(_spread, (*levels, *patched))))
+        shares.append([[100 * score.top1 for score in scores] for scores in (*levels, *patched)])
+    columns = zip(*shares, strict=True)
+    means = [f"{fmean(map(fmean, c)):.2f}" if all(c) else NONE for c in columns]
     heads = [f"vector, {label} ({_used_by(matrix, pick)})" for label, pick in found]
     return Table(
         "Each receiver: top-1 on test, %",
         ("receiver", "n", *(baseline_name(matrix, key) for key in keys), *heads),
-        tuple(rows),
+        (*rows, ("mean", "", *means)),
         "Vectors: the mean over donors other than the receiver's own, and in brackets the least "
         "and the largest. What stands in brackets in the head is what the number has used of the "
         "receiver's data beyond its own fine-tuning; without brackets, nothing.",
     )
 
 
-def _mean_accuracy(choices: Sequence[Choice]) -> str:
-    if not choices:
+def _spread(scores: Sequence[Score]) -> str:
+    """The mean of some accuracies in percent, and their ends if they are several."""
+    if not scores:
         return NONE
-    shares = [100 * choice.test.top1 for choice in choices]
-    spread = f" ({min(shares):.2f} to {max(shares):.2f})" if len(shares) > 1 else ""
-    return f"{fmean(shares):.2f}{spread}"
+    shares = [100 * score.top1 for score in scores]
+    ends = f" ({min(shares):.2f} to {max(shares):.2f})" if len(shares) > 1 else ""
+    return f"{fmean(shares):.2f}{ends}"
 
 
 def _used_by(matrix: Matrix, pick: Chooser) -> str:
@@ -147,7 +151,7 @@ def _pair_table(matrix: Matrix, label: str, pick: Chooser) -> Table:
         f"Each pair, {label}: top-1 on test in %, and points above plain rounding",
         ("receiver, from", *matrix.donors),
         tuple(rows),
-        f"own: a receiver's own vector. @: the {LAMBDA}.",
+        f"own: a receiver's own vector. @: the {LAMBDA}, where it is not told above.",
         folded=True,
     )
 
@@ -157,8 +161,12 @@ def _pair(matrix: Matrix, cell: Cell | None, pick: Chooser) -> str:
     if cell is None or choice is None:
         return NONE
     own = " own" if cell.diagonal else ""
-    gain = _points(_gain(matrix, cell, choice))
-    return f"{percent(choice.test)} ({gain}) @ {choice.lam:g}{own}"
+    return f"{_answer(matrix, cell, choice)}{own}"
+
+
+def _answer(matrix: Matrix, cell: Cell, choice: Choice) -> str:
+    at = f" @ {choice.lam:g}" if choice not in cell.fixed else ""
+    return f"{percent(choice.test)} ({_points(_gain(matrix, cell, choice))}){at}"
 
 
 def _nulls(matrix: Matrix) -> Iterator[Table]:
@@ -170,10 +178,7 @@ def _nulls(matrix: Matrix) -> Iterator[Table]:
     rows = []
     for cell in cells:
         choices = [pick(cell) for _, pick in found]
-        shown = [
-            f"{percent(c.test)} ({_points(_gain(matrix, cell, c))}) @ {c.lam:g}" if c else NONE
-            for c in choices
-        ]
+        shown = [_answer(matrix, cell, choice) if choice else NONE for choice in choices]
         rows.append((str(cell.null), cell.donor, cell.receiver, *shown))
     yield Table(
         "Vectors of the same norm that carry nothing",
