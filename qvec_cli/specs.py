@@ -53,6 +53,14 @@ class ExportFormat(StrEnum):
     TIMM = "timm"  # a folder
 
 
+class Null(StrEnum):
+    """What a vector is compared with that carries nothing; one row each in vector/nulls.py."""
+
+    RANDOM = "random"
+    SHUFFLE = "shuffle"
+    TASKVEC = "taskvec"
+
+
 class DataUse(StrEnum):
     """What of the receiver's data a number has cost, from nothing to labels."""
 

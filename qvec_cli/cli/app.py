@@ -43,6 +43,7 @@ app.command()(quantization.quantize)
 app.command()(quantization.export)
 app.command("eval")(measurement.evaluate)
 app.command()(measurement.sweep_lambda)
+app.command()(study.transfer)
 app.command()(study.inspect)
 
 
