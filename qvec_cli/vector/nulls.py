@@ -48,7 +48,7 @@ def matched(block: Array, like: Array) -> Array:
 
 def _random(block: Array, stream: np.random.Generator, drift: Array | None) -> Array:
     """Gaussian numbers."""
-    return stream.standard_normal(block.shape, dtype=np.float32)
+    return np.asarray(stream.standard_normal(block.shape, dtype=np.float32))
 
 
 def _shuffle(block: Array, stream: np.random.Generator, drift: Array | None) -> Array:
