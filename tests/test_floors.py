@@ -22,12 +22,13 @@ FLOORS |= {"export": 1}
 ROOMS = {room for room, floor in FLOORS.items() if floor == 1}
 SIDEWAYS = {("model", "quant"), ("export", "quant")}
 VERBS = {"train", "extract", "patch", "quantize", "evaluate", "sweep", "trial", "describe"}
-VERBS |= {"survey", "export"}
+VERBS |= {"survey", "export", "transfer"}
 CHAIN = {("sweep", "trial"), ("survey", "trial")}
 DOORS = {
     "rich": {"cli/show.py"},
     "timm": {"model/build.py"},
-    "yaml": {"cli/recipe.py"},
+    "yaml": {"ops/mapping.py", "ops/drawer.py"},
+    "submitit": {"ops/jobs.py"},
     "typer": {"cli"},
     "torchvision": {"learn"},
     "datasets": {"learn"},
@@ -133,7 +134,7 @@ def test_every_import_is_declared() -> None:
     extras = project["optional-dependencies"]
     declared = {
         text.split(">")[0].split("=")[0].strip().lower().replace("-", "_")
-        for text in (*project["dependencies"], *extras["hfds"], *extras["onnx"])
+        for text in (*project["dependencies"], *extras["hfds"], *extras["onnx"], *extras["slurm"])
     }
     found = {name.split(".")[0] for path in FILES for name in imports(path)}
     found -= {"qvec_cli", *sys.stdlib_module_names}
