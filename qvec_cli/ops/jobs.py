@@ -104,6 +104,9 @@ def _first(fault: BaseException) -> str:
 
 
 def _last(fault: BaseException) -> str:
-    """What a job's traceback ends with."""
-    lines = [line for line in str(fault).splitlines() if line.strip(" -")]
-    return lines[-1] if lines else type(fault).__name__
+    """What a job's traceback, which stands between two rules, ends with; else the first line."""
+    _, _, trace = str(fault).partition("\n----")
+    lines = [line for line in trace.partition("\n----")[0].splitlines() if line.strip("-")]
+    last = lines[-1] if lines else _first(fault)
+    ours, _, message = last.partition(": ")
+    return message if ours.startswith("qvec_cli.errors.") else last
