@@ -53,6 +53,14 @@ class ExportFormat(StrEnum):
     TIMM = "timm"  # a folder
 
 
+class Null(StrEnum):
+    """What a vector is compared with that carries nothing; one row each in vector/nulls.py."""
+
+    RANDOM = "random"
+    SHUFFLE = "shuffle"
+    TASKVEC = "taskvec"
+
+
 class FigureKind(StrEnum):
     """What qvec plot draws; one row each in ops/figures.py."""
 

@@ -22,13 +22,14 @@ FLOORS |= {"export": 1, "draw": 1}
 ROOMS = {room for room, floor in FLOORS.items() if floor == 1}
 SIDEWAYS = {("model", "quant"), ("export", "quant")}
 VERBS = {"train", "extract", "patch", "quantize", "evaluate", "sweep", "trial", "describe"}
-VERBS |= {"survey", "export", "plot", "report"}
-EXTRAS = ("hfds", "onnx", "plot")
+VERBS |= {"survey", "export", "transfer", "plot", "report"}
+EXTRAS = ("hfds", "onnx", "slurm", "plot")
 CHAIN = {("sweep", "trial"), ("survey", "trial")}
 DOORS = {
     "rich": {"cli/show.py"},
     "timm": {"model/build.py"},
-    "yaml": {"cli/recipe.py"},
+    "yaml": {"ops/mapping.py", "ops/drawer.py"},
+    "submitit": {"ops/jobs.py"},
     "typer": {"cli"},
     "torchvision": {"learn"},
     "datasets": {"learn"},

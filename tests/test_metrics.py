@@ -21,6 +21,9 @@ def documents(drawer: Drawer, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """One document of each command, as printed; and as written, where a file holds it too."""
     out = tmp_path_factory.mktemp("metrics")
     donor, receiver = ("--data", drawer.donor_data), ("--data", drawer.receiver_data)
+    grid = out / "grid.yaml"
+    names = f"{{r: {{model: {drawer.receiver}, data: {drawer.receiver_data}}}}}"
+    grid.write_text(f"receivers: {names}\ndonors: {{d: {drawer.rho}}}\nlambdas: 0,1\n")
     commands: dict[str, tuple[object, ...]] = {
         "finetune": (drawer.base, *donor, *FAST),
         "train-qat": (drawer.base, *donor, *FAST, "--bits", 2),
@@ -29,6 +32,7 @@ def documents(drawer: Drawer, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "quantize": (drawer.receiver, "--bits", 2),
         "export": (drawer.receiver, "--to", "onnx"),
         "sweep-lambda": (drawer.receiver, drawer.rho, *receiver, "--lambdas", "0,1"),
+        "transfer": (grid,),
         "eval": (drawer.receiver, *receiver),
         "inspect": (drawer.rho,),
         "plot": (out / "sweep-lambda.json",),
@@ -94,6 +98,7 @@ def test_what_a_number_has_cost_is_told(documents: dict[str, Any]) -> None:
         "quantize": "none",
         "export": "none",
         "sweep-lambda": "receiver_labels",
+        "transfer": "receiver_labels",
         "eval": "none",
         "inspect": "none",
         "plot": "receiver_labels",

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import MODEL, Drawer, call
 
-from qvec_cli.cli.recipe import MAX_BYTES, load
+from qvec_cli.cli.recipe import load
 from qvec_cli.errors import SpecError
+from qvec_cli.ops.mapping import MAX_BYTES
 
 NAMES = {"epochs": "epochs", "lr": "lr", "no-aug": "no_aug", "model-arg": "model_arg"}
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
-from qvec_cli.cli import measurement, quantization, show, study, training, vectors
+from qvec_cli.cli import drawing, measurement, quantization, show, study, training, vectors
 from qvec_cli.errors import QvecError, ReaderLeftError
 
 _SIGNALS: Final = {
@@ -43,9 +43,10 @@ app.command()(quantization.quantize)
 app.command()(quantization.export)
 app.command("eval")(measurement.evaluate)
 app.command()(measurement.sweep_lambda)
+app.command()(study.transfer)
 app.command()(study.inspect)
-app.command()(study.plot)
-app.command()(study.report)
+app.command()(drawing.plot)
+app.command()(drawing.report)
 
 
 def _version(wanted: bool) -> None:

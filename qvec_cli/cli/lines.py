@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
+from qvec_cli.cli import table
 from qvec_cli.errors import QvecError
 from qvec_cli.ops.metrics import Metrics
 from qvec_cli.quant.layouts import in_words
@@ -53,6 +54,8 @@ def _plan(plan: Facts) -> Iterator[str]:
     yield f"to read {size(plan['bytes_in'])}{out}, memory about {size(plan['memory_bytes'])}"
     if plan["images"]:
         yield f"images: {', '.join(f'{n} {split}' for split, n in plan['images'].items())}"
+    if not plan["tensors"]:
+        return
     fates = Counter(tensor["fate"] for tensor in plan["tensors"])
     yield f"tensors: {', '.join(f'{count} {fate}' for fate, count in fates.items())}"
     yield "tensor\tdtype\tshape\tfate"
@@ -310,6 +313,7 @@ _LINES: Final[Mapping[str, Callable[[Facts], Iterator[str]]]] = {
     "export": _export,
     "eval": _eval,
     "sweep-lambda": _sweep,
+    "transfer": table.rows,
     "inspect": _inspect,
     "plot": _figure,
     "report": _report,

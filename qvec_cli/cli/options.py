@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -15,6 +16,8 @@ from qvec_cli.specs import Granularity, Method, Scale, ScaleDtype
 
 if TYPE_CHECKING:
     from qvec_cli.model.build import Wish
+
+Word = TypeVar("Word", bound=StrEnum)
 
 Out = Annotated[Path, typer.Option("-o", "--output", help="File to write.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace what exists.")]
@@ -107,6 +110,15 @@ ScaleDtypeChoice = Annotated[
     typer.Option("--scale-dtype", help="How a file holds scales.", show_default="float32"),
 ]
 GroupSize = Annotated[int | None, typer.Option(min=1, help="Input features per scale.")]
+Lambdas = Annotated[
+    str,
+    typer.Option(
+        "--lambdas",
+        "-l",
+        metavar="LIST",
+        help="start:stop:step with the stop included, or 0,0.5,1. 0 always takes part.",
+    ),
+]
 Cross = Annotated[
     bool, typer.Option("--cross-grid", help="Take what was made for another grid all the same.")
 ]
@@ -161,3 +173,18 @@ def wish(
     if model is None and (img_size or in_chans or crop_pct or args):
         raise SpecError("--img-size, --in-chans, --crop-pct and --model-arg go with --model")
     return Wish(model, 0, False, img_size, in_chans or 3, crop_pct, args) if model else None
+
+
+def listed(text: str, words: type[Word], flag: str) -> list[Word]:
+    """The words of a comma-separated list, each once.
+
+    Raises:
+        SpecError: one that is not known.
+    """
+    found = []
+    for part in dict.fromkeys(filter(None, (part.strip() for part in text.split(",")))):
+        if part not in set(words):
+            known = ", ".join(words)
+            raise SpecError(f"{flag} {part!r} is none of {known}")
+        found.append(words(part))
+    return found

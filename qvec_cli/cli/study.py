@@ -1,4 +1,4 @@
-"""The commands that look at what is there: inspect, plot, report."""
+"""The commands that look at many files, or at one from outside: inspect, transfer."""
 
 from __future__ import annotations
 
@@ -7,10 +7,33 @@ from typing import Annotated
 
 import typer
 
-from qvec_cli.cli import show
-from qvec_cli.cli.options import AsJson, Force, MetricsFile, Out
+from qvec_cli.cli import recipe, show
+from qvec_cli.cli.options import (
+    AsJson,
+    BatchSize,
+    Bits,
+    Cross,
+    DataDir,
+    Device,
+    Download,
+    DryRun,
+    Force,
+    GranularityChoice,
+    GroupSize,
+    Lambdas,
+    MethodChoice,
+    MetricsFile,
+    Out,
+    Resume,
+    ScaleChoice,
+    ScaleDtypeChoice,
+    Symmetric,
+    Workers,
+    listed,
+    model_args,
+)
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Cost, FigureKind
+from qvec_cli.specs import Loading, Method, Null, Wanted, parse_lambdas
 
 
 def inspect(
@@ -38,69 +61,128 @@ def inspect(
     )
 
 
-Results = Annotated[
-    list[Path],
-    typer.Argument(
-        readable=False,
-        help="JSON of transfer, sweep-lambda, quantize --metrics, eval; - for stdin.",
-    ),
-]
-
-
-def plot(
-    files: Results,
-    output: Out,
-    figure: Annotated[
-        FigureKind | None,
-        typer.Option(
-            help="What to draw, where the files leave a choice.", show_default="what they make"
+def transfer(
+    grid: Annotated[
+        Path,
+        typer.Argument(
+            readable=False,
+            callback=recipe.apply_grid,
+            is_eager=True,
+            help="YAML file: receivers, donors, and defaults for these flags.",
         ),
-    ] = None,
-    receiver: Annotated[str | None, typer.Option(help="One receiver of a grid, for curve.")] = None,
-    donor: Annotated[
-        str | None, typer.Option(help="One donor of a grid, for curve and plane.")
-    ] = None,
-    cost: Annotated[
-        Cost, typer.Option(help="What plane counts: images trained on, or seconds.")
-    ] = Cost.IMAGES,
-    metrics: MetricsFile = None,
-    force: Force = False,
-    as_json: AsJson = False,
-) -> None:
-    """Draw the figure that FILES make: .png, .svg or .pdf."""
-    from qvec_cli.ops.figures import Wish
-    from qvec_cli.ops.plot import Request
-    from qvec_cli.ops.plot import plot as run
-
-    request = Request(tuple(files), output, Wish(figure, receiver, donor, cost), force)
-    show.deliver(
-        lambda listener: run(request, listener),
-        as_json=as_json,
-        document=metrics,
-        out=output,
-        inputs=tuple(files),
-        force=force,
-    )
-
-
-def report(
-    files: Results,
+    ],
     output: Out,
-    title: Annotated[str, typer.Option(help="Of the page.")] = "Quantization vectors",
+    bits: Bits = None,
+    granularity: GranularityChoice = None,
+    group_size: GroupSize = None,
+    scale: ScaleChoice = None,
+    symmetric: Symmetric = None,
+    scale_dtype: ScaleDtypeChoice = None,
+    cross_grid: Cross = False,
+    method: MethodChoice = Method.RTN,
+    lambdas: Lambdas = "0:1.5:0.15",
+    fixed: Annotated[
+        str, typer.Option(metavar="LIST", help="Lambdas that are reported without being chosen.")
+    ] = "1",
+    oracle: Annotated[
+        bool,
+        typer.Option(
+            "--oracle/--no-oracle", help="Measure every lambda on test too, for the regret."
+        ),
+    ] = True,
+    nulls: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="Vectors of the same length that carry nothing: random, shuffle, taskvec.",
+        ),
+    ] = "",
+    null_donors: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="Donors whose lengths they have.",
+            show_default="every donor",
+        ),
+    ] = "",
+    seed: Annotated[int, typer.Option(min=0, help="Of the null vectors.")] = 0,
+    shard: Annotated[
+        str,
+        typer.Option(metavar="I/N", help="Only part I of N: receivers are dealt out in turn."),
+    ] = "1/1",
+    join: Annotated[
+        list[Path] | None,
+        typer.Option(readable=False, help="A finished part of this grid; repeat it."),
+    ] = None,
+    executor: Annotated[
+        str | None,
+        typer.Option(help="Where to run a job for each receiver: slurm or local (qvec[slurm])."),
+    ] = None,
+    executor_arg: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Of submitit, as slurm_partition=gpu; repeat it."),
+    ] = None,
+    data_dir: DataDir = None,
+    dataset_download: Download = False,
+    batch_size: BatchSize = 128,
+    workers: Workers = 0,
+    device: Device = "auto",
     metrics: MetricsFile = None,
+    resume: Resume = False,
     force: Force = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write one HTML page of all that FILES hold: figures, tables and the numbers as JSON."""
-    from qvec_cli.ops.report import Request
-    from qvec_cli.ops.report import report as run
+    """Measure every donor's vector on every receiver of GRID, a line of JSON each."""
+    from qvec_cli.ops.jobs import Executor
+    from qvec_cli.ops.lineup import Wishes
+    from qvec_cli.ops.transfer import Request
+    from qvec_cli.ops.transfer import transfer as run
 
-    request = Request(tuple(files), output, title, force)
+    if executor is None and executor_arg:
+        raise SpecError("--executor-arg goes with --executor")
+    wishes = Wishes(
+        Wanted(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid),
+        tuple(sorted({0.0, *parse_lambdas(lambdas)})),
+        parse_lambdas(fixed),
+        Loading(
+            str(data_dir) if data_dir else None,
+            dataset_download and not dry_run,
+            None,
+            workers,
+            batch_size,
+        ),
+        method,
+        oracle,
+        tuple(listed(nulls, Null, "--nulls")),
+        tuple(filter(None, null_donors.split(","))),
+        seed,
+        device,
+    )
+    request = Request(
+        grid,
+        output,
+        wishes,
+        _shard(shard),
+        tuple(join or ()),
+        Executor(executor, model_args(executor_arg)) if executor else None,
+        resume,
+        force,
+        dry_run,
+    )
     show.deliver(
         lambda listener: run(request, listener),
         as_json=as_json,
         document=metrics,
         out=output,
-        inputs=tuple(files),
-        force=force,
+        inputs=(grid, *request.joined),
+        force=force or resume,
+        dry_run=dry_run,
     )
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal()):
+        raise SpecError(f"--shard {text!r} is not I/N, as 1/4")
+    return int(part), int(parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,12 @@ class Trial:
 
     def score(self, lam: float, split: str) -> Score:
         """Accuracy of Q(theta_R + lambda * rho) on a split."""
-        return self.accuracy(self.quantized(self.patched(lam)), split)
+        return self.scores(lam, (split,))[split]
+
+    def scores(self, lam: float, splits: Iterable[str]) -> dict[str, Score]:
+        """The same on several splits, for one quantization."""
+        self._place(self.quantized(self.patched(lam)))
+        return {split: self._measured(split) for split in splits}
 
     def float_score(self, split: str) -> Score:
         """Accuracy of the receiver itself, not quantized."""
@@ -71,10 +76,16 @@ class Trial:
 
     def accuracy(self, weights: Named, split: str) -> Score:
         """Measures the network with these weights."""
+        self._place(weights)
+        return self._measured(split)
+
+    def _place(self, weights: Named) -> None:
         place = self.network.state_dict()
         with torch.no_grad():
             for name, weight in weights:
                 place[name].copy_(torch.from_numpy(weight))
+
+    def _measured(self, split: str) -> Score:
         images, labels = self.images[split]
         return measure(
             self.network,

@@ -2,7 +2,7 @@
 
     make bench, or: python tests/bench/run.py [PART]..., of
 
-    startup files hashing many peers pack sweep qat quantize gptq
+    startup files hashing many peers pack sweep transfer qat quantize gptq
 
 Ratios are medians over pairs taken in turn (A B A B ...), so that a machine that slows down slows
 both. Nothing is cached between the two sides but what the operating system caches for both.
@@ -23,6 +23,7 @@ from packing import packing
 from peers import peers
 from quantizing import calibrating, quantizing
 from timing import ratio, report, run, spread
+from transferring import transferring
 
 if TYPE_CHECKING:
     from qvec_cli.specs import Grid
@@ -297,6 +298,7 @@ PARTS = {
     "peers": lambda folder: peers(folder, QVEC, _pair),
     "pack": packing,
     "sweep": sweep,
+    "transfer": lambda folder: transferring(folder, QVEC),
     "qat": qat,
     "quantize": lambda folder: quantizing(folder, QVEC, _pair),
     "gptq": lambda folder: calibrating(folder, _pair),

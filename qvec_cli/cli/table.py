@@ -1,0 +1,73 @@
+"""What a transfer grid comes to, in rows: mean gains over receivers, in points of top-1 on test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+Facts = Mapping[str, Any]
+
+_BASELINES: Final = {"fp": "float", "ptq": "RTN", "qat": "own QAT"}
+_WAYS: Final = {"val": "lambda* (labels)", "oracle": "best on test"}
+_HEAD: Final = ("with a vector", "gain", "95 %", "median", "wins", "losses", "gap closed", "regret")
+
+
+def rows(results: Facts) -> Iterator[str]:
+    """The result of ``transfer``, a line each."""
+    summary = results["summary"]
+    yield f"{results['output']}: {results['lines']} lines, {summary['receivers']} receivers"
+    yield "without a donor\tmean top-1\treceiver data used"
+    for name, row in summary["baselines"].items():
+        yield f"{_BASELINES.get(name, name)}\t{row['top1']:.4f}\t{', '.join(row['data_use'])}"
+    yield "\t".join(_HEAD)
+    for way, found in summary["ways"].items():
+        yield _row(_way(way), found)
+    for kind, ways in summary["nulls"].items():
+        for way, found in ways.items():
+            yield _row(f"null {kind}, {_way(way)}", found)
+    for way, gain in summary["own_vector"].items():
+        if gain is not None:
+            yield f"own vector, {_way(way)}\t{100 * gain:+.1f}"
+    yield from _donors(summary["donors"])
+    for kind, table in (summary["alignment"] or {}).items():
+        yield from _aligned(kind, table)
+
+
+def _way(name: str) -> str:
+    return _WAYS.get(name, name)
+
+
+def _row(name: str, found: Facts) -> str:
+    """One way to choose lambda."""
+    closed, regret = found["gap_closed"], found["regret"]
+    between = found["interval"]
+    cells = (
+        name,
+        f"{100 * found['mean']:+.1f}",
+        f"{100 * between[0]:+.1f} to {100 * between[1]:+.1f}" if between else "-",
+        f"{100 * found['median']:+.1f}",
+        f"{found['rates']['win']:.0%}",
+        f"{found['rates']['loss']:.0%}",
+        f"{closed['share']:.0%}" if closed else "-",
+        f"{100 * regret['mean']:.1f}" if regret else "-",
+    )
+    return "\t".join(cells)
+
+
+def _donors(ways: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """The best and the worst of several donors."""
+    for way, donors in ways.items():
+        if len(donors) > 1:
+            (best, most), *_, (worst, least) = donors.items()
+            yield f"donors, {_way(way)}\t{best} {100 * most:+.1f}\t{worst} {100 * least:+.1f}"
+
+
+def _aligned(kind: str, table: Facts) -> Iterator[str]:
+    """How far the cosines of vectors tell which donor helps."""
+    told = []
+    for way, value in table.items():
+        if way != "mean" and value and value["spearman"] is not None:
+            chance = "" if value["p"] is None else f" (p {value['p']:.2g})"
+            told.append(f"{_way(way)} {value['spearman']:+.2f}{chance}")
+    if told:
+        yield f"cosine, {kind}: mean {table['mean']:.3f}; rank with gain: {', '.join(told)}"

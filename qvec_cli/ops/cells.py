@@ -1,0 +1,221 @@
+"""A receiver, loaded once, and what each vector makes of it: the lines of a transfer grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from qvec_cli.errors import NotFiniteError, QvecError
+from qvec_cli.model.build import normalise
+from qvec_cli.ops.examples import Examples
+from qvec_cli.ops.lineage import inherited_use, patched_use
+from qvec_cli.ops.opening import opened
+from qvec_cli.ops.sweep import choose
+from qvec_cli.specs import DataUse, Grid, Listener, Method, Null, Scale, Use, spent
+from qvec_cli.vector.nulls import null
+
+if TYPE_CHECKING:
+    from qvec_cli.ops.trial import Trial
+
+Point = dict[str, Any]
+
+SELECTOR: Final = "val"
+"""The paper's way to lambda*: the receiver's labelled validation images."""
+
+_RULES: Final = (
+    (Scale.ABSMAX, True),
+    (Scale.MSE, True),
+    (Scale.MSE_FULL, True),
+    (Scale.ABSMAX, False),
+)
+"""Grids without data that every table shows: the paper's, clipped ones, one with a zero point."""
+
+_NOT_KEPT: Final = "images_per_second"
+"""What differs each time that a cell is measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A receiver and all that is measured on it, found to belong together."""
+
+    name: str
+    theta: Path
+    qat: Path | None
+    baselines: Mapping[str, Path]
+    examples: Examples
+    targets: tuple[str, ...]
+    grid: Grid
+    method: Method
+    lambdas: tuple[float, ...]  # ascending, 0 among them
+    fixed: tuple[float, ...]
+    oracle: bool  # whether every lambda is measured on test too
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """What is added to a receiver: a donor's vector, or a null one of its length."""
+
+    donor: str
+    rho: Path
+    diagonal: bool  # whether it is the receiver's own
+    null: Null | None = None
+    drift: tuple[Path, Path] | None = None  # the donor and the base, for a task vector
+    seed: int = 0
+
+
+class Host:
+    """A receiver with its network and images in memory."""
+
+    def __init__(self, setting: Setting, listener: Listener) -> None:
+        from qvec_cli.ops.state import load_network
+        from qvec_cli.ops.trial import Trial, resident
+
+        self.setting = setting
+        with opened(setting.theta, listener) as theta:
+            self._use = inherited_use(theta)
+            self._card = theta.card
+            self._trial = Trial(
+                network=load_network(theta, setting.examples.model, setting.device),
+                theta=resident(theta),
+                dtypes={name: entry.dtype for name, entry in theta.items()},
+                rho={},
+                targets=frozenset(setting.targets),
+                grid=setting.grid,
+                method=setting.method,
+                images={
+                    split: setting.examples.decoded(split, listener) for split in ("val", "test")
+                },
+                normalise=normalise(setting.examples.model),
+                batch_size=setting.examples.loading.batch_size,
+            )
+            theta.settle()
+        self._plain = _kept(self._trial.scores(0.0, ("val", "test")))
+        self._labels = Use(DataUse.RECEIVER_LABELS, {"val": self._plain["val"]["n"]})
+
+    def baselines(self, listener: Listener) -> dict[str, Point]:
+        """What the receiver has without any donor, on test; first float, then plain rounding."""
+        own, trial = self.setting.grid, self._trial
+        use = self._use.level
+        fp = trial.float_score("test").to_json()
+        rows: dict[str, Point] = {
+            "fp": {"grid": None, "test": _bare(fp), "data_use": use},
+            "ptq": {"grid": own.to_json(), "test": self._plain["test"], "data_use": use},
+        }
+        for grid in other_grids(own):
+            test = replace(trial, grid=grid).score(0.0, "test").to_json()
+            name = f"rtn {grid.scale}{'' if grid.symmetric else ' asymmetric'}"
+            rows[name] = {"grid": grid.to_json(), "test": _bare(test), "data_use": use}
+        if self.setting.qat is not None:
+            rows["qat"] = self._own_qat(self.setting.qat, listener)
+        for name, path in self.setting.baselines.items():
+            rows[name] = self._file(path, listener)
+        return rows
+
+    def _own_qat(self, path: Path, listener: Listener) -> Point:
+        """The receiver's own QAT twin, on the grid."""
+        from qvec_cli.ops.trial import resident
+
+        with opened(path, listener) as checkpoint:
+            twin = replace(self._trial, theta=resident(checkpoint))
+            use = inherited_use(checkpoint).level
+            checkpoint.settle()
+        test = twin.score(0.0, "test").to_json()
+        return {"grid": self.setting.grid.to_json(), "test": _bare(test), "data_use": use}
+
+    def _file(self, path: Path, listener: Listener) -> Point:
+        """Any model of the same task, float or packed, as it is."""
+        from qvec_cli.ops.state import load_state
+
+        with opened(path, listener) as checkpoint:
+            state = load_state(checkpoint)
+            grid = checkpoint.card.quant if checkpoint.card else None
+            use = inherited_use(checkpoint).level
+            checkpoint.settle()
+        weights = ((n, t.float().numpy()) for n, t in state.items() if t.is_floating_point())
+        test = self._trial.accuracy(weights, "test").to_json()
+        return {"grid": grid, "test": _bare(test), "data_use": use}
+
+    def cell(self, vector: Vector, listener: Listener) -> Point:
+        """The curve over lambda, its best point and the fixed lambdas, for one vector."""
+        setting = self.setting
+        trial, patched = self._loaded(vector, listener)
+        splits = ("val", "test") if setting.oracle else ("val",)
+        curve: list[Point] = []
+        for done, lam in enumerate(setting.lambdas, start=1):
+            scores = self._scores(trial, vector, lam, splits)
+            curve.append({"lambda": lam, **{split: scores[split] for split in splits}})
+            listener.progress(f"{setting.name} + {vector.donor}", done, len(setting.lambdas))
+        known = {point["lambda"]: point for point in curve if "test" in point}
+
+        def on_test(lam: float, use: Use) -> Point:
+            point = known.get(lam) or self._scores(trial, vector, lam, ("test",))
+            return {"lambda": lam, "test": point["test"], "data_use": use.level}
+
+        best = choose(curve)
+        use = spent(patched, self._labels)
+        return {
+            "curve": curve,
+            "fixed": [on_test(lam, patched if lam else self._use) for lam in setting.fixed],
+            "chosen": {SELECTOR: {**on_test(best["lambda"], use), "val": best["val"]}},
+            "oracle": _oracle(curve) if setting.oracle else None,
+        }
+
+    def _loaded(self, vector: Vector, listener: Listener) -> tuple[Trial, Use]:
+        """The trial of a vector, and what the receiver has cost with it."""
+        from qvec_cli.ops.trial import resident
+
+        with opened(vector.rho, listener) as rho, opened(self.setting.theta, listener) as theta:
+            numbers = resident(rho)
+            rho.settle()
+            use = patched_use(theta, rho) if vector.null is None else self._use
+        if vector.null is not None:
+            numbers = null(vector.null, numbers, _drift(vector, listener), vector.seed)
+        return replace(self._trial, rho=numbers), use
+
+    def _scores(
+        self, trial: Trial, vector: Vector, lam: float, splits: tuple[str, ...]
+    ) -> dict[str, Point]:
+        if lam == 0:
+            return self._plain
+        try:
+            return _kept(trial.scores(lam, splits))
+        except NotFiniteError:
+            raise QvecError(
+                f"{self.setting.name} + {lam:g} * {vector.rho} is no longer finite",
+                hint="Leave it out of lambdas; the lines before it are kept for --resume.",
+            ) from None
+
+
+def other_grids(own: Grid) -> Iterator[Grid]:
+    """Grids of the same bits and blocks whose scales need no data, but for the run's own."""
+    for scale, symmetric in _RULES:
+        grid = replace(own, scale=scale, symmetric=symmetric)
+        if grid != own:
+            yield grid
+
+
+def _oracle(curve: list[Point]) -> Point:
+    """The lambda that nobody can choose: the best on test, ties to the smaller |lambda|."""
+    best = max(curve, key=lambda point: (point["test"]["n_correct"], -abs(point["lambda"])))
+    return {"lambda": best["lambda"], "test": best["test"]}
+
+
+def _drift(vector: Vector, listener: Listener) -> dict[str, Any] | None:
+    """What a donor's plain fine-tuning has changed, by name."""
+    if vector.drift is None:
+        return None
+    with opened(vector.drift[0], listener) as donor, opened(vector.drift[1], listener) as base:
+        with opened(vector.rho, listener) as rho:
+            names = [*rho]
+        return {name: donor.finite(name) - base.finite(name) for name in names}
+
+
+def _kept(scores: Mapping[str, Any]) -> dict[str, Point]:
+    return {split: _bare(score.to_json()) for split, score in scores.items()}
+
+
+def _bare(score: Mapping[str, Any]) -> Point:
+    return {name: number for name, number in score.items() if name != _NOT_KEPT}

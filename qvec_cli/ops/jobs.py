@@ -1,0 +1,112 @@
+"""A grid as jobs of a cluster, one a receiver, each of which writes a part."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from qvec_cli.errors import CheckpointError, QvecError, SpecError
+from qvec_cli.specs import Listener
+
+EXTRA: Final = "pip install 'qvec[slurm]'"
+
+
+@dataclass(frozen=True, slots=True)
+class Executor:
+    """Where jobs run; ``local`` is this machine, a process a job."""
+
+    cluster: str
+    args: Mapping[str, Any] = field(default_factory=dict)  # of submitit: slurm_partition, ...
+
+    def __post_init__(self) -> None:
+        if self.cluster not in ("slurm", "local"):
+            raise SpecError(f"--executor {self.cluster!r} is neither slurm nor local")
+
+
+def folder(out: Path) -> Path:
+    """Where the parts of an output and the logs of its jobs are; gone when the output is there."""
+    return out.with_name(out.name + ".parts")
+
+
+def check_parts(out: Path, *, resume: bool, force: bool) -> None:
+    """Refuses to lose the parts of a run that was cut off, unless told what to do with them."""
+    parts = folder(out)
+    if parts.exists() and not (resume or force):
+        raise CheckpointError(
+            f"{parts}: parts of an unfinished run are there",
+            hint="Pass --resume to go on with it, or --force to start anew.",
+        )
+    if parts.exists() and not resume:
+        shutil.rmtree(parts)
+
+
+def run_jobs(
+    work: Callable[[Any], object],
+    requests: Mapping[str, Any],
+    out: Path,
+    executor: Executor,
+    listener: Listener,
+) -> None:
+    """Submits a job for each request and waits for all.
+
+    Args:
+        work: what a job does; it travels by its name.
+        requests: what it is called with, by a name for messages.
+        out: beside which logs are kept.
+        executor: where jobs run.
+        listener: hears how many are done.
+
+    Raises:
+        QvecError: submitit is not installed or refuses, or a job failed; others are waited for.
+    """
+    submitit = _submitit()
+    try:
+        cluster = submitit.AutoExecutor(folder=folder(out) / "log", cluster=executor.cluster)
+        cluster.update_parameters(**{"name": "qvec", "timeout_min": 24 * 60, **executor.args})
+        jobs = cluster.map_array(work, list(requests.values()))
+    except (RuntimeError, NameError, TypeError, ValueError) as fault:
+        raise QvecError(f"--executor {executor.cluster}: {_first(fault)}") from None
+    try:
+        _wait(jobs, [*requests], listener)
+    except (KeyboardInterrupt, SystemExit):
+        for job in jobs:
+            job.cancel(check=False)
+        raise
+
+
+def _wait(jobs: Sequence[Any], names: Sequence[str], listener: Listener) -> None:
+    failed: list[tuple[str, Any]] = []
+    for done, (name, job) in enumerate(zip(names, jobs, strict=True), start=1):
+        if (fault := job.exception()) is not None:
+            failed.append((name, (job, fault)))
+        listener.progress("jobs", done, len(jobs))
+    if failed:
+        name, (job, fault) = failed[0]
+        raise QvecError(
+            f"{len(failed)} of {len(jobs)} jobs failed; {name}: {_last(fault)}",
+            hint=f"Its log is {job.paths.stderr}; --resume goes on with what is missing.",
+        )
+
+
+def _submitit() -> Any:
+    try:
+        import submitit
+    except ImportError:
+        raise QvecError("--executor needs submitit", hint=EXTRA) from None
+    return submitit
+
+
+def _first(fault: BaseException) -> str:
+    return (str(fault).splitlines() or [type(fault).__name__])[0]
+
+
+def _last(fault: BaseException) -> str:
+    """What a job's traceback, which stands between two rules, ends with; else the first line."""
+    _, _, trace = str(fault).partition("\n----")
+    lines = [line for line in trace.partition("\n----")[0].splitlines() if line.strip("-")]
+    last = lines[-1] if lines else _first(fault)
+    ours, _, message = last.partition(": ")
+    return message if ours.startswith("qvec_cli.errors.") else last

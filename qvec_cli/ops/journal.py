@@ -1,0 +1,145 @@
+"""Lines of JSON that are kept as they are finished, so that a run that was killed goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from qvec_cli.checkpoint.replace import refused, replacing
+from qvec_cli.errors import CheckpointError, MismatchError
+
+Line = dict[str, Any]
+
+_ANY: Final = "*"
+
+LOOSE: Final = {
+    ("version",),
+    ("environment",),
+    ("receivers", _ANY, "model"),
+    ("receivers", _ANY, "data"),
+    ("receivers", _ANY, "qat", "path"),
+    ("receivers", _ANY, "baselines", _ANY, "path"),
+    ("donors", _ANY, "rho"),
+    ("donors", _ANY, "model"),
+}
+"""What may differ between the parts of a run: programs, and the paths of what digests tell."""
+
+
+def parse(path: Path, *, torn: bool = False) -> list[Line]:
+    """The lines of a file.
+
+    Args:
+        path: JSON lines.
+        torn: whether a last line without its end, which a kill leaves behind, is dropped.
+
+    Raises:
+        CheckpointError: a line that is no JSON object, by its number.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as fault:
+        raise CheckpointError(f"{path}: {(fault.strerror or 'cannot be read').lower()}") from None
+    *whole, rest = raw.split(b"\n")
+    if rest and not torn:
+        raise CheckpointError(
+            f"{path}:{len(whole) + 1}: the last line is not whole",
+            hint="qvec transfer with --resume finishes what was cut off.",
+        )
+    return [_object(path, number, text) for number, text in enumerate(whole, start=1)]
+
+
+def _object(path: Path, number: int, text: bytes) -> Line:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("kind"), str):
+        raise CheckpointError(f"{path}:{number}: is no line of qvec transfer")
+    return found
+
+
+def key(line: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a line tells of; a journal holds one line of each."""
+    return tuple(str(line.get(part)) for part in ("kind", "receiver", "donor", "null"))
+
+
+class Journal:
+    """The finished lines of a run, in memory and on disk.
+
+    Args:
+        path: where they are kept until the run is whole.
+        run: its configuration; the first line.
+    """
+
+    def __init__(self, path: Path, run: Line) -> None:
+        self._path, self._run, self._known = path, run, {key(run): run}
+
+    def take(self, source: Path, *, torn: bool = False) -> None:
+        """Adds the lines of another part of the same run.
+
+        Raises:
+            MismatchError: a part of another run; names what differs.
+            CheckpointError: a broken file, or one without a configuration.
+        """
+        lines = parse(source, torn=torn)
+        runs = [line for line in lines if line["kind"] == "run"]
+        if not runs and (lines or not torn):
+            raise CheckpointError(f"{source}: does not say what run it is of")
+        for run in runs:
+            if changed := sorted(_changes(run, self._run)):
+                raise MismatchError(
+                    f"{source}: is of another run: its {', '.join(changed)} changed",
+                    hint="Start anew with --force, or name another output.",
+                )
+        self._known |= {key(line): line for line in lines if line["kind"] != "run"}
+
+    def start(self) -> None:
+        """Writes what is known so far, and is ready for more."""
+        with replacing(self._path, force=True) as file:
+            file.write(b"".join(map(encoded, self._known.values())))
+
+    def add(self, line: Line) -> None:
+        """Keeps one more line, at once."""
+        self._known[key(line)] = line
+        try:
+            with self._path.open("ab") as file:
+                file.write(encoded(line))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as fault:
+            raise refused(self._path, fault) from None
+
+    def get(self, line: Mapping[str, Any]) -> Line | None:
+        """The line that tells of the same thing, if it is finished."""
+        return self._known.get(key(line))
+
+    def ordered(self, wanted: Iterable[Mapping[str, Any]]) -> Iterator[Line]:
+        """The configuration, and the finished ones of the wanted lines in their order."""
+        yield self._run
+        for each in wanted:
+            if found := self.get(each):
+                yield found
+
+
+def encoded(line: Line) -> bytes:
+    """A line as the file has it."""
+    return json.dumps(line, allow_nan=False).encode() + b"\n"
+
+
+def _changes(old: Any, new: Any, *place: str) -> Iterator[str]:
+    """Where two configurations differ, but for what may."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in {*old, *new}:
+            yield from _changes(old.get(name), new.get(name), *place, name)
+    elif old != new and not any(map(partial(_fits, place), LOOSE)):
+        yield " ".join(place)
+
+
+def _fits(place: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Whether a place is at or below one that may differ."""
+    pairs = zip(place, pattern, strict=False)
+    return len(place) >= len(pattern) and all(mark in (_ANY, name) for name, mark in pairs)

@@ -1,0 +1,275 @@
+"""Who meets whom in a transfer grid, checked from headers before anything is measured."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qvec_cli.checkpoint.card import Kind
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.errors import MismatchError, SpecError
+from qvec_cli.model.targets import head_tensors
+from qvec_cli.ops.cells import Setting, Vector
+from qvec_cli.ops.drawer import Donor, Drawer, Receiver
+from qvec_cli.ops.examples import open_for
+from qvec_cli.ops.grids import choose_grid, choose_targets
+from qvec_cli.ops.lineage import (
+    model_of,
+    require,
+    require_model,
+    require_same_grid,
+    require_same_start,
+    same_data,
+)
+from qvec_cli.ops.metrics import version
+from qvec_cli.ops.opening import opened
+from qvec_cli.quant.methods import QUANTIZERS
+from qvec_cli.specs import Grid, Listener, Loading, Method, Null, Wanted
+from qvec_cli.vector.pairing import cover
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What holds for every cell of a grid."""
+
+    grid: Wanted
+    lambdas: tuple[float, ...]
+    fixed: tuple[float, ...]
+    loading: Loading
+    method: Method = Method.RTN
+    oracle: bool = True  # whether test is measured at every lambda
+    nulls: tuple[Null, ...] = ()
+    null_donors: tuple[str, ...] = ()  # whose norms they take; none named: all donors'
+    seed: int = 0  # of the null vectors
+    device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Lineup:
+    """A grid whose members belong together."""
+
+    settings: Mapping[str, Setting]
+    vectors: Mapping[str, tuple[Vector, ...]]  # of each receiver, in order
+    grid: Grid
+    run: dict[str, Any]  # the configuration, as the first line of the output has it
+
+    def lines(self, receivers: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+        """What is to be known in the end, without the numbers."""
+        for name in receivers:
+            yield {"kind": "receiver", "receiver": name}
+            yield from (cell(name, vector) for vector in self.vectors[name])
+
+
+def cell(receiver: str, vector: Vector) -> dict[str, Any]:
+    """The words of a cell's line."""
+    facts = {"kind": "cell", "receiver": receiver, "donor": vector.donor, "null": vector.null}
+    return {**facts, "diagonal": vector.diagonal}
+
+
+def line_up(drawer: Drawer, wishes: Wishes, listener: Listener) -> Lineup:
+    """Opens every file of a drawer and every data set, and decodes nothing.
+
+    Raises:
+        MismatchError: members of other bases, architectures, grids, classes.
+        SpecError: a method that needs images, a null vector without its files.
+    """
+    if QUANTIZERS[wishes.method].calibrated:
+        raise SpecError(
+            f"--method {wishes.method} needs images, which a grid does not give it",
+            hint="Use rtn, mse or hqq; a calibrated file can be named among baselines.",
+        )
+    _check_nulls(drawer, wishes)
+    with ExitStack() as stack:
+        rhos = {n: stack.enter_context(opened(d.rho, listener)) for n, d in drawer.donors.items()}
+        for rho in rhos.values():
+            require(rho, Kind.VECTOR)
+        settings, vectors, grids, facts = {}, {}, {}, {}
+        for name, receiver in drawer.receivers.items():
+            with opened(receiver.model, listener) as theta:
+                setting, grids[name] = _setting(name, receiver, theta, rhos, wishes, listener)
+                settings[name] = setting
+                own = {n: _is_own(name, n, theta, rho) for n, rho in rhos.items()}
+                vectors[name] = tuple(_vectors(drawer, wishes, own))
+                facts[name] = _receiver_facts(receiver, theta, setting, listener)
+        run = _run(drawer, wishes, settings, facts, rhos)
+    return Lineup(settings, vectors, next(iter(grids.values())), run)
+
+
+def _check_nulls(drawer: Drawer, wishes: Wishes) -> None:
+    if unknown := [name for name in wishes.null_donors if name not in drawer.donors]:
+        raise SpecError(f"--null-donors {unknown[0]} is no donor of the grid")
+    if Null.TASKVEC not in wishes.nulls:
+        return
+    named = wishes.null_donors or tuple(drawer.donors)
+    bare = [name for name in named if drawer.donors[name].model is None]
+    if drawer.base is None or bare:
+        lacking = "base" if drawer.base is None else f"model of donor {bare[0]}"
+        raise SpecError(
+            f"--nulls taskvec needs the {lacking} in the grid file",
+            hint="A task vector is the donor's plain twin minus the base.",
+        )
+
+
+def _setting(
+    name: str,
+    receiver: Receiver,
+    theta: Checkpoint,
+    rhos: Mapping[str, Checkpoint],
+    wishes: Wishes,
+    listener: Listener,
+) -> tuple[Setting, Grid]:
+    require(theta, Kind.CHECKPOINT)
+    model, targets = model_of(theta), choose_targets(theta, (), listener)
+    grids = {}
+    for donor, rho in rhos.items():
+        require_same_start(theta, rho, listener)
+        require_same_grid(theta, rho, cross=wishes.grid.cross)
+        cover(theta, rho, (str(theta.path), str(rho.path)), head_tensors(theta, model))
+        grids[donor] = choose_grid(wishes.grid, wishes.method, rho, theta, targets)
+    first, grid = next(iter(grids.items()))
+    if other := next((n for n, found in grids.items() if found != grid), None):
+        raise MismatchError(
+            f"{rhos[first].path} was made for {grid}, {rhos[other].path} for {grids[other]}",
+            hint="One grid file is of one grid; --bits and --scale with --cross-grid overrule.",
+        )
+    examples = open_for(theta, model, receiver.data, wishes.loading)
+    for split in ("val", "test"):
+        examples.task.split(split)
+    setting = Setting(
+        name,
+        receiver.model,
+        receiver.qat,
+        receiver.baselines,
+        examples,
+        targets,
+        grid,
+        wishes.method,
+        wishes.lambdas,
+        wishes.fixed,
+        wishes.oracle,
+        wishes.device,
+    )
+    return setting, grid
+
+
+def _is_own(receiver: str, donor: str, theta: Checkpoint, rho: Checkpoint) -> bool:
+    """Whether a vector is the receiver's own: of the same data where cards tell, else by name."""
+    known = all(c.card and (c.card.data or {}).get("digest") for c in (theta, rho))
+    return same_data(theta.card, rho.card) if known else receiver == donor
+
+
+def _vectors(drawer: Drawer, wishes: Wishes, own: Mapping[str, bool]) -> Iterator[Vector]:
+    for name, donor in drawer.donors.items():
+        yield Vector(name, donor.rho, own[name])
+    for kind in wishes.nulls:
+        for name in wishes.null_donors or drawer.donors:
+            donor = drawer.donors[name]
+            drift = _drift(donor, drawer) if kind is Null.TASKVEC else None
+            yield Vector(name, donor.rho, own[name], kind, drift, wishes.seed)
+
+
+def _drift(donor: Donor, drawer: Drawer) -> tuple[Path, Path] | None:
+    return (donor.model, drawer.base) if donor.model and drawer.base else None
+
+
+def _receiver_facts(
+    receiver: Receiver, theta: Checkpoint, setting: Setting, listener: Listener
+) -> dict[str, Any]:
+    """What a receiver's numbers depend on."""
+    qat = _twin(receiver.qat, theta, setting, listener) if receiver.qat else None
+    named = receiver.baselines.items()
+    task = setting.examples.task
+    return {
+        "model": str(receiver.model),
+        "digest": _identity(theta),
+        "data": receiver.data,
+        "data_digest": task.digest,
+        "images": {split: len(task.splits[split]) for split in ("val", "test")},
+        "trained_images": _trained(theta),
+        "targets": list(setting.targets),
+        "qat": qat,
+        "baselines": {name: _other(path, theta, listener) for name, path in named},
+    }
+
+
+def _twin(path: Path, theta: Checkpoint, setting: Setting, listener: Listener) -> dict[str, Any]:
+    with opened(path, listener) as qat:
+        require(qat, Kind.CHECKPOINT)
+        require_same_start(theta, qat, listener)
+        _require_same_classes(theta, qat)
+        made = Grid.from_json(qat.card.quant) if qat.card and qat.card.quant else None
+        if made != setting.grid:
+            raise MismatchError(
+                f"{path}: was made for {made or 'no grid'}, the cells are on {setting.grid}",
+                hint="The receiver's own QAT must be of the grid that is measured.",
+            )
+        return {"path": str(path), "digest": _identity(qat)}
+
+
+def _other(path: Path, theta: Checkpoint, listener: Listener) -> dict[str, Any]:
+    with opened(path, listener) as other:
+        require_model(other)
+        _require_same_classes(theta, other)
+        return {"path": str(path), "digest": _identity(other)}
+
+
+def _require_same_classes(theta: Checkpoint, other: Checkpoint) -> None:
+    ours, theirs = ((c.card.data or {}).get("classes") if c.card else None for c in (theta, other))
+    if ours != theirs:
+        raise MismatchError(f"{other.path} and {theta.path} do not name the same classes")
+
+
+def _identity(checkpoint: Checkpoint) -> str:
+    """The digest of a file; what its card tells is checked when its numbers are read."""
+    return checkpoint.stated or checkpoint.settle()
+
+
+def _trained(checkpoint: Checkpoint) -> int | None:
+    """Images that the training of a file has seen: passes times images."""
+    card = checkpoint.card
+    try:
+        return int(card.recipe["epochs"]) * int(card.data["images"]["train"])  # type: ignore[index, union-attr]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _run(
+    drawer: Drawer,
+    wishes: Wishes,
+    settings: Mapping[str, Setting],
+    receivers: dict[str, Any],
+    rhos: Mapping[str, Checkpoint],
+) -> dict[str, Any]:
+    """The configuration of a grid: all that its numbers depend on."""
+    first = next(iter(settings.values()))
+    installed = {package: version(package) for package in ("torch", "timm")}
+    donors = {
+        name: {
+            "rho": str(rho.path),
+            "digest": _identity(rho),
+            "trained_images": _trained(rho),
+        }
+        for name, rho in rhos.items()
+    }
+    return {
+        "kind": "run",
+        "schema": 1,
+        "command": "transfer",
+        "version": version("qvec"),
+        "grid": first.grid.to_json(),
+        "method": wishes.method,
+        "lambdas": list(wishes.lambdas),
+        "fixed": list(wishes.fixed),
+        "oracle": wishes.oracle,
+        "nulls": {kind: list(wishes.null_donors or drawer.donors) for kind in wishes.nulls},
+        "seed": wishes.seed,
+        "batch_size": wishes.loading.batch_size,
+        "device": wishes.device,
+        "receivers": receivers,
+        "donors": donors,
+        "environment": {"python": platform.python_version(), **installed},
+    }

@@ -1,0 +1,203 @@
+"""Every donor's vector on every receiver: the matrix of the method, a JSON line a cell."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from qvec_cli.checkpoint.replace import check_target, is_stream, replacing
+from qvec_cli.errors import SpecError
+from qvec_cli.ops.cells import Host
+from qvec_cli.ops.drawer import Drawer, read_drawer
+from qvec_cli.ops.jobs import Executor, check_parts, folder, run_jobs
+from qvec_cli.ops.journal import Journal, Line, encoded
+from qvec_cli.ops.lineup import Lineup, Wishes, cell, line_up
+from qvec_cli.ops.metrics import Input, Metrics
+from qvec_cli.ops.opening import opened
+from qvec_cli.ops.plan import TORCH, Plan
+from qvec_cli.ops.summary import summarise
+from qvec_cli.ops.unfinished import check_unfinished, unfinished
+from qvec_cli.specs import DataUse, Listener, Silence, Use
+from qvec_cli.vector.alignment import Alignment
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asks for."""
+
+    grid_file: Path
+    out: Path
+    wishes: Wishes
+    shard: tuple[int, int] = (1, 1)  # which part of how many; receivers are dealt out in turn
+    joined: tuple[Path, ...] = ()  # parts that are finished
+    executor: Executor | None = None  # where jobs run; None: here, one receiver after the other
+    resume: bool = False
+    force: bool = False
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        part, parts = self.shard
+        if not 1 <= part <= parts:
+            raise SpecError(f"--shard {part}/{parts} must be between 1/{parts} and {parts}/{parts}")
+        if is_stream(self.out):
+            raise SpecError(f"-o {self.out}: finished lines are kept beside it: name a file")
+
+    def of_shard(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The receivers whose turn it is."""
+        part, parts = self.shard
+        return tuple(names)[part - 1 :: parts]
+
+
+def transfer(request: Request, listener: Listener) -> Metrics:
+    """Measures the cells that are not known yet, and sums up.
+
+    Raises:
+        MismatchError: members that do not belong together, lines of another run.
+        CheckpointError: a broken file, an output that exists.
+        SpecError: a grid file or a shard that cannot be.
+    """
+    started = time.perf_counter()
+    check_target(request.out, force=request.force)
+    check_unfinished(request.out, resume=request.resume, force=request.force)
+    check_parts(request.out, resume=request.resume, force=request.force)
+    drawer = read_drawer(request.grid_file)
+    lineup = line_up(drawer, request.wishes, listener)
+    receivers = request.of_shard(drawer.receivers)
+    if not receivers:
+        raise SpecError(f"--shard: the grid has {len(drawer.receivers)} receivers only")
+    if request.dry_run:
+        return _plan(request, lineup, receivers).metrics((), started)
+    journal = _journal(request, lineup)
+    if request.executor is not None:
+        _spread(request, request.executor, lineup, journal, listener)
+    for name in receivers:
+        _measure(lineup, name, journal, listener)
+    wanted = [*lineup.lines(receivers)]
+    if set(receivers) == set(drawer.receivers):
+        _align(drawer, lineup, journal)
+        wanted.append({"kind": "alignment"})
+    lines = [*journal.ordered(wanted)]
+    with replacing(request.out, force=request.force) as file:
+        file.write(b"".join(map(encoded, lines)))
+    unfinished(request.out).unlink(missing_ok=True)
+    shutil.rmtree(folder(request.out), ignore_errors=True)
+    return _metrics(request, lineup, lines, started)
+
+
+def _journal(request: Request, lineup: Lineup) -> Journal:
+    path = unfinished(request.out)
+    journal = Journal(path, lineup.run)
+    if request.resume and path.exists():
+        journal.take(path, torn=True)
+    for part in request.joined:
+        journal.take(part)
+    journal.start()
+    return journal
+
+
+def _measure(lineup: Lineup, name: str, journal: Journal, listener: Listener) -> None:
+    """The lines of a receiver that are missing; what is known costs nothing, not even torch."""
+    wanted = [line for line in lineup.lines((name,)) if journal.get(line) is None]
+    if not wanted:
+        return
+    host = Host(lineup.settings[name], listener)
+    for vector in (None, *lineup.vectors[name]):
+        line = {"kind": "receiver", "receiver": name} if vector is None else cell(name, vector)
+        if journal.get(line) is not None:
+            continue
+        if vector is None:
+            journal.add({**line, "baselines": host.baselines(listener)})
+        else:
+            journal.add({**line, **host.cell(vector, listener)})
+    listener.milestone(f"{name}: {len(lineup.vectors[name])} vectors")
+
+
+def _spread(
+    request: Request, executor: Executor, lineup: Lineup, journal: Journal, listener: Listener
+) -> None:
+    """The receivers that are not finished as jobs, each of which writes a part of its own."""
+    names, parts = [*lineup.settings], folder(request.out)
+    parts.mkdir(exist_ok=True)
+    jobs, files = {}, []
+    for name in request.of_shard(names):
+        file = parts / f"{names.index(name):04d}.jsonl"
+        files.append(file)
+        if not file.exists() and any(journal.get(line) is None for line in lineup.lines((name,))):
+            jobs[name] = replace(
+                request,
+                out=file,
+                shard=(names.index(name) + 1, len(names)),
+                joined=(),
+                executor=None,
+                resume=True,
+                force=True,
+            )
+    if jobs:
+        run_jobs(_job, jobs, request.out, executor, listener)
+    for file in files:
+        if file.exists():
+            journal.take(file)
+
+
+def _job(request: Request) -> None:
+    transfer(request, Silence())
+
+
+def _align(drawer: Drawer, lineup: Lineup, journal: Journal) -> None:
+    """Cosines between the donors' vectors over the quantized weights."""
+    line: Line = {"kind": "alignment"}
+    if journal.get(line) is not None:
+        return
+    targets = next(iter(lineup.settings.values())).targets
+    alignment = Alignment(len(drawer.donors))
+    with ExitStack() as stack:
+        rhos = [stack.enter_context(opened(d.rho, Silence())) for d in drawer.donors.values()]
+        for name in targets:
+            alignment.add([rho.finite(name) for rho in rhos])
+    tables = {"global": alignment.whole, "rows": alignment.by_row}
+    rounded = {key: np.round(table, 6).tolist() for key, table in tables.items()}
+    journal.add({**line, "donors": [*drawer.donors], **rounded})
+
+
+def _plan(request: Request, lineup: Lineup, receivers: tuple[str, ...]) -> Plan:
+    """What the grid would do: how often each image would go through a network."""
+    wishes, images, largest = request.wishes, {"val": 0, "test": 0}, 0
+    curve = len(wishes.lambdas) - 1  # lambda 0 is the same for every vector
+    for name in receivers:
+        facts, count = lineup.run["receivers"][name], len(lineup.vectors[name])
+        grids = 5 + bool(facts["qat"]) + len(facts["baselines"])
+        on_test = curve + len(wishes.fixed) if wishes.oracle else 1 + len(wishes.fixed)
+        images["val"] += facts["images"]["val"] * (1 + count * curve)
+        images["test"] += facts["images"]["test"] * (grids + count * on_test)
+        decoded = lineup.settings[name].examples.nbytes(facts["images"])
+        largest = max(largest, 5 * lineup.settings[name].theta.stat().st_size + decoded)
+    cells = sum(len(lineup.vectors[name]) for name in receivers)
+    parameters = {"cells": cells, "lambdas": list(wishes.lambdas), "grid": lineup.grid.to_json()}
+    return Plan("transfer", request.out, {}, {}, parameters, TORCH + largest, images)
+
+
+def _metrics(request: Request, lineup: Lineup, lines: list[Line], started: float) -> Metrics:
+    run = lineup.run
+    inputs = [
+        *(Input(r["model"], "checkpoint", r["digest"]) for r in run["receivers"].values()),
+        *(Input(r["data"], "data", r["data_digest"]) for r in run["receivers"].values()),
+        *(Input(d["rho"], "vector", d["digest"]) for d in run["donors"].values()),
+    ]
+    measured = [line["receiver"] for line in lines if line["kind"] == "receiver"]
+    val = sum(run["receivers"][name]["images"]["val"] for name in measured)
+    return Metrics(
+        "transfer",
+        tuple(inputs),
+        {key: run[key] for key in ("grid", "method", "lambdas", "fixed", "oracle", "nulls")},
+        {"output": str(request.out), "lines": len(lines), "summary": summarise([lines])},
+        Use(DataUse.RECEIVER_LABELS, {"val": val}),
+        run["device"],
+        run["seed"],
+        started,
+    )
