@@ -275,6 +275,19 @@ def test_running_means_are_the_first_ranks_in_training_and_validation(
 
 
 @pytest.mark.slow
+def test_a_step_that_fails_in_one_process_ends_both_with_one_line(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    """The last batch has three images: the other process waits for gradients that never come."""
+    args = ["finetune", "test_resnet", "--img-size", 32, "--data", drawer.donor_data, *FAST]
+    done = two(*args, "--batch-size", 26, "-o", tmp_path / "x.st", code=1)
+    assert len(done.errors) == 1
+    assert "a process's share of the last batch of an epoch is one image" in done.errors[0]
+    assert "qvec_cli/" not in done.err
+    assert done.err.count("exitcode  : 1 ") == 2
+
+
+@pytest.mark.slow
 def test_two_processes_train_in_reduced_precision(drawer: Drawer, tmp_path: Path) -> None:
     args = ("train-qat", *flags(drawer, "--amp", "--bits", 4), "-o", tmp_path / "x.st")
     two(*args)

@@ -215,9 +215,10 @@ class Fit:
         except ValueError as fault:  # torch's word for a batch norm that sees one value
             if len(images) > 1:
                 raise
-            whose = "the last batch" if self.world.size == 1 else "a process's share of a batch"
+            shared = "a process's share of " if self.world.size > 1 else ""
             raise TrainingError(
-                f"{whose} of an epoch is one image, too few for this network ({fault})",
+                f"{shared}the last batch of an epoch is one image, too few for this network "
+                f"({fault})",
                 hint="Choose another --batch-size.",
             ) from None
         return logits
