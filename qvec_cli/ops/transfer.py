@@ -205,7 +205,7 @@ def _metrics(request: Request, lineup: Lineup, lines: list[Line], started: float
         {
             "output": str(request.out),
             "lines": len(lines),
-            "summary": summarise(_matrix(request, lines)),
+            "summary": summary,
         },
         Use(DataUse.RECEIVER_LABELS, {"val": val}),
         run["device"],
