@@ -44,5 +44,9 @@ class NotFiniteError(QvecError):
     """A network whose output is not a number."""
 
 
+class RankError(QvecError):
+    """Another process of the same run has failed or gone."""
+
+
 class TrainingError(QvecError):
     """A run that cannot go on, for example because its loss is no longer a number."""

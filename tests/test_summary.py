@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 
-from qvec_cli.ops.summary import summarise
+from qvec_cli.ops import summary
+from qvec_cli.ops.matrix import Matrix, parse
+from qvec_cli.ops.pool import pool
+from qvec_cli.ops.records import Record
+from qvec_cli.specs import Grid
 
 N = 100
 
 
 def score(right: int) -> dict[str, Any]:
-    return {"n": N, "n_correct": right}
+    return {"n": N, "n_correct": right, "top1": right / N}
 
 
 def receiver(name: str, ptq: int, qat: int | None = None) -> dict[str, Any]:
@@ -32,10 +36,35 @@ def cell(
         "donor": donor,
         "null": null,
         "diagonal": name == donor,
-        "fixed": [{"lambda": 1.0, "test": score(unit)}],
-        "chosen": {"val": {"lambda": 0.5, "test": score(val)}},
+        "curve": [{"lambda": 0.0, "val": score(9)}],
+        "fixed": [{"lambda": 1.0, "test": score(unit), "data_use": "none"}],
+        "chosen": {"val": {"lambda": 0.5, "test": score(val), "data_use": "receiver_labels"}},
         "oracle": {"lambda": 0.25, "test": score(oracle)} if oracle is not None else None,
     }
+
+
+def matrix(lines: list[dict[str, Any]]) -> Matrix:
+    names = {x["receiver"] for x in lines if "receiver" in x}
+    donors = {x["donor"] for x in lines if "donor" in x} | names
+    member = {"digest": "0", "images": {"val": N, "test": N}}
+    run = {
+        "kind": "run",
+        "schema": 1,
+        "grid": Grid(2).to_json(),
+        "method": "rtn",
+        "lambdas": [0.0],
+        "fixed": [1.0],
+        "oracle": True,
+        "seed": 0,
+        "batch_size": 1,
+        "receivers": dict.fromkeys(sorted(names), member),
+        "donors": {name: {"digest": "0"} for name in sorted(donors)},
+    }
+    return parse(Record(f"grid:{n}", line) for n, line in enumerate([run, *lines]))
+
+
+def summarise(runs: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    return summary.summarise(pool([matrix(lines) for lines in runs]))
 
 
 LINES = [
@@ -90,9 +119,9 @@ def test_regret_is_what_the_best_lambda_on_test_would_have_given_more() -> None:
 
 
 def test_the_own_vector_and_nulls_have_rows_of_their_own() -> None:
-    summary = summarise([LINES])
-    assert summary["own_vector"]["lambda 1"] == pytest.approx((0.38 + 0.39) / 2)
-    assert summary["nulls"]["random"]["lambda 1"]["mean"] == pytest.approx(0.01)
+    found = summarise([LINES])
+    assert found["own_vector"]["lambda 1"] == pytest.approx((0.38 + 0.39) / 2)
+    assert found["nulls"]["random"]["lambda 1"]["mean"] == pytest.approx(0.01)
 
 
 def test_donors_are_ranked_by_their_mean_gain() -> None:
@@ -124,11 +153,11 @@ def test_seeds_are_pooled_by_counts() -> None:
 
 def test_without_the_oracle_there_is_no_regret() -> None:
     lines = [receiver("a", 20), cell("a", "b", 30, 30, None)]
-    summary = summarise([lines])
-    assert set(summary["ways"]) == {"lambda 1", "val"}
-    assert summary["ways"]["val"]["regret"] is None
-    assert summary["ways"]["val"]["gap_closed"] is None
-    assert summary["ways"]["val"]["interval"] is None
+    found = summarise([lines])
+    assert set(found["ways"]) == {"lambda 1", "val"}
+    assert found["ways"]["val"]["regret"] is None
+    assert found["ways"]["val"]["gap_closed"] is None
+    assert found["ways"]["val"]["interval"] is None
 
 
 def test_alignment_is_set_against_the_gains_of_tasks_on_both_sides() -> None:

@@ -7,20 +7,26 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import FrameType
 from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
 from qvec_cli.cli import drawing, measurement, quantization, show, study, training, vectors
-from qvec_cli.errors import QvecError, ReaderLeftError
+from qvec_cli.errors import QvecError, RankError, ReaderLeftError, SpecError
+from qvec_cli.learn import distributed
 
 _SIGNALS: Final = {
     128 + signal.SIGHUP: "stopped: the terminal has gone",
     128 + signal.SIGINT: "interrupted",
     128 + signal.SIGTERM: "stopped by SIGTERM",
 }
+
+_SHARED: Final = ("finetune", "train-qat")
+"""What several processes can do together."""
 
 _PATIENCE: Final = 1.0
 """Seconds that a clean-up has before a second signal is meant."""
@@ -59,12 +65,19 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def common(
+    context: typer.Context,
     _: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Say which qvec this is."),
     ] = False,
 ) -> None:
-    """Takes the options that stand before any command."""
+    """Takes the options that stand before any command, and refuses what ranks cannot share."""
+    command, size = context.invoked_subcommand, distributed.here().size
+    if size > 1 and command not in _SHARED:
+        raise SpecError(
+            f"qvec {command} runs in one process, and {size} were started",
+            hint="Start it without torchrun, which is for finetune and train-qat.",
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -99,10 +112,41 @@ def run(argv: Sequence[str] | None = None) -> int:
     except SystemExit as exit_:
         code = exit_.code
     except Exception as fault:
-        return _explain(fault)
+        return _once(partial(_explain, fault), echo=isinstance(fault, RankError))
     if code in _SIGNALS:
-        show.complain(_SIGNALS[code], None)
+        return _stopped(code)
     return code if isinstance(code, int) else 0
+
+
+def _stopped(code: int) -> int:
+    """A signal mostly reaches all ranks, so the first one tells of it."""
+
+    def tell() -> int:
+        show.complain(_SIGNALS[code], None)
+        return code
+
+    return _once(tell) if _world().leads else code
+
+
+def _once(tell: Callable[[], int], *, echo: bool = False) -> int:
+    """Tells of a fault; of several processes, one does."""
+    world = _world()
+    if world.size == 1:
+        return tell()
+    from qvec_cli.learn import ranks
+
+    try:
+        return ranks.once(world, tell, echo=echo)
+    finally:  # it ends now; torchrun would stop it meanwhile, with another exit code
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _world() -> distributed.World:
+    """The world, or this process alone if what is wrong is the world itself."""
+    try:
+        return distributed.here()
+    except SpecError:
+        return distributed.ALONE
 
 
 def _explain(fault: Exception) -> int:
@@ -156,6 +200,9 @@ def _prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if not _world().leads:  # what libraries say, the first rank's will have said
+        show.drop_stdout()
+        warnings.simplefilter("ignore")
     stop = _Stop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):

@@ -281,6 +281,7 @@ def _card(card: Facts) -> Iterator[str]:
 def _family(lineage: Facts, indent: str) -> Iterator[str]:
     """An operation, its parents below it, theirs below them."""
     facts = f" at lambda {lineage['lambda']}" if "lambda" in lineage else ""
+    facts += f" by {lineage['ranks']} processes" if "ranks" in lineage else ""
     yield f"{indent}made by: qvec {lineage.get('qvec', '?')} {lineage.get('op', '?')}{facts}"
     parents = lineage.get("parents")
     for parent in parents if isinstance(parents, list) else []:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from qvec_cli.errors import QvecError, ReaderLeftError, SpecError
-from qvec_cli.specs import Listener
+from qvec_cli.specs import Listener, Silence
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -42,6 +42,7 @@ def deliver(
     inputs: tuple[Path, ...] = (),
     force: bool = False,
     dry_run: bool = False,
+    quiet: bool = False,
     written: Callable[[], object] = lambda: None,
 ) -> None:
     """Runs a command's work and shows what came out.
@@ -54,8 +55,12 @@ def deliver(
         inputs: files that the document must not replace.
         force: whether ``document`` may be replaced.
         dry_run: whether the work is only a plan, and nothing is written.
+        quiet: whether another process of the same run shows what came out.
         written: called once the document is.
     """
+    if quiet:
+        work(Silence())
+        return
     from qvec_cli.checkpoint.replace import dump, write_json
     from qvec_cli.cli.lines import lines
     from qvec_cli.ops.metrics import check_documents

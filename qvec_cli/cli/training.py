@@ -113,6 +113,7 @@ def train_qat(
 
 def _train(typed: Mapping[str, Any], grid: Grid | None) -> None:
     """Runs the training that was typed; both commands have the same flags but the grid's."""
+    from qvec_cli.learn.distributed import here
     from qvec_cli.ops.start import Request
     from qvec_cli.ops.train import default_epochs, train
 
@@ -135,14 +136,16 @@ def _train(typed: Mapping[str, Any], grid: Grid | None) -> None:
         args=options.model_args(typed["model_arg"]),
         **{name: typed[name] for name in _AS_TYPED},
     )
+    world = here()
     show.deliver(
-        lambda listener: train(request, listener),
+        lambda listener: train(request, listener, world),
         as_json=typed["as_json"],
         inputs=(request.source,) if request.source else (),
         document=typed["metrics"],
         out=typed["output"],
         force=typed["force"],
         dry_run=typed["dry_run"],
+        quiet=not world.leads,
     )
 
 

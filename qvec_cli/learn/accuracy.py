@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,15 @@ class Score:
         }
 
 
-@torch.inference_mode()
+class Part(NamedTuple):
+    """What one batch adds to a score."""
+
+    n: int
+    n_correct: int
+    n_correct_top5: int
+    loss: float  # summed over images
+
+
 def measure(
     network: nn.Module,
     images: Tensor,
@@ -63,7 +72,46 @@ def measure(
     batch_size: int,
     heard: Callable[[int], None] = lambda done: None,
 ) -> Score:
-    """Evaluates on decoded images.
+    """The score of a network on decoded images; see ``parts`` for the arguments.
+
+    Raises:
+        NotFiniteError: a logit that is not a number.
+    """
+    started = time.perf_counter()
+    found = parts(network, images, labels, normalise=normalise, batch_size=batch_size, heard=heard)
+    return score(found, time.perf_counter() - started)
+
+
+def score(found: Sequence[Part], seconds: float) -> Score:
+    """The sum over batches, in their order: the same parts give the same score to the bit.
+
+    Raises:
+        NotFiniteError: a logit that is not a number.
+    """
+    loss = 0.0
+    for part in found:
+        loss += part.loss
+    if not math.isfinite(loss):
+        raise NotFiniteError(
+            "a logit is not a number; the model is broken",
+            hint="qvec inspect FILE names tensors that are not finite.",
+        )
+    n = sum(part.n for part in found)
+    right, right5 = sum(p.n_correct for p in found), sum(p.n_correct_top5 for p in found)
+    return Score(n, right, right5, loss / n, seconds)
+
+
+@torch.inference_mode()
+def parts(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    normalise: Callable[[Tensor], Tensor],
+    batch_size: int,
+    heard: Callable[[int], None] = lambda done: None,
+) -> list[Part]:
+    """Evaluates on decoded images, batch by batch.
 
     Args:
         network: put into evaluation mode and back as it was.
@@ -72,26 +120,18 @@ def measure(
         normalise: from uint8 to the network's input.
         batch_size: images per forward.
         heard: called with the images done so far.
-
-    Raises:
-        NotFiniteError: a logit that is not a number.
     """
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
-    started, right, right5, loss = time.perf_counter(), 0, 0, 0.0
+    found = []
     for start in range(0, len(images), batch_size):
         batch = normalise(images[start : start + batch_size].to(device))
         target = labels[start : start + batch_size].to(device)
         logits = network(batch).float()
-        loss += float(functional.cross_entropy(logits, target, reduction="sum"))
+        loss = float(functional.cross_entropy(logits, target, reduction="sum"))
         best = logits.topk(min(5, logits.shape[1])).indices == target[:, None]
-        right, right5 = right + int(best[:, 0].sum()), right5 + int(best.sum())
+        found.append(Part(len(batch), int(best[:, 0].sum()), int(best.sum()), loss))
         heard(min(start + batch_size, len(images)))
     network.train(was_training)
-    if not math.isfinite(loss):
-        raise NotFiniteError(
-            "a logit is not a number; the model is broken",
-            hint="qvec inspect FILE names tensors that are not finite.",
-        )
-    return Score(len(images), right, right5, loss / len(images), time.perf_counter() - started)
+    return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from qvec_cli.errors import DataError
 from qvec_cli.learn.data import Samples, to_mode
+from qvec_cli.learn.distributed import ALONE, World
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,9 +27,12 @@ Transform = Callable[["Image.Image"], Tensor]
 Batch = tuple[Tensor, Tensor]
 """uint8 images [N, C, H, W], int64 labels [N]."""
 
+NO_LABEL: Final = -100
+"""Of an image that does not count: torch's own word, which cross-entropy leaves out."""
+
 _DECODE_BATCH = 256
 _RESIDENT_BYTES = 4 << 30
-"""Unaugmented training images are decoded once if they fit in this much memory."""
+"""Unaugmented training images are decoded once if they fit in this much memory of a machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +74,20 @@ class _Decoded(Dataset[Any]):
             return view.transform(image), view.samples.labels[index]
 
 
-def decode(view: View, heard: Callable[[int], None] = lambda done: None) -> Batch:
-    """Every image of a split, transformed, in its order."""
-    count = len(view.samples)
-    images, labels = None, torch.tensor(list(view.samples.labels), dtype=torch.int64)
+def decode(
+    view: View,
+    heard: Callable[[int], None] = lambda done: None,
+    places: Sequence[int] | None = None,
+) -> Batch:
+    """Every image of a split, or those at some places of it, transformed, in their order."""
+    places = range(len(view.samples)) if places is None else places
+    count = len(places)
+    if not count:
+        return torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+    every = view.samples.labels
+    images, labels = None, torch.tensor([every[place] for place in places], dtype=torch.int64)
     done = 0
-    for batch, _ in _loader(_Decoded(view), range(count), _DECODE_BATCH):
+    for batch, _ in _loader(_Decoded(view), _split(places, _DECODE_BATCH)):
         if images is None:
             images = torch.empty((count, *batch.shape[1:]), dtype=torch.uint8)
         images[done : done + len(batch)] = batch
@@ -94,6 +106,7 @@ class Training:
         batch_size: images in a step.
         augmented: whether the transform does; if not, images are decoded once where they fit.
         heard: called with the images decoded so far, while they are decoded once.
+        world: of which this process takes its share of every batch.
     """
 
     def __init__(
@@ -104,8 +117,9 @@ class Training:
         batch_size: int,
         augmented: bool,
         heard: Callable[[int], None] = lambda done: None,
+        world: World = ALONE,
     ) -> None:
-        self.seed, self.batch_size, self._view = seed, batch_size, view
+        self.seed, self.batch_size, self._view, self._world = seed, batch_size, view, world
         self._resident = decode(view, heard) if not augmented and self._fits() else None
 
     def __len__(self) -> int:
@@ -113,31 +127,45 @@ class Training:
         return -(-len(self._view.samples) // self.batch_size)
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, without the first ``skip``."""
+        """The batches of an epoch, or this rank's shares of them, without the first ``skip``.
+
+        A rank whose share of the last batch is empty borrows an image that does not count: its
+        label is ``NO_LABEL``, and gradients need a forward on every rank.
+        """
         order = torch.randperm(len(self._view.samples), generator=_generator(self.seed, epoch))
-        order = order[skip * self.batch_size :]
-        if not len(order):  # all is done but the validation; torch.split would make a batch
+        batches = _split(order.tolist(), self.batch_size)[skip:]
+        shares = [self._world.share(batch) for batch in batches]
+        taken = [share or batch[:1] for share, batch in zip(shares, batches, strict=True)]
+        for (images, labels), share in zip(self._drawn(epoch, taken), shares, strict=True):
+            yield images, labels if share else torch.full_like(labels, NO_LABEL)
+
+    def _drawn(self, epoch: int, batches: Sequence[list[int]]) -> Iterator[Batch]:
+        if self._resident is None:
+            yield from _loader(_Decoded(self._view, (self.seed, epoch)), batches)
             return
-        if self._resident is not None:
-            images, labels = self._resident
-            for chosen in torch.split(order, self.batch_size):
-                yield images[chosen], labels[chosen]
-            return
-        decoded = _Decoded(self._view, (self.seed, epoch))
-        yield from _loader(decoded, order.tolist(), self.batch_size)
+        images, labels = self._resident
+        for batch in batches:
+            chosen = torch.tensor(batch)
+            yield images[chosen], labels[chosen]
 
     def _fits(self) -> bool:
         view = self._view
         first = view.transform(to_mode(view.samples.load(0), view.channels))
-        return first.numel() * len(view.samples) <= _RESIDENT_BYTES
+        nbytes = first.numel() * len(view.samples) * self._world.local_size
+        return nbytes <= _RESIDENT_BYTES
 
 
-def _loader(dataset: _Decoded, order: Sequence[int], batch_size: int) -> Iterator[Batch]:
+def _split(places: Sequence[int], size: int) -> list[list[int]]:
+    return [list(places[start : start + size]) for start in range(0, len(places), size)]
+
+
+def _loader(dataset: _Decoded, batches: Sequence[list[int]]) -> Iterator[Batch]:
     """Batches in a given order; torch's own generator stays untouched."""
+    if not batches:  # workers need not start for that
+        return
     loader = DataLoader(
         dataset,
-        batch_size,
-        sampler=order,
+        batch_sampler=batches,
         num_workers=dataset.view.workers,
         collate_fn=_collate,
         generator=torch.Generator(),

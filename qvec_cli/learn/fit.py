@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qvec_cli.errors import TrainingError
-from qvec_cli.learn.batches import Training
+from qvec_cli.learn import ranks
+from qvec_cli.learn.batches import NO_LABEL, Training
+from qvec_cli.learn.distributed import ALONE, World
 from qvec_cli.specs import Listener, Recipe
 
 SAVE_SECONDS: Final = 600.0
@@ -60,6 +62,26 @@ def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
 
 
+def share_of_loss(
+    logits: Tensor, labels: Tensor, count: float, world: World, *, smoothing: float
+) -> Tensor:
+    """A rank's loss, whose gradient averaged over ranks is that of the whole batch's mean.
+
+    Args:
+        logits: [n, classes], of this rank's share.
+        labels: int64 [n]; images of ``NO_LABEL`` do not count.
+        count: images of the whole batch that do.
+        world: shares may differ in size, so each is summed, and divided by what all have.
+        smoothing: of labels.
+    """
+    if world.size == 1:
+        return functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+    summed = functional.cross_entropy(
+        logits, labels, reduction="sum", ignore_index=NO_LABEL, label_smoothing=smoothing
+    )
+    return summed * (world.size / count)
+
+
 class Fit:
     """One training run that can stop between any two steps.
 
@@ -69,6 +91,8 @@ class Fit:
         recipe: how to train.
         normalise: from uint8 images to the network's input.
         listener: hears loss, accuracy and the steps done.
+        world: whose ranks each take a share of every batch; gradients, losses and counts are
+            those of the whole batch, so that all ranks take the same step.
     """
 
     def __init__(
@@ -78,7 +102,9 @@ class Fit:
         recipe: Recipe,
         normalise: Callable[[Tensor], Tensor],
         listener: Listener,
+        world: World = ALONE,
     ) -> None:
+        self.world, self._trained = world, network
         self.network, self.batches, self.recipe = network, batches, recipe
         self.normalise, self.listener = normalise, listener
         self.optimizer = make_optimizer(network, recipe)
@@ -89,14 +115,18 @@ class Fit:
     def run(self, save: Callable[[], None], validate: Callable[[], dict[str, Any]]) -> None:
         """Trains from where ``at`` stands to the last epoch.
 
+        Ranks must have joined; weights and buffers become those of the first one.
+
         Args:
             save: called after each epoch but the last and every ten minutes; also before giving up.
             validate: called after each epoch; what it returns goes into the history.
 
         Raises:
             TrainingError: a loss or a gradient that is not finite; the weights are those of the
-                step before.
+                step before. Every rank raises it.
+            RankError: another rank has failed.
         """
+        self._trained = ranks.averaging(self.world, self.network)
         while self.at.epoch < self.recipe.epochs:
             self._epoch(save)
             scores = validate()
@@ -114,12 +144,14 @@ class Fit:
     def _epoch(self, save: Callable[[], None]) -> None:
         self.network.train()
         saved = time.monotonic()
-        for images, labels in self.batches.epoch(self.at.epoch, skip=self.at.step):
+        batches = self.batches.epoch(self.at.epoch, skip=self.at.step)
+        for images, labels in ranks.together(self.world, batches):
             before = self._before()
             try:
                 self._step(images.to(self._device), labels.to(self._device))
             except TrainingError:
                 self._undo(before)
+                ranks.claim(self.world)
                 save()
                 raise
             self.at.step += 1
@@ -146,34 +178,47 @@ class Fit:
         rate = learning_rate(self.recipe, done, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.amp):
-            logits = self._forward(images)
-            loss = functional.cross_entropy(
-                logits.float(), labels, label_smoothing=self.recipe.smoothing
-            )
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        ranks.draw_apart(self.world, self.recipe.seed, done)
+        (count,) = ranks.total(self.world, int((labels != NO_LABEL).sum()))
+        with ranks.talking(self.world):
+            logits, loss = self._gradients(images, labels, count)
         limit = self.recipe.clip_grad or math.inf
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), limit)
-        for name, value in (("loss", loss.item()), ("gradient norm", norm.item())):
+        right = int((logits.argmax(1) == labels).sum())
+        summed, correct = ranks.total(self.world, loss.item(), right)
+        mean = summed / self.world.size
+        for name, value in (("loss", mean), ("gradient norm", norm.item())):
             if not math.isfinite(value):
                 raise TrainingError(
                     f"{name} is {value} at epoch {self.at.epoch + 1}, step "
                     f"{self.at.step + 1} of {len(self.batches)} (lr {rate:.3g})"
                 )
         self.optimizer.step()
-        self.at.loss_sum += loss.item() * len(labels)
-        self.at.correct += int((logits.argmax(1) == labels).sum())
-        self.at.seen += len(labels)
+        self.at.loss_sum += mean * count
+        self.at.correct += int(correct)
+        self.at.seen += int(count)
+
+    def _gradients(self, images: Tensor, labels: Tensor, count: float) -> tuple[Tensor, Tensor]:
+        """Leaves the gradient of the whole batch's mean loss; returns this rank's logits, loss."""
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.amp):
+            logits = self._forward(images)
+            loss = share_of_loss(
+                logits.float(), labels, count, self.world, smoothing=self.recipe.smoothing
+            )
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return logits, loss
 
     def _forward(self, images: Tensor) -> Tensor:
         try:
-            logits: Tensor = self.network(self.normalise(images))
+            logits: Tensor = self._trained(self.normalise(images))
         except ValueError as fault:  # torch's word for a batch norm that sees one value
             if len(images) > 1:
                 raise
+            shared = "a process's share of " if self.world.size > 1 else ""
             raise TrainingError(
-                f"the last batch of an epoch is one image, too few for this network ({fault})",
+                f"{shared}the last batch of an epoch is one image, too few for this network "
+                f"({fault})",
                 hint="Choose another --batch-size.",
             ) from None
         return logits

@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from qvec_cli.learn import ranks
 from qvec_cli.learn.fit import Fit
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -45,6 +46,24 @@ def restore(fit: Fit, arrays: Mapping[str, Array], plain_name: Naming) -> None:
                 for key, stored in keys.items()
             }
     torch.set_rng_state(_tensor(arrays[_RNG]))
+
+
+def align(fit: Fit) -> None:
+    """Gives every rank the moments of the first one; weights follow when training begins."""
+    if fit.world.size == 1:
+        return
+    parameters = list(fit.network.parameters())
+    state = fit.optimizer.state
+    known = ranks.from_first(fit.world, [parameter in state for parameter in parameters])
+    for parameter, there in zip(parameters, known, strict=True):
+        if there:
+            moments = state[parameter] or {
+                "step": torch.zeros(()),
+                "exp_avg": torch.zeros_like(parameter, requires_grad=False),
+                "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
+            }
+            ranks.align(fit.world, [moments[key] for key in _MOMENTS])
+            state[parameter] = moments
 
 
 def _tensor(array: Array) -> torch.Tensor:

@@ -116,6 +116,7 @@ class Matrix:
     baselines: Mapping[str, Mapping[str, Measured]]  # by receiver and key; fp and ptq always
     cells: Mapping[tuple[str, str, str | None], Cell]  # by receiver, donor, null
     alignment: Alignment | None
+    runs: int = 1  # that its scores count together
 
     def get(self, receiver: str, donor: str, null: str | None = None) -> Cell | None:
         """A cell, if it has run."""

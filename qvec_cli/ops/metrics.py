@@ -53,6 +53,7 @@ class Metrics:
     device: str = "cpu"
     seed: int | None = None
     started: float = 0.0  # time.perf_counter() when the work began
+    ranks: int = 1  # processes that did the work together
 
     def document(self) -> dict[str, Any]:
         """The document, valid under ``SCHEMA_FILE``."""
@@ -71,6 +72,7 @@ class Metrics:
                 "device": self.device,
                 "seed": self.seed,
                 "threads": _threads(),
+                "ranks": self.ranks,
             },
             "timing": {
                 "wall_s": round(time.perf_counter() - self.started, 6),

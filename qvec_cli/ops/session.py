@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from qvec_cli.checkpoint import digest as digests
 from qvec_cli.checkpoint.card import Card, Kind, canonical
@@ -17,10 +19,11 @@ from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.write import write
 from qvec_cli.errors import CheckpointError, MismatchError, NotFiniteError, TrainingError
-from qvec_cli.learn import snapshot
-from qvec_cli.learn.accuracy import measure
+from qvec_cli.learn import ranks, snapshot
+from qvec_cli.learn.accuracy import parts, score
 from qvec_cli.learn.batches import Training, View, decode
 from qvec_cli.learn.data import Task
+from qvec_cli.learn.distributed import ALONE, World
 from qvec_cli.learn.fit import Fit, Progress, warmup_steps
 from qvec_cli.model import build, qat
 from qvec_cli.model.targets import head_tensors, of_network
@@ -40,14 +43,17 @@ class Session:
     """Everything of one run.
 
     The order matters: the seed is set, then the network is made, then wrapped; wrapping draws
-    no random number, so twins share their head and every later draw.
+    no random number, so twins share their head and every later draw. Every rank of a world has
+    a session; they make the same network, and the first one reads and writes the files of the run.
     """
 
-    def __init__(self, request: Request, task: Task, listener: Listener) -> None:
-        self.request, self.task, self.listener = request, task, listener
-        self.device = device(request.device)
+    def __init__(
+        self, request: Request, task: Task, listener: Listener, world: World = ALONE
+    ) -> None:
+        self.request, self.task, self.listener, self.world = request, task, listener, world
+        self.device = device(world.place(request.device))
         torch.manual_seed(request.recipe.seed)
-        self.start = _start(request, task, listener)
+        self.start = _start(request, task, listener, world)
         self.network, self.model = self.start.network, self.start.model
         self.targets = of_network(self.network, self.model)
         self.card = self._card()
@@ -62,8 +68,12 @@ class Session:
             request.recipe,
             build.normalise(self.model),
             listener,
+            world,
         )
-        self._val = decode(self._view("val", augment=False), self._heard("val"))
+        own = world.whole_batches(len(task.splits["val"]), request.recipe.batch_size)
+        places = [place for batch in own for place in batch]
+        heard = self._heard("val", len(places))
+        self._val = decode(self._view("val", augment=False), heard, places)
 
     def run(self) -> None:
         """Trains to the end, from the saved state if so asked.
@@ -72,6 +82,8 @@ class Session:
             TrainingError: with the place of the state before the bad step.
         """
         self._note_warmup()
+        self._note_ranks()
+        ranks.join(self.world, self.device)
         if self.request.resume:
             self._resume()
         try:
@@ -114,7 +126,8 @@ class Session:
             seed=recipe.seed,
             batch_size=recipe.batch_size,
             augmented=not recipe.no_aug,
-            heard=self._heard("train"),
+            heard=self._heard("train", len(self.task.splits["train"])),
+            world=self.world,
         )
 
     def _view(self, split: str, *, augment: bool) -> View:
@@ -125,8 +138,7 @@ class Session:
             self.request.loading.workers,
         )
 
-    def _heard(self, split: str) -> Callable[[int], None]:
-        total = len(self.task.splits[split])
+    def _heard(self, split: str, total: int) -> Callable[[int], None]:
         return lambda done: self.listener.progress(f"decode {split}", done, total)
 
     def _card(self) -> Card:
@@ -151,6 +163,7 @@ class Session:
 
     def _validate(self) -> dict[str, Any]:
         """Scores on the validation split; of both forwards when training through a grid."""
+        ranks.align(self.world, self.network.buffers())  # running means are each rank's own
         try:
             with qat.float_forward(self.network) as wrapped:
                 result = {"float": self._score()}
@@ -163,16 +176,19 @@ class Session:
             ) from None
 
     def _score(self) -> dict[str, float]:
-        images, labels = self._val
-        return measure(
+        started = time.perf_counter()
+        own = parts(
             self.network,
-            images,
-            labels,
+            *self._val,
             normalise=self.fit.normalise,
             batch_size=self.request.recipe.batch_size,
-        ).to_json()
+        )
+        found = ranks.gathered(self.world, own)
+        return score(found, time.perf_counter() - started).to_json()
 
     def _save(self) -> None:
+        if not self.world.leads:
+            return
         place = {"op": "train", "progress": asdict(self.fit.at), "run": self._fingerprint()}
         card = Card(Kind.STATE, provenance=place)
         _write(
@@ -180,6 +196,13 @@ class Session:
         )
 
     def _resume(self) -> None:
+        """Goes on where the first rank's file stands."""
+        if self.world.leads:
+            self._read()
+        self.fit.at = ranks.from_first(self.world, self.fit.at)
+        snapshot.align(self.fit)
+
+    def _read(self) -> None:
         path = unfinished(self.request.out)
         if not path.exists():
             self.listener.note(f"{path} is not there: starting from the beginning")
@@ -220,8 +243,16 @@ class Session:
             "grid": self.card.quant,
             "model": self.model,
             "data": self.card.data,
-            "device": str(self.device),
+            "device": str(self.device) if self.world.size == 1 else self.device.type,
         }
+
+    def _note_ranks(self) -> None:
+        size, batch = self.world.size, self.request.recipe.batch_size
+        if size == 1:
+            return
+        self.listener.note(f"{size} processes share each batch of {batch} images")
+        if any(isinstance(module, _BatchNorm) for module in self.network.modules()):
+            self.listener.note("each process has its own batch norms: one process gives others")
 
     def _note_warmup(self) -> None:
         asked, steps = self.request.recipe.warmup_steps, self.fit.total
@@ -241,11 +272,12 @@ class _Start:
     inputs: tuple[Input, ...] = ()
 
 
-def _start(request: Request, task: Task, listener: Listener) -> _Start:
+def _start(request: Request, task: Task, listener: Listener, world: World) -> _Start:
     use, op = _own_use(request, task), "train-qat" if request.grid else "finetune"
+    facts = {"ranks": world.size} if world.size > 1 else {}
     classes = len(task.classes)
     if request.source is None:
-        return _Start(*build.create(request.wish(classes)), provenance(op, {}, use))
+        return _Start(*build.create(request.wish(classes)), provenance(op, {}, use, **facts))
     with opened(request.source, listener) as base:
         if request.initial_checkpoint is not None:
             network, model = build.create(request.wish(classes))
@@ -258,7 +290,8 @@ def _start(request: Request, task: Task, listener: Listener) -> _Start:
         if base.card and (base.card.data or {}).get("digest") == task.digest:
             use = spent(use, inherited_use(base))
         base.settle()
-        return _Start(network, model, provenance(op, {"base": base}, use), (Input.of(base),))
+        lineage = provenance(op, {"base": base}, use, **facts)
+        return _Start(network, model, lineage, (Input.of(base),))
 
 
 def _own_use(request: Request, task: Task) -> Use:

@@ -7,21 +7,20 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from statistics import fmean, median
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
+from qvec_cli.ops.matrix import OWN_QAT, PLAIN, Cell, Matrix
+from qvec_cli.ops.records import Score
 from qvec_cli.ops.statistics import chance, interval, spearman
 
-Line = Mapping[str, Any]
 Facts = dict[str, Any]
-Take = Callable[[Line], Any]
-Counts = dict[tuple[str, str], tuple[int, int]]
-"""Right ones and images, of a receiver and a donor."""
+Take = Callable[[Cell], Score]
 
-ORACLE = "oracle"
+ORACLE: Final = "oracle"
 """The lambda that is best on test: nobody can choose it, and regret is measured against it."""
 
 
@@ -31,44 +30,45 @@ class Change:
 
     receiver: str
     donor: str
-    before: float  # top-1 of plain rounding
-    after: float
-    error: float  # standard error of the difference, were the two independent
+    before: Score  # of plain rounding
+    after: Score
 
     @property
     def gain(self) -> float:
         """In shares of the test images."""
-        return self.after - self.before
+        return self.after.top1 - self.before.top1
+
+    @property
+    def error(self) -> float:
+        """Standard error of the gain as of independent images; on the same ones it is smaller."""
+        return math.hypot(self.before.standard_error, self.after.standard_error)
 
 
-def summarise(runs: Sequence[Sequence[Line]]) -> Facts:
-    """Statistics over the cells of one grid, or of several with the same names (seeds).
+def summarise(matrix: Matrix) -> Facts:
+    """Statistics over the cells of a grid; shares of test images, and of pairs.
 
-    Several are pooled cell by cell: counts of images are added. Own vectors (the diagonal) and
-    null vectors are kept out of all but their own rows.
+    Own vectors (the diagonal) and null vectors are kept out of all but their own rows.
     """
-    lines = [line for run in runs for line in run]
-    plain = _tests(_of(lines, "receiver"), "ptq")
-    cells, gap = _of(lines, "cell"), _gap(lines)
-    own = [c for c in cells if c["diagonal"] and c["null"] is None]
-    others = [c for c in cells if not c["diagonal"]]
-    ways = _ways(cells)
+    cells, gap = list(matrix.cells.values()), _gap(matrix)
+    others = [cell for cell in cells if not cell.diagonal]
+    own = [cell for cell in cells if cell.diagonal and cell.null is None]
+    ways = _ways(matrix)
     found = {
         kind: {
-            way: _changes([c for c in others if c["null"] == kind], plain, take)
+            way: _changes([c for c in others if c.null == kind], matrix, take)
             for way, take in ways.items()
         }
-        for kind in dict.fromkeys(c["null"] for c in others)
+        for kind in dict.fromkeys(cell.null for cell in others)
     }
     changes = found.get(None, {})
     best = changes.get(ORACLE)
     return {
-        "runs": len(runs),
-        "receivers": len(plain),
-        "baselines": _baselines(lines),
+        "runs": matrix.runs,
+        "receivers": len(matrix.baselines),
+        "baselines": _baselines(matrix),
         "ways": {way: _statistics(c, gap, best) for way, c in changes.items()},
         "own_vector": {
-            way: fmean(c.gain for c in _changes(own, plain, take)) if own else None
+            way: fmean(c.gain for c in _changes(own, matrix, take)) if own else None
             for way, take in ways.items()
         },
         "nulls": {
@@ -78,92 +78,77 @@ def summarise(runs: Sequence[Sequence[Line]]) -> Facts:
         },
         "donors": {way: _by(c, attrgetter("donor")) for way, c in changes.items()},
         "per_receiver": {way: _by(c, attrgetter("receiver")) for way, c in changes.items()},
-        "alignment": _alignment(lines, changes),
+        "alignment": _alignment(matrix, changes),
     }
 
 
-def _of(lines: Iterable[Line], kind: str) -> list[Line]:
-    return [line for line in lines if line["kind"] == kind]
-
-
-def _ways(cells: Sequence[Line]) -> dict[str, Take]:
-    """The ways to choose lambda that the cells know, by name; each picks a point of a cell."""
-    ways: dict[str, Take] = {}
-    for cell in cells:
-        for place, point in enumerate(cell["fixed"]):
-            ways[f"lambda {point['lambda']:g}"] = partial(_pick, "fixed", place)
-        for name in cell["chosen"]:
-            ways[name] = partial(_pick, "chosen", name)
-    if all(cell["oracle"] for cell in cells):
-        ways[ORACLE] = itemgetter("oracle")
+def _ways(matrix: Matrix) -> dict[str, Take]:
+    """The ways to choose lambda that all cells know, by name; each picks a score of a cell."""
+    ways: dict[str, Take] = {
+        f"lambda {lam:g}": partial(_fixed, place) for place, lam in enumerate(matrix.fixed)
+    }
+    for name in matrix.selectors:
+        if all(name in cell.chosen for cell in matrix.cells.values()):
+            ways[name] = partial(_chosen, name)
+    if all(cell.oracle for cell in matrix.cells.values()):
+        ways[ORACLE] = _oracle
     return ways
 
 
-def _pick(part: str, place: Any, cell: Line) -> Any:
-    return cell[part][place]
+def _fixed(place: int, cell: Cell) -> Score:
+    return cell.fixed[place].test
 
 
-def _tests(rows: Sequence[Line], key: str) -> Counts:
-    """A baseline of each receiver, over all runs."""
-    having = [row for row in rows if key in row["baselines"]]
-    return _pooled((r["receiver"], "", r["baselines"][key]["test"]) for r in having)
+def _chosen(name: str, cell: Cell) -> Score:
+    return cell.chosen[name].test
 
 
-def _pooled(scores: Iterable[tuple[str, str, Line]]) -> Counts:
-    found: Counts = defaultdict(lambda: (0, 0))
-    for receiver, donor, score in scores:
-        right, count = found[receiver, donor]
-        found[receiver, donor] = (right + score["n_correct"], count + score["n"])
-    return dict(found)
+def _oracle(cell: Cell) -> Score:
+    assert cell.oracle is not None
+    return cell.oracle[1]
 
 
-def _changes(cells: Sequence[Line], plain: Counts, take: Take) -> list[Change]:
-    pooled = _pooled((c["receiver"], c["donor"], take(c)["test"]) for c in cells)
-    changes = []
-    for (receiver, donor), counted in pooled.items():
-        before, after = _share(plain[receiver, ""]), _share(counted)
-        spread = before * (1 - before) / plain[receiver, ""][1] + after * (1 - after) / counted[1]
-        changes.append(Change(receiver, donor, before, after, math.sqrt(spread)))
-    return changes
+def _changes(cells: Iterable[Cell], matrix: Matrix, take: Take) -> list[Change]:
+    return [Change(c.receiver, c.donor, matrix.plain(c.receiver), take(c)) for c in cells]
 
 
 def _statistics(
     changes: Sequence[Change], gap: Mapping[str, float], best: Sequence[Change] | None
 ) -> Facts:
-    """What a way to choose lambda is worth; shares of test images, and of pairs."""
-    units: dict[str, list[float]] = defaultdict(list)
+    """What a way to choose lambda is worth; a mean is one of receivers' means."""
+    units: dict[str, list[Change]] = defaultdict(list)
     for change in changes:
-        units[change.receiver].append(change.gain)
-    gains = [c.gain for c in changes]
-    share = {
-        "win": fmean(c.gain > c.error for c in changes),
-        "loss": fmean(c.gain < -c.error for c in changes),
-        "better": fmean(c.gain > 0 for c in changes),
-    }
+        units[change.receiver].append(change)
+    gains = {name: [c.gain for c in unit] for name, unit in units.items()}
+    every = [c.gain for c in changes]
     return {
         "pairs": len(changes),
-        "mean": fmean(fmean(unit) for unit in units.values()),
-        "interval": interval([*units.values()]),
-        "median": median(gains),
-        "least": min(gains),
-        "most": max(gains),
-        "rates": share,
-        "top1": fmean(fmean(c.after for c in changes if c.receiver == name) for name in units),
-        "gap_closed": _closed(units, gap),
+        "mean": fmean(map(fmean, gains.values())),
+        "interval": interval([*gains.values()]),
+        "median": median(every),
+        "least": min(every),
+        "most": max(every),
+        "rates": {
+            "win": fmean(c.gain > c.error for c in changes),
+            "loss": fmean(c.gain < -c.error for c in changes),
+            "better": fmean(c.gain > 0 for c in changes),
+        },
+        "top1": fmean(fmean(c.after.top1 for c in unit) for unit in units.values()),
+        "gap_closed": _closed(gains, gap),
         "regret": _regret(changes, best),
     }
 
 
-def _closed(units: Mapping[str, Sequence[float]], gap: Mapping[str, float]) -> Facts | None:
+def _closed(gains: Mapping[str, Sequence[float]], gap: Mapping[str, float]) -> Facts | None:
     """Mean gain as a share of what the receivers' own QAT gains, over those that have one."""
-    known = [name for name in units if name in gap]
+    known = [name for name in gains if name in gap]
     total = fmean(gap[name] for name in known) if known else 0.0
     if total <= 0:
         return None
-    gains = [units[name] for name in known]
+    units = [gains[name] for name in known]
     return {
-        "share": fmean(map(fmean, gains)) / total,
-        "interval": interval(gains, over=[gap[name] for name in known]),
+        "share": fmean(map(fmean, units)) / total,
+        "interval": interval(units, over=[gap[name] for name in known]),
         "receivers": len(known),
     }
 
@@ -172,38 +157,30 @@ def _regret(changes: Sequence[Change], best: Sequence[Change] | None) -> Facts |
     """What the best lambda on test would have given more, in all and as a share of its gain."""
     if best is None:
         return None
-    top = {(c.receiver, c.donor): c for c in best}
-    lost = [top[c.receiver, c.donor].after - c.after for c in changes]
-    gain = fmean(top[c.receiver, c.donor].gain for c in changes)
+    lost = [top.gain - change.gain for top, change in zip(best, changes, strict=True)]
+    gain = fmean(top.gain for top in best)
+    share = fmean(lost) / gain if gain > 0 else None
+    return {"mean": fmean(lost), "most": max(lost), "share": share}
+
+
+def _gap(matrix: Matrix) -> dict[str, float]:
+    """What each receiver's own QAT gains over plain rounding, where there is one."""
     return {
-        "mean": fmean(lost),
-        "most": max(lost),
-        "share": fmean(lost) / gain if gain > 0 else None,
+        name: rows[OWN_QAT].test.top1 - rows[PLAIN].test.top1
+        for name, rows in matrix.baselines.items()
+        if OWN_QAT in rows
     }
 
 
-def _gap(lines: Sequence[Line]) -> dict[str, float]:
-    """What each receiver's own QAT gains over plain rounding, where there is one."""
-    rows = [line for line in _of(lines, "receiver") if "qat" in line["baselines"]]
-    qat, ptq = _tests(rows, "qat"), _tests(rows, "ptq")
-    return {pair[0]: _share(qat[pair]) - _share(ptq[pair]) for pair in qat}
-
-
-def _share(counted: tuple[int, int]) -> float:
-    return counted[0] / counted[1]
-
-
-def _baselines(lines: Sequence[Line]) -> Facts:
+def _baselines(matrix: Matrix) -> Facts:
     """Mean top-1 over receivers of what needs no donor, and what of their data it used."""
-    rows = _of(lines, "receiver")
     found = {}
-    for key in dict.fromkeys(key for row in rows for key in row["baselines"]):
-        tests = _tests(rows, key)
-        uses = {r["baselines"][key]["data_use"] for r in rows if key in r["baselines"]}
+    for key in dict.fromkeys(key for rows in matrix.baselines.values() for key in rows):
+        rows = [each[key] for each in matrix.baselines.values() if key in each]
         found[key] = {
-            "top1": fmean(map(_share, tests.values())),
-            "receivers": len(tests),
-            "data_use": sorted(uses),
+            "top1": fmean(row.test.top1 for row in rows),
+            "receivers": len(rows),
+            "data_use": sorted({row.use for row in rows}),
         }
     return found
 
@@ -217,16 +194,15 @@ def _by(changes: Sequence[Change], name: Callable[[Change], str]) -> Facts:
     return dict(sorted(means.items(), key=lambda item: -item[1]))
 
 
-def _alignment(lines: Sequence[Line], changes: Mapping[str, Sequence[Change]]) -> Facts | None:
+def _alignment(matrix: Matrix, changes: Mapping[str, Sequence[Change]]) -> Facts | None:
     """Whether vectors that point the receiver's own way gain more; tasks on both sides count."""
-    tables = _of(lines, "alignment")
-    if not tables:
+    if matrix.alignment is None:
         return None
-    names = tables[0]["donors"]
+    names = matrix.alignment.donors
     place = {name: index for index, name in enumerate(names)}
     facts: Facts = {}
-    for kind in ("global", "rows"):
-        cosine = np.mean([table[kind] for table in tables], axis=0)
+    for kind, table in (("global", matrix.alignment.whole), ("rows", matrix.alignment.rows)):
+        cosine = np.array(table)
         off = ~np.eye(len(names), dtype=bool)
         facts[kind] = {"mean": float(cosine[off].mean()) if len(names) > 1 else None}
         for way, found in changes.items():

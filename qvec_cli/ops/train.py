@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import Any, Final
 
-from qvec_cli.checkpoint.replace import check_target
+from qvec_cli.checkpoint.replace import check_target, is_stream
+from qvec_cli.errors import SpecError
+from qvec_cli.learn import ranks
+from qvec_cli.learn.distributed import ALONE, World
 from qvec_cli.learn.tasks import TASKS
 from qvec_cli.ops.examples import open_data
 from qvec_cli.ops.metrics import Input, Metrics
@@ -17,18 +21,24 @@ EPOCHS: Final = 10
 """Passes over data that the paper does not train on."""
 
 
-def train(request: Request, listener: Listener) -> Metrics:
+def train(request: Request, listener: Listener, world: World = ALONE) -> Metrics:
     """Trains and writes the checkpoint; the last epoch is kept.
+
+    Every rank of a world calls this with the same request. Only the first one looks at the
+    output, writes it, and returns metrics that say so.
 
     Raises:
         TrainingError: the loss is not finite; the state before that step is kept.
         QvecError: a model, data set or target that cannot be used.
     """
     started = time.perf_counter()
-    check_target(request.out, force=request.force)
-    check_unfinished(request.out, resume=request.resume, force=request.force)
+    if world.leads:
+        check_target(request.out, force=request.force)
+        check_unfinished(request.out, resume=request.resume, force=request.force)
     check_start(request)
-    task = open_data(request.data, request.loading)
+    _check_world(request, world)
+    with ranks.in_turn(world, "data") if request.loading.download else nullcontext():
+        task = open_data(request.data, request.loading)
     for split in ("train", "val"):
         task.split(split)
     if request.dry_run:
@@ -37,10 +47,12 @@ def train(request: Request, listener: Listener) -> Metrics:
         return rehearse(request, task, listener, started)
     from qvec_cli.ops.session import Session
 
-    session = Session(request, task, listener)
+    session = Session(request, task, listener, world)
     session.run()
-    written = session.write()
-    unfinished(request.out).unlink(missing_ok=True)
+    written = session.write() if world.leads else session.card
+    if world.leads:
+        unfinished(request.out).unlink(missing_ok=True)
+    ranks.leave(world)
     results = {"output": str(request.out), "digest": written.digest, **session.facts()}
     return Metrics(
         "train-qat" if request.grid else "finetune",
@@ -51,7 +63,24 @@ def train(request: Request, listener: Listener) -> Metrics:
         str(session.device),
         request.recipe.seed,
         started,
+        world.size,
     )
+
+
+def _check_world(request: Request, world: World) -> None:
+    """Refuses, before torch is imported, what several processes cannot share."""
+    if world.size == 1:
+        return
+    if request.recipe.batch_size < world.size:
+        batch = request.recipe.batch_size
+        raise SpecError(
+            f"--batch-size {batch} is too few images for {world.size} processes",
+            hint="It counts the images of all processes together.",
+        )
+    if request.source is not None and is_stream(request.source):
+        raise SpecError(f"{request.source}: {world.size} processes cannot read one stream")
+    if request.device != "auto":
+        world.place(request.device)
 
 
 def default_epochs(data: str) -> int:

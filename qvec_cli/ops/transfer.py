@@ -18,9 +18,11 @@ from qvec_cli.ops.drawer import Drawer, read_drawer
 from qvec_cli.ops.jobs import Executor, check_parts, folder, run_jobs
 from qvec_cli.ops.journal import Journal, Line, encoded
 from qvec_cli.ops.lineup import Lineup, Wishes, cell, line_up
+from qvec_cli.ops.matrix import Matrix, parse
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
 from qvec_cli.ops.plan import TORCH, Plan
+from qvec_cli.ops.records import Record
 from qvec_cli.ops.summary import summarise
 from qvec_cli.ops.unfinished import check_unfinished, unfinished
 from qvec_cli.specs import DataUse, Listener, Silence, Use
@@ -182,6 +184,10 @@ def _plan(request: Request, lineup: Lineup, receivers: tuple[str, ...]) -> Plan:
     return Plan("transfer", request.out, {}, {}, parameters, TORCH + largest, images)
 
 
+def _matrix(request: Request, lines: list[Line]) -> Matrix:
+    return parse(Record(f"{request.out}:{n}", line) for n, line in enumerate(lines, start=1))
+
+
 def _metrics(request: Request, lineup: Lineup, lines: list[Line], started: float) -> Metrics:
     run = lineup.run
     inputs = [
@@ -190,12 +196,17 @@ def _metrics(request: Request, lineup: Lineup, lines: list[Line], started: float
         *(Input(d["rho"], "vector", d["digest"]) for d in run["donors"].values()),
     ]
     measured = [line["receiver"] for line in lines if line["kind"] == "receiver"]
+    summary = summarise(_matrix(request, lines))
     val = sum(run["receivers"][name]["images"]["val"] for name in measured)
     return Metrics(
         "transfer",
         tuple(inputs),
         {key: run[key] for key in ("grid", "method", "lambdas", "fixed", "oracle", "nulls")},
-        {"output": str(request.out), "lines": len(lines), "summary": summarise([lines])},
+        {
+            "output": str(request.out),
+            "lines": len(lines),
+            "summary": summary,
+        },
         Use(DataUse.RECEIVER_LABELS, {"val": val}),
         run["device"],
         run["seed"],
