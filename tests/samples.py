@@ -190,15 +190,16 @@ def _cell(
     }
     if "val" in chosen:
         chosen["val"]["val"] = vals[best]
+    own = "receiver_labels" if name == donor else "none"  # its own QAT has seen its labels
     top = max(LAMBDAS, key=lambda x: tests[x]["n_correct"])
     return {
         "kind": "cell",
         "receiver": name,
         "donor": donor,
         "null": null,
-        "diagonal": name == donor and null is None,
+        "diagonal": name == donor,
         "curve": points,
-        "fixed": [{"lambda": 1.0, "test": tests[1.0], "data_use": "none"}],
+        "fixed": [{"lambda": 1.0, "test": tests[1.0], "data_use": own}],
         "chosen": chosen,
         "oracle": {"lambda": top, "test": tests[top]} if oracle else None,
     }

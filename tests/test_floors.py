@@ -35,7 +35,6 @@ DOORS = {
     "datasets": {"learn"},
     "matplotlib": {"draw"},
     "jinja2": {"draw/page.py"},
-    "markupsafe": {"draw/page.py"},
     "onnxscript": {"export/graph.py"},
     "onnxruntime": {"export/runtime.py"},
 }

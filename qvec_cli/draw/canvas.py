@@ -156,13 +156,13 @@ def name(text: str, longest: int = _LONGEST) -> str:
 
 
 def two_lines(text: str) -> str:
-    """A long name broken before its bracket, or else at the space nearest to its middle."""
+    """A long name broken before its bracket if that comes soon, else near its middle."""
     shown = name(text, 44)
     spaces = [place for place, letter in enumerate(shown) if letter == " "]
     if len(shown) <= _ONE_LINE or not spaces:
         return name(text)
     bracket = shown.find(" (")
-    middle = bracket if bracket >= len(shown) // 3 else len(shown) / 2
+    middle = bracket if 0 < bracket <= _ONE_LINE + 4 else len(shown) / 2
     cut = min(spaces, key=lambda place: abs(place - middle))
     return f"{shown[:cut]}\n{shown[cut + 1 :]}"
 

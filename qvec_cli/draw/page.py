@@ -52,7 +52,6 @@ class Page:
 def page(given: Page) -> bytes:
     """The page: no script, no file beside it and no address that a browser would ask."""
     import jinja2
-    from markupsafe import Markup
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("qvec_cli", "draw"),
@@ -63,13 +62,13 @@ def page(given: Page) -> bytes:
         keep_trailing_newline=True,
     )
     pictures = {
-        id(picture): Markup(inline(picture.svg, f"f{place}"))
+        id(picture): inline(picture.svg, f"f{place}")
         for place, picture in enumerate(p for s in given.sections for p in s.pictures)
     }
     text = environment.get_template("page.html").render(
         page=given,
         drawing=lambda picture: pictures[id(picture)],
-        data=Markup(embedded(given.data)),
+        data=embedded(given.data),
     )
     return text.encode("utf-8")
 

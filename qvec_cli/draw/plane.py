@@ -200,7 +200,9 @@ def _counted(axis: Any, *, log: bool = False) -> None:
 
     axis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
     if log:
-        axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        low, high = axis.get_view_interval()
+        subs = (1.0, 2.0, 5.0) if high < 20 * low else (1.0, 3.0) if high < 500 * low else (1.0,)
+        axis.set_major_locator(LogLocator(subs=subs))
         axis.set_minor_formatter(NullFormatter())
 
 

@@ -98,8 +98,7 @@ def _chosen(axes: Axes, given: Spread) -> None:
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="x", length=0)
-    axes.set_xlabel(LAMBDA, labelpad=1)
-    axes.set_title("pairs that chose it on validation", loc="left", fontweight="bold")
+    axes.set_title(f"{LAMBDA} that pairs chose on validation", loc="left", fontweight="bold")
     axes.tick_params(axis="x", colors=FAINT, labelcolor=INK)
 
 

@@ -132,7 +132,8 @@ def _ways(
         taught = key == OWN_QAT
         kind = "qat" if taught else "grid" if _data_free(matrix, key) else "named"
         costs = tuple(own[name] if taught else 0.0 for name in held)
-        yield Way(baseline_name(matrix, key), kind, costs, shares)
+        some = f", {len(held)} of {len(receivers)}" if len(held) < len(receivers) else ""
+        yield Way(f"{baseline_name(matrix, key)}{some}", kind, costs, shares)
     pickers = [(fixed_name(lam), at_fixed(place)) for place, lam in enumerate(matrix.fixed)]
     pickers += [(chosen_name(key), at_chosen(key)) for key in matrix.selectors]
     for label, pick in pickers:

@@ -117,7 +117,8 @@ def _panel(matrix: Matrix, title: str, pick: Chooser, *, noted: bool = False) ->
                 continue
             gains[r, d] = 100 * matrix.gain(receiver, choice.test)
             errors[r, d] = 100 * difference_error(choice.test, matrix.plain(receiver))
-            uses.append(choice.use)
+            if cell and cell.transfer:  # a receiver's own vector has cost its labels
+                uses.append(choice.use)
             if noted and choice.lam not in matrix.fixed:
                 notes[r][d] = f"{choice.lam:g}"
     marks = tuple(map(tuple, notes)) if noted else ()

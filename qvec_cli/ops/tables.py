@@ -99,7 +99,7 @@ def _spread(scores: Sequence[Score]) -> str:
 
 
 def _used_by(matrix: Matrix, pick: Chooser) -> str:
-    return used(choice.use for cell in matrix.cells.values() if (choice := pick(cell)))
+    return used(choice.use for cell in matrix.transfers if (choice := pick(cell)))
 
 
 def _donors(matrix: Matrix) -> Table:
@@ -240,7 +240,7 @@ def _uses(matrix: Matrix) -> Table:
         for key in keys
     ]
     for label, pick in ways(matrix):
-        uses = [choice.use for cell in matrix.cells.values() if (choice := pick(cell))]
+        uses = [choice.use for cell in matrix.transfers if (choice := pick(cell))]
         rows.append((f"vector, {label}", max(uses, key=list(DataUse).index, default=DataUse.NONE)))
     return Table(
         "What each number has used of the receiver's data",

@@ -204,7 +204,7 @@ def spread_of(matrix: Matrix) -> Spread:
     if any([point.lam for point in cell.curve] != lambdas for cell in matrix.cells.values()):
         raise SpecError("the pairs of the grid have curves over different lambdas")
     val = np.array([_gains([point.val for point in cell.curve], lambdas) for cell in cells])
-    own = [cell for cell in matrix.cells.values() if cell.diagonal]
+    own = [cell for cell in matrix.cells.values() if cell.diagonal and cell.null is None]
     tests = [[point.test for point in cell.curve] for cell in cells]
     middle = np.median(val, axis=0)
     best = int(middle.argmax())
