@@ -258,6 +258,16 @@ def _report(results: Facts) -> Iterator[str]:
     shown = ", ".join(f"{count} {key if count != 1 else key[:-1]}" for count, key in counts)
     yield f"{results['output']}: {shown}, {size(results['bytes'])}"
     yield f"sections: {', '.join(results['sections'])}"
+    for grid in results["grids"]:
+        runs = f", {grid['runs']} runs" if grid["runs"] > 1 else ""
+        yield f"{grid['grid']}, {grid['summary']['receivers']} receivers{runs}"
+        yield from table.rows(grid["summary"])
+
+
+def _transfer(results: Facts) -> Iterator[str]:
+    receivers = results["summary"]["receivers"]
+    yield f"{results['output']}: {results['lines']} lines, {receivers} receivers"
+    yield from table.rows(results["summary"])
 
 
 def _cut(text: str) -> str:
@@ -314,7 +324,7 @@ _LINES: Final[Mapping[str, Callable[[Facts], Iterator[str]]]] = {
     "export": _export,
     "eval": _eval,
     "sweep-lambda": _sweep,
-    "transfer": table.rows,
+    "transfer": _transfer,
     "inspect": _inspect,
     "plot": _figure,
     "report": _report,

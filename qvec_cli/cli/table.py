@@ -12,10 +12,8 @@ _WAYS: Final = {"val": "lambda* (labels)", "oracle": "best on test"}
 _HEAD: Final = ("with a vector", "gain", "95 %", "median", "wins", "losses", "gap closed", "regret")
 
 
-def rows(results: Facts) -> Iterator[str]:
-    """The result of ``transfer``, a line each."""
-    summary = results["summary"]
-    yield f"{results['output']}: {results['lines']} lines, {summary['receivers']} receivers"
+def rows(summary: Facts) -> Iterator[str]:
+    """A summary, a line for each baseline and each way to choose lambda."""
     yield "without a donor\tmean top-1\treceiver data used"
     for name, row in summary["baselines"].items():
         yield f"{_BASELINES.get(name, name)}\t{row['top1']:.4f}\t{', '.join(row['data_use'])}"

@@ -10,9 +10,20 @@ from typing import Any, Final
 
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.source import STREAM
-from qvec_cli.errors import CheckpointError, SpecError
-from qvec_cli.ops.matrix import FLOAT, PLAIN, Choice, Matrix, Measured, Point, lines_of, parse
+from qvec_cli.errors import CheckpointError, MismatchError, SpecError
+from qvec_cli.ops.matrix import (
+    FLOAT,
+    PLAIN,
+    Choice,
+    Matrix,
+    Measured,
+    Point,
+    lines_of,
+    parse,
+    same_run,
+)
 from qvec_cli.ops.metrics import SCHEMA, Input
+from qvec_cli.ops.pool import alike, pool
 from qvec_cli.ops.records import Record, Score, decode
 from qvec_cli.specs import Grid, Use
 
@@ -104,20 +115,33 @@ Document = Sweep | Layers | Evaluation | Compared | Training | Extraction
 class Found:
     """All that some files hold."""
 
-    matrix: Matrix | None
+    matrices: tuple[Matrix, ...]  # one a grid; runs that ask the same are pooled
     documents: tuple[Document, ...]
     inputs: tuple[Input, ...]
     raw: tuple[tuple[str, Any], ...]  # by file: a document, or the lines of a grid
 
     @property
+    def matrix(self) -> Matrix | None:
+        """The grid, if there is one.
+
+        Raises:
+            MismatchError: there are several.
+        """
+        if len(self.matrices) > 1:
+            kinds = " and ".join(f"{m.grid} ({len(m.receivers)} receivers)" for m in self.matrices)
+            raise MismatchError(
+                f"the files are of {len(self.matrices)} grids: {kinds}",
+                hint="Draw one at a time; qvec report takes all together.",
+            )
+        return self.matrices[0] if self.matrices else None
+
+    @property
     def names(self) -> tuple[str, ...]:
         """What figures call receivers, donors and models."""
-        rows = self.matrix.baselines.values() if self.matrix else ()
-        found = [*(self.matrix.receivers if self.matrix else ())]
-        found += [
-            *(self.matrix.donors if self.matrix else ()),
-            *(key for row in rows for key in row),
-        ]
+        found: list[str] = []
+        for matrix in self.matrices:
+            rows = matrix.baselines.values()
+            found += [*matrix.receivers, *matrix.donors, *(key for row in rows for key in row)]
         found += [name for row in self.of(Sweep) for name in (row.receiver, row.donor)]
         return (*found, *(row.name for row in self.of(Layers)))
 
@@ -131,12 +155,12 @@ def read(paths: Iterable[Path]) -> Found:
 
     Raises:
         CheckpointError: a file that cannot be read, or holds something else.
-        MismatchError: grids of two runs.
+        MismatchError: a file with lines of two runs.
         SpecError: the same file twice.
     """
     inputs: list[Input] = []
     raw: list[tuple[str, Any]] = []
-    lines: list[Record] = []
+    runs: list[list[Record]] = []
     documents: list[Document] = []
     for path in paths:
         content = _content(path)
@@ -147,14 +171,36 @@ def read(paths: Iterable[Path]) -> Found:
         whole = _whole(text, str(path))
         if whole is None or "kind" in whole:
             rows = list(lines_of(text, str(path)))
-            lines += rows
+            _add(rows, runs)
             raw.append((str(path), [row.value for row in rows]))
             inputs.append(Input(str(path), "grid", digest))
         else:
             documents.append(_document(whole))
             raw.append((str(path), whole.value))
             inputs.append(Input(str(path), "metrics", digest))
-    return Found(parse(lines) if lines else None, tuple(documents), tuple(inputs), tuple(raw))
+    return Found(_pooled(map(parse, runs)), tuple(documents), tuple(inputs), tuple(raw))
+
+
+def _add(rows: list[Record], runs: list[list[Record]]) -> None:
+    """Puts the lines of a file to those of the other shards of its run, if there are some."""
+    first = next((row for row in rows if row.value.get("kind") == "run"), None)
+    for known in runs:
+        if first and any(r.value.get("kind") == "run" and same_run(r, first) for r in known):
+            known += rows
+            return
+    runs.append(rows)
+
+
+def _pooled(matrices: Iterable[Matrix]) -> tuple[Matrix, ...]:
+    """Runs that ask the same of the same names, as of other seeds, taken together."""
+    groups: list[list[Matrix]] = []
+    for matrix in matrices:
+        group = next((known for known in groups if alike(known[0], matrix)), None)
+        if group is None:
+            groups.append([matrix])
+        else:
+            group.append(matrix)
+    return tuple(map(pool, groups))
 
 
 def check_apart(out: Path, files: tuple[Path, ...], *, force: bool) -> None:

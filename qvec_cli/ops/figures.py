@@ -85,7 +85,7 @@ def drawn(found: Found, wish: Wish) -> Drawn:
                 f"{document.file}: a {kind} shows nothing of {_WORDS[type(document)]}",
                 hint="Leave it out, or choose another --figure; qvec report takes all together.",
             )
-    if found.matrix is not None and Matrix not in row.sources:
+    if found.matrices and Matrix not in row.sources:
         raise SpecError(f"a {kind} shows nothing of a transfer grid", hint="Leave it out.")
     return row.draw(found, wish)
 
@@ -102,7 +102,7 @@ def _first(found: Found) -> FigureKind:
 
 
 def _held(found: Found, source: type[Any]) -> bool:
-    return found.matrix is not None if source is Matrix else bool(found.of(source))
+    return bool(found.matrices) if source is Matrix else bool(found.of(source))
 
 
 def _require_flags(kind: FigureKind, wish: Wish) -> None:
@@ -133,7 +133,7 @@ def sweep_figures(found: Found) -> Iterator[Drawn]:
     for kind in kinds:
         sweeps = [sweep for sweep in found.of(Sweep) if (sweep.grid, sweep.method) == kind]
         beside = fitting_in(sweeps, found.of(Evaluation))
-        yield _curve(replace(found, matrix=None, documents=(*sweeps, *beside)), Wish())
+        yield _curve(replace(found, matrices=(), documents=(*sweeps, *beside)), Wish())
 
 
 def layer_figures(found: Found) -> Iterator[Drawn]:

@@ -58,7 +58,10 @@ def subtitle(matrix: Matrix) -> str:
     pairs = len(matrix.receivers) * len(matrix.donors)
     some = "" if held == pairs else f"{held} of "
     cells = f"{some}{pairs} pair{'s' if pairs > 1 else ''}"
-    return f"{matrix.grid}, {matrix.method}; {cells}; top-1 on test, n = {n} images a receiver"
+    runs = f" in {matrix.runs} runs" if matrix.runs > 1 else ""
+    return (
+        f"{matrix.grid}, {matrix.method}; {cells}{runs}; top-1 on test, n = {n} images a receiver"
+    )
 
 
 def baseline_keys(matrix: Matrix) -> tuple[str, ...]:

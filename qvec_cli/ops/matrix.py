@@ -226,6 +226,11 @@ def _require_same_run(first: Record, other: Record) -> None:
         )
 
 
+def same_run(first: Record, other: Record) -> bool:
+    """Whether two run lines are of one run."""
+    return _identity(first) == _identity(other)
+
+
 def _identity(run: Record) -> dict[str, Any]:
     keys = ("digest", "data_digest", "images", "trained_images")
     receivers = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qvec_cli.checkpoint.replace import replacing
@@ -33,6 +33,7 @@ from qvec_cli.ops.figures import (
 )
 from qvec_cli.ops.matrix import FLOAT, PLAIN
 from qvec_cli.ops.metrics import Metrics, version
+from qvec_cli.ops.summary import summarise
 from qvec_cli.ops.tables import NONE, accuracy, tables_of
 from qvec_cli.specs import Listener, Use, spent
 
@@ -80,6 +81,10 @@ def report(request: Request, listener: Listener) -> Metrics:
         "sections": [section.title for section in sections],
         "figures": sum(len(section.pictures) for section in sections),
         "tables": sum(len(section.tables) for section in sections),
+        "grids": [
+            {"grid": str(matrix.grid), "runs": matrix.runs, "summary": summarise(matrix)}
+            for matrix in found.matrices
+        ],
     }
     return Metrics(
         "report", found.inputs, {"title": request.title}, results, _use(found), started=started
@@ -89,8 +94,7 @@ def report(request: Request, listener: Listener) -> Metrics:
 def _lead(found: Found) -> str:
     """What the page is of, in a sentence."""
     parts = []
-    if found.matrix is not None:
-        matrix = found.matrix
+    for matrix in found.matrices:
         sizes = f"{len(matrix.receivers)} receivers and {len(matrix.donors)} donors"
         parts.append(f"a transfer grid of {sizes} on {matrix.grid} ({matrix.method})")
     for kind, one, more in _NAMES:
@@ -111,17 +115,16 @@ _NAMES = (
 
 def _use(found: Found) -> Use:
     uses = [row.use for row in found.documents if not isinstance(row, Training | Extraction)]
-    if found.matrix is not None:
-        uses.append(grid_use(found.matrix))
+    uses += map(grid_use, found.matrices)
     return spent(*uses)
 
 
 def _sections(found: Found) -> Iterator[Section]:
-    if found.matrix is not None:
-        made = list(grid_figures(found))
+    for matrix in found.matrices:
+        made = list(grid_figures(replace(found, matrices=(matrix,))))
         notes = tuple(f"Not drawn: {fault}." for fault in made if isinstance(fault, QvecError))
         pictures = _pictures([drawn for drawn in made if isinstance(drawn, Drawn)])
-        yield Section("Transfer grid", pictures, tuple(tables_of(found.matrix)), notes)
+        yield Section(f"Transfer, {matrix.grid}", pictures, tuple(tables_of(matrix)), notes)
     if sweeps := found.of(Sweep):
         tables = (_sweeps(sweeps), *map(_sweep, sweeps))
         yield Section("Sweeps over lambda", _pictures(sweep_figures(found)), tables)
