@@ -11,8 +11,11 @@ import pytest
 from conftest import call
 from samples import TASKS, grid_lines, text, written
 
+from qvec_cli.draw.heatmap import signed
 from qvec_cli.draw.inline import inline
 from qvec_cli.draw.page import Page, Section, Table, embedded, page
+from qvec_cli.ops.matrix import lines_of, parse
+from qvec_cli.ops.summary import summarise
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -93,6 +96,15 @@ def test_every_number_of_the_grid_stands_in_the_tables(folder: Path) -> None:
             assert (name or "") in words
         for row in line.get("rows", []):
             assert all(f"{value:.4f}" in words for value in row)
+
+
+def test_the_page_tells_what_transfer_tells(folder: Path) -> None:
+    facts = summarise(parse(lines_of(text(grid_lines()), "g")))
+    words = made(folder, "g.jsonl")[1].words
+    found = facts["ways"]["lambda 1"]
+    assert words[words.index("λ = 1") + 1] == signed(100 * found["mean"], decimal=True)
+    assert f"{found['gap_closed']['share']:.0%}" in words
+    assert {"null random, λ = 1", "own vector, λ = 1", "λ best on test"} <= set(words)
 
 
 def test_the_json_in_the_page_is_what_it_was_drawn_from(folder: Path) -> None:

@@ -107,6 +107,12 @@ def _key(given: Spread) -> str:
     if given.test is not None:
         words.append("circles: median on test")
     if len(given.own):
-        words.append(f"dashed: median of {len(given.own)} receivers' own vectors, the ceiling")
-    words.append(f"dotted, green: {LAMBDA} = 1, which needs no data")
+        own = (
+            "a receiver's own vector"
+            if len(given.own) == 1
+            else f"median of {len(given.own)} own vectors"
+        )
+        words.append(f"dashed: {own}, the ceiling")
+    green = "dotted, green" if 1.0 in given.chosen else "dotted"
+    words.append(f"{green}: {LAMBDA} = 1, which needs no data")
     return "; ".join(words)

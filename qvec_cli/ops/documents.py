@@ -186,7 +186,7 @@ def _add(rows: list[Record], runs: list[list[Record]]) -> None:
     first = next((row for row in rows if row.value.get("kind") == "run"), None)
     for known in runs:
         if first and any(r.value.get("kind") == "run" and same_run(r, first) for r in known):
-            known += rows
+            known.extend(rows)
             return
     runs.append(rows)
 

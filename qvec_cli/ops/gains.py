@@ -58,10 +58,8 @@ def subtitle(matrix: Matrix) -> str:
     pairs = len(matrix.receivers) * len(matrix.donors)
     some = "" if held == pairs else f"{held} of "
     cells = f"{some}{pairs} pair{'s' if pairs > 1 else ''}"
-    runs = f" in {matrix.runs} runs" if matrix.runs > 1 else ""
-    return (
-        f"{matrix.grid}, {matrix.method}; {cells}{runs}; top-1 on test, n = {n} images a receiver"
-    )
+    cells += f" of {matrix.runs} runs" if matrix.runs > 1 else ""
+    return f"{matrix.grid}, {matrix.method}; {cells}; top-1 on test, n = {n} images a receiver"
 
 
 def baseline_keys(matrix: Matrix) -> tuple[str, ...]:
@@ -151,6 +149,7 @@ def _marks(matrix: Matrix) -> str:
     if any(cell.diagonal for cell in matrix.cells.values()):
         words.append("outlined: a receiver's own vector, the ceiling, in no mean")
     held = sum(cell.null is None for cell in matrix.cells.values())
-    if held < len(matrix.receivers) * len(matrix.donors):
+    counts = {len(rows) for rows in matrix.baselines.values()} | {len(baseline_keys(matrix))}
+    if held < len(matrix.receivers) * len(matrix.donors) or len(counts) > 1:
         words.append("hatched: not measured")
     return "; ".join(words)
