@@ -330,6 +330,9 @@ def written(folder: Path) -> None:
         (folder / name).write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
     (folder / "g.jsonl").write_text(text(lines))
     (folder / "g2.jsonl").write_text(text(grid_lines(seed=1)))
+    run, *rest = grid_lines(seed=2)
+    two_bits = {**run, "grid": {**run["grid"], "bits": 2}}
+    (folder / "two_bits.jsonl").write_text(text([two_bits, *rest]))
     (folder / "uncosted.jsonl").write_text(text([{**run, "receivers": untold}, *lines[1:]]))
     (folder / "g.svg").write_text(text(lines) + "\n")
     (folder / "damaged.json").write_text(json.dumps(sweep, indent=2)[:-30])

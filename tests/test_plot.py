@@ -492,6 +492,11 @@ def test_what_was_drawn_is_told(folder: Path) -> None:
     assert alone["inputs"][0]["kind"] == "metrics"
 
 
+def test_seeds_of_a_grid_are_drawn_together(folder: Path) -> None:
+    done = call("plot", "g.jsonl", "g2.jsonl", "-o", "f.svg", "--json").json["results"]
+    assert "9 pairs of 2 runs" in done["words"]
+
+
 REFUSALS: dict[str, tuple[str, tuple[str, ...]]] = {
     "another suffix": ("written as .png, .svg, .pdf", ("g.jsonl", "-o", "f.jpg")),
     "no suffix": ("written as .png, .svg, .pdf", ("g.jsonl", "-o", "f")),
@@ -507,7 +512,10 @@ REFUSALS: dict[str, tuple[str, tuple[str, ...]]] = {
     "a plan": ("is a plan", ("plan.json", "-o", "f.png")),
     "a newer document": ("newer qvec", ("newer.json", "-o", "f.png")),
     "one file twice": ("stands twice", ("g.jsonl", "g.jsonl", "-o", "f.png")),
-    "two runs": ("is of another run", ("g.jsonl", "g2.jsonl", "-o", "f.png")),
+    "two grids": (
+        "the files are of 2 grids: 3-bit channel absmax (3 receivers) and 2-bit channel absmax",
+        ("g.jsonl", "two_bits.jsonl", "-o", "f.png"),
+    ),
     "what makes no figure": ("alone it makes no figure", ("own_qat.json", "-o", "f.png")),
     "a figure of something else": (
         "--figure plane is drawn from a transfer grid",

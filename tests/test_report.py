@@ -202,12 +202,34 @@ def test_pictures_are_told_to_those_who_do_not_see_them(folder: Path) -> None:
     assert all(label and len(label) > 40 for label in labels)
 
 
+@pytest.mark.parametrize(
+    ("files", "grids"),
+    [
+        (("g.jsonl", "g2.jsonl"), [("3-bit channel absmax", 2)]),
+        (
+            ("g.jsonl", "two_bits.jsonl", "g2.jsonl"),
+            [("3-bit channel absmax", 2), ("2-bit channel absmax", 1)],
+        ),
+    ],
+)
+def test_seeds_of_a_grid_share_a_section_and_another_grid_has_its_own(
+    files: tuple[str, ...], grids: list[tuple[str, int]], folder: Path
+) -> None:
+    done = call("report", *files, "-o", "r.html", "--json").json["results"]
+    assert [(grid["grid"], grid["runs"]) for grid in done["grids"]] == grids
+    assert done["sections"][:-1] == [f"Transfer, {grid}" for grid, _ in grids]
+    (folder / "r.html").unlink()
+    told = call("report", *files, "-o", "r.html").out
+    for grid, runs in grids:
+        many = f", {runs} runs" if runs > 1 else ""
+        assert f"\n{grid}, 3 receivers{many}\n" in told
+
+
 REFUSALS: dict[str, tuple[str, tuple[str, ...]]] = {
     "another suffix": ("written as .html", ("g.jsonl", "-o", "r.pdf")),
     "no such file": ("no such file", ("none.json", "-o", "r.html")),
     "what is no result": ("has no command", ("other.json", "-o", "r.html")),
     "an output that exists": ("exists", ("g.jsonl", "-o", "words.html")),
-    "two runs": ("is of another run", ("g.jsonl", "g2.jsonl", "-o", "r.html")),
     "an output that is an input": ("is an input", ("g.html", "-o", "g.html", "--force")),
 }
 

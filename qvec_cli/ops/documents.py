@@ -23,7 +23,7 @@ from qvec_cli.ops.matrix import (
     same_run,
 )
 from qvec_cli.ops.metrics import SCHEMA, Input
-from qvec_cli.ops.pool import alike, pool
+from qvec_cli.ops.pool import pooled
 from qvec_cli.ops.records import Record, Score, decode
 from qvec_cli.specs import Grid, Use
 
@@ -178,7 +178,7 @@ def read(paths: Iterable[Path]) -> Found:
             documents.append(_document(whole))
             raw.append((str(path), whole.value))
             inputs.append(Input(str(path), "metrics", digest))
-    return Found(_pooled(map(parse, runs)), tuple(documents), tuple(inputs), tuple(raw))
+    return Found(pooled(map(parse, runs)), tuple(documents), tuple(inputs), tuple(raw))
 
 
 def _add(rows: list[Record], runs: list[list[Record]]) -> None:
@@ -189,18 +189,6 @@ def _add(rows: list[Record], runs: list[list[Record]]) -> None:
             known.extend(rows)
             return
     runs.append(rows)
-
-
-def _pooled(matrices: Iterable[Matrix]) -> tuple[Matrix, ...]:
-    """Runs that ask the same of the same names, as of other seeds, taken together."""
-    groups: list[list[Matrix]] = []
-    for matrix in matrices:
-        group = next((known for known in groups if alike(known[0], matrix)), None)
-        if group is None:
-            groups.append([matrix])
-        else:
-            group.append(matrix)
-    return tuple(map(pool, groups))
 
 
 def check_apart(out: Path, files: tuple[Path, ...], *, force: bool) -> None:

@@ -10,6 +10,18 @@ from qvec_cli.ops.matrix import Alignment, Cell, Choice, Matrix, Measured, Point
 from qvec_cli.ops.records import Score
 
 
+def pooled(matrices: Iterable[Matrix]) -> tuple[Matrix, ...]:
+    """One matrix for each grid: runs that ask the same of the same names are taken together."""
+    groups: list[list[Matrix]] = []
+    for matrix in matrices:
+        group = next((known for known in groups if alike(known[0], matrix)), None)
+        if group is None:
+            groups.append([matrix])
+        else:
+            group.append(matrix)
+    return tuple(map(pool, groups))
+
+
 def alike(first: Matrix, other: Matrix) -> bool:
     """Whether two runs ask the same of the same names; files, data and seeds may differ."""
     return _question(first) == _question(other)
