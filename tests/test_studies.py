@@ -1,0 +1,131 @@
+"""The two studies: what their Makefiles would run, and the grid files that they write."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import call
+
+from qvec_cli.ops.drawer import read_drawer
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A Makefile, and what it is of."""
+
+    folder: str
+    file: str
+    target: str
+    seeds: int
+    grids: dict[str, str]  # by name, the file that lists its members
+
+    def make(self, *words: str) -> str:
+        command = ["make", "-C", str(EXAMPLES / self.folder), "-f", self.file, "BIN=/bin", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    def commands(self, out: Path) -> list[list[str]]:
+        """What a dry run would start, flags on one line."""
+        plan = self.make("-n", f"OUT={out}", self.target).replace("\\\n", " ")
+        return [shlex.split(line)[1:] for line in plan.splitlines() if line.startswith("qvec ")]
+
+
+STUDIES = {
+    "tiny": Study(
+        *("tiny", "study.mk", "all", 3),
+        {name: f"s0/{name}/grid.yaml" for name in ("absmax", "mse-full", "asymmetric")},
+    ),
+    "real": Study(
+        *("real", "Makefile", "all", 1), {name: f"{name}.yaml" for name in ("absmax", "asymmetric")}
+    ),
+}
+GRIDS = [(study, grid) for study, found in STUDIES.items() for grid in found.grids]
+
+
+def task_of(path: str) -> str:
+    return re.split(r"_(?:qat|rho|gptq|absmax|asymmetric|mse-full)", Path(path).stem)[0]
+
+
+@pytest.fixture(scope="module", params=STUDIES)
+def planned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    study = STUDIES[request.param]
+    return study, study.commands(tmp_path_factory.mktemp("plan") / "out")
+
+
+def test_every_task_is_donor_and_receiver_on_every_grid_and_seed(planned) -> None:  # type: ignore[no-untyped-def]
+    study, commands = planned
+    outputs = {name: [] for name in ("finetune", "train-qat", "extract", "quantize")}
+    for command, *words in commands:
+        outputs.setdefault(command, []).append(words[words.index("-o") + 1])
+    tasks = {task_of(path) for path in outputs["finetune"]}
+    assert len(tasks) >= 6
+    assert len(set(outputs["finetune"])) == len(tasks) * study.seeds
+    for command in ("train-qat", "extract", "quantize"):
+        assert len(set(outputs[command])) == len(tasks) * study.seeds * len(study.grids), command
+
+
+def test_twins_share_seed_recipe_and_start(planned) -> None:  # type: ignore[no-untyped-def]
+    _, commands = planned
+    runs = {"finetune": set(), "train-qat": set()}
+    for command, *words in commands:
+        if command in runs:
+            flags = {key: words[words.index(key) + 1] for key in ("--data", "--seed", "--recipe")}
+            runs[command].add((words[0], *flags.values()))
+    assert runs["finetune"] == runs["train-qat"]
+
+
+def test_gptq_never_sees_the_receivers_images(planned) -> None:  # type: ignore[no-untyped-def]
+    _, commands = planned
+    calibrated = [words for command, *words in commands if command == "quantize"]
+    assert calibrated
+    for words in calibrated:
+        assert Path(words[words.index("--calib") + 1]).name != task_of(words[0])
+
+
+def test_every_flag_is_one_of_its_command(planned) -> None:  # type: ignore[no-untyped-def]
+    _, commands = planned
+    flags = {(command, word) for command, *words in commands for word in words if word[:2] == "--"}
+    helps = {command: call(command, "--help").out for command, _ in flags}
+    for command, flag in flags:
+        assert re.search(rf"{flag}\b", helps[command]), (command, flag)
+
+
+@pytest.mark.parametrize(("name", "grid"), GRIDS)
+def test_a_grid_file_names_files_that_the_study_makes(name: str, grid: str, tmp_path: Path) -> None:
+    study, out = STUDIES[name], tmp_path / "out"
+    path = out / study.grids[grid]
+    study.make(f"OUT={out}", str(path))
+    drawer = read_drawer(path)
+    made = {words[words.index("-o") + 1] for _, *words in study.commands(out) if "-o" in words}
+    assert set(drawer.receivers) == set(drawer.donors)
+    for receiver in drawer.receivers.values():
+        assert {str(receiver.model), str(receiver.qat)} <= made
+        assert {str(file) for file in receiver.baselines.values()} <= made
+    assert {str(donor.rho) for donor in drawer.donors.values()} <= made
+    refused = call("transfer", path, "-o", tmp_path / "grid.jsonl", code=1)
+    assert "no such file" in refused.errors[0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_tiny_study_runs_and_a_second_make_has_nothing_left_to_do(tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    shutil.copytree(EXAMPLES / "tiny", folder, ignore=shutil.ignore_patterns("out*"))
+    words = ["SEEDS=0", "GRIDS=absmax", "TASKS=digits greek cyrillic", "NULL_DONORS=greek"]
+    command = ["make", "-C", str(folder), "-f", "study.mk", f"BIN={Path(sys.executable).parent}"]
+    told = subprocess.run([*command, *words, "study"], capture_output=True, text=True, check=True)
+    assert "2-bit channel absmax, 3 receivers" in told.stdout
+    lines = (folder / "out-study/s0/absmax/grid.jsonl").read_text().splitlines()
+    assert len(lines) == 1 + 3 * (1 + 3 + 3) + 1
+    assert (folder / "out-study/report.html").exists()
+    again = subprocess.run([*command, *words, "all"], capture_output=True, text=True, check=True)
+    assert "qvec" not in again.stdout
