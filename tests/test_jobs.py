@@ -89,6 +89,17 @@ def test_without_submitit_the_way_to_get_it_is_told(
     assert caught.value.hint == "pip install 'qvec[slurm]'"
 
 
+def test_a_cluster_that_is_not_here_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "grid.yaml").write_text("receivers: {a: {model: a, data: b}}\ndonors: {d: r}\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    flags = ("-o", tmp_path / "grid.jsonl", "--executor", "slurm")
+    result = call("transfer", tmp_path / "grid.yaml", *flags, code=1)
+    assert result.errors[0].startswith("error: --executor slurm: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["grid.yaml"]
+
+
 def test_parts_that_were_cut_off_are_not_lost_by_accident(tmp_path: Path) -> None:
     parts = folder(tmp_path / "grid.jsonl")
     parts.mkdir()

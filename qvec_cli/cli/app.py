@@ -74,10 +74,12 @@ def common(
     """Takes the options that stand before any command, and refuses what ranks cannot share."""
     command, size = context.invoked_subcommand, distributed.here().size
     if size > 1 and command not in _SHARED:
-        raise SpecError(
-            f"qvec {command} runs in one process, and {size} were started",
-            hint="Start it without torchrun, which is for finetune and train-qat.",
-        )
+        if distributed.here().leads:  # every rank knows; nothing need be asked of the others
+            show.complain(
+                f"qvec {command} runs in one process, and {size} were started",
+                "Start it without torchrun, which is for finetune and train-qat.",
+            )
+        raise typer.Exit(SpecError.exit_code)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

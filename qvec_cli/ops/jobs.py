@@ -60,21 +60,39 @@ def run_jobs(
         listener: hears how many are done.
 
     Raises:
-        QvecError: submitit is not installed or refuses, or a job failed; others are waited for.
+        QvecError: see ``check_executor``; or a job failed; others are waited for.
     """
-    submitit = _submitit()
-    try:
-        cluster = submitit.AutoExecutor(folder=folder(out) / "log", cluster=executor.cluster)
-        cluster.update_parameters(**{"name": "qvec", "timeout_min": 24 * 60, **executor.args})
-        jobs = cluster.map_array(work, list(requests.values()))
-    except (RuntimeError, NameError, TypeError, ValueError) as fault:
-        raise QvecError(f"--executor {executor.cluster}: {_first(fault)}") from None
+    jobs = _cluster(out, executor).map_array(work, list(requests.values()))
     try:
         _wait(jobs, [*requests], listener)
     except (KeyboardInterrupt, SystemExit):
         for job in jobs:
             job.cancel(check=False)
         raise
+
+
+def check_executor(out: Path, executor: Executor) -> None:
+    """Refuses, before any work, a cluster that is not here, or arguments that it does not know.
+
+    Raises:
+        QvecError: submitit is not installed or refuses.
+    """
+    known = folder(out).exists()
+    try:
+        _cluster(out, executor)
+    finally:
+        if not known:
+            shutil.rmtree(folder(out), ignore_errors=True)
+
+
+def _cluster(out: Path, executor: Executor) -> Any:
+    submitit = _submitit()
+    try:
+        cluster = submitit.AutoExecutor(folder=folder(out) / "log", cluster=executor.cluster)
+        cluster.update_parameters(**{"name": "qvec", "timeout_min": 24 * 60, **executor.args})
+    except (RuntimeError, NameError, TypeError, ValueError) as fault:
+        raise QvecError(f"--executor {executor.cluster}: {_first(fault)}") from None
+    return cluster
 
 
 def _wait(jobs: Sequence[Any], names: Sequence[str], listener: Listener) -> None:

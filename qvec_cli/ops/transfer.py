@@ -15,7 +15,13 @@ from qvec_cli.checkpoint.replace import check_target, is_stream, replacing
 from qvec_cli.errors import SpecError
 from qvec_cli.ops.cells import Host
 from qvec_cli.ops.drawer import Drawer, read_drawer
-from qvec_cli.ops.jobs import Executor, check_parts, folder, run_jobs
+from qvec_cli.ops.jobs import (
+    Executor,
+    check_executor,
+    check_parts,
+    folder,
+    run_jobs,
+)
 from qvec_cli.ops.journal import Journal, Line, encoded
 from qvec_cli.ops.lineup import Lineup, Wishes, cell, line_up
 from qvec_cli.ops.matrix import Matrix, parse
@@ -68,6 +74,8 @@ def transfer(request: Request, listener: Listener) -> Metrics:
     check_target(request.out, force=request.force)
     check_unfinished(request.out, resume=request.resume, force=request.force)
     check_parts(request.out, resume=request.resume, force=request.force)
+    if request.executor is not None:
+        check_executor(request.out, request.executor)
     drawer = read_drawer(request.grid_file)
     lineup = line_up(drawer, request.wishes, listener)
     receivers = request.of_shard(drawer.receivers)
