@@ -24,7 +24,10 @@ NULL_DONORS := greek digits
 PROXY := greek
 OTHER_PROXY := cyrillic
 
-RUNS := $(foreach s,$(SEEDS),$(foreach g,$(GRIDS),$(OUT)/s$(s)/$(g)/grid.jsonl))
+runs = $(foreach s,$(SEEDS),$(OUT)/s$(s)/$(1)/grid.jsonl)
+RUNS := $(foreach g,$(GRIDS),$(call runs,$(g)))
+# what README shows is kept here: whoever runs the study sees with git diff whether it came out the same
+RESULTS := results
 
 .PHONY: study all clean
 .DELETE_ON_ERROR:
@@ -32,7 +35,11 @@ RUNS := $(foreach s,$(SEEDS),$(foreach g,$(GRIDS),$(OUT)/s$(s)/$(g)/grid.jsonl))
 
 study:
 	@$(MAKE) -f study.mk --no-print-directory --jobs=2 --output-sync=target all
-	qvec report $(RUNS) -o $(OUT)/report.html --force
+	@mkdir -p $(RESULTS)
+	$(foreach g,$(GRIDS),qvec plot $(call runs,$(g)) -o $(RESULTS)/heatmap_$(g).svg --force &&) true
+	$(foreach f,curve plane,qvec plot $(call runs,$(firstword $(GRIDS))) --figure $(f) -o $(RESULTS)/$(f).svg --force &&) true
+	qvec report $(RUNS) -o $(OUT)/report.html --force > $(RESULTS)/table.txt
+	@cat $(RESULTS)/table.txt
 
 all: $(RUNS)
 
