@@ -54,11 +54,13 @@ def grid_lines(
     qat: bool = True,
 ) -> list[dict[str, Any]]:
     """The lines that a run of that size would have left behind."""
-    dice = random.Random(seed)
-    tests = {name: dice.randrange(800, 4000) for name in receivers}
+    dice, sizes_ = random.Random(seed), random.Random(0)  # a seed draws other models, not data
+    tests = {name: sizes_.randrange(800, 4000) for name in receivers}
     vals = {name: tests[name] // 4 for name in receivers}
     levels = {name: (dice.uniform(0.6, 0.99), dice.uniform(0.05, 0.5)) for name in receivers}
     lines = [_run(receivers, donors, tests, vals, oracle, dice)]
+    for name, facts in lines[0]["receivers"].items():
+        facts["digest"] = digest(f"{name}{seed or ''}")
     lines += [_receiver(n, tests[n], levels[n], extra, qat, dice) for n in receivers]
     for name in receivers:
         for donor in donors:

@@ -86,7 +86,7 @@ def test_there_is_a_line_for_the_run_each_receiver_each_cell_and_the_cosines(fil
 
 def test_a_cell_is_what_sweep_lambda_gives(files: Files, tmp_path: Path) -> None:
     drawer = files.drawer
-    flags = ("--bits", 2, "--cross-grid", "--lambdas", "0,0.75,1.5", "--device", "cpu", "--json")
+    flags = ("--bits", 2, "--cross-grid", "--lambdas", "0,0.75,1,1.5", "--device", "cpu", "--json")
     args = (drawer.receiver, drawer.rho, "--data", drawer.receiver_data, "-o", tmp_path / "s.json")
     swept = call("sweep-lambda", *args, *flags).json["results"]
     cell = files.line(kind="cell", receiver="bars4", donor="bars3", null=None)
@@ -236,7 +236,7 @@ def test_a_plan_counts_the_images_that_would_go_through(files: Files, tmp_path: 
     plan = run(files, out, "--dry-run", "--json").json["results"]["plan"]
     runs = files.lines[0]["receivers"].values()
     assert plan["images"] == {
-        "val": sum(r["images"]["val"] * (1 + 3 * 2) for r in runs),
+        "val": sum(r["images"]["val"] * (1 + 3 * 3) for r in runs),
         "test": sum(r["images"]["test"] * (5 + len(r["baselines"]) + 3 * 3) for r in runs),
     }
     assert [*tmp_path.iterdir()] == []

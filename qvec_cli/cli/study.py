@@ -82,7 +82,10 @@ def transfer(
     method: MethodChoice = Method.RTN,
     lambdas: Lambdas = "0:1.5:0.15",
     fixed: Annotated[
-        str, typer.Option(metavar="LIST", help="Lambdas that are reported without being chosen.")
+        str,
+        typer.Option(
+            metavar="LIST", help="Lambdas that are reported unchosen; they take part in the curve."
+        ),
     ] = "1",
     oracle: Annotated[
         bool,
@@ -143,7 +146,7 @@ def transfer(
         raise SpecError("--executor-arg goes with --executor")
     wishes = Wishes(
         Wanted(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid),
-        tuple(sorted({0.0, *parse_lambdas(lambdas)})),
+        tuple(sorted({0.0, *parse_lambdas(lambdas), *parse_lambdas(fixed)})),
         parse_lambdas(fixed),
         Loading(
             str(data_dir) if data_dir else None,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Counts = tuple[int, int]
+Counts = tuple[float, int]
 """Right ones, and of how many."""
 
 _Z: Final = 1.959963984540054
@@ -118,7 +118,7 @@ def curves(given: Curves) -> Figure:
     return sheet.figure
 
 
-def wilson(right: int, of: int) -> tuple[float, float]:
+def wilson(right: float, of: int) -> tuple[float, float]:
     """The 95 % interval of a share (E. B. Wilson 1927): it never leaves [0, 1]."""
     share, z2 = right / of, _Z * _Z / of
     middle = (share + z2 / 2) / (1 + z2)

@@ -14,6 +14,7 @@ from qvec_cli.ops.lineage import inherited_use, patched_use
 from qvec_cli.ops.opening import opened
 from qvec_cli.ops.sweep import choose
 from qvec_cli.specs import DataUse, Grid, Listener, Method, Null, Scale, Use, spent
+from qvec_cli.vector.arithmetic import difference
 from qvec_cli.vector.nulls import null
 
 if TYPE_CHECKING:
@@ -169,10 +170,10 @@ class Host:
 
         with opened(vector.rho, listener) as rho, opened(self.setting.theta, listener) as theta:
             numbers = resident(rho)
-            rho.settle()
+            key = f"{vector.seed} {rho.settle()}"
             use = patched_use(theta, rho) if vector.null is None else self._use
         if vector.null is not None:
-            numbers = null(vector.null, numbers, _drift(vector, listener), vector.seed)
+            numbers = null(vector.null, numbers, _drift(vector, listener), key)
         return replace(self._trial, rho=numbers), use
 
     def _scores(
@@ -210,7 +211,10 @@ def _drift(vector: Vector, listener: Listener) -> dict[str, Any] | None:
     with opened(vector.drift[0], listener) as donor, opened(vector.drift[1], listener) as base:
         with opened(vector.rho, listener) as rho:
             names = [*rho]
-        return {name: donor.finite(name) - base.finite(name) for name in names}
+        drift = {name: difference(donor.finite(name), base.finite(name)) for name in names}
+        for checkpoint in (donor, base):
+            checkpoint.settle()
+        return drift
 
 
 def _kept(scores: Mapping[str, Any]) -> dict[str, Point]:

@@ -24,7 +24,8 @@ LOOSE: Final = {
     ("receivers", _ANY, "qat", "path"),
     ("receivers", _ANY, "baselines", _ANY, "path"),
     ("donors", _ANY, "rho"),
-    ("donors", _ANY, "model"),
+    ("base", "path"),
+    ("models", _ANY, "path"),
 }
 """What may differ between the parts of a run: programs, and the paths of what digests tell."""
 

@@ -15,6 +15,7 @@ from qvec_cli.errors import MismatchError, SpecError
 from qvec_cli.model.targets import head_tensors
 from qvec_cli.ops.cells import Setting, Vector
 from qvec_cli.ops.drawer import Donor, Drawer, Receiver
+from qvec_cli.ops.drift import check_drift
 from qvec_cli.ops.examples import open_for
 from qvec_cli.ops.grids import choose_grid, choose_targets
 from qvec_cli.ops.lineage import (
@@ -82,11 +83,15 @@ def line_up(drawer: Drawer, wishes: Wishes, listener: Listener) -> Lineup:
             f"--method {wishes.method} needs images, which a grid does not give it",
             hint="Use rtn, mse or hqq; a calibrated file can be named among baselines.",
         )
-    _check_nulls(drawer, wishes)
+    if unknown := [name for name in wishes.null_donors if name not in drawer.donors]:
+        raise SpecError(f"--null-donors {unknown[0]} is no donor of the grid")
+    nulls = wishes.null_donors or tuple(drawer.donors)
     with ExitStack() as stack:
         rhos = {n: stack.enter_context(opened(d.rho, listener)) for n, d in drawer.donors.items()}
         for rho in rhos.values():
             require(rho, Kind.VECTOR)
+        taken = Null.TASKVEC in wishes.nulls
+        drift = check_drift(drawer, nulls, rhos, listener) if taken else {}
         settings, vectors, grids, facts = {}, {}, {}, {}
         for name, receiver in drawer.receivers.items():
             with opened(receiver.model, listener) as theta:
@@ -95,23 +100,8 @@ def line_up(drawer: Drawer, wishes: Wishes, listener: Listener) -> Lineup:
                 own = {n: _is_own(name, n, theta, rho) for n, rho in rhos.items()}
                 vectors[name] = tuple(_vectors(drawer, wishes, own))
                 facts[name] = _receiver_facts(receiver, theta, setting, listener)
-        run = _run(drawer, wishes, settings, facts, rhos)
+        run = _run(drawer, wishes, settings, facts, rhos) | drift
     return Lineup(settings, vectors, next(iter(grids.values())), run)
-
-
-def _check_nulls(drawer: Drawer, wishes: Wishes) -> None:
-    if unknown := [name for name in wishes.null_donors if name not in drawer.donors]:
-        raise SpecError(f"--null-donors {unknown[0]} is no donor of the grid")
-    if Null.TASKVEC not in wishes.nulls:
-        return
-    named = wishes.null_donors or tuple(drawer.donors)
-    bare = [name for name in named if drawer.donors[name].model is None]
-    if drawer.base is None or bare:
-        lacking = "base" if drawer.base is None else f"model of donor {bare[0]}"
-        raise SpecError(
-            f"--nulls taskvec needs the {lacking} in the grid file",
-            hint="A task vector is the donor's plain twin minus the base.",
-        )
 
 
 def _setting(
@@ -189,7 +179,9 @@ def _receiver_facts(
         "data": receiver.data,
         "data_digest": task.digest,
         "images": {split: len(task.splits[split]) for split in ("val", "test")},
-        "trained_images": _trained(theta),
+        "trained_images": qat["trained_images"] if qat else _trained(theta),
+        "network": _network(theta),
+        "recipe": _recipe(theta),
         "targets": list(setting.targets),
         "qat": qat,
         "baselines": {name: _other(path, theta, listener) for name, path in named},
@@ -201,13 +193,14 @@ def _twin(path: Path, theta: Checkpoint, setting: Setting, listener: Listener) -
         require(qat, Kind.CHECKPOINT)
         require_same_start(theta, qat, listener)
         _require_same_classes(theta, qat)
+        _require_same_data(theta, qat)
         made = Grid.from_json(qat.card.quant) if qat.card and qat.card.quant else None
         if made != setting.grid:
             raise MismatchError(
                 f"{path}: was made for {made or 'no grid'}, the cells are on {setting.grid}",
                 hint="The receiver's own QAT must be of the grid that is measured.",
             )
-        return {"path": str(path), "digest": _identity(qat)}
+        return {"path": str(path), "digest": _identity(qat), "trained_images": _trained(qat)}
 
 
 def _other(path: Path, theta: Checkpoint, listener: Listener) -> dict[str, Any]:
@@ -221,6 +214,27 @@ def _require_same_classes(theta: Checkpoint, other: Checkpoint) -> None:
     ours, theirs = ((c.card.data or {}).get("classes") if c.card else None for c in (theta, other))
     if ours != theirs:
         raise MismatchError(f"{other.path} and {theta.path} do not name the same classes")
+
+
+def _require_same_data(theta: Checkpoint, qat: Checkpoint) -> None:
+    ours, theirs = ((c.card.data or {}).get("digest") if c.card else None for c in (theta, qat))
+    if ours and theirs and ours != theirs:
+        raise MismatchError(
+            f"{qat.path} was trained on other images than {theta.path}",
+            hint="qat is the receiver's own twin; another model goes among baselines.",
+        )
+
+
+def _network(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What must be the same for two runs to be of one question: the network without its head."""
+    model = model_of(checkpoint)
+    return {key: model[key] for key in ("architecture", "model_args")}
+
+
+def _recipe(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """How a receiver was trained, but for the seed."""
+    recipe = checkpoint.card.recipe if checkpoint.card else None
+    return {key: value for key, value in recipe.items() if key != "seed"} if recipe else None
 
 
 def _identity(checkpoint: Checkpoint) -> str:

@@ -1,8 +1,8 @@
-"""Several runs of one grid, as with other seeds, taken together cell by cell."""
+"""Runs of one grid with other seeds, taken together cell by cell."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from statistics import fmean, median
 
@@ -23,12 +23,17 @@ def pooled(matrices: Iterable[Matrix]) -> tuple[Matrix, ...]:
 
 
 def alike(first: Matrix, other: Matrix) -> bool:
-    """Whether two runs ask the same of the same names; files, data and seeds may differ."""
-    return _question(first) == _question(other)
+    """Whether two runs ask the same of the same data with models that were trained alike.
+
+    Only seeds may differ: a model that is in both would count twice.
+    """
+    pairs = [(first.receivers[name], other.receivers.get(name)) for name in first.receivers]
+    seeds = all(theirs and ours.digest != theirs.digest for ours, theirs in pairs)
+    return seeds and _question(first) == _question(other)
 
 
 def pool(runs: Sequence[Matrix]) -> Matrix:
-    """One matrix whose scores count the images of all runs; a cell that one lacks is missing.
+    """One matrix of the mean scores of all runs; a cell that one lacks is missing.
 
     A selector's lambda is the median of the runs' own. Cosines and costs are means.
     """
@@ -52,7 +57,6 @@ def pool(runs: Sequence[Matrix]) -> Matrix:
     receivers = {
         name: replace(
             receiver,
-            images=_added(run.receivers[name].images for run in runs),
             trained_images=_mean([run.receivers[name].trained_images for run in runs]),
         )
         for name, receiver in first.receivers.items()
@@ -76,7 +80,10 @@ def pool(runs: Sequence[Matrix]) -> Matrix:
 
 def _question(matrix: Matrix) -> tuple[object, ...]:
     settings = matrix.grid, matrix.method, matrix.lambdas, matrix.fixed
-    return (*settings, tuple(matrix.receivers), tuple(matrix.donors))
+    told = [matrix.run["receivers"][name] for name in matrix.receivers]
+    keys = ("data_digest", "images", "targets", "network", "recipe")
+    members = [[each.get(key) for key in keys] for each in told]
+    return (*settings, tuple(matrix.receivers), tuple(matrix.donors), members)
 
 
 def _cell(cells: Sequence[Cell]) -> Cell:
@@ -116,16 +123,9 @@ def _measured(rows: Sequence[Measured]) -> Measured:
 
 
 def _score(scores: Iterable[Score]) -> Score:
+    """The mean over runs; its error stays that of one run's images, which are the same ones."""
     found = tuple(scores)
-    return Score(sum(s.n for s in found), sum(s.n_correct for s in found))
-
-
-def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for each in counts:
-        for split, count in each.items():
-            found[split] = found.get(split, 0) + count
-    return found
+    return Score(found[0].n, fmean(score.n_correct for score in found))
 
 
 def _mean(numbers: Sequence[int | None]) -> int | None:

@@ -111,7 +111,7 @@ class Score:
     """How many images of a split were right."""
 
     n: int
-    n_correct: int
+    n_correct: float  # a whole number, or a mean over runs on the same images
 
     @property
     def top1(self) -> float:

@@ -182,7 +182,7 @@ def _plan(request: Request, lineup: Lineup, receivers: tuple[str, ...]) -> Plan:
     for name in receivers:
         facts, count = lineup.run["receivers"][name], len(lineup.vectors[name])
         grids = 5 + bool(facts["qat"]) + len(facts["baselines"])
-        on_test = curve + len(wishes.fixed) if wishes.oracle else 1 + len(wishes.fixed)
+        on_test = curve if wishes.oracle else 1 + len(wishes.fixed)
         images["val"] += facts["images"]["val"] * (1 + count * curve)
         images["test"] += facts["images"]["test"] * (grids + count * on_test)
         decoded = lineup.settings[name].examples.nbytes(facts["images"])

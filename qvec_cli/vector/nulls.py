@@ -19,21 +19,22 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Named = Mapping[str, Array]
 
 
-def null(kind: Null, rho: Named, drift: Named | None, seed: int) -> dict[str, Array]:
+def null(kind: Null, rho: Named, drift: Named | None, key: str) -> dict[str, Array]:
     """The null vector of a kind for a real one.
 
     Args:
         kind: which.
         rho: the real vector, float32.
         drift: the donor's task vector, theta_FP - theta_base, for ``taskvec`` only.
-        seed: every tensor draws from a stream of its own, named by (seed, kind, tensor).
+        key: tells this draw from others; every tensor has a stream of its own, named by
+            (key, kind, tensor).
 
     Returns:
         Float32 arrays of rho's names, shapes and, up to rounding, Euclidean norms; where there
         is nothing to scale up, zeros.
     """
     return {
-        name: matched(NULLS[kind](block, _stream(seed, kind, name), (drift or {}).get(name)), block)
+        name: matched(NULLS[kind](block, _stream(key, kind, name), (drift or {}).get(name)), block)
         for name, block in rho.items()
     }
 
@@ -75,6 +76,6 @@ def _norm(block: Array) -> float:
     return math.sqrt(float(np.square(block, dtype=np.float64).sum()))
 
 
-def _stream(seed: int, kind: Null, name: str) -> np.random.Generator:
-    digest = sha256(f"{seed} {kind} {name}".encode()).digest()
+def _stream(key: str, kind: Null, name: str) -> np.random.Generator:
+    digest = sha256(f"{key} {kind} {name}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
