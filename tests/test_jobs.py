@@ -10,7 +10,15 @@ import pytest
 from conftest import Drawer, call
 
 from qvec_cli.errors import CheckpointError, QvecError, SpecError
-from qvec_cli.ops.jobs import Executor, check_parts, folder, run_jobs
+from qvec_cli.ops.jobs import (
+    Executor,
+    check_parts,
+    clear_parts,
+    finished,
+    folder,
+    part_of,
+    run_jobs,
+)
 from qvec_cli.specs import Silence, parse_lambdas
 
 submitit = pytest.importorskip("submitit")
@@ -101,14 +109,26 @@ def test_a_cluster_that_is_not_here_is_refused_before_anything_is_written(
 
 
 def test_parts_that_were_cut_off_are_not_lost_by_accident(tmp_path: Path) -> None:
-    parts = folder(tmp_path / "grid.jsonl")
-    parts.mkdir()
+    out = tmp_path / "grid.jsonl"
+    folder(out).mkdir()
+    part_of(out, 1).write_text("{}")
     with pytest.raises(CheckpointError, match="parts of an unfinished run are there"):
-        check_parts(tmp_path / "grid.jsonl", resume=False, force=False)
-    check_parts(tmp_path / "grid.jsonl", resume=True, force=True)
-    assert parts.exists()
-    check_parts(tmp_path / "grid.jsonl", resume=False, force=True)
-    assert not parts.exists()
+        check_parts(out, resume=False, force=False)
+    check_parts(out, resume=True, force=False)
+    check_parts(out, resume=False, force=True)
+    assert finished(out) == [part_of(out, 1)]
+
+
+def test_what_is_not_a_part_is_not_removed_with_them(tmp_path: Path) -> None:
+    out = tmp_path / "grid.jsonl"
+    (folder(out) / "log").mkdir(parents=True)
+    for name in ("0001.jsonl", "0002.jsonl.state", "mine.txt"):
+        (folder(out) / name).write_text("x")
+    clear_parts(out)
+    assert [path.name for path in folder(out).iterdir()] == ["mine.txt"]
+    (folder(out) / "mine.txt").unlink()
+    clear_parts(out)
+    assert not folder(out).exists()
 
 
 def test_a_cluster_is_slurm_or_this_machine() -> None:

@@ -50,11 +50,11 @@ def part(tmp_path: Path) -> Path:
 
 def test_lines_are_kept_at_once_and_found_again(tmp_path: Path) -> None:
     path = tmp_path / "state"
-    journal = Journal(path, RUN)
-    journal.start()
-    for number, cell in enumerate(CELLS[:2], start=2):
-        journal.add({**cell, "value": number})
-        assert len(path.read_bytes().splitlines()) == number
+    with Journal(path, RUN) as journal:
+        journal.start()
+        for number, cell in enumerate(CELLS[:2], start=2):
+            journal.add({**cell, "value": number})
+            assert len(path.read_bytes().splitlines()) == number
     again = Journal(path, RUN)
     again.take(path)
     assert again.get(CELLS[1]) == {**CELLS[1], "value": 3}
@@ -72,10 +72,10 @@ def test_a_torn_last_line_costs_that_line_alone(cut: int, part: Path, tmp_path: 
 
 
 def test_order_is_that_of_the_work_and_not_of_the_parts(part: Path, tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "state", RUN)
-    journal.start()
-    journal.add(CELLS[2])
-    journal.take(part)
+    with Journal(tmp_path / "state", RUN) as journal:
+        journal.start()
+        journal.add(CELLS[2])
+        journal.take(part)
     assert [*journal.ordered(CELLS)] == [RUN, *CELLS]
 
 
@@ -134,6 +134,24 @@ def test_lines_without_a_configuration_are_refused(part: Path, tmp_path: Path) -
     part.write_bytes(encoded(CELLS[0]))
     with pytest.raises(CheckpointError, match="does not say what run it is of"):
         Journal(tmp_path / "state", RUN).take(part)
+
+
+def test_two_runs_cannot_write_to_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    with Journal(path, RUN) as first:
+        first.start()
+        with pytest.raises(CheckpointError, match="another run is writing to it"):
+            Journal(path, change(RUN, "lambdas", [0.0])).__enter__()
+        first.add(CELLS[0])
+    with Journal(path, RUN) as second:
+        second.take(path)
+        assert second.get(CELLS[0])
+
+
+def test_a_run_that_is_refused_before_it_starts_leaves_nothing(tmp_path: Path) -> None:
+    with Journal(tmp_path / "state", RUN):
+        pass
+    assert not [*tmp_path.iterdir()]
 
 
 def test_lines_are_json_without_nan() -> None:

@@ -52,6 +52,11 @@ def test_a_ratio_of_sums_that_is_everywhere_the_same_has_no_width() -> None:
     assert high == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("over", [[0.0, 1.0], [-1.0, 2.0], [0.0, 0.0]])
+def test_a_ratio_whose_lower_part_can_vanish_has_no_interval(over: list[float]) -> None:
+    assert interval([[1.0], [2.0]], over=over) is None
+
+
 def enumerated(score: np.ndarray, gain: np.ndarray) -> float:
     """The share of all relabellings that correlate as much."""
     off = ~np.eye(len(score), dtype=bool)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FAST, Drawer, Result, call, light
+from conftest import FAST, Drawer, Result, call, draw, light
 
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.checkpoint.write import write
+from qvec_cli.errors import QvecError
 from qvec_cli.ops import cells
+from qvec_cli.ops import transfer as operation
+from qvec_cli.ops.jobs import folder, part_of
 from qvec_cli.ops.unfinished import unfinished
 
 GRID = """\
@@ -275,6 +280,134 @@ def test_a_fault_costs_a_line_and_no_file(
     assert len(result.errors) == 1
     assert message in result.errors[0]
     assert [path.name for path in tmp_path.iterdir()] == ["grid.yaml"]
+
+
+def test_resuming_takes_the_parts_of_jobs_and_measures_nothing_again(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "grid.jsonl"
+    folder(out).mkdir()
+    for place in (1, 2):
+        run(files, part_of(out, place), "--shard", f"{place}/2")
+    assert "parts of an unfinished run" in run(files, out, code=1).errors[0]
+    dry = run(files, out, "--force", "--dry-run")
+    assert "nothing was written" in dry.out
+    assert len([*folder(out).iterdir()]) == 2
+    monkeypatch.setattr(cells.Host, "cell", lambda *_: pytest.fail("measured again"))
+    run(files, out, "--resume")
+    assert out.read_bytes() == files.out.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["grid.jsonl"]
+
+
+def test_an_old_run_is_left_for_a_new_one_with_force(files: Files, tmp_path: Path) -> None:
+    out = tmp_path / "grid.jsonl"
+    run(files, out, "--lambdas", "0,0.5", "--nulls", "", "--no-oracle")
+    out.rename(unfinished(out))
+    refused = run(files, out, "--resume", code=1)
+    assert "is of another run: its lambdas, nulls random, oracle changed" in refused.errors[0]
+    done = run(files, out, "--resume", "--force")
+    assert "starting anew" in done.err
+    assert out.read_bytes() == files.out.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["own.st", "packed.st", "grid.yaml"])
+def test_an_output_that_is_an_input_is_refused(name: str, files: Files) -> None:
+    path = files.grid.with_name(name)
+    before = path.read_bytes()
+    assert "is an input" in run(files, path, "--force", code=2).errors[0]
+    assert path.read_bytes() == before
+
+
+def test_a_fault_after_the_last_cell_loses_no_line(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "grid.jsonl"
+    monkeypatch.setattr(
+        operation, "summarise", lambda _: (_ for _ in ()).throw(QvecError("no summary"))
+    )
+    assert "no summary" in run(files, out, "--join", files.out, code=1).errors[0]
+    assert not out.exists()
+    assert unfinished(out).read_bytes() == files.out.read_bytes()
+
+
+def shallow(source: Path, path: Path) -> None:
+    """A model of the same task that lacks its last block, as its card says."""
+    with Checkpoint(source) as whole:
+        assert whole.card
+        assert whole.card.model
+        last = max(int(n.split(".")[1]) for n in whole if n.startswith("blocks."))
+        names = [n for n in whole if not n.startswith(f"blocks.{last}.")]
+        args = {**whole.card.model["model_args"], "depth": last}
+        model = {**whole.card.model, "model_args": args}
+        plan = {n: whole[n] for n in names}
+        tensors = ((n, [whole.array(n).reshape(-1)]) for n in names)
+        write(path, plan, tensors, replace(whole.card, model=model, targets=None), force=True)
+
+
+def test_a_baseline_of_another_network_is_refused_before_anything_is_measured(
+    files: Files, tmp_path: Path
+) -> None:
+    shallow(files.drawer.receiver, tmp_path / "shallow.st")
+    text = files.grid.read_text().replace("packed:", f"shallow: {tmp_path / 'shallow.st'}, packed:")
+    (tmp_path / "grid.yaml").write_text(text)
+    result = run(tmp_path / "grid.yaml", tmp_path / "o.jsonl", code=1)
+    assert "differ in architecture: depth" in result.errors[0]
+
+
+@pytest.mark.parametrize("name", ["ptq", "fp", "qat", "rtn mse", "rtn x", "''"])
+def test_a_baseline_cannot_take_the_name_of_another_row(
+    name: str, files: Files, tmp_path: Path
+) -> None:
+    (tmp_path / "grid.yaml").write_text(files.grid.read_text().replace("packed:", f"{name}:"))
+    result = run(tmp_path / "grid.yaml", tmp_path / "o.jsonl", code=2)
+    assert "cannot be called" in result.errors[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "base", "message", "code"),
+    [
+        ("{donor}", "nowhere.st", "nowhere.st: no such file", 1),
+        ("nowhere.st", "{base}", "nowhere.st: no such file", 1),
+        ("{receiver}", "{base}", "is not the donor that", 1),
+        ("{donor}", "{rho}", "is a vector, a checkpoint belongs here", 1),
+    ],
+)
+def test_a_task_vectors_files_are_checked_before_anything_is_measured(
+    model: str, base: str, message: str, code: int, files: Files, tmp_path: Path
+) -> None:
+    names = {f: getattr(files.drawer, f) for f in files.drawer.__dataclass_fields__}
+    text = files.grid.read_text().replace("nulls: random", "nulls: taskvec")
+    old = f"{{rho: {names['rho']}, model: {names['donor']}}}"
+    assert old in text
+    text = text.replace(old, f"{{rho: {names['rho']}, model: {model.format(**names)}}}")
+    text = text.replace(f"base: {names['base']}", f"base: {base.format(**names)}")
+    (tmp_path / "grid.yaml").write_text(text)
+    result = run(tmp_path / "grid.yaml", tmp_path / "o.jsonl", "--dry-run", code=code)
+    assert message in result.errors[0]
+
+
+def test_a_task_vector_is_of_the_digests_that_the_run_tells(files: Files, tmp_path: Path) -> None:
+    text = files.grid.read_text().replace("nulls: random", "nulls: [random, taskvec]")
+    (tmp_path / "grid.yaml").write_text(
+        text.replace("null-donors: bars3", "null-donors: ' bars3 '")
+    )
+    out = tmp_path / "o.jsonl"
+    run(tmp_path / "grid.yaml", out)
+    first, *rest = map(json.loads, out.read_text().splitlines())
+    assert first["base"]["path"] == str(files.drawer.base)
+    assert set(first["models"]) == {"bars3"}
+    assert sum(line.get("null") == "taskvec" for line in rest) == 2
+
+
+def test_own_qat_must_be_of_the_receivers_images(files: Files, tmp_path: Path) -> None:
+    twin, data = tmp_path / "twin.st", tmp_path / "bars4"
+    draw(data, ("a", "b", "c", "d"), 30, 12, seed=9)
+    call("train-qat", files.drawer.base, "--data", data, "-o", twin, *FAST, "--bits", 2)
+    old = f"{{model: {files.drawer.receiver},"
+    text = files.grid.read_text().replace(old, f"{{qat: {twin}, model: {files.drawer.receiver},")
+    (tmp_path / "grid.yaml").write_text(text)
+    result = run(tmp_path / "grid.yaml", tmp_path / "o.jsonl", code=1)
+    assert "was trained on other images" in result.errors[0]
 
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/0", "3/3"])

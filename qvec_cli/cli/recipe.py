@@ -31,7 +31,14 @@ def _defaults(context: typer.Context, path: Path | None, parts: Container[str]) 
         known = {p.name: p.opts for p in context.command.params if p.name and p.opts}
         flags = {opt for opts in known.values() for opt in opts if opt.startswith("--")}
         names = {o.removeprefix("--"): n for n, opts in known.items() for o in opts if o in flags}
-        context.default_map = {**(context.default_map or {}), **load(path, names, parts)}
+        lists = {p.name for p in context.command.params if p.name and p.multiple}
+        context.default_map = {
+            **(context.default_map or {}),
+            **{
+                name: value if isinstance(value, str) or name in lists else ",".join(value)
+                for name, value in load(path, names, parts).items()
+            },
+        }
     return path
 
 

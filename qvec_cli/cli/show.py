@@ -56,7 +56,7 @@ def deliver(
         force: whether ``document`` may be replaced.
         dry_run: whether the work is only a plan, and nothing is written.
         quiet: whether another process of the same run shows what came out.
-        written: called once the document is.
+        written: called once all is.
     """
     if quiet:
         work(Silence())
@@ -72,6 +72,7 @@ def deliver(
     whole = metrics.document()
     if document is not None and not dry_run:
         write_json(document, whole, force=force)
+    if not dry_run:
         written()
     text = dump(whole) if as_json else "".join(map(_row, lines(metrics)))
     if streamed and not dry_run:

@@ -139,7 +139,7 @@ def transfer(
     """Measure every donor's vector on every receiver of GRID, a line of JSON each."""
     from qvec_cli.ops.jobs import Executor
     from qvec_cli.ops.lineup import Wishes
-    from qvec_cli.ops.transfer import Request
+    from qvec_cli.ops.transfer import Request, clear
     from qvec_cli.ops.transfer import transfer as run
 
     if executor is None and executor_arg:
@@ -158,7 +158,7 @@ def transfer(
         method,
         oracle,
         tuple(listed(nulls, Null, "--nulls")),
-        tuple(filter(None, null_donors.split(","))),
+        tuple(filter(None, (name.strip() for name in null_donors.split(",")))),
         seed,
         device,
     )
@@ -181,6 +181,7 @@ def transfer(
         inputs=(grid, *request.joined),
         force=force or resume,
         dry_run=dry_run,
+        written=lambda: clear(output),
     )
 
 

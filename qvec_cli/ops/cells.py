@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.errors import NotFiniteError, QvecError
-from qvec_cli.model.build import normalise
+from qvec_cli.model.build import load, normalise
 from qvec_cli.ops.examples import Examples
 from qvec_cli.ops.lineage import inherited_use, patched_use
 from qvec_cli.ops.opening import opened
@@ -96,6 +96,11 @@ class Host:
         self._plain = _kept(self._trial.scores(0.0, ("val", "test")))
         self._labels = Use(DataUse.RECEIVER_LABELS, {"val": self._plain["val"]["n"]})
 
+    @property
+    def device(self) -> str:
+        """Where it is measured; the last bits of a product may hang on that."""
+        return str(next(self._trial.network.parameters()).device)
+
     def baselines(self, listener: Listener) -> dict[str, Point]:
         """What the receiver has without any donor, on test; first float, then plain rounding."""
         own, trial = self.setting.grid, self._trial
@@ -135,8 +140,8 @@ class Host:
             grid = checkpoint.card.quant if checkpoint.card else None
             use = inherited_use(checkpoint).level
             checkpoint.settle()
-        weights = ((n, t.float().numpy()) for n, t in state.items() if t.is_floating_point())
-        test = self._trial.accuracy(weights, "test").to_json()
+        load(self._trial.network, state, str(path))
+        test = self._trial.measured("test").to_json()
         return {"grid": grid, "test": _bare(test), "data_use": use}
 
     def cell(self, vector: Vector, listener: Listener) -> Point:

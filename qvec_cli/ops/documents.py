@@ -18,6 +18,7 @@ from qvec_cli.ops.matrix import (
     Matrix,
     Measured,
     Point,
+    choice_of,
     lines_of,
     parse,
     same_run,
@@ -291,7 +292,8 @@ def _sweep(whole: Record, results: Record) -> Sweep:
         (row.number("lambda"), Score.of(row.record("val"))) for row in results.listed("curve")
     ]
     tests = {PLAIN: baselines[PLAIN].test}
-    chosen, unit = _choice(results.record("chosen")), _choice(results.record("zero_shot"))
+    chosen = choice_of(results.record("chosen"))
+    unit = choice_of(results.record("zero_shot"))
     known = {0.0: tests[PLAIN], unit.lam: unit.test, chosen.lam: chosen.test}
     return Sweep(
         whole.where,
@@ -306,11 +308,6 @@ def _sweep(whole: Record, results: Record) -> Sweep:
         baselines,
         _use(whole),
     )
-
-
-def _choice(row: Record) -> Choice:
-    val = Score.of(row.record("val")) if "val" in row else None
-    return Choice(row.number("lambda"), Score.of(row.record("test")), row.use(), val)
 
 
 def _quantize(whole: Record, results: Record) -> Layers | Compared:

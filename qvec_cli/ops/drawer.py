@@ -17,6 +17,10 @@ PARTS: Final = ("receivers", "donors", "base")
 """Keys of a grid file that say who takes part; all others are flags of the command."""
 
 
+BUILT_IN: Final = ("fp", "ptq", "qat")
+"""Rows that every receiver has, or may have, without naming them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Receiver:
     """A fine-tuned model that is to be quantized."""
@@ -42,6 +46,16 @@ class Drawer:
     receivers: Mapping[str, Receiver]
     donors: Mapping[str, Donor]
     base: Path | None = None  # what all were fine-tuned from
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every checkpoint that is named."""
+        found = [self.base]
+        for receiver in self.receivers.values():
+            found += [receiver.model, receiver.qat, *receiver.baselines.values()]
+        for donor in self.donors.values():
+            found += [donor.rho, donor.model]
+        return tuple(path for path in found if path is not None)
 
 
 def read_drawer(path: Path) -> Drawer:
@@ -78,6 +92,8 @@ def _named(path: Path, found: Mapping[str, yaml.Node], part: str) -> list[tuple[
     members = list(inside(path, part, found[part]).items())
     if not members:
         raise SpecError(f"{line(path, found[part])}: {part} is empty")
+    if "" in dict(members):
+        raise SpecError(f"{line(path, found[part])}: a name in {part} is empty")
     return members
 
 
@@ -86,6 +102,12 @@ def _receiver(path: Path, name: str, node: yaml.Node) -> Receiver:
     others = keys.pop("baselines", None)
     texts = {key: scalar(line(path, value), value).value for key, value in keys.items()}
     named = inside(path, "baselines", others) if others is not None else {}
+    for key in named:
+        if not key or key in BUILT_IN or key.startswith("rtn "):
+            raise SpecError(
+                f"{line(path, named[key])}: a baseline of {name} cannot be called {key!r}",
+                hint=f"{', '.join(BUILT_IN)} and 'rtn ...' are rows of their own; its QAT is qat.",
+            )
     return Receiver(
         Path(texts["model"]),
         texts["data"],

@@ -11,7 +11,7 @@ import numpy as np
 from qvec_cli.draw.canvas import LAMBDA
 from qvec_cli.draw.heatmap import Heat, Panel
 from qvec_cli.ops.matrix import FLOAT, OWN_QAT, PLAIN, Cell, Choice, Matrix
-from qvec_cli.ops.records import Score
+from qvec_cli.ops.records import difference_error
 from qvec_cli.specs import DataUse
 
 SAYS: Final = {
@@ -85,14 +85,6 @@ def chosen_name(key: str) -> str:
     """A selector in words."""
     how = "on validation" if key == "val" else f"by {key}"
     return f"{LAMBDA} chosen {how}"
-
-
-def difference_error(first: Score, second: Score) -> float:
-    """Standard error of a difference of two accuracies, as of independent counts.
-
-    The images are the same ones, so that the true one is smaller.
-    """
-    return math.hypot(first.standard_error, second.standard_error)
 
 
 def at_fixed(place: int) -> Chooser:

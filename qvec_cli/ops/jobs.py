@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,22 +27,43 @@ class Executor:
         if self.cluster not in ("slurm", "local"):
             raise SpecError(f"--executor {self.cluster!r} is neither slurm nor local")
 
+    @property
+    def at_once(self) -> int | None:
+        """How many jobs may run; a cluster has its own queue."""
+        return os.cpu_count() or 1 if self.cluster == "local" else None
+
 
 def folder(out: Path) -> Path:
     """Where the parts of an output and the logs of its jobs are; gone when the output is there."""
     return out.with_name(out.name + ".parts")
 
 
+def part_of(out: Path, place: int) -> Path:
+    """The part that the job of a receiver writes."""
+    return folder(out) / f"{place:04d}.jsonl"
+
+
+def finished(out: Path) -> list[Path]:
+    """The parts that are there, whole or cut off."""
+    return sorted(folder(out).glob("[0-9][0-9][0-9][0-9].jsonl*"))
+
+
 def check_parts(out: Path, *, resume: bool, force: bool) -> None:
     """Refuses to lose the parts of a run that was cut off, unless told what to do with them."""
-    parts = folder(out)
-    if parts.exists() and not (resume or force):
+    if finished(out) and not (resume or force):
         raise CheckpointError(
-            f"{parts}: parts of an unfinished run are there",
+            f"{folder(out)}: parts of an unfinished run are there",
             hint="Pass --resume to go on with it, or --force to start anew.",
         )
-    if parts.exists() and not resume:
-        shutil.rmtree(parts)
+
+
+def clear_parts(out: Path) -> None:
+    """Removes the parts and the logs of their jobs, and nothing else."""
+    for part in finished(out):
+        part.unlink(missing_ok=True)
+    shutil.rmtree(folder(out) / "log", ignore_errors=True)
+    with contextlib.suppress(OSError):  # not there, or something of the user's is in it
+        folder(out).rmdir()
 
 
 def run_jobs(
@@ -62,13 +85,23 @@ def run_jobs(
     Raises:
         QvecError: see ``check_executor``; or a job failed; others are waited for.
     """
-    jobs = _cluster(out, executor).map_array(work, list(requests.values()))
-    try:
-        _wait(jobs, [*requests], listener)
-    except (KeyboardInterrupt, SystemExit):
-        for job in jobs:
-            job.cancel(check=False)
-        raise
+    names, at_once = [*requests], executor.at_once or len(requests)
+    failed: list[tuple[str, Any, Any]] = []
+    for start in range(0, len(names), at_once):
+        some = names[start : start + at_once]
+        jobs = _cluster(out, executor).map_array(work, [requests[name] for name in some])
+        try:
+            failed += _failures(jobs, some, start, len(names), listener)
+        except (KeyboardInterrupt, SystemExit):
+            for job in jobs:
+                job.cancel(check=False)
+            raise
+    if failed:
+        name, job, fault = failed[0]
+        raise QvecError(
+            f"{len(failed)} of {len(names)} jobs failed; {name}: {_last(fault)}",
+            hint=f"Its log is {job.paths.stderr}; --resume goes on with what is missing.",
+        )
 
 
 def check_executor(out: Path, executor: Executor) -> None:
@@ -82,7 +115,7 @@ def check_executor(out: Path, executor: Executor) -> None:
         _cluster(out, executor)
     finally:
         if not known:
-            shutil.rmtree(folder(out), ignore_errors=True)
+            clear_parts(out)
 
 
 def _cluster(out: Path, executor: Executor) -> Any:
@@ -95,18 +128,16 @@ def _cluster(out: Path, executor: Executor) -> Any:
     return cluster
 
 
-def _wait(jobs: Sequence[Any], names: Sequence[str], listener: Listener) -> None:
-    failed: list[tuple[str, Any]] = []
-    for done, (name, job) in enumerate(zip(names, jobs, strict=True), start=1):
+def _failures(
+    jobs: Sequence[Any], names: Sequence[str], before: int, total: int, listener: Listener
+) -> list[tuple[str, Any, Any]]:
+    """Waits for jobs; returns name, job and fault of those that failed."""
+    failed = []
+    for done, (name, job) in enumerate(zip(names, jobs, strict=True), start=before + 1):
         if (fault := job.exception()) is not None:
-            failed.append((name, (job, fault)))
-        listener.progress("jobs", done, len(jobs))
-    if failed:
-        name, (job, fault) = failed[0]
-        raise QvecError(
-            f"{len(failed)} of {len(jobs)} jobs failed; {name}: {_last(fault)}",
-            hint=f"Its log is {job.paths.stderr}; --resume goes on with what is missing.",
-        )
+            failed.append((name, job, fault))
+        listener.progress("jobs", done, total)
+    return failed
 
 
 def _submitit() -> Any:

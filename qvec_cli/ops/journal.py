@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final, Self
 
-from qvec_cli.checkpoint.replace import refused, replacing
+from qvec_cli.checkpoint.replace import lock, refused, replacing
 from qvec_cli.errors import CheckpointError, MismatchError
 
 Line = dict[str, Any]
@@ -69,15 +69,29 @@ def key(line: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 class Journal:
-    """The finished lines of a run, in memory and on disk.
+    """The finished lines of a run, in memory and on disk; a context that holds the file.
 
     Args:
         path: where they are kept until the run is whole.
         run: its configuration; the first line.
+
+    Raises:
+        CheckpointError: another process is writing to it.
     """
 
     def __init__(self, path: Path, run: Line) -> None:
         self._path, self._run, self._known = path, run, {key(run): run}
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        self._file = self._opened()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            if os.fstat(self._file.fileno()).st_size == 0:  # refused before anything was known
+                self._path.unlink(missing_ok=True)
+            self._file.close()
 
     def take(self, source: Path, *, torn: bool = False) -> None:
         """Adds the lines of another part of the same run.
@@ -91,7 +105,7 @@ class Journal:
         if not runs and (lines or not torn):
             raise CheckpointError(f"{source}: does not say what run it is of")
         for run in runs:
-            if changed := sorted(_changes(run, self._run)):
+            if changed := sorted(changes(run, self._run)):
                 raise MismatchError(
                     f"{source}: is of another run: its {', '.join(changed)} changed",
                     hint="Start anew with --force, or name another output.",
@@ -100,17 +114,21 @@ class Journal:
 
     def start(self) -> None:
         """Writes what is known so far, and is ready for more."""
+        old = self._file
         with replacing(self._path, force=True) as file:
             file.write(b"".join(map(encoded, self._known.values())))
+        self._file = self._opened()
+        if old is not None:
+            old.close()
 
     def add(self, line: Line) -> None:
         """Keeps one more line, at once."""
+        assert self._file is not None
         self._known[key(line)] = line
         try:
-            with self._path.open("ab") as file:
-                file.write(encoded(line))
-                file.flush()
-                os.fsync(file.fileno())
+            self._file.write(encoded(line))
+            self._file.flush()
+            os.fsync(self._file.fileno())
         except OSError as fault:
             raise refused(self._path, fault) from None
 
@@ -125,17 +143,28 @@ class Journal:
             if found := self.get(each):
                 yield found
 
+    def _opened(self) -> BinaryIO:
+        """The file, locked against others as long as this process lives."""
+        try:
+            file = self._path.open("ab")
+        except OSError as fault:
+            raise refused(self._path, fault) from None
+        if lock(file.fileno()) is False:
+            file.close()
+            raise CheckpointError(f"{self._path}: another run is writing to it")
+        return file
+
 
 def encoded(line: Line) -> bytes:
     """A line as the file has it."""
     return json.dumps(line, allow_nan=False).encode() + b"\n"
 
 
-def _changes(old: Any, new: Any, *place: str) -> Iterator[str]:
+def changes(old: Any, new: Any, *place: str) -> Iterator[str]:
     """Where two configurations differ, but for what may."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in {*old, *new}:
-            yield from _changes(old.get(name), new.get(name), *place, name)
+            yield from changes(old.get(name), new.get(name), *place, name)
     elif old != new and not any(map(partial(_fits, place), LOOSE)):
         yield " ".join(place)
 

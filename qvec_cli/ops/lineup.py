@@ -12,6 +12,7 @@ from typing import Any
 from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, SpecError
+from qvec_cli.model.configuration import same_backbone
 from qvec_cli.model.targets import head_tensors
 from qvec_cli.ops.cells import Setting, Vector
 from qvec_cli.ops.drawer import Donor, Drawer, Receiver
@@ -25,6 +26,7 @@ from qvec_cli.ops.lineage import (
     require_same_grid,
     require_same_start,
     same_data,
+    stated_model,
 )
 from qvec_cli.ops.metrics import version
 from qvec_cli.ops.opening import opened
@@ -207,6 +209,11 @@ def _other(path: Path, theta: Checkpoint, listener: Listener) -> dict[str, Any]:
     with opened(path, listener) as other:
         require_model(other)
         _require_same_classes(theta, other)
+        ours, theirs = stated_model(theta), stated_model(other)
+        if ours and theirs and (differences := same_backbone(ours, theirs)):
+            raise MismatchError(
+                f"{path} and {theta.path} differ in architecture: {', '.join(differences)}"
+            )
         return {"path": str(path), "digest": _identity(other)}
 
 

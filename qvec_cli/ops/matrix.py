@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from qvec_cli.errors import CheckpointError, MismatchError
+from qvec_cli.ops.journal import changes
 from qvec_cli.ops.records import Record, Score, decode
 from qvec_cli.specs import DataUse, Grid
 
@@ -20,9 +21,6 @@ FLOAT: Final = "fp"
 PLAIN: Final = "ptq"
 OWN_QAT: Final = "qat"
 """Baselines that have a name of their own; plain rounding is on the run's grid."""
-
-_SETTINGS: Final = ("schema", "grid", "method", "lambdas", "fixed", "oracle", "seed", "batch_size")
-"""What two run lines of one grid share, beside the digests of their receivers and donors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +164,7 @@ def parse(lines: Iterable[Record]) -> Matrix:
     receivers = {name: _receiver(name, found) for name, found in first.records("receivers")}
     donors = {name: _donor(name, found) for name, found in first.records("donors")}
     baselines = _once(_baselines(line, receivers) for line in kinds["receiver"])
-    cells = _once(_cell(line, receivers, donors, baselines) for line in kinds["cell"])
-    rows, columns = list(receivers), list(donors)
-    return Matrix(
+    matrix = Matrix(
         run=first.value,
         grid=first.grid(),
         method=first.text("method"),
@@ -177,9 +173,15 @@ def parse(lines: Iterable[Record]) -> Matrix:
         receivers=receivers,
         donors=donors,
         baselines={name: baselines[name] for name in receivers if name in baselines},
-        cells=dict(sorted(cells.items(), key=lambda c: _place(c[0], rows, columns))),
+        cells={},
         alignment=_alignment(kinds["alignment"][-1]) if kinds["alignment"] else None,
     )
+    if not matrix.baselines:
+        raise first.fault("is of a run that has not measured anything yet")
+    cells = _once(_cell(line, matrix) for line in kinds["cell"])
+    rows, columns = list(receivers), list(donors)
+    order = sorted(cells.items(), key=lambda c: _place(c[0], rows, columns))
+    return replace(matrix, cells=dict(order))
 
 
 def lines_of(text: str, name: str) -> Iterator[Record]:
@@ -218,8 +220,7 @@ def _require_schema(run: Record) -> None:
 
 def _require_same_run(first: Record, other: Record) -> None:
     """Refuses lines of another run; where it ran, and under which paths, may differ."""
-    ours, theirs = _identity(first), _identity(other)
-    if changed := [key for key in ours if ours[key] != theirs[key]]:
+    if changed := sorted(changes(first.value, other.value)):
         raise MismatchError(
             f"{other.where}: is of another run than {first.where}: its {changed[0]} differs",
             hint="Draw one run at a time.",
@@ -228,17 +229,7 @@ def _require_same_run(first: Record, other: Record) -> None:
 
 def same_run(first: Record, other: Record) -> bool:
     """Whether two run lines are of one run."""
-    return _identity(first) == _identity(other)
-
-
-def _identity(run: Record) -> dict[str, Any]:
-    keys = ("digest", "data_digest", "images", "trained_images")
-    receivers = {
-        name: [found.value.get(key) for key in keys] for name, found in run.records("receivers")
-    }
-    donors = {name: found.value.get("digest") for name, found in run.records("donors")}
-    settings = {key: run.value.get(key) for key in _SETTINGS}
-    return {**settings, "receivers": receivers, "donors": donors}
+    return not any(changes(first.value, other.value))
 
 
 def _receiver(name: str, record: Record) -> Receiver:
@@ -281,20 +272,16 @@ def _baselines(
     return name, found, line
 
 
-def _cell(
-    line: Record,
-    receivers: Mapping[str, Receiver],
-    donors: Mapping[str, Donor],
-    baselines: Mapping[str, Mapping[str, Measured]],
-) -> tuple[tuple[str, str, str | None], Cell, Record]:
-    receiver, donor = _known(line, "receiver", receivers), _known(line, "donor", donors)
-    if receiver not in baselines:
+def _cell(line: Record, run: Matrix) -> tuple[tuple[str, str, str | None], Cell, Record]:
+    receiver, donor = _known(line, "receiver", run.receivers), _known(line, "donor", run.donors)
+    if receiver not in run.baselines:
         raise line.fault(f"the baselines of {receiver} stand nowhere")
     null = line.text("null") if "null" in line else None
     curve = tuple(_point(point) for point in line.listed("curve"))
     lambdas = [point.lam for point in curve]
-    if lambdas != sorted(set(lambdas)) or 0 not in lambdas:
-        raise line.fault("the lambdas of curve do not ascend, or 0 is not among them")
+    fixed = tuple(choice_of(row) for row in line.listed("fixed"))
+    if lambdas != [*run.lambdas] or [choice.lam for choice in fixed] != [*run.fixed]:
+        raise line.fault("curve and fixed do not hold the lambdas of the run")
     oracle = line.record("oracle") if "oracle" in line else None
     cell = Cell(
         receiver,
@@ -302,11 +289,11 @@ def _cell(
         null,
         line.flag("diagonal"),
         curve,
-        tuple(_choice(row) for row in line.listed("fixed")),
-        {key: _choice(row) for key, row in line.records("chosen")},
+        fixed,
+        {key: choice_of(row) for key, row in line.records("chosen")},
         (oracle.number("lambda"), Score.of(oracle.record("test"))) if oracle else None,
     )
-    _require_counts(line, cell, receivers[receiver].images)
+    _require_counts(line, cell, run.receivers[receiver].images)
     return (receiver, donor, null), cell, line
 
 
@@ -330,7 +317,8 @@ def _point(row: Record) -> Point:
     return Point(row.number("lambda"), Score.of(row.record("val")), test)
 
 
-def _choice(row: Record) -> Choice:
+def choice_of(row: Record) -> Choice:
+    """A lambda and what it came to."""
     val = Score.of(row.record("val")) if "val" in row else None
     return Choice(row.number("lambda"), Score.of(row.record("test")), row.use(), val)
 

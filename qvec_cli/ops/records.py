@@ -138,6 +138,14 @@ class Score:
         return score
 
 
+def difference_error(first: Score, second: Score) -> float:
+    """Standard error of a difference of two accuracies, as of independent counts.
+
+    The images are the same ones, so that the true one is smaller.
+    """
+    return math.hypot(first.standard_error, second.standard_error)
+
+
 def decode(text: str, where: str) -> Record:
     """One JSON object.
 

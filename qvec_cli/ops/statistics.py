@@ -26,7 +26,8 @@ def interval(
         over: what each unit's mean is divided by in sum, for a ratio.
 
     Returns:
-        The 2.5 % and 97.5 % points of ``DRAWS`` resamples; None for fewer than two units.
+        The 2.5 % and 97.5 % points of ``DRAWS`` resamples; None for fewer than two units, and
+        for a ratio whose lower part is not above 0 in each of them.
     """
     means = np.array([np.mean(unit) for unit in units])
     if len(means) < 2:
@@ -34,7 +35,10 @@ def interval(
     drawn = np.random.default_rng(SEED).integers(len(means), size=(DRAWS, len(means)))
     found = means[drawn].mean(axis=1)
     if over is not None:
-        found = found / np.asarray(over)[drawn].mean(axis=1)
+        parts = np.asarray(over)[drawn].mean(axis=1)
+        if parts.min() <= 0:
+            return None
+        found = found / parts
     return [float(point) for point in np.quantile(found, (0.025, 0.975))]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from qvec_cli.ops.matrix import OWN_QAT, PLAIN, Cell, Matrix
-from qvec_cli.ops.records import Score
+from qvec_cli.ops.records import Score, difference_error
 from qvec_cli.ops.statistics import chance, interval, spearman
 
 Facts = dict[str, Any]
@@ -40,8 +39,8 @@ class Change:
 
     @property
     def error(self) -> float:
-        """Standard error of the gain as of independent images; on the same ones it is smaller."""
-        return math.hypot(self.before.standard_error, self.after.standard_error)
+        """Standard error of the gain."""
+        return difference_error(self.before, self.after)
 
 
 def summarise(matrix: Matrix) -> Facts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -12,14 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from qvec_cli.checkpoint.replace import check_target, is_stream, replacing
-from qvec_cli.errors import SpecError
+from qvec_cli.errors import MismatchError, SpecError
 from qvec_cli.ops.cells import Host
+from qvec_cli.ops.documents import check_apart
 from qvec_cli.ops.drawer import Drawer, read_drawer
 from qvec_cli.ops.jobs import (
     Executor,
     check_executor,
     check_parts,
+    clear_parts,
+    finished,
     folder,
+    part_of,
     run_jobs,
 )
 from qvec_cli.ops.journal import Journal, Line, encoded
@@ -77,38 +80,54 @@ def transfer(request: Request, listener: Listener) -> Metrics:
     if request.executor is not None:
         check_executor(request.out, request.executor)
     drawer = read_drawer(request.grid_file)
+    inputs = (request.grid_file, *request.joined, *drawer.files)
+    check_apart(request.out, inputs, force=request.force)
     lineup = line_up(drawer, request.wishes, listener)
     receivers = request.of_shard(drawer.receivers)
     if not receivers:
         raise SpecError(f"--shard: the grid has {len(drawer.receivers)} receivers only")
     if request.dry_run:
         return _plan(request, lineup, receivers).metrics((), started)
-    journal = _journal(request, lineup)
-    if request.executor is not None:
-        _spread(request, request.executor, lineup, journal, listener)
-    for name in receivers:
-        _measure(lineup, name, journal, listener)
-    wanted = [*lineup.lines(receivers)]
-    if set(receivers) == set(drawer.receivers):
-        _align(drawer, lineup, journal)
-        wanted.append({"kind": "alignment"})
-    lines = [*journal.ordered(wanted)]
-    with replacing(request.out, force=request.force) as file:
-        file.write(b"".join(map(encoded, lines)))
-    unfinished(request.out).unlink(missing_ok=True)
-    shutil.rmtree(folder(request.out), ignore_errors=True)
-    return _metrics(request, lineup, lines, started)
+    with Journal(unfinished(request.out), lineup.run) as journal:
+        _recall(request, journal, listener)
+        if request.executor is not None:
+            _spread(request, request.executor, lineup, journal, listener)
+        for name in receivers:
+            _measure(lineup, name, journal, listener)
+        wanted = [*lineup.lines(receivers)]
+        if set(receivers) == set(drawer.receivers):
+            _align(drawer, lineup, journal)
+            wanted.append({"kind": "alignment"})
+        lines = [*journal.ordered(wanted)]
+        metrics = _metrics(request, lineup, lines, started)
+        with replacing(request.out, force=request.force) as file:
+            file.write(b"".join(map(encoded, lines)))
+    return metrics
 
 
-def _journal(request: Request, lineup: Lineup) -> Journal:
-    path = unfinished(request.out)
-    journal = Journal(path, lineup.run)
-    if request.resume and path.exists():
-        journal.take(path, torn=True)
+def clear(out: Path) -> None:
+    """Removes what was kept to go on with, once all results are written."""
+    unfinished(out).unlink(missing_ok=True)
+    clear_parts(out)
+
+
+def _recall(request: Request, journal: Journal, listener: Listener) -> None:
+    """Takes what is finished: parts that are named and, to go on, what was cut off."""
+    left = [unfinished(request.out), *finished(request.out)] if request.resume else []
+    for path in left:
+        try:
+            journal.take(path, torn=True)
+        except MismatchError as error:
+            if not request.force:
+                raise
+            listener.note(f"{error}: starting anew")
+            clear_parts(request.out)
+            break
     for part in request.joined:
         journal.take(part)
+    if not request.resume:
+        clear_parts(request.out)
     journal.start()
-    return journal
 
 
 def _measure(lineup: Lineup, name: str, journal: Journal, listener: Listener) -> None:
@@ -122,7 +141,7 @@ def _measure(lineup: Lineup, name: str, journal: Journal, listener: Listener) ->
         if journal.get(line) is not None:
             continue
         if vector is None:
-            journal.add({**line, "baselines": host.baselines(listener)})
+            journal.add({**line, "device": host.device, "baselines": host.baselines(listener)})
         else:
             journal.add({**line, **host.cell(vector, listener)})
     listener.milestone(f"{name}: {len(lineup.vectors[name])} vectors")
@@ -132,17 +151,16 @@ def _spread(
     request: Request, executor: Executor, lineup: Lineup, journal: Journal, listener: Listener
 ) -> None:
     """The receivers that are not finished as jobs, each of which writes a part of its own."""
-    names, parts = [*lineup.settings], folder(request.out)
-    parts.mkdir(exist_ok=True)
-    jobs, files = {}, []
-    for name in request.of_shard(names):
-        file = parts / f"{names.index(name):04d}.jsonl"
-        files.append(file)
-        if not file.exists() and any(journal.get(line) is None for line in lineup.lines((name,))):
+    names, jobs = [*lineup.settings], {}
+    folder(request.out).mkdir(exist_ok=True)
+    for place, name in enumerate(names, start=1):
+        if name not in request.of_shard(names):
+            continue
+        if any(journal.get(line) is None for line in lineup.lines((name,))):
             jobs[name] = replace(
                 request,
-                out=file,
-                shard=(names.index(name) + 1, len(names)),
+                out=part_of(request.out, place),
+                shard=(place, len(names)),
                 joined=(),
                 executor=None,
                 resume=True,
@@ -150,13 +168,13 @@ def _spread(
             )
     if jobs:
         run_jobs(_job, jobs, request.out, executor, listener)
-    for file in files:
-        if file.exists():
-            journal.take(file)
+    for job in jobs.values():
+        journal.take(job.out)
 
 
 def _job(request: Request) -> None:
     transfer(request, Silence())
+    clear(request.out)
 
 
 def _align(drawer: Drawer, lineup: Lineup, journal: Journal) -> None:

@@ -49,7 +49,7 @@ class Trial:
     def scores(self, lam: float, splits: Iterable[str]) -> dict[str, Score]:
         """The same on several splits, for one quantization."""
         self._place(self.quantized(self.patched(lam)))
-        return {split: self._measured(split) for split in splits}
+        return {split: self.measured(split) for split in splits}
 
     def float_score(self, split: str) -> Score:
         """Accuracy of the receiver itself, not quantized."""
@@ -77,7 +77,7 @@ class Trial:
     def accuracy(self, weights: Named, split: str) -> Score:
         """Measures the network with these weights."""
         self._place(weights)
-        return self._measured(split)
+        return self.measured(split)
 
     def _place(self, weights: Named) -> None:
         place = self.network.state_dict()
@@ -85,7 +85,8 @@ class Trial:
             for name, weight in weights:
                 place[name].copy_(torch.from_numpy(weight))
 
-    def _measured(self, split: str) -> Score:
+    def measured(self, split: str) -> Score:
+        """Accuracy of the network as it stands."""
         images, labels = self.images[split]
         return measure(
             self.network,
