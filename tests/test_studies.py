@@ -16,6 +16,7 @@ from conftest import call
 from qvec_cli.ops.drawer import read_drawer
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+README = EXAMPLES.parent / "README.md"
 
 
 @dataclass(frozen=True)
@@ -129,3 +130,20 @@ def test_the_tiny_study_runs_and_a_second_make_has_nothing_left_to_do(tmp_path: 
     assert (folder / "out-study/report.html").exists()
     again = subprocess.run([*command, *words, "all"], capture_output=True, text=True, check=True)
     assert "qvec" not in again.stdout
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_readme_shows_what_the_study_has_printed(study: str) -> None:
+    readme = "\n".join(" ".join(line.split()) for line in README.read_text().splitlines())
+    _, _, *rows = (EXAMPLES / study / "results" / "table.txt").read_text().splitlines()
+    block = "\n".join(" ".join(row.split()) for row in rows)
+    assert len(rows) > 20
+    assert block in readme
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_figure_of_a_study_is_there_and_shown(study: str) -> None:
+    results = EXAMPLES / study / "results"
+    shown = re.findall(rf"examples/{study}/results/(\w+\.svg)", README.read_text())
+    assert shown
+    assert set(shown) <= {path.name for path in results.glob("*.svg")}
