@@ -86,7 +86,7 @@ def typed(words: list[object], monkeypatch: pytest.MonkeyPatch) -> Request:
     """What a training command has understood; nothing is trained."""
     heard: list[Request] = []
 
-    def stop(request: Request, listener: object) -> None:
+    def stop(request: Request, *_: object) -> None:
         heard.append(request)
         raise SpecError("understood")
 

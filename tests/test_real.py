@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -166,18 +165,6 @@ def test_a_task_has_2000_pictures_to_train_and_500_to_test_at_most(
     assert test.total() == 500
     assert max(test.values()) - min(test.values()) <= 5  # 500 of 32 letters is 15 or 16 of each
     assert sum(1 for _ in known[task]("train")) == {"digits": 1297}.get(task, 2000)
-
-
-def test_each_task_gets_a_model_and_a_twin_that_go_on_where_they_stopped() -> None:
-    command = ["make", "-n", "all", "TASKS=latin photos", "SCALES=absmax mse-full", "OUT=none"]
-    done = subprocess.run(command, cwd=REAL, capture_output=True, text=True, check=True)
-    lines = done.stdout.replace("\\\n", "").splitlines()
-    trained = [line for line in lines if line.startswith(("qvec finetune", "qvec train-qat"))]
-    assert len(trained) == 2 * 3
-    assert all("--resume --force" in line for line in trained)
-    assert "qvec extract none/latin.st none/latin_mse-full.st -o none/rho_mse-full_latin.st " in (
-        done.stdout
-    )
 
 
 # --- what needs the index -------------------------------------------------------------------------
