@@ -137,7 +137,8 @@ def _marks(matrix: Matrix) -> str:
     """What the marks of the figure mean, of those that are in it."""
     words = ["bold: further from 0 than one standard error of the difference"]
     if matrix.selectors:
-        words.append(f"small: the chosen {LAMBDA}, where it is another")
+        chosen = f"the median of the chosen {LAMBDA}" if matrix.runs > 1 else f"the chosen {LAMBDA}"
+        words.append(f"small: {chosen}, where it is another")
     if any(cell.diagonal for cell in matrix.cells.values()):
         words.append("outlined: a receiver's own vector, the ceiling, in no mean")
     held = sum(cell.null is None for cell in matrix.cells.values())
