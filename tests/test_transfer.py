@@ -221,6 +221,25 @@ def test_a_part_of_another_grid_is_refused(files: Files, tmp_path: Path) -> None
     assert not out.exists()
 
 
+@pytest.mark.parametrize("key", ["curve", "fixed", "chosen", "receiver"])
+def test_a_part_that_lacks_something_is_refused_before_anything_is_measured(
+    key: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = files.lines
+    del lines[2][key]
+    part, out = tmp_path / "part.jsonl", tmp_path / "grid.jsonl"
+    part.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(cells.Host, "cell", lambda *_: pytest.fail("measured"))
+    result = run(files, out, "--join", part, code=1)
+    assert result.errors[0] == f"error: {part}:3: has no {key}"
+    assert [path.name for path in tmp_path.iterdir()] == ["part.jsonl"]
+
+
+def test_the_metrics_name_the_device_that_was_used(files: Files) -> None:
+    assert files.document["environment"]["device"] == "cpu"
+    assert {line["device"] for line in files.lines if line["kind"] == "receiver"} == {"cpu"}
+
+
 def test_without_the_oracle_test_is_measured_at_what_is_reported_only(
     files: Files, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Final, Self
 
 from qvec_cli.checkpoint.replace import lock, refused, replacing
 from qvec_cli.errors import CheckpointError, MismatchError
+from qvec_cli.ops.records import decode
 
 Line = dict[str, Any]
 
@@ -54,13 +55,11 @@ def parse(path: Path, *, torn: bool = False) -> list[Line]:
 
 
 def _object(path: Path, number: int, text: bytes) -> Line:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict) or not isinstance(found.get("kind"), str):
-        raise CheckpointError(f"{path}:{number}: is no line of qvec transfer")
-    return found
+    where = f"{path}:{number}"
+    found = decode(text.decode(errors="replace"), where)
+    if not isinstance(found.value.get("kind"), str):
+        raise CheckpointError(f"{where}: is no line of qvec transfer")
+    return dict(found.value)
 
 
 def key(line: Mapping[str, Any]) -> tuple[str, ...]:
@@ -93,8 +92,8 @@ class Journal:
                 self._path.unlink(missing_ok=True)
             self._file.close()
 
-    def take(self, source: Path, *, torn: bool = False) -> None:
-        """Adds the lines of another part of the same run.
+    def take(self, source: Path, *, torn: bool = False) -> list[Line]:
+        """Adds the lines of another part of the same run, and returns them.
 
         Raises:
             MismatchError: a part of another run; names what differs.
@@ -111,6 +110,7 @@ class Journal:
                     hint="Start anew with --force, or name another output.",
                 )
         self._known |= {key(line): line for line in lines if line["kind"] != "run"}
+        return lines
 
     def start(self) -> None:
         """Writes what is known so far, and is ready for more."""

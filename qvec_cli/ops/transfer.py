@@ -12,7 +12,7 @@ import numpy as np
 
 from qvec_cli.checkpoint.replace import check_target, is_stream, replacing
 from qvec_cli.errors import MismatchError, SpecError
-from qvec_cli.ops.cells import Host
+from qvec_cli.ops.cells import Host, other_grids
 from qvec_cli.ops.documents import check_apart
 from qvec_cli.ops.drawer import Drawer, read_drawer
 from qvec_cli.ops.jobs import (
@@ -116,7 +116,7 @@ def _recall(request: Request, journal: Journal, listener: Listener) -> None:
     left = [unfinished(request.out), *finished(request.out)] if request.resume else []
     for path in left:
         try:
-            journal.take(path, torn=True)
+            _check(path, journal.take(path, torn=True))
         except MismatchError as error:
             if not request.force:
                 raise
@@ -124,7 +124,7 @@ def _recall(request: Request, journal: Journal, listener: Listener) -> None:
             clear_parts(request.out)
             break
     for part in request.joined:
-        journal.take(part)
+        _check(part, journal.take(part))
     if not request.resume:
         clear_parts(request.out)
     journal.start()
@@ -199,7 +199,7 @@ def _plan(request: Request, lineup: Lineup, receivers: tuple[str, ...]) -> Plan:
     curve = len(wishes.lambdas) - 1  # lambda 0 is the same for every vector
     for name in receivers:
         facts, count = lineup.run["receivers"][name], len(lineup.vectors[name])
-        grids = 5 + bool(facts["qat"]) + len(facts["baselines"])
+        grids = 2 + len([*other_grids(lineup.grid)]) + bool(facts["qat"]) + len(facts["baselines"])
         on_test = curve if wishes.oracle else 1 + len(wishes.fixed)
         images["val"] += facts["images"]["val"] * (1 + count * curve)
         images["test"] += facts["images"]["test"] * (grids + count * on_test)
@@ -210,8 +210,14 @@ def _plan(request: Request, lineup: Lineup, receivers: tuple[str, ...]) -> Plan:
     return Plan("transfer", request.out, {}, {}, parameters, TORCH + largest, images)
 
 
-def _matrix(request: Request, lines: list[Line]) -> Matrix:
-    return parse(Record(f"{request.out}:{n}", line) for n, line in enumerate(lines, start=1))
+def _matrix(path: Path, lines: list[Line]) -> Matrix:
+    return parse(Record(f"{path}:{n}", line) for n, line in enumerate(lines, start=1))
+
+
+def _check(path: Path, lines: list[Line]) -> None:
+    """Refuses lines that no summary could be made of, before anything is measured."""
+    if any(line["kind"] == "receiver" for line in lines):
+        _matrix(path, lines)
 
 
 def _metrics(request: Request, lineup: Lineup, lines: list[Line], started: float) -> Metrics:
@@ -221,9 +227,9 @@ def _metrics(request: Request, lineup: Lineup, lines: list[Line], started: float
         *(Input(r["data"], "data", r["data_digest"]) for r in run["receivers"].values()),
         *(Input(d["rho"], "vector", d["digest"]) for d in run["donors"].values()),
     ]
-    measured = [line["receiver"] for line in lines if line["kind"] == "receiver"]
-    summary = summarise(_matrix(request, lines))
-    val = sum(run["receivers"][name]["images"]["val"] for name in measured)
+    measured = [line for line in lines if line["kind"] == "receiver"]
+    summary = summarise(_matrix(request.out, lines))
+    val = sum(run["receivers"][line["receiver"]]["images"]["val"] for line in measured)
     return Metrics(
         "transfer",
         tuple(inputs),
@@ -234,7 +240,7 @@ def _metrics(request: Request, lineup: Lineup, lines: list[Line], started: float
             "summary": summary,
         },
         Use(DataUse.RECEIVER_LABELS, {"val": val}),
-        run["device"],
+        ", ".join(sorted({line.get("device", run["device"]) for line in measured})),
         run["seed"],
         started,
     )
