@@ -121,7 +121,6 @@ def _run(
                 "rho": f"rho/{name}.st",
                 "digest": digest(f"rho {name}"),
                 "trained_images": 10 * dice.randrange(20_000, 130_000),
-                "norm": round(dice.uniform(3, 13), 3),
             }
             for name in donors
         },

@@ -77,7 +77,6 @@ class Host:
         self.setting = setting
         with opened(setting.theta, listener) as theta:
             self._use = inherited_use(theta)
-            self._card = theta.card
             self._trial = Trial(
                 network=load_network(theta, setting.examples.model, setting.device),
                 theta=resident(theta),

@@ -57,8 +57,12 @@ class Lineup:
 
     settings: Mapping[str, Setting]
     vectors: Mapping[str, tuple[Vector, ...]]  # of each receiver, in order
-    grid: Grid
     run: dict[str, Any]  # the configuration, as the first line of the output has it
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of every cell."""
+        return next(iter(self.settings.values())).grid
 
     def lines(self, receivers: tuple[str, ...]) -> Iterator[dict[str, Any]]:
         """What is to be known in the end, without the numbers."""
@@ -94,16 +98,16 @@ def line_up(drawer: Drawer, wishes: Wishes, listener: Listener) -> Lineup:
             require(rho, Kind.VECTOR)
         taken = Null.TASKVEC in wishes.nulls
         drift = check_drift(drawer, nulls, rhos, listener) if taken else {}
-        settings, vectors, grids, facts = {}, {}, {}, {}
+        settings, vectors, facts = {}, {}, {}
         for name, receiver in drawer.receivers.items():
             with opened(receiver.model, listener) as theta:
-                setting, grids[name] = _setting(name, receiver, theta, rhos, wishes, listener)
+                setting = _setting(name, receiver, theta, rhos, wishes, listener)
                 settings[name] = setting
                 own = {n: _is_own(name, n, theta, rho) for n, rho in rhos.items()}
                 vectors[name] = tuple(_vectors(drawer, wishes, own))
                 facts[name] = _receiver_facts(receiver, theta, setting, listener)
         run = _run(drawer, wishes, settings, facts, rhos) | drift
-    return Lineup(settings, vectors, next(iter(grids.values())), run)
+    return Lineup(settings, vectors, run)
 
 
 def _setting(
@@ -113,7 +117,7 @@ def _setting(
     rhos: Mapping[str, Checkpoint],
     wishes: Wishes,
     listener: Listener,
-) -> tuple[Setting, Grid]:
+) -> Setting:
     require(theta, Kind.CHECKPOINT)
     model, targets = model_of(theta), choose_targets(theta, (), listener)
     grids = {}
@@ -131,7 +135,7 @@ def _setting(
     examples = open_for(theta, model, receiver.data, wishes.loading)
     for split in ("val", "test"):
         examples.task.split(split)
-    setting = Setting(
+    return Setting(
         name,
         receiver.model,
         receiver.qat,
@@ -145,7 +149,6 @@ def _setting(
         wishes.oracle,
         wishes.device,
     )
-    return setting, grid
 
 
 def _is_own(receiver: str, donor: str, theta: Checkpoint, rho: Checkpoint) -> bool:

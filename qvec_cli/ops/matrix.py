@@ -88,7 +88,6 @@ class Donor:
     name: str
     digest: str  # of its vector
     trained_images: int | None  # what its QAT has cost
-    norm: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,8 +241,7 @@ def _receiver(name: str, record: Record) -> Receiver:
 
 def _donor(name: str, record: Record) -> Donor:
     trained = record.whole("trained_images") if "trained_images" in record else None
-    norm = record.number("norm") if "norm" in record else None
-    return Donor(name, record.text("digest"), trained, norm)
+    return Donor(name, record.text("digest"), trained)
 
 
 def _once(pairs: Iterable[tuple[K, V, Record]]) -> dict[K, V]:

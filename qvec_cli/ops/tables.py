@@ -51,7 +51,7 @@ def accuracy(score: Score) -> str:
     """Top-1 in percent with its standard error and counts."""
     return (
         f"{percent(score)} \N{PLUS-MINUS SIGN} {100 * score.standard_error:.2f} "
-        f"({score.n_correct}/{score.n})"
+        f"({score.n_correct:g}/{score.n})"
     )
 
 
@@ -148,12 +148,11 @@ def _donors(matrix: Matrix) -> Table:
     for name, donor in matrix.donors.items():
         cells = [cell for cell in matrix.transfers if cell.donor == name]
         trained = f"{donor.trained_images:,}" if donor.trained_images is not None else NONE
-        norm = f"{donor.norm:g}" if donor.norm is not None else NONE
-        rows.append((name, trained, norm, *_mean_gains(matrix, cells, found)))
-    head = ["donor", "images its QAT was trained on", "norm of the vector"]
+        rows.append((name, trained, *_mean_gains(matrix, cells, found)))
+    head = ["donor", "images its QAT was trained on"]
     for label, _ in found:
         head += [f"mean gain, {label}", "better than rounding"]
-    rows.append(("all pairs", "", "", *_mean_gains(matrix, matrix.transfers, found)))
+    rows.append(("all pairs", "", *_mean_gains(matrix, matrix.transfers, found)))
     return Table(
         "Each donor: points of top-1 above plain rounding, on other receivers",
         tuple(head),
@@ -293,8 +292,9 @@ def _uses(matrix: Matrix) -> Table:
 def _provenance(matrix: Matrix) -> Iterator[Table]:
     run = matrix.run
     parts = ("receivers", "donors", "environment", "kind")
+    which = f", the first of {matrix.runs} runs" if matrix.runs > 1 else ""
     yield Table(
-        "How it was run",
+        f"How it was run{which}",
         ("setting", "value"),
         tuple((key, compact_json(run[key])) for key in run if key not in parts),
         folded=True,
@@ -307,7 +307,7 @@ def _provenance(matrix: Matrix) -> Iterator[Table]:
             for key, value in (facts if isinstance(facts, dict) else {"": facts}).items()
         ]
         yield Table(
-            f"Where it comes from: {part}", ("of", "what", "value"), tuple(rows), folded=True
+            f"Where it comes from: {part}{which}", ("of", "what", "value"), tuple(rows), folded=True
         )
 
 
