@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.errors import NotFiniteError, QvecError
-from qvec_cli.model.build import load, normalise
+from qvec_cli.model.build import load
 from qvec_cli.ops.examples import Examples
 from qvec_cli.ops.lineage import inherited_use, patched_use
 from qvec_cli.ops.opening import opened
@@ -71,28 +71,18 @@ class Host:
     """A receiver with its network and images in memory."""
 
     def __init__(self, setting: Setting, listener: Listener) -> None:
-        from qvec_cli.ops.state import load_network
-        from qvec_cli.ops.trial import Trial, resident
+        from qvec_cli.ops.trial import load_trial
 
         self.setting = setting
+        splits = ("val", "test")
         with opened(setting.theta, listener) as theta:
             self._use = inherited_use(theta)
-            self._trial = Trial(
-                network=load_network(theta, setting.examples.model, setting.device),
-                theta=resident(theta),
-                dtypes={name: entry.dtype for name, entry in theta.items()},
-                rho={},
-                targets=frozenset(setting.targets),
-                grid=setting.grid,
-                method=setting.method,
-                images={
-                    split: setting.examples.decoded(split, listener) for split in ("val", "test")
-                },
-                normalise=normalise(setting.examples.model),
-                batch_size=setting.examples.loading.batch_size,
+            plain = load_trial(
+                theta, setting.examples, setting.targets, splits, setting.device, listener
             )
             theta.settle()
-        self._plain = _kept(self._trial.scores(0.0, ("val", "test")))
+        self._trial = replace(plain, grid=setting.grid, method=setting.method)
+        self._plain = _kept(self._trial.scores(0.0, splits))
         self._labels = Use(DataUse.RECEIVER_LABELS, {"val": self._plain["val"]["n"]})
 
     @property

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.model.build import Wish
 from qvec_cli.ops.architecture import architecture, targets_in
-from qvec_cli.ops.examples import Examples, open_for
+from qvec_cli.ops.examples import open_for
 from qvec_cli.ops.grids import check_fit
 from qvec_cli.ops.lineage import inherited_use, require_float
 from qvec_cli.ops.metrics import Input, Metrics
@@ -26,7 +26,6 @@ from qvec_cli.specs import (
     Grid,
     Listener,
     Loading,
-    Method,
     Scale,
     Use,
     Wanted,
@@ -77,7 +76,12 @@ def survey(request: Request, listener: Listener) -> Metrics:
         examples = None
         if model and request.data is not None:
             examples = open_for(theta, model, request.data, request.loading)
-        trial = _trial(request, theta, targets, examples, listener) if examples else None
+        trial = None
+        if examples:
+            from qvec_cli.ops.trial import load_trial
+
+            splits = (request.split,)
+            trial = load_trial(theta, examples, targets, splits, request.device, listener)
         rows = []
         for done, grid in enumerate(grids, start=1):
             rows.append(_row(theta, targets, grid, trial, request.split))
@@ -131,28 +135,3 @@ def _row(
     if trial is not None:
         row[split] = replace(trial, grid=grid).score(0.0, split).to_json()
     return row
-
-
-def _trial(
-    request: Request,
-    theta: Checkpoint,
-    targets: tuple[str, ...],
-    examples: Examples,
-    listener: Listener,
-) -> Trial:
-    from qvec_cli.model.build import normalise
-    from qvec_cli.ops.state import load_network
-    from qvec_cli.ops.trial import Trial, resident
-
-    return Trial(
-        network=load_network(theta, examples.model, request.device),
-        theta=resident(theta),
-        dtypes={name: entry.dtype for name, entry in theta.items()},
-        rho={},
-        targets=frozenset(targets),
-        grid=Grid(),
-        method=Method.RTN,
-        images={request.split: examples.decoded(request.split, listener)},
-        normalise=normalise(examples.model),
-        batch_size=request.loading.batch_size,
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -175,23 +175,11 @@ def _match(request: Request, theta: Checkpoint, rho: Checkpoint, listener: Liste
 
 
 def _trial(request: Request, setting: _Setting, listener: Listener) -> Trial:
-    from qvec_cli.model.build import normalise
-    from qvec_cli.ops.state import load_network
-    from qvec_cli.ops.trial import Trial, resident
+    from qvec_cli.ops.trial import load_trial, resident
 
-    examples, theta = setting.examples, setting.theta
-    return Trial(
-        network=load_network(theta, examples.model, request.device),
-        theta=resident(theta),
-        dtypes={name: entry.dtype for name, entry in theta.items()},
-        rho=resident(setting.rho),
-        targets=frozenset(setting.targets),
-        grid=setting.grid,
-        method=request.method,
-        images={split: examples.decoded(split, listener) for split in ("val", "test")},
-        normalise=normalise(examples.model),
-        batch_size=request.loading.batch_size,
-    )
+    splits, targets = ("val", "test"), setting.targets
+    plain = load_trial(setting.theta, setting.examples, targets, splits, request.device, listener)
+    return replace(plain, rho=resident(setting.rho), grid=setting.grid, method=request.method)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,11 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import NotFiniteError
 from qvec_cli.learn.accuracy import Score, measure
 from qvec_cli.learn.batches import Batch
+from qvec_cli.model.build import normalise
+from qvec_cli.ops.examples import Examples
+from qvec_cli.ops.state import load_network
 from qvec_cli.quant.methods import QUANTIZERS
-from qvec_cli.specs import Grid, Method
+from qvec_cli.specs import Grid, Listener, Method
 from qvec_cli.vector.arithmetic import apply
 
 Named = Iterator[tuple[str, Array]]
@@ -95,6 +98,32 @@ class Trial:
             normalise=self.normalise,
             batch_size=self.batch_size,
         )
+
+
+def load_trial(
+    theta: Checkpoint,
+    examples: Examples,
+    targets: Iterable[str],
+    splits: Iterable[str],
+    device: str,
+    listener: Listener,
+) -> Trial:
+    """A receiver in memory, plainly rounded on the paper's grid, without a vector.
+
+    What else is to be measured is said with ``dataclasses.replace``: grid, method, rho.
+    """
+    return Trial(
+        network=load_network(theta, examples.model, device),
+        theta=resident(theta),
+        dtypes={name: entry.dtype for name, entry in theta.items()},
+        rho={},
+        targets=frozenset(targets),
+        grid=Grid(),
+        method=Method.RTN,
+        images={split: examples.decoded(split, listener) for split in splits},
+        normalise=normalise(examples.model),
+        batch_size=examples.loading.batch_size,
+    )
 
 
 def resident(checkpoint: Checkpoint) -> dict[str, Any]:
