@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,15 +118,22 @@ def trace(judge: Judge, trial: Trial, lambdas: tuple[float, ...], plain: Outputs
         plain: answers at lambda 0.
     """
     found = {lam: plain if lam == 0 else judge.answers_at(trial, lam) for lam in lambdas}
-    distances = tuple(judge.distances(found[lam]) for lam in lambdas)
+    return curve_of(judge, found)
+
+
+def curve_of(judge: Judge, answers: Mapping[float, Outputs]) -> Curve:
+    """What the answers at each lambda, ascending and 0 and a positive one among them, say."""
+    lambdas, plain = tuple(answers), answers[0.0]
+    distances = tuple(judge.distances(found) for found in answers.values())
     step = min((lam for lam in lambdas if lam > 0), key=lambda lam: abs(lam - UNIT))
     line = fit(
-        (found[step].logits - plain.logits)[None] / step,
+        (answers[step].logits - plain.logits)[None] / step,
         plain.logits - judge.teacher.logits,
         judge.chances,
         ridge=0.0,
     )
-    return Curve(lambdas, distances, choose_lambda(lambdas, distances), line.explained, line.mix[0])
+    place = choose_lambda(lambdas, distances)
+    return Curve(lambdas, distances, place, line.explained, float(line.mix[0]))
 
 
 def agree(request: Request, listener: Listener) -> Metrics:

@@ -123,6 +123,12 @@ def draw(
     return Source(spec, Examples(chosen, model, labels, loading), use)
 
 
+def is_own(theta: Checkpoint, model: dict[str, Any], spec: str, loading: Loading) -> bool:
+    """Whether a data set is known to be the receiver's own."""
+    own = draw(theta, model, spec, 1, loading).use.level is DataUse.RECEIVER_IMAGES
+    return own and bool(theta.card and theta.card.data)
+
+
 def _is_own(theta: Checkpoint, task: Task) -> bool:
     """Whether images are the receiver's: a copy or a part has another digest, but its classes."""
     own = (theta.card.data or {}) if theta.card else {}
