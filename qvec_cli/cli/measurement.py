@@ -37,7 +37,8 @@ from qvec_cli.cli.options import (
     Workers,
     wish,
 )
-from qvec_cli.specs import Loading, Method, Wanted, parse_lambdas
+from qvec_cli.specs import Loading, Method, Wanted
+from qvec_cli.vector.lambdas import parse_lambdas
 
 
 def evaluate(

@@ -12,7 +12,7 @@ import typer
 
 from qvec_cli.cli import recipe
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Granularity, Method, Scale, ScaleDtype
+from qvec_cli.specs import Granularity, Method, Part, Scale, ScaleDtype
 
 if TYPE_CHECKING:
     from qvec_cli.model.build import Wish
@@ -122,6 +122,15 @@ Lambdas = Annotated[
 Cross = Annotated[
     bool, typer.Option("--cross-grid", help="Take what was made for another grid all the same.")
 ]
+Parts = Annotated[
+    str | None,
+    typer.Option(
+        "--parts",
+        metavar="LIST",
+        help="Parts of the network to use: embed, attn, mlp, norm, bias.",
+        show_default="all",
+    ),
+]
 MethodChoice = Annotated[Method, typer.Option("--method", help="How codes are chosen.")]
 
 Calib = Annotated[
@@ -173,6 +182,20 @@ def wish(
     if model is None and (img_size or in_chans or crop_pct or args):
         raise SpecError("--img-size, --in-chans, --crop-pct and --model-arg go with --model")
     return Wish(model, 0, False, img_size, in_chans or 3, crop_pct, args) if model else None
+
+
+def chosen_parts(text: str | None) -> tuple[Part, ...]:
+    """The parts of a comma-separated list, in the order of the words; of nothing typed, none.
+
+    Raises:
+        SpecError: a word that is no part, or no word.
+    """
+    if text is None:
+        return ()
+    found = listed(text, Part, "--parts")
+    if not found:
+        raise SpecError("--parts names no part", hint=f"Parts are {', '.join(Part)}.")
+    return tuple(part for part in Part if part in found)
 
 
 def listed(text: str, words: type[Word], flag: str) -> list[Word]:
