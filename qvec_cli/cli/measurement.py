@@ -44,7 +44,8 @@ from qvec_cli.cli.options import (
     wish,
 )
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Listener, Loading, Method, Objective, Wanted, parse_lambdas
+from qvec_cli.specs import Listener, Loading, Method, Objective, Wanted
+from qvec_cli.vector.lambdas import parse_lambdas
 
 if TYPE_CHECKING:
     from qvec_cli.ops.metrics import Metrics

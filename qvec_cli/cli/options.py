@@ -12,7 +12,7 @@ import typer
 
 from qvec_cli.cli import recipe
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Granularity, Loading, Measure, Method, Scale, ScaleDtype
+from qvec_cli.specs import Granularity, Loading, Measure, Method, Part, Scale, ScaleDtype
 
 if TYPE_CHECKING:
     from qvec_cli.model.build import Wish
@@ -123,6 +123,15 @@ Lambdas = Annotated[
 Cross = Annotated[
     bool, typer.Option("--cross-grid", help="Take what was made for another grid all the same.")
 ]
+Parts = Annotated[
+    str | None,
+    typer.Option(
+        "--parts",
+        metavar="LIST",
+        help="Parts of the network to use: embed, attn, mlp, norm, bias.",
+        show_default="all",
+    ),
+]
 MethodChoice = Annotated[Method, typer.Option("--method", help="How codes are chosen.")]
 
 Proxy = Annotated[
@@ -207,6 +216,20 @@ def proxies(specs: list[str] | None, samples: int | None, loading: Loading) -> P
     from qvec_cli.ops.proxies import ProxyWish
 
     return ProxyWish(tuple(specs or ()), samples or 256, loading)
+
+
+def chosen_parts(text: str | None) -> tuple[Part, ...]:
+    """The parts of a comma-separated list, in the order of the words; of nothing typed, none.
+
+    Raises:
+        SpecError: a word that is no part, or no word.
+    """
+    if text is None:
+        return ()
+    found = listed(text, Part, "--parts")
+    if not found:
+        raise SpecError("--parts names no part", hint=f"Parts are {', '.join(Part)}.")
+    return tuple(part for part in Part if part in found)
 
 
 def listed(text: str, words: type[Word], flag: str) -> list[Word]:

@@ -36,7 +36,8 @@ from qvec_cli.cli.options import (
     proxies,
 )
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Loading, Method, Null, Wanted, parse_lambdas
+from qvec_cli.specs import Loading, Method, Null, Wanted
+from qvec_cli.vector.lambdas import parse_lambdas
 
 
 def inspect(
