@@ -94,6 +94,20 @@ class Cost(StrEnum):
     SECONDS = "seconds"  # that train-qat took
 
 
+class Objective(StrEnum):
+    """What chooses lambda."""
+
+    ACCURACY = "accuracy"  # on the receiver's labelled validation images, the paper's way
+    AGREEMENT = "agreement"  # with the receiver's own float answers, on images without labels
+
+
+class Measure(StrEnum):
+    """How far the answers of two networks are apart; see learn/agreement.py."""
+
+    KL = "kl"  # of class probabilities, nats
+    FEATURES = "features"  # of what the classifier is given, relative
+
+
 class DataUse(StrEnum):
     """What of the receiver's data a number has cost, from nothing to labels."""
 

@@ -178,6 +178,9 @@ def _eval(results: Facts) -> Iterator[str]:
 
 
 def _sweep(results: Facts) -> Iterator[str]:
+    if "objective" in results:
+        yield from agreed(results)
+        return
     yield "lambda\tvalidation top-1"
     chosen = results["chosen"]["lambda"]
     for point in results["curve"]:
@@ -192,6 +195,29 @@ def _sweep(results: Facts) -> Iterator[str]:
     yield "on test\ttop-1\treceiver data used"
     for name, row in rows.items():
         yield f"{name}\t{score(row['test'])}\t{row['data_use']}"
+
+
+def agreed(results: Facts) -> Iterator[str]:
+    """A choice without labels: the curve of the best donor, and how the donors rank."""
+    chosen, proxies = results["chosen"], results["proxies"]
+    yield f"distance to the float answers on {proxies['n']} proxy images, {results['measure']}"
+    judged = "val" in results["curve"][0]
+    yield "lambda\tdistance" + ("\tvalidation top-1" if judged else "")
+    for point in results["curve"]:
+        mark = "\t<- chosen" if point["lambda"] == chosen["lambda"] else ""
+        val = f"\t{score(point['val'])}" if judged else ""
+        far = f"{point['distance']:.4f} +- {point['standard_error']:.4f}"
+        yield f"{point['lambda']:g}\t{far}{val}{mark}"
+    yield "donor\tlambda\tdamage removed" + ("\ttest top-1" if judged else "")
+    for donor in results["donors"]:
+        taken = donor["chosen"]
+        test = f"\t{score(taken['test'])}" if judged else ""
+        yield f"{donor['rho']}\t{taken['lambda']:g}\t{donor['score']['removed']:.1%}{test}"
+    if judged:
+        for name, row in (("float", "fp"), ("lambda 0", "ptq")):
+            yield f"{name} on test: {score(results['baselines'][row]['test'])}"
+    if chosen["lambda"] == 0:
+        yield "lambda 0: no vector is surely better than plain quantization here"
 
 
 def _inspect(results: Facts) -> Iterator[str]:

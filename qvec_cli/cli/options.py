@@ -12,10 +12,11 @@ import typer
 
 from qvec_cli.cli import recipe
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Granularity, Method, Part, Scale, ScaleDtype
+from qvec_cli.specs import Granularity, Loading, Measure, Method, Part, Scale, ScaleDtype
 
 if TYPE_CHECKING:
     from qvec_cli.model.build import Wish
+    from qvec_cli.ops.proxies import ProxyWish
 
 Word = TypeVar("Word", bound=StrEnum)
 
@@ -133,6 +134,28 @@ Parts = Annotated[
 ]
 MethodChoice = Annotated[Method, typer.Option("--method", help="How codes are chosen.")]
 
+Proxy = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SPEC",
+        help="Images without labels that are not the receiver's: named as --data is, any folder, "
+        "or noise. Repeat it to mix.",
+        show_default=False,
+    ),
+]
+ProxySamples = Annotated[
+    int | None,
+    typer.Option(min=2, help="Of them in all, drawn with seed 0.", show_default="256"),
+]
+MeasureChoice = Annotated[
+    Measure | None,
+    typer.Option(
+        "--measure",
+        help="How answers are compared.",
+        show_default="kl, or features where classes say little",
+    ),
+]
+
 Calib = Annotated[
     str | None,
     typer.Option(help="Images to calibrate with, named as --data is; labels are not read."),
@@ -182,6 +205,17 @@ def wish(
     if model is None and (img_size or in_chans or crop_pct or args):
         raise SpecError("--img-size, --in-chans, --crop-pct and --model-arg go with --model")
     return Wish(model, 0, False, img_size, in_chans or 3, crop_pct, args) if model else None
+
+
+def proxies(specs: list[str] | None, samples: int | None, loading: Loading) -> ProxyWish:
+    """The images that a user names.
+
+    Raises:
+        SpecError: none, or too few.
+    """
+    from qvec_cli.ops.proxies import ProxyWish
+
+    return ProxyWish(tuple(specs or ()), samples or 256, loading)
 
 
 def chosen_parts(text: str | None) -> tuple[Part, ...]:
