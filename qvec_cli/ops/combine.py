@@ -18,7 +18,8 @@ from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import BLOCK, Checkpoint, finite
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.write import Blocks, size_of, write
-from qvec_cli.errors import CheckpointError, MismatchError
+from qvec_cli.errors import CheckpointError, MismatchError, QvecError
+from qvec_cli.ops.fitted import Fitted, FitWish, check_fit_wish, fit_mix
 from qvec_cli.ops.lineage import (
     card_of,
     inherited_use,
@@ -32,7 +33,7 @@ from qvec_cli.ops.lineage import (
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
 from qvec_cli.ops.plan import STREAMING, Plan
-from qvec_cli.specs import Grid, Listener, Part, Use, spent
+from qvec_cli.specs import NOTHING, Grid, Listener, Part, Rule, Use, spent
 from qvec_cli.vector.geometry import Norm
 from qvec_cli.vector.pairing import pair
 from qvec_cli.vector.parts import select
@@ -50,6 +51,7 @@ class Request:
     cross: bool = False  # whether the vectors may have been made for different grids
     force: bool = False
     dry_run: bool = False
+    fit: FitWish | None = None  # coefficients without labels, in place of a rule
 
 
 class _Run:
@@ -108,16 +110,18 @@ def combine(request: Request, listener: Listener) -> Metrics:
         CheckpointError: a file that cannot be read or written, or holds NaN.
     """
     started = time.perf_counter()
-    request.merge.require(len(request.vectors))
+    if request.fit is None:
+        request.merge.require(len(request.vectors))
     check_target(request.out, force=request.force)
     with ExitStack() as stack:
         vectors = [stack.enter_context(opened(path, listener)) for path in request.vectors]
         _match(vectors, request, listener)
+        request, fitted = _fit(request, vectors, listener)
         run = _Run(vectors, request)
         carried, attached = _attached(vectors)
         plan = {name: Entry("F32", entry.shape) for name, entry in vectors[0].items()}
-        use = spent(*map(inherited_use, vectors))
-        facts = _facts(request)
+        use = spent(*map(inherited_use, vectors), fitted.use)
+        facts = {**_facts(request), **({"fit": dict(fitted.facts)} if request.fit else {})}
 
         def card() -> Card:
             return _card(vectors, facts, use)
@@ -139,6 +143,25 @@ def combine(request: Request, listener: Listener) -> Metrics:
     }
     seed = facts.get("seed")
     return Metrics("combine", inputs, facts, results, use, seed=seed, started=started)
+
+
+def _fit(
+    request: Request, vectors: Sequence[Checkpoint], listener: Listener
+) -> tuple[Request, Fitted]:
+    """The request with the coefficients that were fitted, if that was asked for."""
+    if request.fit is None:
+        return request, Fitted((), NOTHING)
+    if request.dry_run:
+        check_fit_wish(request.fit, vectors, listener)
+        return request, Fitted((), NOTHING)
+    fitted = fit_mix(request.fit, vectors, listener)
+    if not any(fitted.mix):
+        raise QvecError(
+            f"no combination of the vectors is surely better than plain quantization of "
+            f"{request.fit.receiver} on {Grid.from_json(fitted.facts['grid'])}",
+            hint="Quantize it as it is, or on another grid: qvec quantize --compare.",
+        )
+    return replace(request, merge=Merge(Rule.WEIGHTED, fitted.mix)), fitted
 
 
 def _match(vectors: Sequence[Checkpoint], request: Request, listener: Listener) -> None:
