@@ -118,7 +118,7 @@ def _card(card: Card) -> dict[str, Any]:
 
 
 def _tensor(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    entry = checkpoint[name]
+    entry = checkpoint.attached.get(name) or checkpoint[name]
     facts: dict[str, Any] = {"name": name, "dtype": entry.dtype, "shape": list(entry.shape)}
     if not entry.floating:
         return facts

@@ -71,16 +71,16 @@ def extract(
         opened(moments, listener) if moments else nullcontext() as file,
     ):
         pairing = _match(fp, qat, listener)
-        carried = _carried(qat, file, listener) if file else None
+        carried = _carried(qat, file, listener) if file is not None else None
         rho, base = Norm(), Norm()
         plan = {name: Entry("F32", fp[name].shape) for name in pairing.names}
-        whole = {**plan, **(file.attached if file else {})}
-        inputs = tuple(c for c in (fp, qat, file) if c)
+        attached = carried.checkpoint.attached if carried else {}
+        whole = {**plan, **attached}
+        inputs = (fp, qat, *((carried.checkpoint,) if carried else ()))
         if dry_run:
             fates = pairing.fates(fp, "subtracted", "left out")
-            fates |= dict.fromkeys(whole.keys() - plan, "carried")
-            outline = {**fp, **(file.attached if file else {})}
-            planned = Plan("extract", out, fates, outline, {}, STREAMING)
+            fates |= dict.fromkeys(attached, "carried")
+            planned = Plan("extract", out, fates, {**fp, **attached}, {}, STREAMING)
             return planned.metrics(inputs, started, size_of(whole, _card(fp, qat, carried)))
         tensors = chain(_tensors(fp, qat, plan, rho, base), _copied(carried))
         card = write(out, whole, tensors, lambda: _card(fp, qat, carried), force=force)

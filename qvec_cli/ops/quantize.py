@@ -87,7 +87,7 @@ def quantize(request: Request, listener: Listener) -> Metrics:
         packed = None if request.fake else grid
         config = config_of(theta, model, targets, packed) if model and request.folder else {}
 
-        parents = {"model": theta, **({"moments": carrier} if carrier else {})}
+        parents = {"model": theta, **({"moments": oneshot.parent} if oneshot else {})}
 
         def card() -> Card:
             made = _card(parents, targets, grid, use, parameters)
