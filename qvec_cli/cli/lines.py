@@ -238,7 +238,8 @@ def _description(results: Facts) -> Iterator[str]:
         f"{_count(results['parameters'])} parameters, {size(results['bytes'])}"
     )
     if results["moments"]:
-        yield _cut(f"carries {_moments_in_words(results['moments'])}")
+        carried = f"carries {_moments_in_words(results['moments'])}"
+        yield _cut(f"{carried}, in {len(results['attached'])} tensors")
     if model := results["model"]:
         yield _cut(
             f"architecture: {model['architecture']} {model['model_args'] or ''}, "

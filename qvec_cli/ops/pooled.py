@@ -46,7 +46,7 @@ class Pooled:
             return
         for site in self.facts.sites:
             counts = [one.facts.sites[site] for one in self._many]
-            inputs = moments.pool([one.of_site(site) for one in self._many], counts)
+            inputs = moments.pool((one.of_site(site) for one in self._many), counts)
             yield from packed(site, inputs, self.facts.rank)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -76,24 +76,20 @@ def rounded(inputs: Inputs, rank: int | None) -> Inputs:
     return unpack(pack(inputs, rank))
 
 
-def pool(many: Sequence[Inputs], tokens: Sequence[int]) -> Inputs:
+def pool(many: Iterable[Inputs], tokens: Sequence[int]) -> Inputs:
     """The inputs over all tokens together, from those over each part of them.
 
     Args:
-        many: of one layer.
+        many: of one layer; one at a time is held.
         tokens: how many vectors each is a mean over.
     """
-    shares = [count / sum(tokens) for count in tokens]
-
-    def mean(arrays: list[Array]) -> Array:
-        found: Array = sum(s * a for s, a in zip(shares, arrays, strict=True))  # type: ignore[assignment]
-        return found
-
-    return Inputs(
-        mean([one.moment for one in many]),
-        mean([one.mean for one in many]),
-        mean([one.magnitude for one in many]),
-    )
+    moment, mean, magnitude = (np.zeros(()) for _ in range(3))
+    for one, count in zip(many, tokens, strict=True):
+        share = count / sum(tokens)
+        moment = moment + share * one.moment
+        mean = mean + share * one.mean
+        magnitude = magnitude + share * one.magnitude
+    return Inputs(moment, mean, magnitude)
 
 
 def _factor(moment: Array, rank: int) -> Array:
