@@ -46,14 +46,9 @@ def test_what_comes_back_is_symmetric_and_has_the_diagonal(rank: int | None) -> 
     assert np.linalg.eigvalsh(found).min() > -1e-5 * np.trace(found)
 
 
-@every_rank
-def test_what_came_from_a_file_goes_into_one_unchanged(rank: int | None) -> None:
-    """The same bits, whole; within rounding with a rank, whose factor is found anew."""
-    once = rounded(SEEN, rank)
-    twice = rounded(once, rank)
-    np.testing.assert_allclose(twice.moment, once.moment, atol=2e-6 * np.trace(once.moment))
-    if rank is None:
-        assert np.array_equal(twice.moment, once.moment)
+def test_a_whole_moment_that_came_from_a_file_goes_into_one_unchanged() -> None:
+    once = rounded(SEEN, None)
+    assert np.array_equal(rounded(once, None).moment, once.moment)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 12])
