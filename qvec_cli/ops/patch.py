@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,9 +31,10 @@ from qvec_cli.ops.lineage import (
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
 from qvec_cli.ops.plan import STREAMING, Plan
-from qvec_cli.specs import Listener, Use, spent
+from qvec_cli.specs import Listener, Part, Use, spent
 from qvec_cli.vector.arithmetic import apply
 from qvec_cli.vector.pairing import Pairing, cover
+from qvec_cli.vector.parts import select
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class Request:
     cross: bool = False  # whether the two may have been made for different grids
     force: bool = False
     dry_run: bool = False
+    parts: tuple[Part, ...] = ()  # of the network that the vector is added to; none named: all
 
 
 def patch(request: Request, listener: Listener) -> Metrics:
@@ -61,24 +64,28 @@ def patch(request: Request, listener: Listener) -> Metrics:
     with opened(request.receiver, listener) as theta, opened(request.vector, listener) as rho:
         pairing = _match(request, choice, theta, rho, listener)
         use = spent(patched_use(theta, rho), choice.use)
-        parameters = {"lambda": choice.lam}
+        patched = select(pairing.names, theta, request.parts)
+        others = [name for name in pairing.names if name not in patched]
+        parts = {"parts": [str(part) for part in request.parts]} if request.parts else {}
+        parameters = {"lambda": choice.lam, **parts}
 
         def card() -> Card:
-            return _card(theta, rho, choice, use)
+            return _card(theta, rho, parameters, choice, use)
 
         if request.dry_run:
             fates = pairing.fates(theta, "patched", "kept")
+            fates |= dict.fromkeys(others, "kept: of another part")
             planned = Plan("patch", request.out, fates, theta, parameters, STREAMING)
             return planned.metrics((theta, rho), started, size_of(theta, card()))
-        tensors = _tensors(theta, rho, set(pairing.names), choice.lam)
+        tensors = _tensors(theta, rho, patched, choice.lam)
         written = write(request.out, theta, tensors, card, force=request.force)
         inputs = (Input.of(theta), Input.of(rho))
     results = {
         "output": str(request.out),
         "digest": written.digest,
-        "lambda": choice.lam,
-        "tensors": len(pairing.names),
-        "kept": [*pairing.head, *pairing.buffers],
+        **parameters,
+        "tensors": len(patched),
+        "kept": [*pairing.head, *pairing.buffers, *others],
     }
     return Metrics("patch", inputs, parameters, results, use, started=started)
 
@@ -98,7 +105,7 @@ def _match(
 
 
 def _tensors(
-    theta: Checkpoint, rho: Checkpoint, patched: set[str], lam: float
+    theta: Checkpoint, rho: Checkpoint, patched: Collection[str], lam: float
 ) -> Iterator[tuple[str, Iterable[Array]]]:
     for name in theta:
         yield name, _apply(theta, rho, name, lam) if name in patched else theta.checked(name)
@@ -119,12 +126,14 @@ def _apply(theta: Checkpoint, rho: Checkpoint, name: str, lam: float) -> Iterato
         yield block
 
 
-def _card(theta: Checkpoint, rho: Checkpoint, choice: Choice, use: Use) -> Card:
+def _card(
+    theta: Checkpoint, rho: Checkpoint, facts: Mapping[str, Any], choice: Choice, use: Use
+) -> Card:
     assert rho.card is not None
     parents = {"receiver": theta, "rho": rho}
     return replace(
         card_of(theta, Kind.CHECKPOINT),
         role="patched",
         quant=choice.grid or rho.card.quant or (theta.card.quant if theta.card else None),
-        provenance=provenance("patch", parents, use, **{"lambda": choice.lam}),
+        provenance=provenance("patch", parents, use, **facts),
     )
