@@ -26,7 +26,7 @@ def lines(metrics: Metrics) -> Iterator[str]:
     yield from _LINES[metrics.command](metrics.results)
     use = metrics.use
     counts = ", ".join(f"{count} {what}" for what, count in use.counts.items())
-    if metrics.command not in ("finetune", "train-qat", "inspect", "extract", "combine"):
+    if metrics.command not in ("finetune", "train-qat", "inspect", "extract", "moments", "combine"):
         yield f"receiver data used: {use.level}{f' ({counts})' if counts else ''}"
 
 
@@ -80,6 +80,25 @@ def _extract(results: Facts) -> Iterator[str]:
         f"{share}"
     )
     yield f"left out: {_some(results['left_out'])}"
+    if carried := results["moments"]:
+        share = carried["bytes"] / results["bytes"]
+        cost = f"{size(carried['bytes'])}, {share:.2f} of rho's"
+        yield f"carries {_moments_in_words(carried)}: {cost}"
+
+
+def _moments(results: Facts) -> Iterator[str]:
+    share = results["bytes"] / results["model_bytes"]
+    yield (
+        f"{results['output']}: {_moments_in_words(results)} for {results['layers']} layers, "
+        f"{len(results['tokens'])} of them with inputs of their own"
+    )
+    yield f"{size(results['bytes'])}, {share:.2f} of the model's {size(results['model_bytes'])}"
+
+
+def _moments_in_words(facts: Facts) -> str:
+    kept = f"rank {facts['rank']} and diagonal" if facts["rank"] else "whole"
+    names = _some(list(dict.fromkeys(source["name"] for source in facts["sources"])))
+    return f"moments of {facts['images']} images ({names}), {kept}"
 
 
 def _combine(results: Facts) -> Iterator[str]:
@@ -92,6 +111,8 @@ def _combine(results: Facts) -> Iterator[str]:
     )
     if "parts" in results:
         yield f"zeros outside {', '.join(results['parts'])}: {_some(results['zeros'])}"
+    if results["moments"]:
+        yield f"carries {_moments_in_words(results['moments'])}"
 
 
 def _ruled(facts: Facts) -> str:
@@ -266,6 +287,9 @@ def _description(results: Facts) -> Iterator[str]:
         f"{results['kind']}{role}: {len(results['tensors'])} tensors, "
         f"{_count(results['parameters'])} parameters, {size(results['bytes'])}"
     )
+    if results["moments"]:
+        carried = f"carries {_moments_in_words(results['moments'])}"
+        yield _cut(f"{carried}, in {len(results['attached'])} tensors")
     if model := results["model"]:
         yield _cut(
             f"architecture: {model['architecture']} {model['model_args'] or ''}, "
@@ -277,7 +301,7 @@ def _description(results: Facts) -> Iterator[str]:
     held = "" if results["digest_holds"] else " (not that of its card: edited since)"
     yield f"digest: {results['digest']}{held}"
     yield "tensor\tdtype\tshape\tnorm"
-    for tensor in results["tensors"]:
+    for tensor in (*results["tensors"], *results["attached"]):
         bad = f"\t{tensor['not_finite']} not finite" if tensor.get("not_finite") else ""
         norm = f"{tensor['norm']:.6g}" if "norm" in tensor else "-"
         yield f"{tensor['name']}\t{tensor['dtype']}\t{tensor['shape']}\t{norm}{bad}"
@@ -373,6 +397,7 @@ _LINES: Final[Mapping[str, Callable[[Facts], Iterator[str]]]] = {
     "finetune": _training,
     "train-qat": _training,
     "extract": _extract,
+    "moments": _moments,
     "combine": _combine,
     "patch": _patch,
     "quantize": _quantize,

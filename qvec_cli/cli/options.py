@@ -166,6 +166,14 @@ CalibSamples = Annotated[
     int | None,
     typer.Option(min=1, help="Of its train split, drawn with seed 0.", show_default="512"),
 ]
+MomentsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--moments",
+        readable=False,
+        help="What qvec moments wrote, or a vector that carries it; in place of images.",
+    ),
+]
 BiasCorrection = Annotated[
     bool, typer.Option("--bias-correction", help="Let biases make good the outputs' mean error.")
 ]

@@ -33,6 +33,7 @@ from qvec_cli.cli.options import (
     MetricsFile,
     ModelArg,
     ModelName,
+    MomentsFile,
     Out,
     ScaleChoice,
     ScaleDtypeChoice,
@@ -45,6 +46,7 @@ from qvec_cli.specs import Calibration, ExportFormat, Listener, Loading, Method,
 
 if TYPE_CHECKING:
     from qvec_cli.ops.metrics import Metrics
+    from qvec_cli.ops.oneshot import Moments
 
 
 def quantize(
@@ -76,6 +78,7 @@ def quantize(
     ] = None,
     calib: Calib = None,
     calib_samples: CalibSamples = None,
+    moments: MomentsFile = None,
     bias_correction: BiasCorrection = False,
     compare: Annotated[
         bool,
@@ -114,15 +117,17 @@ def quantize(
         from qvec_cli.ops import survey
 
         _alone(output=output, method=method is not Method.RTN, fake=fake, calib=calib,
-               calib_samples=calib_samples, bias_correction=bias_correction,
-               dry_run=dry_run)  # fmt: skip
+               calib_samples=calib_samples, moments=moments,
+               bias_correction=bias_correction, dry_run=dry_run)  # fmt: skip
         images_of = data, split or "val", loading, device
         survey_ = survey.Request(checkpoint, wanted, patterns, *images_of, named)
         work = partial(survey.survey, survey_)
     else:
         from qvec_cli.ops import quantize as verb
 
-        images = _calibration(calib, calib_samples, loading, device, bias_correction)
+        carried = _moments(moments, bias_correction, calib=calib, calib_samples=calib_samples)
+        correction = bias_correction and carried is None
+        images = _calibration(calib, calib_samples, loading, device, correction)
         if output is None:
             raise SpecError("-o FILE is missing", hint="--compare goes without.")
         if data is not None:
@@ -140,12 +145,13 @@ def quantize(
             dry_run,
             folder=_is_folder(output),
             wish=named,
+            moments=carried,
         )
         work = partial(verb.quantize, request)
     show.deliver(
         work,
         as_json=as_json,
-        inputs=(checkpoint,),
+        inputs=(checkpoint, *((moments,) if moments else ())),
         document=metrics,
         out=out,
         force=force,
@@ -213,8 +219,23 @@ def _calibration(
         return Calibration(calib, samples or 512, loading, device, bias_correction)
     for flag, typed in (("--bias-correction", bias_correction), ("--calib-samples", samples)):
         if typed:
-            raise SpecError(f"{flag} needs images: --calib is missing")
+            hint = "Or --moments FILE." if flag == "--bias-correction" else None
+            raise SpecError(f"{flag} needs images: --calib is missing", hint=hint)
     return None
+
+
+def _moments(path: Path | None, bias_correction: bool, **images: object) -> Moments | None:
+    """Moments from a file, with which images do not go."""
+    from qvec_cli.ops.oneshot import Moments
+
+    if path is None:
+        return None
+    if typed := [name for name, value in images.items() if value is not None]:
+        raise SpecError(
+            f"--moments does not go with --{typed[0].replace('_', '-')}",
+            hint="Moments stand in place of images.",
+        )
+    return Moments(path, bias_correction)
 
 
 def _is_folder(typed: str) -> bool:

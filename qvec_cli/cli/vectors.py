@@ -1,4 +1,4 @@
-"""The commands whose subject is a quantization vector: extract, combine, patch."""
+"""The commands whose subject is a quantization vector: extract, moments, combine, patch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from qvec_cli.cli.options import (
     AsJson,
     BatchSize,
     Bits,
+    CropPct,
     Cross,
+    Data,
     DataDir,
     Device,
     Download,
@@ -21,8 +23,12 @@ from qvec_cli.cli.options import (
     Force,
     GranularityChoice,
     GroupSize,
+    ImgSize,
+    InChans,
     MeasureChoice,
     MetricsFile,
+    ModelArg,
+    ModelName,
     Out,
     Parts,
     Proxy,
@@ -33,6 +39,7 @@ from qvec_cli.cli.options import (
     Workers,
     chosen_parts,
     proxies,
+    wish,
 )
 from qvec_cli.errors import SpecError
 from qvec_cli.specs import Loading, Rule, Wanted
@@ -44,6 +51,10 @@ def extract(
         Path, typer.Argument(readable=False, help="Its twin, trained with train-qat.")
     ],
     output: Out,
+    moments: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="What qvec moments wrote, for the vector to carry."),
+    ] = None,
     force: Force = False,
     dry_run: DryRun = False,
     metrics: MetricsFile = None,
@@ -53,9 +64,78 @@ def extract(
     from qvec_cli.ops.extract import extract as run
 
     show.deliver(
-        lambda listener: run(donor, donor_qat, output, listener, force=force, dry_run=dry_run),
+        lambda listener: run(
+            donor, donor_qat, output, listener, moments=moments, force=force, dry_run=dry_run
+        ),
         as_json=as_json,
-        inputs=(donor, donor_qat),
+        inputs=(donor, donor_qat, *((moments,) if moments else ())),
+        document=metrics,
+        out=output,
+        force=force,
+        dry_run=dry_run,
+    )
+
+
+def moments(
+    checkpoint: Annotated[
+        Path, typer.Argument(readable=False, help="Float checkpoint: a donor, or the base.")
+    ],
+    data: Data,
+    output: Out,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Images of the split, drawn with seed 0; 16 are enough.")
+    ] = 64,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Keep so many eigenpairs of each moment, and its diagonal.",
+            show_default="all of it",
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of --data.")] = "train",
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Weights to look at, in place of the file's own."),
+    ] = None,
+    data_dir: DataDir = None,
+    dataset_download: Download = False,
+    workers: Workers = 0,
+    batch_size: BatchSize = 128,
+    device: Device = "auto",
+    model: ModelName = None,
+    img_size: ImgSize = None,
+    in_chans: InChans = None,
+    crop_pct: CropPct = None,
+    model_arg: ModelArg = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    metrics: MetricsFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write what each layer of CHECKPOINT sees of images, for others to be quantized on."""
+    from qvec_cli.ops.collect import Request, collect
+
+    folder = str(data_dir) if data_dir is not None else None
+    loading = Loading(folder, dataset_download and not dry_run, None, workers, batch_size)
+    request = Request(
+        checkpoint,
+        data,
+        output,
+        samples,
+        rank,
+        split,
+        loading,
+        tuple(targets or ()),
+        device,
+        wish(model, img_size, in_chans, crop_pct, model_arg),
+        force,
+        dry_run,
+    )
+    show.deliver(
+        lambda listener: collect(request, listener),
+        as_json=as_json,
+        inputs=(checkpoint,),
         document=metrics,
         out=output,
         force=force,

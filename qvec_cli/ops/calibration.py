@@ -87,7 +87,8 @@ def check_wanted(method: Method, wanted: Calibration | None) -> None:
     if wanted is None and needs:
         raise SpecError(
             f"--method {method} needs images: --calib is missing",
-            hint="Some hundred of any data set do, without labels too: DIR/train/any/*.png.",
+            hint="Some hundred of any data set do, without labels too: DIR/train/any/*.png."
+            + (" gptq also takes --moments FILE." if method is Method.GPTQ else ""),
         )
     if wanted and not (needs or wanted.bias_correction):
         raise SpecError(
@@ -144,7 +145,7 @@ def calibrate(
 
     model = images.examples.model
     network = load_network(theta, model, images.wanted.device).float().eval()
-    weights = _linear(network, theta, targets)
+    weights = linear_weights(network, theta, targets)
     decoded, _ = images.examples.decoded("train", listener)
     device, step = next(network.parameters()).device, images.wanted.loading.batch_size
     batches = [normalise(model)(part.to(device)) for part in torch.split(decoded, step)]
@@ -180,12 +181,17 @@ def check_images(theta: Checkpoint, targets: Iterable[str], images: Images) -> N
     from qvec_cli.ops.state import check_network
 
     network = check_network(theta, images.examples.model, images.wanted.device)
-    _linear(network, theta, targets)
+    linear_weights(network, theta, targets)
 
 
-def _linear(
+def linear_weights(
     network: nn.Module, theta: Checkpoint, targets: Iterable[str]
 ) -> dict[str, nn.Parameter]:
+    """The parameters of targets, by name.
+
+    Raises:
+        MismatchError: one that is not a linear layer's.
+    """
     from qvec_cli.model.targets import modules
 
     listed = modules(network, (), aliases=True)
@@ -193,7 +199,7 @@ def _linear(
     if strange := [name for name in targets if name not in found]:
         raise MismatchError(
             f"{theta.path}: {strange[0]}: is not the weight of a linear layer",
-            hint="With --calib nothing else can be quantized.",
+            hint="Nothing else can be seen by images.",
         )
     return {name: found[name] for name in targets}
 

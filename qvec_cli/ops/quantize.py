@@ -27,6 +27,7 @@ from qvec_cli.ops.folder import check_output, config_of, size_of_output, write_o
 from qvec_cli.ops.grids import choose_grid
 from qvec_cli.ops.lineage import FAKE, card_of, inherited_use, provenance, require_float
 from qvec_cli.ops.metrics import Input, Metrics
+from qvec_cli.ops.oneshot import Moments, OneShot, Run, carrier_of, check_method
 from qvec_cli.ops.opening import opened
 from qvec_cli.ops.plan import STREAMING, Plan
 from qvec_cli.quant.distortion import sqnr_db
@@ -53,6 +54,7 @@ class Request:
     dry_run: bool = False
     folder: bool = False  # write what stock loaders of transformers take
     wish: Wish | None = None  # the architecture, for a file that does not say
+    moments: Moments | None = None  # from a file, in place of images
 
 
 def quantize(request: Request, listener: Listener) -> Metrics:
@@ -64,35 +66,43 @@ def quantize(request: Request, listener: Listener) -> Metrics:
         CheckpointError: a file that cannot be read or written, or holds NaN.
     """
     started = time.perf_counter()
-    check_wanted(request.method, request.calibration)
+    _check_method(request)
     check_output(request.out, folder=request.folder, force=request.force)
-    with opened(request.source, listener) as theta:
+    with (
+        opened(request.source, listener) as theta,
+        carrier_of(request.moments, listener) as carrier,
+    ):
         require_float(theta)
+        oneshot = _oneshot(request, theta, carrier, listener)
         known = request.folder or request.wish or request.calibration
         model = architecture(theta, request.wish) if known else None
         targets = targets_in(theta, model, request.patterns, listener)
         grid = choose_grid(request.grid, request.method, theta, theta, targets)
         images = find_images(theta, model, request.calibration)
-        use = spent(inherited_use(theta), images.use) if images else inherited_use(theta)
+        seen = images or oneshot
+        use = spent(inherited_use(theta), seen.use) if seen else inherited_use(theta)
         parameters = {"grid": grid.to_json(), "method": request.method, "fake": request.fake}
-        if images:
-            parameters["calibration"] = images.facts()
+        parameters |= _calibrated_on(images, oneshot, targets, listener)
 
         packed = None if request.fake else grid
         config = config_of(theta, model, targets, packed) if model and request.folder else {}
 
+        parents = {"model": theta, **({"moments": oneshot.parent} if oneshot else {})}
+
         def card() -> Card:
-            made = _card(theta, targets, grid, use, parameters)
+            made = _card(parents, targets, grid, use, parameters)
             return replace(made, model=model or made.model)
 
         plan = _plan(theta, targets, grid, fake=request.fake)
         if request.dry_run:
-            planned = _planned(request, theta, targets, parameters, images)
-            return planned.metrics((theta,), started, size_of_output(plan, card(), config))
+            planned = _planned(request, theta, targets, parameters, seen)
+            return planned.metrics(parents.values(), started, size_of_output(plan, card(), config))
         made = Calibrated()
         if images:
             made = calibrate(theta, targets, grid, request.method, images, listener)
         tensors = _tensors(theta, targets, grid, request, made)
+        if oneshot:
+            tensors = oneshot.tensors(Run(targets, grid, request.method, request.fake), made)
         written = write_output(request.out, plan, tensors, card, config, force=request.force)
         results = {
             "output": str(request.out),
@@ -104,8 +114,34 @@ def quantize(request: Request, listener: Listener) -> Metrics:
             "changed": sorted(made.floats),
             "sqnr_db": made.ratios,
         }
-        inputs = (Input.of(theta), *((images.input,) if images else ()))
+        inputs = (Input.of(theta), *((seen.input,) if seen else ()))
     return Metrics("quantize", inputs, parameters, results, use, started=started)
+
+
+def _check_method(request: Request) -> None:
+    """Refuses, before a file is opened, what a method has no use for or lacks."""
+    if request.moments is None:
+        check_wanted(request.method, request.calibration)
+    else:
+        check_method(request.method, request.moments)
+
+
+def _oneshot(
+    request: Request, theta: Checkpoint, carrier: Checkpoint | None, listener: Listener
+) -> OneShot | None:
+    if carrier is None or request.moments is None:
+        return None
+    return OneShot(theta, carrier, request.moments, listener)
+
+
+def _calibrated_on(
+    images: Images | None, oneshot: OneShot | None, targets: tuple[str, ...], listener: Listener
+) -> dict[str, Any]:
+    """What the inputs of layers are known from, as cards and metrics name it."""
+    if oneshot:
+        oneshot.check(targets, listener)
+        return {"moments": oneshot.facts()}
+    return {"calibration": images.facts()} if images else {}
 
 
 def _planned(
@@ -113,17 +149,19 @@ def _planned(
     theta: Checkpoint,
     targets: tuple[str, ...],
     parameters: Mapping[str, Any],
-    images: Images | None,
+    seen: Images | OneShot | None,
 ) -> Plan:
     fate = f"quantized to {Grid.from_json(parameters['grid'])}"
     fates = {n: fate if n in set(targets) else "kept: no target" for n in theta}
     memory = STREAMING + _COPIES * max(theta[name].size for name in targets) * 4
     planned = Plan("quantize", request.out, fates, theta, parameters, memory, folder=request.folder)
-    if images is None:
+    if isinstance(seen, OneShot):
+        return replace(planned, memory=memory + seen.memory(targets))
+    if seen is None:
         return planned
-    check_images(theta, targets, images)
-    memory += images.memory(theta, targets)
-    return replace(planned, memory=memory, images=images.counts, data=images.wanted.data)
+    check_images(theta, targets, seen)
+    memory += seen.memory(theta, targets)
+    return replace(planned, memory=memory, images=seen.counts, data=seen.wanted.data)
 
 
 def _plan(theta: Checkpoint, targets: Iterable[str], grid: Grid, *, fake: bool) -> dict[str, Entry]:
@@ -163,14 +201,15 @@ def _tensors(
 
 
 def _card(
-    theta: Checkpoint,
+    parents: Mapping[str, Checkpoint],
     targets: tuple[str, ...],
     grid: Grid,
     use: Use,
     parameters: Mapping[str, Any],
 ) -> Card:
-    facts = {key: parameters[key] for key in ("method", "calibration") if key in parameters}
-    lineage = provenance("quantize", {"model": theta}, use, **facts)
+    told = ("method", "calibration", "moments")
+    facts = {key: parameters[key] for key in told if key in parameters}
+    theta, lineage = parents["model"], provenance("quantize", parents, use, **facts)
     fake = parameters["fake"]
     card = card_of(theta, Kind.CHECKPOINT if fake else Kind.QUANTIZED)
     return replace(
