@@ -111,6 +111,8 @@ ScaleDtypeChoice = Annotated[
     typer.Option("--scale-dtype", help="How a file holds scales.", show_default="float32"),
 ]
 GroupSize = Annotated[int | None, typer.Option(min=1, help="Input features per scale.")]
+LAMBDAS = "0:1.5:0.15"
+"""The curve that is measured unless another is typed."""
 Lambdas = Annotated[
     str,
     typer.Option(

@@ -9,6 +9,7 @@ import typer
 
 from qvec_cli.cli import show
 from qvec_cli.cli.options import (
+    LAMBDAS,
     AsJson,
     BatchSize,
     Bits,
@@ -257,9 +258,23 @@ def patch(
             "--lambda",
             "-l",
             metavar="NUMBER",
-            help="Scaling coefficient, or the JSON file of a sweep.",
+            help="Scaling coefficient, the JSON file of a sweep, or auto: by agreement on --proxy.",
         ),
     ] = "1",
+    proxy: Proxy = None,
+    proxy_samples: ProxySamples = None,
+    measure: MeasureChoice = None,
+    bits: Bits = None,
+    granularity: GranularityChoice = None,
+    group_size: GroupSize = None,
+    scale: ScaleChoice = None,
+    symmetric: Symmetric = None,
+    scale_dtype: ScaleDtypeChoice = None,
+    data_dir: DataDir = None,
+    dataset_download: Download = False,
+    batch_size: BatchSize = 128,
+    workers: Workers = 0,
+    device: Device = "auto",
     parts: Parts = None,
     cross_grid: Cross = False,
     force: Force = False,
@@ -267,12 +282,35 @@ def patch(
     metrics: MetricsFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write RECEIVER + lambda * RHO; the receiver keeps its head."""
+    """Write RECEIVER + lambda * RHO; the receiver keeps its head.
+
+    --lambda auto takes the lambda at which the quantized model follows the receiver's own float
+    answers most closely on --proxy images, on the vector's grid or the one of --bits.
+    """
+    from qvec_cli.ops import agree
     from qvec_cli.ops.patch import Request
     from qvec_cli.ops.patch import patch as run
+    from qvec_cli.vector.lambdas import parse_lambdas
 
+    wanted = Wanted(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid)
+    folder = str(data_dir) if data_dir else None
+    loading = Loading(folder, dataset_download and not dry_run, None, workers, batch_size)
+    chosen, auto = chosen_parts(parts), None
+    if lam == agree.AUTO:
+        images = proxies(proxy, proxy_samples, loading)
+        auto = agree.Request(
+            receiver, (rho,), output, parse_lambdas(LAMBDAS), wanted, images, measure=measure,
+            device=device, dry_run=dry_run, parts=chosen,
+        )  # fmt: skip
+    else:
+        typed: dict[str, object] = {"proxy": proxy, "proxy-samples": proxy_samples,
+                                    "measure": measure, "bits": bits,
+                                    "granularity": granularity, "group-size": group_size,
+                                    "scale": scale, "symmetric": symmetric,
+                                    "scale-dtype": scale_dtype}  # fmt: skip
+        _refuse(typed, "goes with --lambda auto")
     request = Request(
-        *(receiver, rho, output, lam, cross_grid, force, dry_run), parts=chosen_parts(parts)
+        *(receiver, rho, output, lam, cross_grid, force, dry_run), parts=chosen, auto=auto
     )
     show.deliver(
         lambda listener: run(request, listener),
