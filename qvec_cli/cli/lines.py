@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from qvec_cli.cli import table
+from qvec_cli.cli.seen import moments, moments_in_words
+from qvec_cli.cli.words import size, some
 from qvec_cli.errors import QvecError
 from qvec_cli.ops.metrics import Metrics
 from qvec_cli.quant.layouts import in_words
@@ -28,15 +30,6 @@ def lines(metrics: Metrics) -> Iterator[str]:
     counts = ", ".join(f"{count} {what}" for what, count in use.counts.items())
     if metrics.command not in ("finetune", "train-qat", "inspect", "extract", "moments", "combine"):
         yield f"receiver data used: {use.level}{f' ({counts})' if counts else ''}"
-
-
-def size(count: float) -> str:
-    """Bytes for people, in powers of 1000."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
-        count /= 1000
-    return f"{count:.3g} GB"
 
 
 def score(result: Facts) -> str:
@@ -79,26 +72,11 @@ def _extract(results: Facts) -> Iterator[str]:
         f"{results['output']}: rho of {results['tensors']} tensors, norm {results['norm']:.4g}"
         f"{share}"
     )
-    yield f"left out: {_some(results['left_out'])}"
+    yield f"left out: {some(results['left_out'])}"
     if carried := results["moments"]:
         share = carried["bytes"] / results["bytes"]
         cost = f"{size(carried['bytes'])}, {share:.2f} of rho's"
-        yield f"carries {_moments_in_words(carried)}: {cost}"
-
-
-def _moments(results: Facts) -> Iterator[str]:
-    share = results["bytes"] / results["model_bytes"]
-    yield (
-        f"{results['output']}: {_moments_in_words(results)} for {results['layers']} layers, "
-        f"{len(results['tokens'])} of them with inputs of their own"
-    )
-    yield f"{size(results['bytes'])}, {share:.2f} of the model's {size(results['model_bytes'])}"
-
-
-def _moments_in_words(facts: Facts) -> str:
-    kept = f"rank {facts['rank']} and diagonal" if facts["rank"] else "whole"
-    names = _some(list(dict.fromkeys(source["name"] for source in facts["sources"])))
-    return f"moments of {facts['images']} images ({names}), {kept}"
+        yield f"carries {moments_in_words(carried)}: {cost}"
 
 
 def _combine(results: Facts) -> Iterator[str]:
@@ -110,9 +88,9 @@ def _combine(results: Facts) -> Iterator[str]:
         f"norm {results['norm']:.4g} of {of}"
     )
     if "parts" in results:
-        yield f"zeros outside {', '.join(results['parts'])}: {_some(results['zeros'])}"
+        yield f"zeros outside {', '.join(results['parts'])}: {some(results['zeros'])}"
     if results["moments"]:
-        yield f"carries {_moments_in_words(results['moments'])}"
+        yield f"carries {moments_in_words(results['moments'])}"
 
 
 def _ruled(facts: Facts) -> str:
@@ -129,7 +107,7 @@ def _patch(results: Facts) -> Iterator[str]:
         f"{results['output']}: {results['tensors']} tensors patched at lambda "
         f"{results['lambda']:g}{only}"
     )
-    yield f"kept from the receiver: {_some(results['kept'])}"
+    yield f"kept from the receiver: {some(results['kept'])}"
 
 
 def _compared(results: Facts) -> Iterator[str]:
@@ -158,7 +136,7 @@ def _quantize(results: Facts) -> Iterator[str]:
         f"{len(results['quantized'])} tensors "
         f"({results['weights']:,} of {results['parameters']:,} parameters)"
     )
-    yield f"left as they were: {_some(results['left'])}"
+    yield f"left as they were: {some(results['left'])}"
     if ratios:
         yield (
             f"signal to quantization noise: {min(ratios):.1f} to {max(ratios):.1f} dB, "
@@ -176,7 +154,7 @@ def _export(results: Facts) -> Iterator[str]:
         counts = [f"{n} of {bits} bits in blocks of {block}" for (bits, block), n in kinds.items()]
         yield f"packed weights: {', '.join(counts)}"
     if results.get("left"):
-        yield f"packed weights that became float: {_some(results['left'])}"
+        yield f"packed weights that became float: {some(results['left'])}"
     if check := results["check"]:
         yield (
             f"logits of {check['images']} random images: at most {check['max_abs_diff']:.2g} from "
@@ -260,7 +238,7 @@ def _comparison(results: Facts) -> Iterator[str]:
     rows = results["tensors"]
     for key, words in (("only_in_first", "first"), ("only_in_second", "second")):
         if results[key]:
-            yield f"only in the {words}: {_some(results[key])}"
+            yield f"only in the {words}: {some(results[key])}"
     if results["same"]:
         yield f"the same {len(rows)} tensors in both"
         return
@@ -288,7 +266,7 @@ def _description(results: Facts) -> Iterator[str]:
         f"{_count(results['parameters'])} parameters, {size(results['bytes'])}"
     )
     if results["moments"]:
-        carried = f"carries {_moments_in_words(results['moments'])}"
+        carried = f"carries {moments_in_words(results['moments'])}"
         yield _cut(f"{carried}, in {len(results['attached'])} tensors")
     if model := results["model"]:
         yield _cut(
@@ -388,16 +366,11 @@ def _grid(value: Facts) -> str:
         return str(value)
 
 
-def _some(names: list[str], shown: int = 4) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more if names else "nothing"
-
-
 _LINES: Final[Mapping[str, Callable[[Facts], Iterator[str]]]] = {
     "finetune": _training,
     "train-qat": _training,
     "extract": _extract,
-    "moments": _moments,
+    "moments": moments,
     "combine": _combine,
     "patch": _patch,
     "quantize": _quantize,
