@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
-from qvec_cli.cli import drawing, measurement, quantization, show, study, training, vectors
+from qvec_cli.cli import advising, drawing, measurement, quantization, show, study, training, vectors
 from qvec_cli.errors import QvecError, RankError, ReaderLeftError, SpecError
 from qvec_cli.learn import distributed
 
@@ -52,6 +52,7 @@ app.command()(quantization.export)
 app.command("eval")(measurement.evaluate)
 app.command()(measurement.sweep_lambda)
 app.command()(study.transfer)
+app.command()(advising.advise)
 app.command()(study.inspect)
 app.command()(drawing.plot)
 app.command()(drawing.report)

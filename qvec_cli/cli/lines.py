@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from qvec_cli.cli import table
+from qvec_cli.cli.advice import advised
 from qvec_cli.cli.seen import moments, moments_in_words
 from qvec_cli.cli.words import size, some
 from qvec_cli.errors import QvecError
@@ -378,6 +379,7 @@ _LINES: Final[Mapping[str, Callable[[Facts], Iterator[str]]]] = {
     "eval": _eval,
     "sweep-lambda": _sweep,
     "transfer": _transfer,
+    "advise": advised,
     "inspect": _inspect,
     "plot": _figure,
     "report": _report,
