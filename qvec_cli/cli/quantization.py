@@ -12,6 +12,8 @@ import typer
 
 from qvec_cli.cli import show
 from qvec_cli.cli.options import (
+    Anchor,
+    AnchorLambda,
     AsJson,
     BatchSize,
     BiasCorrection,
@@ -34,17 +36,23 @@ from qvec_cli.cli.options import (
     ModelArg,
     ModelName,
     Out,
+    Proxy,
+    ProxySamples,
+    Refine,
     ScaleChoice,
     ScaleDtypeChoice,
     Symmetric,
+    TargetChoice,
     Workers,
     wish,
 )
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Calibration, ExportFormat, Listener, Loading, Method, Wanted
+from qvec_cli.specs import Calibration, ExportFormat, Listener, Loading, Method, Target, Wanted
 
 if TYPE_CHECKING:
     from qvec_cli.ops.metrics import Metrics
+    from qvec_cli.ops.patched import Anchor as Anchored
+    from qvec_cli.ops.refinement import Refinement
 
 
 def quantize(
@@ -77,6 +85,12 @@ def quantize(
     calib: Calib = None,
     calib_samples: CalibSamples = None,
     bias_correction: BiasCorrection = False,
+    target: TargetChoice = Target.QUANTIZED,
+    anchor: Anchor = None,
+    lam: AnchorLambda = None,
+    refine: Refine = None,
+    proxy: Proxy = None,
+    proxy_samples: ProxySamples = None,
     compare: Annotated[
         bool,
         typer.Option("--compare", help="Write nothing; try the grids without data, row by row."),
@@ -115,6 +129,8 @@ def quantize(
 
         _alone(output=output, method=method is not Method.RTN, fake=fake, calib=calib,
                calib_samples=calib_samples, bias_correction=bias_correction,
+               target=target is Target.FLOAT, anchor=anchor, lam=lam, refine=refine is not None,
+               proxy=proxy, proxy_samples=proxy_samples,
                dry_run=dry_run)  # fmt: skip
         images_of = data, split or "val", loading, device
         survey_ = survey.Request(checkpoint, wanted, patterns, *images_of, named)
@@ -122,7 +138,8 @@ def quantize(
     else:
         from qvec_cli.ops import quantize as verb
 
-        images = _calibration(calib, calib_samples, loading, device, bias_correction)
+        told = (calib or "", calib_samples or 512, loading, device, bias_correction, target)
+        images = _calibration(calib, calib_samples, Calibration(*told))
         if output is None:
             raise SpecError("-o FILE is missing", hint="--compare goes without.")
         if data is not None:
@@ -136,6 +153,8 @@ def quantize(
             fake,
             patterns,
             images,
+            _anchor(anchor, lam, cross_grid, dry_run),
+            _refinement(refine, proxy, proxy_samples, Calibration(*told)),
             force,
             dry_run,
             folder=_is_folder(output),
@@ -145,7 +164,7 @@ def quantize(
     show.deliver(
         work,
         as_json=as_json,
-        inputs=(checkpoint,),
+        inputs=(checkpoint, *([anchor] if anchor else [])),
         document=metrics,
         out=out,
         force=force,
@@ -199,22 +218,50 @@ def export(
 def _alone(**typed: object) -> None:
     """Refuses what says how one file is written, where none is."""
     if strange := [name for name, value in typed.items() if value]:
-        flag = "-o" if strange[0] == "output" else f"--{strange[0].replace('_', '-')}"
+        flag = {"output": "-o", "lam": "--lambda"}.get(strange[0], f"--{strange[0]}")
+        flag = flag.replace("_", "-")
         raise SpecError(
             f"{flag} does not go with --compare, which writes no checkpoint",
             hint="--metrics FILE keeps the table as JSON.",
         )
 
 
-def _calibration(
-    calib: str | None, samples: int | None, loading: Loading, device: str, bias_correction: bool
-) -> Calibration | None:
+def _calibration(calib: str | None, samples: int | None, told: Calibration) -> Calibration | None:
     if calib is not None:
-        return Calibration(calib, samples or 512, loading, device, bias_correction)
-    for flag, typed in (("--bias-correction", bias_correction), ("--calib-samples", samples)):
+        return told
+    needing = {
+        "--bias-correction": told.bias_correction,
+        "--calib-samples": samples,
+        "--target float": told.target is Target.FLOAT,
+    }
+    for flag, typed in needing.items():
         if typed:
             raise SpecError(f"{flag} needs images: --calib is missing")
     return None
+
+
+def _anchor(rho: Path | None, lam: str | None, cross: bool, dry_run: bool) -> Anchored | None:
+    from qvec_cli.ops.patched import Anchor as Wanted
+
+    if rho is None and lam is not None:
+        raise SpecError("--lambda goes with --anchor RHO", hint="qvec patch adds a vector too.")
+    return Wanted(rho, lam or "1", cross, dry_run) if rho else None
+
+
+def _refinement(
+    steps: int | None, proxy: str | None, samples: int | None, told: Calibration
+) -> Refinement | None:
+    from qvec_cli.ops.refinement import Refinement
+
+    for flag, typed in (("--proxy", proxy), ("--proxy-samples", samples)):
+        if typed is not None and steps is None:
+            raise SpecError(f"{flag} goes with --refine STEPS")
+    if proxy is None and samples is not None:
+        raise SpecError("--proxy-samples needs images: --proxy is missing")
+    if steps is None:
+        return None
+    images = Calibration(proxy, samples or 256, told.loading, told.device) if proxy else None
+    return Refinement(steps, images)
 
 
 def _is_folder(typed: str) -> bool:

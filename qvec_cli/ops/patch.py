@@ -7,32 +7,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from qvec_cli.checkpoint.card import Card, Kind
-from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
-from qvec_cli.checkpoint.read import Checkpoint, finite
+from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.write import size_of, write
-from qvec_cli.errors import CheckpointError
-from qvec_cli.model.targets import head_tensors
-from qvec_cli.ops.choice import Choice, read_choice
-from qvec_cli.ops.lineage import (
-    card_of,
-    note_twice,
-    patched_use,
-    provenance,
-    require,
-    require_same_grid,
-    require_same_start,
-    stated_model,
-)
+from qvec_cli.ops.choice import read_choice
+from qvec_cli.ops.lineage import card_of, provenance
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
+from qvec_cli.ops.patched import PATCHED, Patched, match
 from qvec_cli.ops.plan import STREAMING, Plan
-from qvec_cli.specs import Listener, Use, spent
-from qvec_cli.vector.arithmetic import apply
-from qvec_cli.vector.pairing import Pairing, cover
+from qvec_cli.specs import Listener
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +44,18 @@ def patch(request: Request, listener: Listener) -> Metrics:
     choice = read_choice(request.lam)
     check_target(request.out, force=request.force)
     with opened(request.receiver, listener) as theta, opened(request.vector, listener) as rho:
-        pairing = _match(request, choice, theta, rho, listener)
-        use = spent(patched_use(theta, rho), choice.use)
+        patched = match(theta, rho, choice, request, listener)
+        use, pairing = patched.use, patched.pairing
         parameters = {"lambda": choice.lam}
 
         def card() -> Card:
-            return _card(theta, rho, choice, use)
+            return _card(patched)
 
         if request.dry_run:
             fates = pairing.fates(theta, "patched", "kept")
             planned = Plan("patch", request.out, fates, theta, parameters, STREAMING)
             return planned.metrics((theta, rho), started, size_of(theta, card()))
-        tensors = _tensors(theta, rho, set(pairing.names), choice.lam)
-        written = write(request.out, theta, tensors, card, force=request.force)
+        written = write(request.out, theta, _tensors(patched), card, force=request.force)
         inputs = (Input.of(theta), Input.of(rho))
     results = {
         "output": str(request.out),
@@ -83,48 +67,17 @@ def patch(request: Request, listener: Listener) -> Metrics:
     return Metrics("patch", inputs, parameters, results, use, started=started)
 
 
-def _match(
-    request: Request, choice: Choice, theta: Checkpoint, rho: Checkpoint, listener: Listener
-) -> Pairing:
-    """Pairs two files that belong together."""
-    require(theta, Kind.CHECKPOINT)
-    require(rho, Kind.VECTOR)
-    require_same_start(theta, rho, listener)
-    choice.require_for(*(c for c in (theta, rho) if c.stated or not request.dry_run))
-    require_same_grid(theta, rho, cross=request.cross)
-    note_twice(theta, rho, listener)
-    head = head_tensors(theta, stated_model(theta))
-    return cover(theta, rho, (str(theta.path), str(rho.path)), head)
+def _tensors(patched: Patched) -> Iterator[tuple[str, Iterable[Array]]]:
+    for name in patched.theta:
+        yield name, patched.checked(name)
+    patched.settle()
 
 
-def _tensors(
-    theta: Checkpoint, rho: Checkpoint, patched: set[str], lam: float
-) -> Iterator[tuple[str, Iterable[Array]]]:
-    for name in theta:
-        yield name, _apply(theta, rho, name, lam) if name in patched else theta.checked(name)
-    theta.settle()
-    rho.settle()
-
-
-def _apply(theta: Checkpoint, rho: Checkpoint, name: str, lam: float) -> Iterator[Array]:
-    dtype = theta[name].dtype
-    for raw, theirs in zip(theta.blocks(name), rho.floats(name), strict=True):
-        ours = to_float32(raw, dtype)
-        with np.errstate(over="ignore", invalid="ignore"):  # found below, by name
-            block = raw if lam == 0 else from_float32(apply(ours, theirs, lam), dtype)
-        if not (finite(to_float32(block, dtype)) and (lam != 0 or finite(theirs))):
-            theta.require_finite(name)
-            rho.require_finite(name)
-            raise CheckpointError(f"{theta.path}: {name}: overflows {dtype} at lambda {lam:g}")
-        yield block
-
-
-def _card(theta: Checkpoint, rho: Checkpoint, choice: Choice, use: Use) -> Card:
-    assert rho.card is not None
-    parents = {"receiver": theta, "rho": rho}
+def _card(patched: Patched) -> Card:
+    parents = {"receiver": patched.theta, "rho": patched.rho}
     return replace(
-        card_of(theta, Kind.CHECKPOINT),
-        role="patched",
-        quant=choice.grid or rho.card.quant or (theta.card.quant if theta.card else None),
-        provenance=provenance("patch", parents, use, **{"lambda": choice.lam}),
+        card_of(patched.theta, Kind.CHECKPOINT),
+        role=PATCHED,
+        quant=patched.grid,
+        provenance=provenance("patch", parents, patched.use, **{"lambda": patched.choice.lam}),
     )

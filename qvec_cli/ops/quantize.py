@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import Array, from_float32
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import MismatchError
+from qvec_cli.errors import MismatchError, SpecError
 from qvec_cli.model.build import Wish
 from qvec_cli.ops.architecture import architecture, targets_in
 from qvec_cli.ops.calibration import (
@@ -28,7 +28,9 @@ from qvec_cli.ops.grids import choose_grid
 from qvec_cli.ops.lineage import FAKE, card_of, inherited_use, provenance, require_float
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
+from qvec_cli.ops.patched import PATCHED, Anchor, Patched, anchored
 from qvec_cli.ops.plan import STREAMING, Plan
+from qvec_cli.ops.refinement import Refinement, Subject, check_count, facts_of, refine
 from qvec_cli.quant.distortion import sqnr_db
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import parts, stored_bits
@@ -49,6 +51,8 @@ class Request:
     fake: bool = False  # write float32 weights on the grid in place of packed codes
     patterns: tuple[str, ...] = ()  # globs that name the targets; else the card or a rule does
     calibration: Calibration | None = None  # images, for methods that look at some
+    anchor: Anchor | None = None  # a vector to start from
+    refinement: Refinement | None = None  # what follows the method
     force: bool = False
     dry_run: bool = False
     folder: bool = False  # write what stock loaders of transformers take
@@ -64,35 +68,34 @@ def quantize(request: Request, listener: Listener) -> Metrics:
         CheckpointError: a file that cannot be read or written, or holds NaN.
     """
     started = time.perf_counter()
-    check_wanted(request.method, request.calibration)
+    calibration, proxies = _wanted_images(request)
+    check_wanted(request.method, calibration)
     check_output(request.out, folder=request.folder, force=request.force)
-    with opened(request.source, listener) as theta:
+    with (
+        opened(request.source, listener) as theta,
+        anchored(theta, request.anchor, listener) as patched,
+    ):
         require_float(theta)
-        known = request.folder or request.wish or request.calibration
+        known = request.folder or request.wish or calibration or proxies
         model = architecture(theta, request.wish) if known else None
         targets = targets_in(theta, model, request.patterns, listener)
-        grid = choose_grid(request.grid, request.method, theta, theta, targets)
-        images = find_images(theta, model, request.calibration)
-        use = spent(inherited_use(theta), images.use) if images else inherited_use(theta)
-        parameters = {"grid": grid.to_json(), "method": request.method, "fake": request.fake}
-        if images:
-            parameters["calibration"] = images.facts()
-
-        packed = None if request.fake else grid
-        config = config_of(theta, model, targets, packed) if model and request.folder else {}
+        images = _Found(*(find_images(theta, model, each) for each in (calibration, proxies)))
+        grid = _grid(request, theta, patched, targets)
+        job = _Job(request, theta, patched, targets, grid, images)
+        config = job.config(model) if model and request.folder else {}
 
         def card() -> Card:
-            made = _card(theta, targets, grid, use, parameters)
+            made = job.card()
             return replace(made, model=model or made.model)
 
         plan = _plan(theta, targets, grid, fake=request.fake)
+        if proxies:
+            job.check()
         if request.dry_run:
-            planned = _planned(request, theta, targets, parameters, images)
-            return planned.metrics((theta,), started, size_of_output(plan, card(), config))
-        made = Calibrated()
-        if images:
-            made = calibrate(theta, targets, grid, request.method, images, listener)
-        tensors = _tensors(theta, targets, grid, request, made)
+            size = size_of_output(plan, card(), config)
+            return _planned(job).metrics(job.files, started, size)
+        made, refined = job.made(listener)
+        tensors = _tensors(job, made)
         written = write_output(request.out, plan, tensors, card, config, force=request.force)
         results = {
             "output": str(request.out),
@@ -103,27 +106,153 @@ def quantize(request: Request, listener: Listener) -> Metrics:
             **_sizes(theta, targets, grid),
             "changed": sorted(made.floats),
             "sqnr_db": made.ratios,
+            **refined,
         }
-        inputs = (Input.of(theta), *((images.input,) if images else ()))
-    return Metrics("quantize", inputs, parameters, results, use, started=started)
+        inputs = (*map(Input.of, job.files), *images.inputs)
+    return Metrics("quantize", inputs, job.parameters, results, job.use, started=started)
 
 
-def _planned(
-    request: Request,
-    theta: Checkpoint,
-    targets: tuple[str, ...],
-    parameters: Mapping[str, Any],
-    images: Images | None,
-) -> Plan:
-    fate = f"quantized to {Grid.from_json(parameters['grid'])}"
+class _Found(NamedTuple):
+    """The images of a run."""
+
+    calibration: Images | None
+    proxies: Images | None  # to refine with
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Images that are decoded."""
+        listed = {"train": self.calibration, "proxy": self.proxies}
+        return {key: images.counts["train"] for key, images in listed.items() if images}
+
+    @property
+    def inputs(self) -> list[Input]:
+        """Each data set once."""
+        return [*dict.fromkeys(images.input for images in self if images)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is asked for, and all that it needs."""
+
+    request: Request
+    theta: Checkpoint
+    patched: Patched | None
+    targets: tuple[str, ...]
+    grid: Grid
+    images: _Found
+
+    @property
+    def source(self) -> Checkpoint | Patched:
+        """Where the float numbers come from."""
+        return self.patched or self.theta
+
+    @property
+    def files(self) -> tuple[Checkpoint, ...]:
+        """The checkpoint, and the vector if there is one."""
+        return (self.theta, self.patched.rho) if self.patched else (self.theta,)
+
+    @property
+    def use(self) -> Use:
+        """What the output has cost."""
+        before = self.patched.use if self.patched else inherited_use(self.theta)
+        return spent(before, *(images.use for images in self.images if images))
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """As metrics name them."""
+        request = self.request
+        known = {"grid": self.grid.to_json(), "method": request.method, "fake": request.fake}
+        return known | self.facts
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What there is beside the grid and the method."""
+        found: dict[str, Any] = {}
+        if self.images.calibration:
+            found["calibration"] = self.images.calibration.facts()
+        if self.patched:
+            found["lambda"] = self.patched.choice.lam
+        if self.images.proxies and self.request.refinement:
+            found["refinement"] = facts_of(self.images.proxies, self.request.refinement)
+        return found
+
+    def config(self, model: dict[str, Any]) -> dict[str, Any]:
+        """The config.json of a folder."""
+        grid = None if self.request.fake else self.grid
+        return dict(config_of(self.theta, model, self.targets, grid))
+
+    def card(self) -> Card:
+        """Of what is written."""
+        fake = self.request.fake
+        card = card_of(self.theta, Kind.CHECKPOINT if fake else Kind.QUANTIZED)
+        parents = dict(zip(("model", "rho"), self.files, strict=False))
+        facts = {"method": self.request.method, **self.facts}
+        return replace(
+            card,
+            role=FAKE if fake else PATCHED if self.patched else card.role,
+            quant=self.grid.to_json(),
+            targets=self.targets,
+            provenance=provenance("quantize", parents, self.use, **facts),
+        )
+
+    def check(self) -> None:
+        """Refuses by headers what would be refused later."""
+        for images in filter(None, self.images):
+            check_images(self.theta, self.targets, images)
+        if self.images.proxies:
+            check_count(self.images.proxies)
+
+    def made(self, listener: Listener) -> tuple[Calibrated, dict[str, Any]]:
+        """What is not simply rounded on its way to the file, and what refinement says."""
+        made, what = Calibrated(), (self.source, self.targets, self.grid, self.request.method)
+        if self.images.calibration:
+            made = calibrate(*what, self.images.calibration, listener)
+        if not (self.images.proxies and self.request.refinement):
+            return made, {}
+        steps = self.request.refinement.steps
+        made, facts = refine(Subject(*what), made, self.images.proxies, steps, listener)
+        return made, {"refinement": facts}
+
+
+def _wanted_images(request: Request) -> tuple[Calibration | None, Calibration | None]:
+    """Images to calibrate with, and images to refine with, which may be the same."""
+    calibration, refinement = request.calibration, request.refinement
+    if refinement is None:
+        return calibration, None
+    proxies = refinement.proxies or calibration
+    if proxies is None:
+        raise SpecError(
+            "--refine needs images: --proxy and --calib are missing",
+            hint="Some hundred of any data set do, without labels too: DIR/train/any/*.png.",
+        )
+    of_use = QUANTIZERS[request.method].calibrated or (calibration and calibration.bias_correction)
+    return (calibration if of_use or refinement.proxies else None), proxies
+
+
+def _grid(
+    request: Request, theta: Checkpoint, patched: Patched | None, targets: tuple[str, ...]
+) -> Grid:
+    made, swept = (patched.rho, patched.choice.grid) if patched else (theta, None)
+    return choose_grid(request.grid, request.method, made, theta, targets, swept)
+
+
+def _planned(job: _Job) -> Plan:
+    theta, targets, request = job.theta, job.targets, job.request
+    fate = f"quantized to {job.grid}"
     fates = {n: fate if n in set(targets) else "kept: no target" for n in theta}
+    if job.patched:
+        names = set(job.patched.pairing.names) - set(targets)
+        fates |= dict.fromkeys(names, "patched: no target")
     memory = STREAMING + _COPIES * max(theta[name].size for name in targets) * 4
-    planned = Plan("quantize", request.out, fates, theta, parameters, memory, folder=request.folder)
-    if images is None:
+    planned = Plan(
+        "quantize", request.out, fates, theta, job.parameters, memory, folder=request.folder
+    )
+    shown = job.images.calibration or job.images.proxies
+    if shown is None:
         return planned
-    check_images(theta, targets, images)
-    memory += images.memory(theta, targets)
-    return replace(planned, memory=memory, images=images.counts, data=images.wanted.data)
+    job.check()
+    memory += max(images.memory(theta, targets) for images in job.images if images)
+    return replace(planned, memory=memory, images=job.images.counts, data=shown.wanted.data)
 
 
 def _plan(theta: Checkpoint, targets: Iterable[str], grid: Grid, *, fake: bool) -> dict[str, Entry]:
@@ -140,46 +269,24 @@ def _plan(theta: Checkpoint, targets: Iterable[str], grid: Grid, *, fake: bool) 
     return plan
 
 
-def _tensors(
-    theta: Checkpoint, targets: Iterable[str], grid: Grid, request: Request, made: Calibrated
-) -> Iterator[tuple[str, Iterable[Array]]]:
-    chosen = set(targets)
-    for name, entry in theta.items():
+def _tensors(job: _Job, made: Calibrated) -> Iterator[tuple[str, Iterable[Array]]]:
+    chosen, request = set(job.targets), job.request
+    for name, entry in job.theta.items():
         if name in made.floats:
             yield name, [from_float32(made.floats[name].reshape(-1), entry.dtype)]
             continue
         if name not in chosen:
-            yield name, theta.checked(name)
+            yield name, job.source.checked(name)
             continue
         quantized = made.weights.get(name)
         if quantized is None:
-            weight = theta.finite(name)
-            quantized = QUANTIZERS[request.method].run(weight, grid)
+            weight = job.source.finite(name)
+            quantized = QUANTIZERS[request.method].run(weight, job.grid)
             made.ratios[name] = sqnr_db(weight, quantized.weight())
         stored = {name: quantized.weight()} if request.fake else quantized.to_named(name)
         for part, array in stored.items():
             yield part, [array.reshape(-1)]
-    theta.settle()
-
-
-def _card(
-    theta: Checkpoint,
-    targets: tuple[str, ...],
-    grid: Grid,
-    use: Use,
-    parameters: Mapping[str, Any],
-) -> Card:
-    facts = {key: parameters[key] for key in ("method", "calibration") if key in parameters}
-    lineage = provenance("quantize", {"model": theta}, use, **facts)
-    fake = parameters["fake"]
-    card = card_of(theta, Kind.CHECKPOINT if fake else Kind.QUANTIZED)
-    return replace(
-        card,
-        role=FAKE if fake else card.role,
-        quant=grid.to_json(),
-        targets=targets,
-        provenance=lineage,
-    )
+    job.source.settle()
 
 
 def _sizes(theta: Checkpoint, targets: Iterable[str], grid: Grid) -> dict[str, Any]:
