@@ -119,11 +119,14 @@ def distill(
         found = functional_call(network, build(moving), (inputs,))
         loss = distance(found.float(), pupils.wanted[places.to(device)])
         if not bool(loss.isfinite()):
-            raise NotFiniteError(f"the loss of refinement is not a number at step {step + 1}")
+            raise NotFiniteError(
+                f"the loss of refinement is not a number at step {step + 1}",
+                hint="Leave --refine out.",
+            )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        heard(step + 1, float(loss))
+        heard(step + 1, float(loss.detach()))
     return {name: value.detach() for name, value in moving.items()}
 
 
