@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Any, Final, Protocol, Self
 
@@ -68,6 +66,25 @@ class Null(StrEnum):
     TASKVEC = "taskvec"
 
 
+class Rule(StrEnum):
+    """How several vectors become one; one row each in vector/rules.py."""
+
+    MEAN = "mean"
+    WEIGHTED = "weighted"
+    TIES = "ties"
+    DARE = "dare"
+
+
+class Part(StrEnum):
+    """What a tensor is of in a network; vector/parts.py decides."""
+
+    EMBED = "embed"
+    ATTN = "attn"
+    MLP = "mlp"
+    NORM = "norm"
+    BIAS = "bias"
+
+
 class FigureKind(StrEnum):
     """What qvec plot draws; one row each in ops/figures.py."""
 
@@ -82,6 +99,20 @@ class Cost(StrEnum):
 
     IMAGES = "images"  # that it is trained on, epochs times training images
     SECONDS = "seconds"  # that train-qat took
+
+
+class Objective(StrEnum):
+    """What chooses lambda."""
+
+    ACCURACY = "accuracy"  # on the receiver's labelled validation images, the paper's way
+    AGREEMENT = "agreement"  # with the receiver's own float answers, on images without labels
+
+
+class Measure(StrEnum):
+    """How far the answers of two networks are apart; see learn/agreement.py."""
+
+    KL = "kl"  # of class probabilities, nats
+    FEATURES = "features"  # of what the classifier is given, relative
 
 
 class DataUse(StrEnum):
@@ -344,42 +375,6 @@ class Silence:
 
 _LARGEST = 1e38
 """About as much as float32 holds."""
-
-MAX_LAMBDAS = 1000
-
-
-def parse_lambda(text: str) -> float:
-    """One scaling coefficient, any finite number."""
-    return float(_decimal(text))
-
-
-def parse_lambdas(text: str) -> tuple[float, ...]:
-    """Scaling coefficients from ``0,0.5,1`` or ``start:stop:step`` with the stop included.
-
-    Ranges are computed in decimal, so 0:1.5:0.15 holds exactly 0.45 and 1.5.
-    """
-    if ":" not in text:
-        return tuple(dict.fromkeys(float(_decimal(part)) for part in text.split(",")))
-    parts = text.split(":")
-    if len(parts) != 3:
-        raise SpecError(f"--lambdas {text!r} is not start:stop:step")
-    start, stop, step = (_decimal(part) for part in parts)
-    if step <= 0 or stop < start:
-        raise SpecError(f"--lambdas {text!r} needs a step above 0 and a stop from the start up")
-    if stop - start >= step * MAX_LAMBDAS:
-        raise SpecError(f"--lambdas {text!r} asks for more than {MAX_LAMBDAS} points")
-    count = int((stop - start) / step) + 1
-    return tuple(float(start + step * i) for i in range(count))
-
-
-def _decimal(text: str) -> Decimal:
-    try:
-        value = Decimal(text.strip())
-    except InvalidOperation:
-        raise SpecError(f"lambda {text!r} is not a number") from None
-    if not (value.is_finite() and math.isfinite(float(value))):
-        raise SpecError(f"lambda must be finite, got {text!r}")
-    return value
 
 
 def _flag(name: str) -> str:

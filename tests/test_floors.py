@@ -21,7 +21,17 @@ FLOORS = {"cli": 3, "ops": 2, "quant": 1, "vector": 1, "model": 1, "learn": 1, "
 FLOORS |= {"export": 1, "draw": 1}
 ROOMS = {room for room, floor in FLOORS.items() if floor == 1}
 SIDEWAYS = {("model", "quant"), ("export", "quant")}
-VERBS = {"train", "extract", "patch", "quantize", "evaluate", "sweep", "trial", "describe"}
+VERBS = {
+    "train",
+    "extract",
+    "combine",
+    "patch",
+    "quantize",
+    "evaluate",
+    "sweep",
+    "trial",
+    "describe",
+}
 VERBS |= {"survey", "export", "transfer", "plot", "report"}
 EXTRAS = ("hfds", "onnx", "slurm", "plot")
 CHAIN = {("sweep", "trial"), ("survey", "trial")}

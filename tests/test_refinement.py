@@ -92,13 +92,13 @@ def test_what_is_told_of_the_images_held_back_is_that_of_the_file(
     found = call(*args, *STEPS, drawer.donor_data, "--json").json
     told = found["results"]["refinement"]
     assert told["loss"] == "kl"
-    measured = _distance(out, drawer, drawer.donor_data, slice(36, 48))
+    measured = _distance(out, drawer, drawer.donor_data, slice(3, 48, 4))
     assert told["held_back"]["after"] == pytest.approx(measured, rel=1e-4, abs=1e-7)
     assert found["data_use"] == {"level": "proxy_images", "counts": {"proxy": 48}}
     assert found["inputs"][1]["kind"] == "data"
     lineage = call("inspect", out, "--lineage", "--json").json["results"]["provenance"]
     assert lineage["refinement"]["steps"] == 20
-    assert lineage["refinement"]["samples"] == 48
+    assert lineage["refinement"]["images"][0]["samples"] == 48
 
 
 def test_it_is_the_receiver_that_was_not_patched_that_teaches(
@@ -107,7 +107,7 @@ def test_it_is_the_receiver_that_was_not_patched_that_teaches(
     out = tmp_path / "q.st"
     args = ("quantize", drawer.receiver, *SMALL, "--anchor", drawer.rho, "--lambda", 0.5)
     told = call(*args, *STEPS, drawer.donor_data, "-o", out, "--json").json["results"]["refinement"]
-    measured = _distance(out, drawer, drawer.donor_data, slice(36, 48))
+    measured = _distance(out, drawer, drawer.donor_data, slice(3, 48, 4))
     assert told["held_back"]["after"] == pytest.approx(measured, rel=1e-4, abs=1e-7)
 
 
@@ -128,6 +128,20 @@ def test_proxies_beside_calibration_images_are_counted_too(drawer: Drawer, tmp_p
     counts = {"train": 24, "proxy": 81}
     assert done["data_use"] == {"level": "receiver_images", "counts": counts}
     assert [i["kind"] for i in done["inputs"]] == ["checkpoint", "data", "data"]
+
+
+def test_noise_is_nobodys_images(drawer: Drawer, tmp_path: Path) -> None:
+    """As calibration and as proxies; several data sets share the images, and all are held back."""
+    args = ("quantize", drawer.receiver, *SMALL, "--method", "gptq", "--calib", "noise",
+            "--calib-samples", 16, "--refine", 2, "--proxy-samples", 16)  # fmt: skip
+    out = tmp_path / "q.st"
+    found = call(*args, "--proxy", "noise", "-o", out, "--json").json
+    assert found["data_use"] == {"level": "none", "counts": {"noise": 16}}
+    mixed = ("--proxy", "noise", "--proxy", drawer.donor_data, "-o", out, "--force", "--json")
+    found = call(*args, *mixed).json
+    assert found["data_use"]["level"] == "proxy_images"
+    assert found["results"]["refinement"]["held_back"]["images"] == 4
+    assert len(found["inputs"]) == 3
 
 
 def test_the_same_images_give_the_same_bytes(drawer: Drawer, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ app = typer.Typer(
 app.command()(training.finetune)
 app.command()(training.train_qat)
 app.command()(vectors.extract)
+app.command()(vectors.combine)
 app.command()(vectors.patch)
 app.command()(quantization.quantize)
 app.command()(quantization.export)

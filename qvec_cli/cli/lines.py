@@ -26,7 +26,7 @@ def lines(metrics: Metrics) -> Iterator[str]:
     yield from _LINES[metrics.command](metrics.results)
     use = metrics.use
     counts = ", ".join(f"{count} {what}" for what, count in use.counts.items())
-    if metrics.command not in ("finetune", "train-qat", "inspect", "extract"):
+    if metrics.command not in ("finetune", "train-qat", "inspect", "extract", "combine"):
         yield f"receiver data used: {use.level}{f' ({counts})' if counts else ''}"
 
 
@@ -82,9 +82,31 @@ def _extract(results: Facts) -> Iterator[str]:
     yield f"left out: {_some(results['left_out'])}"
 
 
-def _patch(results: Facts) -> Iterator[str]:
+def _combine(results: Facts) -> Iterator[str]:
+    norms = results["norms"]
+    of = ", ".join(f"{norm:.4g}" for norm in norms)
     yield (
-        f"{results['output']}: {results['tensors']} tensors patched at lambda {results['lambda']:g}"
+        f"{results['output']}: {_ruled(results)} of {len(norms)} "
+        f"vector{'s' if len(norms) > 1 else ''}, {results['tensors']} tensors, "
+        f"norm {results['norm']:.4g} of {of}"
+    )
+    if "parts" in results:
+        yield f"zeros outside {', '.join(results['parts'])}: {_some(results['zeros'])}"
+
+
+def _ruled(facts: Facts) -> str:
+    """A merge rule with its settings."""
+    mix = ", ".join(f"{number:g}" for number in facts.get("mix", ()))
+    settings = [mix, *(f"{k} {facts[k]:g}" for k in ("density", "seed") if k in facts)]
+    told = ", ".join(filter(None, settings))
+    return f"{facts['rule']} ({told})" if told else str(facts["rule"])
+
+
+def _patch(results: Facts) -> Iterator[str]:
+    only = f", of {', '.join(results['parts'])} only" if "parts" in results else ""
+    yield (
+        f"{results['output']}: {results['tensors']} tensors patched at lambda "
+        f"{results['lambda']:g}{only}"
     )
     yield f"kept from the receiver: {_some(results['kept'])}"
 
@@ -164,6 +186,9 @@ def _eval(results: Facts) -> Iterator[str]:
 
 
 def _sweep(results: Facts) -> Iterator[str]:
+    if "objective" in results:
+        yield from agreed(results)
+        return
     yield "lambda\tvalidation top-1"
     chosen = results["chosen"]["lambda"]
     for point in results["curve"]:
@@ -178,6 +203,29 @@ def _sweep(results: Facts) -> Iterator[str]:
     yield "on test\ttop-1\treceiver data used"
     for name, row in rows.items():
         yield f"{name}\t{score(row['test'])}\t{row['data_use']}"
+
+
+def agreed(results: Facts) -> Iterator[str]:
+    """A choice without labels: the curve of the best donor, and how the donors rank."""
+    chosen, proxies = results["chosen"], results["proxies"]
+    yield f"distance to the float answers on {proxies['n']} proxy images, {results['measure']}"
+    judged = "val" in results["curve"][0]
+    yield "lambda\tdistance" + ("\tvalidation top-1" if judged else "")
+    for point in results["curve"]:
+        mark = "\t<- chosen" if point["lambda"] == chosen["lambda"] else ""
+        val = f"\t{score(point['val'])}" if judged else ""
+        far = f"{point['distance']:.4f} +- {point['standard_error']:.4f}"
+        yield f"{point['lambda']:g}\t{far}{val}{mark}"
+    yield "donor\tlambda\tdamage removed" + ("\ttest top-1" if judged else "")
+    for donor in results["donors"]:
+        taken = donor["chosen"]
+        test = f"\t{score(taken['test'])}" if judged else ""
+        yield f"{donor['rho']}\t{taken['lambda']:g}\t{donor['score']['removed']:.1%}{test}"
+    if judged:
+        for name, row in (("float", "fp"), ("lambda 0", "ptq")):
+            yield f"{name} on test: {score(results['baselines'][row]['test'])}"
+    if chosen["lambda"] == 0:
+        yield "lambda 0: no vector is surely better than plain quantization here"
 
 
 def _inspect(results: Facts) -> Iterator[str]:
@@ -299,6 +347,8 @@ def _card(card: Facts) -> Iterator[str]:
 def _family(lineage: Facts, indent: str) -> Iterator[str]:
     """An operation, its parents below it, theirs below them."""
     facts = f" at lambda {lineage['lambda']}" if "lambda" in lineage else ""
+    facts += f" by {lineage['rule']}" if "rule" in lineage else ""
+    facts += f" of {', '.join(map(str, lineage['parts']))}" if _listed(lineage, "parts") else ""
     facts += f" by {lineage['ranks']} processes" if "ranks" in lineage else ""
     yield f"{indent}made by: qvec {lineage.get('qvec', '?')} {lineage.get('op', '?')}{facts}"
     parents = lineage.get("parents")
@@ -309,6 +359,10 @@ def _family(lineage: Facts, indent: str) -> Iterator[str]:
             yield f"{indent}from: {parent.get('as', '?')} {name} ({kind}, {digest})"
             if isinstance(parent.get("provenance"), dict) and parent["provenance"]:
                 yield from _family(parent["provenance"], indent + "  ")
+
+
+def _listed(lineage: Facts, key: str) -> bool:
+    return isinstance(lineage.get(key), list)
 
 
 def _grid(value: Facts) -> str:
@@ -327,6 +381,7 @@ _LINES: Final[Mapping[str, Callable[[Facts], Iterator[str]]]] = {
     "finetune": _training,
     "train-qat": _training,
     "extract": _extract,
+    "combine": _combine,
     "patch": _patch,
     "quantize": _quantize,
     "export": _export,

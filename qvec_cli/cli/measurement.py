@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,18 +28,27 @@ from qvec_cli.cli.options import (
     ImgSize,
     InChans,
     Lambdas,
+    MeasureChoice,
     MethodChoice,
     ModelArg,
     ModelName,
     Out,
+    Proxy,
+    ProxySamples,
     Resume,
     ScaleChoice,
     ScaleDtypeChoice,
     Symmetric,
     Workers,
+    proxies,
     wish,
 )
-from qvec_cli.specs import Loading, Method, Wanted, parse_lambdas
+from qvec_cli.errors import SpecError
+from qvec_cli.specs import Listener, Loading, Method, Objective, Wanted
+from qvec_cli.vector.lambdas import parse_lambdas
+
+if TYPE_CHECKING:
+    from qvec_cli.ops.metrics import Metrics
 
 
 def evaluate(
@@ -89,9 +100,27 @@ def sweep_lambda(
     receiver: Annotated[
         Path, typer.Argument(readable=False, help="Model to make robust to quantization.")
     ],
-    rho: Annotated[Path, typer.Argument(readable=False, help="Vector written by extract.")],
-    data: Data,
+    rhos: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RHO...",
+            readable=False,
+            help="Vectors; more than one are ranked, with --objective agreement.",
+        ),
+    ],
     output: Out,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Labelled images of the receiver, named as qvec eval does.", show_default=False
+        ),
+    ] = None,
+    objective: Annotated[
+        Objective, typer.Option(help="What chooses: labels of --data, or --proxy without any.")
+    ] = Objective.ACCURACY,
+    proxy: Proxy = None,
+    proxy_samples: ProxySamples = None,
+    measure: MeasureChoice = None,
     bits: Bits = None,
     granularity: GranularityChoice = None,
     group_size: GroupSize = None,
@@ -111,33 +140,62 @@ def sweep_lambda(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Choose lambda for RECEIVER on its validation images, and report it on test."""
-    from qvec_cli.ops.sweep import Request, sweep
+    """Choose lambda for RECEIVER: on its validation images, or without any of its data.
+
+    --objective accuracy takes the lambda that is right most often on --data, and reports it on
+    test. --objective agreement takes the one at which the quantized model follows the receiver's
+    own float answers most closely on --proxy images; --data, if given, only judges the choice.
+    """
     from qvec_cli.ops.unfinished import unfinished
 
-    request = Request(
-        receiver,
-        rho,
-        data,
-        output,
-        parse_lambdas(lambdas),
-        Wanted(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid),
-        Loading(_text(data_dir), dataset_download and not dry_run, None, workers, batch_size),
-        method,
-        device,
-        resume,
-        force,
-        dry_run,
-    )
+    wanted = Wanted(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid)
+    loading = Loading(_text(data_dir), dataset_download and not dry_run, None, workers, batch_size)
+    points = parse_lambdas(lambdas)
+    work: Callable[[Listener], Metrics]
+    if objective is Objective.AGREEMENT:
+        from qvec_cli.ops import agree
+
+        if resume:
+            raise SpecError("--resume goes with --objective accuracy: this one takes seconds")
+        images = proxies(proxy, proxy_samples, loading)
+        judged = agree.Request(
+            receiver, tuple(rhos), output, points, wanted, images, data, method, measure,
+            device, force, dry_run,
+        )  # fmt: skip
+        work = partial(agree.agree, judged)
+    else:
+        from qvec_cli.ops.sweep import Request, sweep
+
+        _by_labels(rhos, data, proxy=proxy, proxy_samples=proxy_samples, measure=measure)
+        labelled = Request(
+            receiver, rhos[0], data or "", output, points, wanted, loading, method,
+            device, resume, force, dry_run,
+        )  # fmt: skip
+        work = partial(sweep, labelled)
     show.deliver(
-        lambda listener: sweep(request, listener),
+        work,
         as_json=as_json,
         document=output,
-        inputs=(receiver, rho),
+        inputs=(receiver, *rhos),
         force=force,
         dry_run=dry_run,
         written=lambda: unfinished(output).unlink(missing_ok=True),
     )
+
+
+def _by_labels(rhos: list[Path], data: str | None, **typed: object) -> None:
+    """Refuses what only a choice without labels takes, and a choice by labels without any."""
+    if strange := [name for name, value in typed.items() if value]:
+        raise SpecError(f"--{strange[0].replace('_', '-')} goes with --objective agreement")
+    if data is None:
+        raise SpecError(
+            "--data is missing", hint="Without labels: --objective agreement --proxy SPEC."
+        )
+    if len(rhos) > 1:
+        raise SpecError(
+            f"{len(rhos)} vectors are given, --objective accuracy takes one",
+            hint="--objective agreement ranks them; qvec transfer measures them all.",
+        )
 
 
 def _text(path: Path | None) -> str | None:

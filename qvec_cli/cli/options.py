@@ -12,10 +12,11 @@ import typer
 
 from qvec_cli.cli import recipe
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Granularity, Method, Scale, ScaleDtype, Target
+from qvec_cli.specs import Granularity, Loading, Measure, Method, Part, Scale, ScaleDtype, Target
 
 if TYPE_CHECKING:
     from qvec_cli.model.build import Wish
+    from qvec_cli.ops.proxies import ProxyWish
 
 Word = TypeVar("Word", bound=StrEnum)
 
@@ -122,7 +123,38 @@ Lambdas = Annotated[
 Cross = Annotated[
     bool, typer.Option("--cross-grid", help="Take what was made for another grid all the same.")
 ]
+Parts = Annotated[
+    str | None,
+    typer.Option(
+        "--parts",
+        metavar="LIST",
+        help="Parts of the network to use: embed, attn, mlp, norm, bias.",
+        show_default="all",
+    ),
+]
 MethodChoice = Annotated[Method, typer.Option("--method", help="How codes are chosen.")]
+
+Proxy = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SPEC",
+        help="Images without labels that are not the receiver's: named as --data is, any folder, "
+        "or noise. Repeat it to mix.",
+        show_default=False,
+    ),
+]
+ProxySamples = Annotated[
+    int | None,
+    typer.Option(min=2, help="Of them in all, drawn with seed 0.", show_default="256"),
+]
+MeasureChoice = Annotated[
+    Measure | None,
+    typer.Option(
+        "--measure",
+        help="How answers are compared.",
+        show_default="kl, or features where classes say little",
+    ),
+]
 
 Calib = Annotated[
     str | None,
@@ -158,14 +190,6 @@ Refine = Annotated[
         metavar="STEPS",
         help="Then let scales, biases and norms learn the float network's outputs on --proxy.",
     ),
-]
-Proxy = Annotated[
-    str | None,
-    typer.Option(help="Images for --refine; labels are not read.", show_default="--calib's"),
-]
-ProxySamples = Annotated[
-    int | None,
-    typer.Option(min=1, help="Of its train split, drawn with seed 0.", show_default="256"),
 ]
 
 
@@ -205,6 +229,31 @@ def wish(
     if model is None and (img_size or in_chans or crop_pct or args):
         raise SpecError("--img-size, --in-chans, --crop-pct and --model-arg go with --model")
     return Wish(model, 0, False, img_size, in_chans or 3, crop_pct, args) if model else None
+
+
+def proxies(specs: list[str] | None, samples: int | None, loading: Loading) -> ProxyWish:
+    """The images that a user names.
+
+    Raises:
+        SpecError: none, or too few.
+    """
+    from qvec_cli.ops.proxies import ProxyWish
+
+    return ProxyWish(tuple(specs or ()), samples or 256, loading)
+
+
+def chosen_parts(text: str | None) -> tuple[Part, ...]:
+    """The parts of a comma-separated list, in the order of the words; of nothing typed, none.
+
+    Raises:
+        SpecError: a word that is no part, or no word.
+    """
+    if text is None:
+        return ()
+    found = listed(text, Part, "--parts")
+    if not found:
+        raise SpecError("--parts names no part", hint=f"Parts are {', '.join(Part)}.")
+    return tuple(part for part in Part if part in found)
 
 
 def listed(text: str, words: type[Word], flag: str) -> list[Word]:

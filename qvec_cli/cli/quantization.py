@@ -44,6 +44,7 @@ from qvec_cli.cli.options import (
     Symmetric,
     TargetChoice,
     Workers,
+    proxies,
     wish,
 )
 from qvec_cli.errors import SpecError
@@ -154,7 +155,7 @@ def quantize(
             patterns,
             images,
             _anchor(anchor, lam, cross_grid, dry_run),
-            _refinement(refine, proxy, proxy_samples, Calibration(*told)),
+            _refinement(refine, proxy, proxy_samples, loading, device),
             force,
             dry_run,
             folder=_is_folder(output),
@@ -249,19 +250,22 @@ def _anchor(rho: Path | None, lam: str | None, cross: bool, dry_run: bool) -> An
 
 
 def _refinement(
-    steps: int | None, proxy: str | None, samples: int | None, told: Calibration
+    steps: int | None,
+    specs: list[str] | None,
+    samples: int | None,
+    loading: Loading,
+    device: str,
 ) -> Refinement | None:
     from qvec_cli.ops.refinement import Refinement
 
-    for flag, typed in (("--proxy", proxy), ("--proxy-samples", samples)):
-        if typed is not None and steps is None:
+    for flag, typed in (("--proxy", specs), ("--proxy-samples", samples)):
+        if typed and steps is None:
             raise SpecError(f"{flag} goes with --refine STEPS")
-    if proxy is None and samples is not None:
+    if not specs and samples is not None:
         raise SpecError("--proxy-samples needs images: --proxy is missing")
     if steps is None:
         return None
-    images = Calibration(proxy, samples or 256, told.loading, told.device) if proxy else None
-    return Refinement(steps, images)
+    return Refinement(steps, device, proxies(specs, samples, loading) if specs else None)
 
 
 def _is_folder(typed: str) -> bool:

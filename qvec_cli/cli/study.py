@@ -24,6 +24,8 @@ from qvec_cli.cli.options import (
     MethodChoice,
     MetricsFile,
     Out,
+    Proxy,
+    ProxySamples,
     Resume,
     ScaleChoice,
     ScaleDtypeChoice,
@@ -31,9 +33,11 @@ from qvec_cli.cli.options import (
     Workers,
     listed,
     model_args,
+    proxies,
 )
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Loading, Method, Null, Wanted, parse_lambdas
+from qvec_cli.specs import Loading, Method, Null, Wanted
+from qvec_cli.vector.lambdas import parse_lambdas
 
 
 def inspect(
@@ -109,6 +113,8 @@ def transfer(
         ),
     ] = "",
     seed: Annotated[int, typer.Option(min=0, help="Of the null vectors.")] = 0,
+    proxy: Proxy = None,
+    proxy_samples: ProxySamples = None,
     shard: Annotated[
         str,
         typer.Option(metavar="I/N", help="Only part I of N: receivers are dealt out in turn."),
@@ -144,23 +150,21 @@ def transfer(
 
     if executor is None and executor_arg:
         raise SpecError("--executor-arg goes with --executor")
+    folder = str(data_dir) if data_dir else None
+    loading = Loading(folder, dataset_download and not dry_run, None, workers, batch_size)
+    images = proxies(proxy, proxy_samples, loading) if proxy or proxy_samples else None
     wishes = Wishes(
         Wanted(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid),
-        tuple(sorted({0.0, *parse_lambdas(lambdas), *parse_lambdas(fixed)})),
+        _points(parse_lambdas(lambdas), parse_lambdas(fixed), without_labels=images is not None),
         parse_lambdas(fixed),
-        Loading(
-            str(data_dir) if data_dir else None,
-            dataset_download and not dry_run,
-            None,
-            workers,
-            batch_size,
-        ),
+        loading,
         method,
         oracle,
         tuple(listed(nulls, Null, "--nulls")),
         tuple(filter(None, (name.strip() for name in null_donors.split(",")))),
         seed,
         device,
+        images,
     )
     request = Request(
         grid,
@@ -183,6 +187,19 @@ def transfer(
         dry_run=dry_run,
         written=lambda: clear(output),
     )
+
+
+def _points(
+    lambdas: tuple[float, ...], fixed: tuple[float, ...], *, without_labels: bool
+) -> tuple[float, ...]:
+    """The curve, ascending: with 0, the fixed lambdas, and those that a label-free choice wants."""
+    from qvec_cli.vector.scaling import NEGATIVE
+
+    if not without_labels:
+        return tuple(sorted({0.0, *lambdas, *fixed}))
+    if not any(lam > 0 for lam in (*lambdas, *fixed)):
+        raise SpecError("--lambdas has none above 0, which --proxy needs")
+    return tuple(sorted({0.0, *NEGATIVE, *lambdas, *fixed}))
 
 
 def _shard(text: str) -> tuple[int, int]:

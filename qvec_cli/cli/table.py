@@ -8,7 +8,11 @@ from typing import Any, Final
 Facts = Mapping[str, Any]
 
 _BASELINES: Final = {"fp": "float", "ptq": "RTN", "qat": "own QAT"}
-_WAYS: Final = {"val": "lambda* (labels)", "oracle": "best on test"}
+_WAYS: Final = {
+    "val": "lambda* (labels)",
+    "agreement": "lambda by agreement",
+    "oracle": "best on test",
+}
 _HEAD: Final = ("with a vector", "gain", "95 %", "median", "wins", "losses", "gap closed", "regret")
 
 
@@ -29,6 +33,19 @@ def rows(summary: Facts) -> Iterator[str]:
     yield from _donors(summary["donors"])
     for kind, table in (summary["alignment"] or {}).items():
         yield from _aligned(kind, table)
+    yield from _scored(summary["donor_score"] or {})
+
+
+def _scored(kinds: Mapping[str, Facts]) -> Iterator[str]:
+    """How donors' scores, made without labels, rank the pairs."""
+    for kind, found in kinds.items():
+        if found["spearman"] is not None:
+            within = found["within_receivers"]
+            each = "-" if within is None else f"{within:+.2f}"
+            yield (
+                f"donor score, damage {kind}: rank with best gain on test: over all pairs "
+                f"{found['spearman']:+.2f}, within a receiver {each}"
+            )
 
 
 def _way(name: str) -> str:

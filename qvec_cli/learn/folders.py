@@ -86,6 +86,19 @@ def read_folder(folder: Path) -> Found:
     return Found(tuple(classes), {**splits})
 
 
+def read_flat(folder: Path) -> Found:
+    """Every image below a folder, without labels, as one train split.
+
+    Raises:
+        DataError: none.
+    """
+    try:
+        files = _images(folder, "folder")
+    except OSError as error:
+        raise DataError(f"{error.filename or folder}: {error.strerror or error}") from None
+    return Found((folder.name,), {"train": ImageFiles(files, [0] * len(files))})
+
+
 def _split_folders(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: is not a folder", hint=layout(folder))
@@ -123,7 +136,7 @@ def _read_split(split: Path, names: Sequence[str], label: dict[str, int]) -> Ima
     return ImageFiles(files, labels)
 
 
-def _images(folder: Path) -> list[str]:
+def _images(folder: Path, what: str = "class") -> list[str]:
     images, others = [], set()
     for where, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         folders[:] = [name for name in folders if name[0] != "."]
@@ -138,7 +151,7 @@ def _images(folder: Path) -> list[str]:
     if not images:
         other = f"; it has {', '.join(sorted(others)[:5])}" if others else ""
         raise DataError(
-            f"{folder}: this class has no image{other}",
+            f"{folder}: this {what} has no image{other}",
             hint=f"Images end in {', '.join(sorted(_EXTENSIONS))}.",
         )
     return sorted(images)

@@ -58,6 +58,13 @@ def head_tensors(names: Iterable[str], model: Mapping[str, Any] | None) -> tuple
     return tuple(name for name in names if name in owned)
 
 
+def head_of(network: nn.Module, model: Mapping[str, Any]) -> nn.Module | None:
+    """The classifier, where there is just one."""
+    named = dict(network.named_modules())
+    found = [named[name] for name in classifiers(model) if name in named]
+    return found[0] if len(found) == 1 else None
+
+
 def of_network(network: nn.Module, model: Mapping[str, Any]) -> tuple[str, ...]:
     """State-dict names of the weights that are quantized, in the order of the network."""
     found = modules(network, classifiers(model), aliases=True)

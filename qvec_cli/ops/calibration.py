@@ -4,34 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, NotFiniteError, SpecError
-from qvec_cli.learn.samples import Part, Task
-from qvec_cli.ops.examples import Examples, open_data
+from qvec_cli.ops.examples import Examples
 from qvec_cli.ops.metrics import Input
 from qvec_cli.ops.patched import Patched
 from qvec_cli.ops.plan import TORCH
+from qvec_cli.ops.proxies import draw
 from qvec_cli.quant.aim import aim
 from qvec_cli.quant.distortion import sqnr_db
 from qvec_cli.quant.inputs import Inputs
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import QTensor
 from qvec_cli.quant.rtn import rtn
-from qvec_cli.specs import Calibration, DataUse, Grid, Listener, Method, Target, Use
+from qvec_cli.specs import Calibration, Grid, Listener, Method, Target, Use
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from qvec_cli.model.calibrate import Call, Segment, Site
-
-
-NOISE: Final = "noise"
-"""The data set that is drawn from a seed: nobody's images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,26 +111,12 @@ def find_images(
     """The images, drawn from the train split; whether they are the receiver's own, cards tell.
 
     Raises:
-        DataError: no such data set, or none with a train split.
+        DataError: no such data set.
     """
     if wanted is None or model is None:
         return None
-    task = open_data(wanted.data, wanted.loading)
-    train = task.split("train")
-    count = min(wanted.samples, len(train))
-    chosen = Task(task.name, task.classes, {"train": Part(train, 0, count)})
-    own = (theta.card.data or {}) if theta.card else {}
-    # A copy or a part of the receiver's images has another digest, but the same classes.
-    same = own.get("digest") == task.digest or own.get("classes") == list(task.classes)
-    strange = bool(own) and not same
-    use = Use(DataUse.PROXY_IMAGES, {"proxy": count})
-    if wanted.data == task.name == NOISE:
-        use = Use()
-    elif not strange:
-        use = Use(DataUse.RECEIVER_IMAGES, {"train": count})
-    return Images(
-        wanted, Examples(chosen, model, tuple(range(len(task.classes))), wanted.loading), use
-    )
+    found = draw(theta, model, wanted.data, wanted.samples, wanted.loading)
+    return Images(wanted, found.examples, found.use)
 
 
 def calibrate(
@@ -195,7 +177,9 @@ def calibrate(
     return run.made
 
 
-def check_images(theta: Checkpoint, targets: Iterable[str], images: Images) -> None:
+def check_images(
+    theta: Checkpoint, targets: Iterable[str], model: dict[str, Any], device: str
+) -> None:
     """Refuses, by headers alone, what ``calibrate`` would refuse; how often a layer is used,
     only a forward tells.
 
@@ -204,7 +188,7 @@ def check_images(theta: Checkpoint, targets: Iterable[str], images: Images) -> N
     """
     from qvec_cli.ops.state import check_network
 
-    network = check_network(theta, images.examples.model, images.wanted.device)
+    network = check_network(theta, model, device)
     _linear(network, theta, targets)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.errors import NotFiniteError, QvecError
 from qvec_cli.model.build import load
+from qvec_cli.ops.agree import Curve, curve_of
 from qvec_cli.ops.examples import Examples
 from qvec_cli.ops.lineage import inherited_use, patched_use
 from qvec_cli.ops.opening import opened
@@ -18,12 +19,17 @@ from qvec_cli.vector.arithmetic import difference
 from qvec_cli.vector.nulls import null
 
 if TYPE_CHECKING:
+    from qvec_cli.learn.agreement import Outputs
+    from qvec_cli.ops.proxies import Proxies
     from qvec_cli.ops.trial import Trial
 
 Point = dict[str, Any]
 
 SELECTOR: Final = "val"
 """The paper's way to lambda*: the receiver's labelled validation images."""
+
+LABEL_FREE: Final = "agreement"
+"""The way without any label: following the receiver's own float answers on proxy images."""
 
 _RULES: Final = (
     (Scale.ABSMAX, True),
@@ -53,6 +59,7 @@ class Setting:
     fixed: tuple[float, ...]
     oracle: bool  # whether every lambda is measured on test too
     device: str
+    proxies: Proxies | None = None  # for the choice without labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +91,7 @@ class Host:
         self._trial = replace(plain, grid=setting.grid, method=setting.method)
         self._plain = _kept(self._trial.scores(0.0, splits))
         self._labels = Use(DataUse.RECEIVER_LABELS, {"val": self._plain["val"]["n"]})
+        self._jury = _Jury(self._trial, setting, listener) if setting.proxies else None
 
     @property
     def device(self) -> str:
@@ -139,9 +147,12 @@ class Host:
         trial, patched = self._loaded(vector, listener)
         splits = ("val", "test") if setting.oracle else ("val",)
         curve: list[Point] = []
+        answers = {}
         for done, lam in enumerate(setting.lambdas, start=1):
             scores = self._scores(trial, vector, lam, splits)
             curve.append({"lambda": lam, **{split: scores[split] for split in splits}})
+            if self._jury:
+                answers[lam] = self._jury.answers(lam)
             listener.progress(f"{setting.name} + {vector.donor}", done, len(setting.lambdas))
         known = {point["lambda"]: point for point in curve if "test" in point}
 
@@ -151,10 +162,18 @@ class Host:
 
         best = choose(curve)
         use = spent(patched, self._labels)
+        chosen = {SELECTOR: {**on_test(best["lambda"], use), "val": best["val"]}}
+        facts: Point = {}
+        if self._jury:
+            told = self._jury.told(answers)
+            curve = [{**p, **q} for p, q in zip(curve, told.points(), strict=True)]
+            chosen[LABEL_FREE] = on_test(told.lam, spent(patched, self._jury.use))
+            facts = {"score": told.score()}
         return {
             "curve": curve,
             "fixed": [on_test(lam, patched if lam else self._use) for lam in setting.fixed],
-            "chosen": {SELECTOR: {**on_test(best["lambda"], use), "val": best["val"]}},
+            "chosen": chosen,
+            **facts,
             "oracle": _oracle(curve) if setting.oracle else None,
         }
 
@@ -182,6 +201,26 @@ class Host:
                 f"{self.setting.name} + {lam:g} * {vector.rho} is no longer finite",
                 hint="Leave it out of lambdas; the lines before it are kept for --resume.",
             ) from None
+
+
+class _Jury:
+    """The float receiver's answers to proxy images, and those of plain quantization."""
+
+    def __init__(self, trial: Trial, setting: Setting, listener: Listener) -> None:
+        from qvec_cli.ops.judge import load_judge
+
+        assert setting.proxies is not None
+        self.use = setting.proxies.use
+        self._judge = load_judge(trial, setting.examples.model, setting.proxies, listener)
+        self._plain = self._judge.answers_at(trial, 0.0)
+
+    def answers(self, lam: float) -> Outputs:
+        """Of the network as it stands, which has been measured at lambda."""
+        return self._plain if lam == 0 else self._judge.answers()
+
+    def told(self, answers: Mapping[float, Outputs]) -> Curve:
+        """What the answers at every lambda say."""
+        return curve_of(self._judge, answers)
 
 
 def other_grids(own: Grid) -> Iterator[Grid]:

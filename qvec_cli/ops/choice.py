@@ -9,7 +9,8 @@ from typing import Any
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, QvecError, SpecError
-from qvec_cli.specs import NOTHING, Grid, Use, parse_lambda
+from qvec_cli.specs import NOTHING, Grid, Use
+from qvec_cli.vector.lambdas import parse_lambda
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def read_choice(text: str) -> Choice:
             text,
             Use(cost["level"], dict(cost["counts"])),
             Grid.from_json(document["parameters"]["grid"]).to_json(),
-            tuple(str(i["digest"]) for i in document["inputs"]),
+            tuple(str(i["digest"]) for i in document["inputs"] if _concerns(i, chosen)),
         )
     except OSError as fault:
         raise QvecError(f"{text}: {(fault.strerror or 'cannot be read').lower()}") from None
@@ -67,6 +68,12 @@ def read_choice(text: str) -> Choice:
         QvecError,
     ):
         raise QvecError(f"{text}: is not the result of qvec sweep-lambda") from None
+
+
+def _concerns(listed: dict[str, Any], chosen: dict[str, Any]) -> bool:
+    """Whether an input of a sweep is one that its choice is for: of several vectors, one is."""
+    digest = listed["digest"]
+    return listed["kind"] != "vector" or bool(digest == chosen.get("digest", digest))
 
 
 def _is_file(text: str) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import DataError, MismatchError
 from qvec_cli.learn.data import Task, open_task
+from qvec_cli.learn.unlabelled import open_unlabelled
 from qvec_cli.model.build import pixels
 from qvec_cli.specs import Listener, Loading
 
@@ -55,6 +56,13 @@ def open_data(spec: str, loading: Loading) -> Task:
     """The data set that the user names."""
     folder = Path(loading.data_dir) if loading.data_dir else None
     return open_task(spec, folder, download=loading.download)
+
+
+def open_images(spec: str, model: dict[str, Any], loading: Loading) -> Task:
+    """Images whose labels do not count, for one network: a data set, any folder, or noise."""
+    folder = Path(loading.data_dir) if loading.data_dir else None
+    side = int(model["pretrained_cfg"]["input_size"][-1])
+    return open_unlabelled(spec, folder, side, download=loading.download)
 
 
 def open_for(

@@ -83,7 +83,7 @@ def fixed_name(lam: float) -> str:
 
 def chosen_name(key: str) -> str:
     """A selector in words."""
-    how = "on validation" if key == "val" else f"by {key}"
+    how = {"val": "on validation", "agreement": "by agreement"}.get(key, f"by {key}")
     return f"{LAMBDA} chosen {how}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from qvec_cli.ops.drift import check_drift
 from qvec_cli.ops.examples import open_for
 from qvec_cli.ops.grids import choose_grid, choose_targets
 from qvec_cli.ops.lineage import (
+    digests,
     model_of,
     require,
     require_model,
@@ -30,6 +31,7 @@ from qvec_cli.ops.lineage import (
 )
 from qvec_cli.ops.metrics import version
 from qvec_cli.ops.opening import opened
+from qvec_cli.ops.proxies import Proxies, ProxyWish, find_proxies, is_own
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.specs import Grid, Listener, Loading, Method, Null, Wanted
 from qvec_cli.vector.pairing import cover
@@ -49,6 +51,7 @@ class Wishes:
     null_donors: tuple[str, ...] = ()  # whose norms they take; none named: all donors'
     seed: int = 0  # of the null vectors
     device: str = "auto"
+    proxy: ProxyWish | None = None  # images for the choice without labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +151,24 @@ def _setting(
         wishes.fixed,
         wishes.oracle,
         wishes.device,
+        _proxies(name, theta, model, wishes.proxy) if wishes.proxy else None,
     )
+
+
+def _proxies(name: str, theta: Checkpoint, model: dict[str, Any], wish: ProxyWish) -> Proxies:
+    """The images of all data sets but the receiver's own; one pool for all its donors."""
+    others = [spec for spec in wish.specs if not is_own(theta, model, spec, wish.loading)]
+    if not others:
+        raise SpecError(
+            f"--proxy: {name} has no images there but its own",
+            hint="Name a second data set; it serves the receivers of the first.",
+        )
+    return find_proxies(theta, model, replace(wish, specs=tuple(others)))
 
 
 def _is_own(receiver: str, donor: str, theta: Checkpoint, rho: Checkpoint) -> bool:
     """Whether a vector is the receiver's own: of the same data where cards tell, else by name."""
-    known = all(c.card and (c.card.data or {}).get("digest") for c in (theta, rho))
+    known = all(digests(c.card) for c in (theta, rho))
     return same_data(theta.card, rho.card) if known else receiver == donor
 
 
@@ -178,7 +193,9 @@ def _receiver_facts(
     qat = _twin(receiver.qat, theta, setting, listener) if receiver.qat else None
     named = receiver.baselines.items()
     task = setting.examples.task
+    proxies = {"proxies": setting.proxies.facts()} if setting.proxies else {}
     return {
+        **proxies,
         "model": str(receiver.model),
         "digest": _identity(theta),
         "data": receiver.data,

@@ -39,6 +39,7 @@ class Point:
     lam: float
     val: Score
     test: Score | None
+    distance: float | None = None  # to the float answers, on proxy images
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,14 @@ class Choice:
     test: Score
     use: DataUse
     val: Score | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DonorScore:
+    """What a vector does about the damage of quantization, without labels."""
+
+    removed: float  # share that is gone at the chosen lambda
+    explained: float  # share that one coefficient would cancel, were changes linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,7 @@ class Cell:
     fixed: tuple[Choice, ...]  # at the run's fixed lambdas
     chosen: Mapping[str, Choice]  # by selector
     oracle: tuple[float, Score] | None
+    score: DonorScore | None = None  # without labels, on proxy images
 
     @property
     def transfer(self) -> bool:
@@ -290,6 +300,7 @@ def _cell(line: Record, run: Matrix) -> tuple[tuple[str, str, str | None], Cell,
         fixed,
         {key: choice_of(row) for key, row in line.records("chosen")},
         (oracle.number("lambda"), Score.of(oracle.record("test"))) if oracle else None,
+        _donor_score(line.record("score")) if "score" in line else None,
     )
     _require_counts(line, cell, run.receivers[receiver].images)
     return (receiver, donor, null), cell, line
@@ -312,7 +323,12 @@ def _known(line: Record, key: str, names: Mapping[str, object]) -> str:
 
 def _point(row: Record) -> Point:
     test = Score.of(row.record("test")) if "test" in row else None
-    return Point(row.number("lambda"), Score.of(row.record("val")), test)
+    distance = row.number("distance") if "distance" in row else None
+    return Point(row.number("lambda"), Score.of(row.record("val")), test, distance)
+
+
+def _donor_score(row: Record) -> DonorScore:
+    return DonorScore(row.number("removed"), row.number("explained"))
 
 
 def choice_of(row: Record) -> Choice:

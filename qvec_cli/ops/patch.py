@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import Array
@@ -17,7 +18,7 @@ from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
 from qvec_cli.ops.patched import PATCHED, Patched, match
 from qvec_cli.ops.plan import STREAMING, Plan
-from qvec_cli.specs import Listener
+from qvec_cli.specs import Listener, Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Request:
     cross: bool = False  # whether the two may have been made for different grids
     force: bool = False
     dry_run: bool = False
+    parts: tuple[Part, ...] = ()  # of the network that the vector is added to; none named: all
 
 
 def patch(request: Request, listener: Listener) -> Metrics:
@@ -46,13 +48,16 @@ def patch(request: Request, listener: Listener) -> Metrics:
     with opened(request.receiver, listener) as theta, opened(request.vector, listener) as rho:
         patched = match(theta, rho, choice, request, listener)
         use, pairing = patched.use, patched.pairing
-        parameters = {"lambda": choice.lam}
+        others = [name for name in pairing.names if name not in patched.names]
+        parts = {"parts": [str(part) for part in request.parts]} if request.parts else {}
+        parameters = {"lambda": choice.lam, **parts}
 
         def card() -> Card:
-            return _card(patched)
+            return _card(patched, parameters)
 
         if request.dry_run:
             fates = pairing.fates(theta, "patched", "kept")
+            fates |= dict.fromkeys(others, "kept: of another part")
             planned = Plan("patch", request.out, fates, theta, parameters, STREAMING)
             return planned.metrics((theta, rho), started, size_of(theta, card()))
         written = write(request.out, theta, _tensors(patched), card, force=request.force)
@@ -60,9 +65,9 @@ def patch(request: Request, listener: Listener) -> Metrics:
     results = {
         "output": str(request.out),
         "digest": written.digest,
-        "lambda": choice.lam,
-        "tensors": len(pairing.names),
-        "kept": [*pairing.head, *pairing.buffers],
+        **parameters,
+        "tensors": len(patched.names),
+        "kept": [*pairing.head, *pairing.buffers, *others],
     }
     return Metrics("patch", inputs, parameters, results, use, started=started)
 
@@ -73,11 +78,11 @@ def _tensors(patched: Patched) -> Iterator[tuple[str, Iterable[Array]]]:
     patched.settle()
 
 
-def _card(patched: Patched) -> Card:
+def _card(patched: Patched, facts: Mapping[str, Any]) -> Card:
     parents = {"receiver": patched.theta, "rho": patched.rho}
     return replace(
         card_of(patched.theta, Kind.CHECKPOINT),
         role=PATCHED,
         quant=patched.grid,
-        provenance=provenance("patch", parents, patched.use, **{"lambda": patched.choice.lam}),
+        provenance=provenance("patch", parents, patched.use, **facts),
     )

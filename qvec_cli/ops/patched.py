@@ -25,9 +25,10 @@ from qvec_cli.ops.lineage import (
     stated_model,
 )
 from qvec_cli.ops.opening import opened
-from qvec_cli.specs import Listener, Use, spent
+from qvec_cli.specs import Listener, Part, Use, spent
 from qvec_cli.vector.arithmetic import apply
 from qvec_cli.vector.pairing import Pairing, cover
+from qvec_cli.vector.parts import select
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,6 +48,10 @@ class Asked(Protocol):
     def dry_run(self) -> bool:
         """Whether only headers are read."""
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Of the network that the vector is added to; none named: all."""
+
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
@@ -56,6 +61,7 @@ class Anchor:
     lam: str  # a number, or the JSON file of a sweep
     cross: bool = False
     dry_run: bool = False
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,7 @@ class Patched:
     rho: Checkpoint
     choice: Choice
     pairing: Pairing
+    names: frozenset[str]  # of the tensors that the vector is added to
 
     @property
     def use(self) -> Use:
@@ -80,7 +87,7 @@ class Patched:
 
     def checked(self, name: str) -> Iterator[Array]:
         """The raw blocks of a tensor, every element of a floating one a number."""
-        return self._blocks(name) if name in self.pairing.names else self.theta.checked(name)
+        return self._blocks(name) if name in self.names else self.theta.checked(name)
 
     def finite(self, name: str) -> Array:
         """A whole floating tensor in float32, every element finite."""
@@ -93,7 +100,7 @@ class Patched:
         import torch
 
         state, aliases = network.state_dict(), self.theta.aliases
-        names = {name: name for name in self.pairing.names}
+        names = {name: name for name in self.names}
         names |= {dropped: kept for dropped, kept in aliases.items() if kept in names}
         with torch.no_grad():
             for name, held in names.items():
@@ -134,7 +141,7 @@ def match(
     note_twice(theta, rho, listener)
     head = head_tensors(theta, stated_model(theta))
     pairing = cover(theta, rho, (str(theta.path), str(rho.path)), head)
-    return Patched(theta, rho, choice, pairing)
+    return Patched(theta, rho, choice, pairing, select(pairing.names, theta, asked.parts))
 
 
 @contextmanager

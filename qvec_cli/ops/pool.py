@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from statistics import fmean, median
 
-from qvec_cli.ops.matrix import Alignment, Cell, Choice, Matrix, Measured, Point
+from qvec_cli.ops.matrix import Alignment, Cell, Choice, DonorScore, Matrix, Measured, Point
 from qvec_cli.ops.records import Score
 
 
@@ -98,13 +98,23 @@ def _cell(cells: Sequence[Cell]) -> Cell:
         fixed=tuple(map(_choice, zip(*(cell.fixed for cell in cells), strict=True))),
         chosen={key: _choice([cell.chosen[key] for cell in cells]) for key in selectors},
         oracle=(median(o[0] for o in oracles), _score(o[1] for o in oracles)) if whole else None,
+        score=_donor_score(cells),
     )
 
 
 def _point(points: Sequence[Point]) -> Point:
     tests = [point.test for point in points if point.test]
     test = _score(tests) if len(tests) == len(points) else None
-    return Point(points[0].lam, _score(point.val for point in points), test)
+    far = [point.distance for point in points if point.distance is not None]
+    distance = fmean(far) if len(far) == len(points) else None
+    return Point(points[0].lam, _score(point.val for point in points), test, distance)
+
+
+def _donor_score(cells: Sequence[Cell]) -> DonorScore | None:
+    found = [cell.score for cell in cells if cell.score]
+    if len(found) < len(cells):
+        return None
+    return DonorScore(fmean(s.removed for s in found), fmean(s.explained for s in found))
 
 
 def _choice(choices: Sequence[Choice]) -> Choice:

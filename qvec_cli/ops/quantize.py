@@ -12,7 +12,7 @@ from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import Array, from_float32
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import MismatchError, SpecError
+from qvec_cli.errors import MismatchError
 from qvec_cli.model.build import Wish
 from qvec_cli.ops.architecture import architecture, targets_in
 from qvec_cli.ops.calibration import (
@@ -30,7 +30,9 @@ from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
 from qvec_cli.ops.patched import PATCHED, Anchor, Patched, anchored
 from qvec_cli.ops.plan import STREAMING, Plan
-from qvec_cli.ops.refinement import Refinement, Subject, check_count, facts_of, refine
+from qvec_cli.ops.proxies import Proxies
+from qvec_cli.ops.refinement import SEED, Refinement, Subject, find, refine
+from qvec_cli.ops.refinement import memory as refining_memory
 from qvec_cli.quant.distortion import sqnr_db
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import parts, stored_bits
@@ -68,7 +70,7 @@ def quantize(request: Request, listener: Listener) -> Metrics:
         CheckpointError: a file that cannot be read or written, or holds NaN.
     """
     started = time.perf_counter()
-    calibration, proxies = _wanted_images(request)
+    calibration = _calibration(request)
     check_wanted(request.method, calibration)
     check_output(request.out, folder=request.folder, force=request.force)
     with (
@@ -76,12 +78,12 @@ def quantize(request: Request, listener: Listener) -> Metrics:
         anchored(theta, request.anchor, listener) as patched,
     ):
         require_float(theta)
-        known = request.folder or request.wish or calibration or proxies
+        known = request.folder or request.wish or calibration or request.refinement
         model = architecture(theta, request.wish) if known else None
         targets = targets_in(theta, model, request.patterns, listener)
-        images = _Found(*(find_images(theta, model, each) for each in (calibration, proxies)))
         grid = _grid(request, theta, patched, targets)
-        job = _Job(request, theta, patched, targets, grid, images)
+        images = _images(request, theta, model, calibration)
+        job = _Job(request, theta, patched, targets, grid, images, model)
         config = job.config(model) if model and request.folder else {}
 
         def card() -> Card:
@@ -89,7 +91,7 @@ def quantize(request: Request, listener: Listener) -> Metrics:
             return replace(made, model=model or made.model)
 
         plan = _plan(theta, targets, grid, fake=request.fake)
-        if proxies:
+        if images.proxies:
             job.check()
         if request.dry_run:
             size = size_of_output(plan, card(), config)
@@ -116,18 +118,30 @@ class _Found(NamedTuple):
     """The images of a run."""
 
     calibration: Images | None
-    proxies: Images | None  # to refine with
+    proxies: Proxies | None  # to refine with
 
     @property
     def counts(self) -> dict[str, int]:
         """Images that are decoded."""
-        listed = {"train": self.calibration, "proxy": self.proxies}
-        return {key: images.counts["train"] for key, images in listed.items() if images}
+        found = dict(self.calibration.counts) if self.calibration else {}
+        return found | ({"proxy": self.proxies.count} if self.proxies else {})
+
+    @property
+    def uses(self) -> list[Use]:
+        """What they cost."""
+        return [images.use for images in self if images]
+
+    @property
+    def specs(self) -> list[str]:
+        """The data sets as typed."""
+        proxies = [source.spec for source in self.proxies.sources] if self.proxies else []
+        return [*([self.calibration.wanted.data] if self.calibration else []), *proxies]
 
     @property
     def inputs(self) -> list[Input]:
         """Each data set once."""
-        return [*dict.fromkeys(images.input for images in self if images)]
+        first = (self.calibration.input,) if self.calibration else ()
+        return [*dict.fromkeys((*first, *(self.proxies.inputs if self.proxies else ())))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +154,7 @@ class _Job:
     targets: tuple[str, ...]
     grid: Grid
     images: _Found
+    model: dict[str, Any] | None
 
     @property
     def source(self) -> Checkpoint | Patched:
@@ -155,7 +170,7 @@ class _Job:
     def use(self) -> Use:
         """What the output has cost."""
         before = self.patched.use if self.patched else inherited_use(self.theta)
-        return spent(before, *(images.use for images in self.images if images))
+        return spent(before, *self.images.uses)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -173,7 +188,8 @@ class _Job:
         if self.patched:
             found["lambda"] = self.patched.choice.lam
         if self.images.proxies and self.request.refinement:
-            found["refinement"] = facts_of(self.images.proxies, self.request.refinement)
+            steps, images = self.request.refinement.steps, self.images.proxies.facts()
+            found["refinement"] = {"steps": steps, "seed": SEED, "images": images}
         return found
 
     def config(self, model: dict[str, Any]) -> dict[str, Any]:
@@ -197,36 +213,42 @@ class _Job:
 
     def check(self) -> None:
         """Refuses by headers what would be refused later."""
-        for images in filter(None, self.images):
-            check_images(self.theta, self.targets, images)
-        if self.images.proxies:
-            check_count(self.images.proxies)
+        wanted = self.images.calibration.wanted if self.images.calibration else None
+        asked = wanted or self.request.refinement
+        if self.model and asked:
+            check_images(self.theta, self.targets, self.model, asked.device)
 
     def made(self, listener: Listener) -> tuple[Calibrated, dict[str, Any]]:
         """What is not simply rounded on its way to the file, and what refinement says."""
         made, what = Calibrated(), (self.source, self.targets, self.grid, self.request.method)
         if self.images.calibration:
             made = calibrate(*what, self.images.calibration, listener)
-        if not (self.images.proxies and self.request.refinement):
+        wanted = self.request.refinement
+        if not (self.images.proxies and wanted and self.model):
             return made, {}
-        steps = self.request.refinement.steps
-        made, facts = refine(Subject(*what), made, self.images.proxies, steps, listener)
+        subject = Subject(*what, self.model, wanted.device)
+        made, facts = refine(subject, made, self.images.proxies, wanted.steps, listener)
         return made, {"refinement": facts}
 
 
-def _wanted_images(request: Request) -> tuple[Calibration | None, Calibration | None]:
-    """Images to calibrate with, and images to refine with, which may be the same."""
-    calibration, refinement = request.calibration, request.refinement
-    if refinement is None:
-        return calibration, None
-    proxies = refinement.proxies or calibration
-    if proxies is None:
-        raise SpecError(
-            "--refine needs images: --proxy and --calib are missing",
-            hint="Some hundred of any data set do, without labels too: DIR/train/any/*.png.",
-        )
-    of_use = QUANTIZERS[request.method].calibrated or (calibration and calibration.bias_correction)
-    return (calibration if of_use or refinement.proxies else None), proxies
+def _calibration(request: Request) -> Calibration | None:
+    """Images to calibrate with, if not only refinement has a use for those that are named."""
+    named, refinement = request.calibration, request.refinement
+    if named is None or refinement is None or refinement.proxies:
+        return named
+    return named if QUANTIZERS[request.method].calibrated or named.bias_correction else None
+
+
+def _images(
+    request: Request,
+    theta: Checkpoint,
+    model: dict[str, Any] | None,
+    calibration: Calibration | None,
+) -> _Found:
+    found = find_images(theta, model, calibration)
+    if not (request.refinement and model):
+        return _Found(found, None)
+    return _Found(found, find(theta, model, request.refinement, request.calibration))
 
 
 def _grid(
@@ -241,18 +263,20 @@ def _planned(job: _Job) -> Plan:
     fate = f"quantized to {job.grid}"
     fates = {n: fate if n in set(targets) else "kept: no target" for n in theta}
     if job.patched:
-        names = set(job.patched.pairing.names) - set(targets)
+        names = job.patched.names - set(targets)
         fates |= dict.fromkeys(names, "patched: no target")
     memory = STREAMING + _COPIES * max(theta[name].size for name in targets) * 4
     planned = Plan(
         "quantize", request.out, fates, theta, job.parameters, memory, folder=request.folder
     )
-    shown = job.images.calibration or job.images.proxies
-    if shown is None:
+    if not job.images.specs:
         return planned
     job.check()
-    memory += max(images.memory(theta, targets) for images in job.images if images)
-    return replace(planned, memory=memory, images=job.images.counts, data=shown.wanted.data)
+    calibration, proxies = job.images
+    most = calibration.memory(theta, targets) if calibration else 0
+    memory += max(most, refining_memory(theta, proxies) if proxies else 0)
+    shown = job.images.specs[0]
+    return replace(planned, memory=memory, images=job.images.counts, data=shown)
 
 
 def _plan(theta: Checkpoint, targets: Iterable[str], grid: Grid, *, fake: bool) -> dict[str, Entry]:

@@ -12,8 +12,10 @@ from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import DataError, SpecError
 from qvec_cli.model.targets import head_tensors
-from qvec_cli.ops.calibration import Calibrated, Images, load_float
+from qvec_cli.ops.calibration import Calibrated, load_float
 from qvec_cli.ops.patched import Patched
+from qvec_cli.ops.plan import TORCH
+from qvec_cli.ops.proxies import Proxies, ProxyWish, draw, find_proxies
 from qvec_cli.quant.distortion import sqnr_db
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import QTensor
@@ -40,7 +42,8 @@ class Refinement:
     """What the user asks for."""
 
     steps: int
-    proxies: Calibration | None = None  # None: the images of calibration
+    device: str = "auto"
+    proxies: ProxyWish | None = None  # None: the images of calibration
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -56,6 +59,9 @@ class Subject:
     grid: Grid
     method: Method
 
+    model: dict[str, Any]
+    device: str
+
     @property
     def theta(self) -> Checkpoint:
         """The receiver, not patched."""
@@ -69,37 +75,48 @@ class Subject:
                 made.weights[name] = QUANTIZERS[self.method].run(weight, self.grid)
                 made.ratios[name] = sqnr_db(weight, made.weights[name].weight())
 
-    def loose(self, made: Calibrated, model: Mapping[str, Any]) -> dict[str, Array]:
+    def loose(self, made: Calibrated) -> dict[str, Array]:
         """Vectors outside the head, as they are: biases, norms, LayerScale."""
         theta, fixed = self.theta, set(self.targets)
-        fixed.update(head_tensors(theta, model))
+        fixed.update(head_tensors(theta, self.model))
         names = [n for n, e in theta.items() if e.floating and len(e.shape) == 1]
         chosen = [name for name in names if name not in fixed]
         return {n: made.floats[n] if n in made.floats else self.source.finite(n) for n in chosen}
 
 
-def facts_of(images: Images, wanted: Refinement) -> dict[str, Any]:
-    """As cards and metrics name them."""
-    found = images.facts()
-    del found["bias_correction"]
-    found.pop("target", None)
-    return {"steps": wanted.steps, "seed": SEED, **found}
-
-
-def check_count(images: Images) -> None:
-    """Refuses too few images to hold some back.
+def find(
+    theta: Checkpoint, model: dict[str, Any], wanted: Refinement, calibration: Calibration | None
+) -> Proxies:
+    """The images to refine with, not yet decoded.
 
     Raises:
-        DataError: fewer than four.
+        SpecError: neither proxies nor images of calibration are named.
+        DataError: no such data set, or fewer than four images, of which some are held back.
     """
-    if (count := images.counts["train"]) < _HELD_BACK:
-        raise DataError(
-            f"{images.wanted.data}: --refine needs {_HELD_BACK} images or more, here are {count}"
+    if wanted.proxies:
+        found = find_proxies(theta, model, wanted.proxies)
+    elif calibration:
+        told = calibration.data, calibration.samples, calibration.loading
+        found = Proxies((draw(theta, model, *told),))
+    else:
+        raise SpecError(
+            "--refine needs images: --proxy and --calib are missing",
+            hint="Some hundred of anything do, without labels; or --proxy noise.",
         )
+    if (count := found.count) < _HELD_BACK:
+        names = ", ".join(source.spec for source in found.sources)
+        raise DataError(f"{names}: --refine needs {_HELD_BACK} images or more, here are {count}")
+    return found
+
+
+def memory(theta: Checkpoint, images: Proxies) -> int:
+    """Bytes that it takes, about: torch, two networks, what moves, and the images."""
+    numbers = sum(entry.size for entry in theta.values())
+    return TORCH + 24 * numbers + 5 * images.nbytes()
 
 
 def refine(
-    subject: Subject, made: Calibrated, images: Images, steps: int, listener: Listener
+    subject: Subject, made: Calibrated, images: Proxies, steps: int, listener: Listener
 ) -> tuple[Calibrated, dict[str, Any]]:
     """The quantized network with scales, biases and norms learned from the float receiver.
 
@@ -122,11 +139,10 @@ def refine(
     from qvec_cli.learn.distill import Lesson, distill, loss_name, measured
 
     subject.completed(made)
-    model, device = images.examples.model, images.wanted.device
     seen, held = _pupils(subject, images, listener)
-    network = load_float(subject.source, model, device)
+    network = load_float(subject.source, subject.model, subject.device)
     places = dict(network.named_parameters(remove_duplicate=False))
-    loose = {n: value for n, value in subject.loose(made, model).items() if n in places}
+    loose = {n: value for n, value in subject.loose(made).items() if n in places}
     before = made.weights, loose
     _place(places, *before)
     error = measured(network, held)
@@ -175,19 +191,24 @@ def _refined(
     return Calibrated(weights, {**made.floats, **loose}, ratios)
 
 
-def _pupils(subject: Subject, images: Images, listener: Listener) -> tuple[Pupils, Pupils]:
+def _pupils(subject: Subject, images: Proxies, listener: Listener) -> tuple[Pupils, Pupils]:
     """Images to learn from and images held back, with the logits of the float receiver."""
+    import torch
+
     from qvec_cli.learn.distill import Pupils, logits
     from qvec_cli.model.build import normalise
 
-    decoded, _ = images.examples.decoded("train", listener)
-    ready, size = normalise(images.examples.model), images.wanted.loading.batch_size
-    teacher = load_float(subject.theta, images.examples.model, images.wanted.device)
+    decoded, size = images.decoded(listener), images.sources[0].examples.loading.batch_size
+    ready = normalise(subject.model)
+    teacher = load_float(subject.theta, subject.model, subject.device)
     wanted = logits(teacher, decoded, ready, size)
-    cut = len(decoded) - len(decoded) // _HELD_BACK
-    parts = (slice(0, cut), slice(cut, None))
-    seen, held = (Pupils(decoded[part], wanted[part], ready, size) for part in parts)
-    return seen, held
+    held = torch.arange(len(decoded)) % _HELD_BACK == _HELD_BACK - 1  # of every source some
+    parts = (decoded[part] for part in (~held, held))
+    first, second = (
+        Pupils(some, wanted[part.to(wanted.device)], ready, size)
+        for some, part in zip(parts, (~held, held), strict=True)
+    )
+    return first, second
 
 
 class _Student:

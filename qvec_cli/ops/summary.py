@@ -77,6 +77,7 @@ def summarise(matrix: Matrix) -> Facts:
         },
         "donors": {way: _by(c, attrgetter("donor")) for way, c in changes.items()},
         "per_receiver": {way: _by(c, attrgetter("receiver")) for way, c in changes.items()},
+        "donor_score": _donor_score([c for c in others if c.null is None], best),
         "alignment": _alignment(matrix, changes),
     }
 
@@ -191,6 +192,31 @@ def _by(changes: Sequence[Change], name: Callable[[Change], str]) -> Facts:
         groups[name(change)].append(change.gain)
     means = {member: fmean(gains) for member, gains in groups.items()}
     return dict(sorted(means.items(), key=lambda item: -item[1]))
+
+
+def _donor_score(cells: Sequence[Cell], best: Sequence[Change] | None) -> Facts | None:
+    """How donors' scores, made without labels, rank pairs by what the best lambda on test gains.
+
+    Over all pairs, and as the mean over receivers of each one's own ranking of its donors.
+    """
+    if best is None or len(cells) < 3 or not all(cell.score for cell in cells):
+        return None
+    gains = np.array([change.gain for change in best])
+    names = np.array([cell.receiver for cell in cells])
+    facts: Facts = {}
+    for kind in ("removed", "explained"):
+        score = np.array([getattr(cell.score, kind) for cell in cells])
+        within = [
+            spearman(score[names == name], gains[names == name])
+            for name in dict.fromkeys(names)
+            if (names == name).sum() > 2
+        ]
+        known = [rank for rank in within if rank is not None]
+        facts[kind] = {
+            "spearman": spearman(score, gains),
+            "within_receivers": fmean(known) if known else None,
+        }
+    return facts
 
 
 def _alignment(matrix: Matrix, changes: Mapping[str, Sequence[Change]]) -> Facts | None:

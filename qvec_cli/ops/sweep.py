@@ -9,29 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target, write_json
-from qvec_cli.errors import CheckpointError, MismatchError, NotFiniteError, QvecError, SpecError
-from qvec_cli.model.targets import head_tensors
+from qvec_cli.errors import CheckpointError, MismatchError, NotFiniteError, QvecError
 from qvec_cli.ops.examples import Examples, open_for
-from qvec_cli.ops.grids import choose_grid, choose_targets
-from qvec_cli.ops.lineage import (
-    inherited_use,
-    model_of,
-    note_twice,
-    patched_use,
-    require,
-    require_same_grid,
-    require_same_start,
-)
+from qvec_cli.ops.lineage import inherited_use, model_of, patched_use
+from qvec_cli.ops.match import match
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
 from qvec_cli.ops.plan import TORCH, Plan
 from qvec_cli.ops.unfinished import check_unfinished, unfinished
-from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.specs import DataUse, Grid, Listener, Loading, Method, Use, Wanted, spent
-from qvec_cli.vector.pairing import Pairing, cover
+from qvec_cli.vector.pairing import Pairing
 
 if TYPE_CHECKING:
     from qvec_cli.ops.trial import Trial
@@ -152,26 +141,11 @@ def sweep(request: Request, listener: Listener) -> Metrics:
 
 
 def _match(request: Request, theta: Checkpoint, rho: Checkpoint, listener: Listener) -> _Setting:
-    if QUANTIZERS[request.method].calibrated:
-        raise SpecError(
-            f"--method {request.method} needs images, which a sweep does not give it",
-            hint="Sweep with rtn, mse or hqq; then patch, and quantize with --calib.",
-        )
-    require(theta, Kind.CHECKPOINT)
-    require(rho, Kind.VECTOR)
-    require_same_start(theta, rho, listener)
-    require_same_grid(theta, rho, cross=request.grid.cross)
-    note_twice(theta, rho, listener)
-    model = model_of(theta)
-    pairing = cover(
-        theta, rho, (str(request.receiver), str(request.vector)), head_tensors(theta, model)
-    )
-    targets = choose_targets(theta, (), listener)
-    grid = choose_grid(request.grid, request.method, rho, theta, targets)
-    examples = open_for(theta, model, request.data, request.loading)
+    pair = match(theta, rho, request.grid, request.method, listener)
+    examples = open_for(theta, model_of(theta), request.data, request.loading)
     for split in ("val", "test"):
         examples.task.split(split)
-    return _Setting(theta, rho, examples, targets, grid, pairing)
+    return _Setting(theta, rho, examples, pair.targets, pair.grid, pair.pairing)
 
 
 def _trial(request: Request, setting: _Setting, listener: Listener) -> Trial:

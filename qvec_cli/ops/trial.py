@@ -51,8 +51,12 @@ class Trial:
 
     def scores(self, lam: float, splits: Iterable[str]) -> dict[str, Score]:
         """The same on several splits, for one quantization."""
-        self._place(self.quantized(self.patched(lam)))
+        self.place(lam)
         return {split: self.measured(split) for split in splits}
+
+    def place(self, lam: float) -> None:
+        """Makes the network Q(theta_R + lambda * rho)."""
+        self.put(self.quantized(self.patched(lam)))
 
     def float_score(self, split: str) -> Score:
         """Accuracy of the receiver itself, not quantized."""
@@ -79,10 +83,11 @@ class Trial:
 
     def accuracy(self, weights: Named, split: str) -> Score:
         """Measures the network with these weights."""
-        self._place(weights)
+        self.put(weights)
         return self.measured(split)
 
-    def _place(self, weights: Named) -> None:
+    def put(self, weights: Named) -> None:
+        """Overwrites the network's weights."""
         place = self.network.state_dict()
         with torch.no_grad():
             for name, weight in weights:

@@ -1,0 +1,146 @@
+"""Unlabelled images that speak for the receiver's own: found, counted, decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.errors import SpecError
+from qvec_cli.learn.noise import NOISE
+from qvec_cli.learn.samples import Part, Task
+from qvec_cli.learn.unlabelled import any_split
+from qvec_cli.ops.examples import Examples, open_images
+from qvec_cli.ops.metrics import Input
+from qvec_cli.specs import DataUse, Listener, Loading, Use, spent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyWish:
+    """Which images, as the user says it."""
+
+    specs: tuple[str, ...]
+    samples: int = 256  # in all, shared between the data sets
+    loading: Loading = field(default_factory=Loading)
+
+    def __post_init__(self) -> None:
+        if not self.specs:
+            raise SpecError(
+                "--proxy is missing",
+                hint="Some hundred images of anything do, without labels; or --proxy noise.",
+            )
+        if self.samples < 2 * len(self.specs):
+            raise SpecError(f"--proxy-samples {self.samples} is too few: two a data set at least")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A part of one data set."""
+
+    spec: str
+    examples: Examples
+    use: Use  # what a choice costs that has seen its images
+
+    @property
+    def count(self) -> int:
+        """Images that will be decoded."""
+        return len(self.examples.task.split("train"))
+
+
+@dataclass(frozen=True, slots=True)
+class Proxies:
+    """Images that have been found, not yet decoded."""
+
+    sources: tuple[Source, ...]
+
+    @property
+    def use(self) -> Use:
+        """What of the receiver's data they are, and how many there are in all."""
+        level = spent(*(source.use for source in self.sources)).level
+        kind = {DataUse.NONE: NOISE, DataUse.RECEIVER_IMAGES: "train"}.get(level, "proxy")
+        return Use(level, {kind: sum(source.count for source in self.sources)})
+
+    @property
+    def count(self) -> int:
+        """Images in all."""
+        return sum(source.count for source in self.sources)
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The data sets as metrics list them."""
+        return tuple(Input(s.spec, "data", s.examples.task.digest) for s in self.sources)
+
+    @property
+    def only_noise(self) -> bool:
+        """Whether no picture is among them."""
+        return all(source.examples.task.name == NOISE for source in self.sources)
+
+    def nbytes(self) -> int:
+        """Bytes of the decoded images."""
+        return sum(s.examples.nbytes({"train": s.count}) for s in self.sources)
+
+    def facts(self) -> list[dict[str, Any]]:
+        """As cards and metrics name them."""
+        tasks = [(source.examples.task, source.count) for source in self.sources]
+        return [{"name": t.name, "digest": t.digest, "samples": n} for t, n in tasks]
+
+    def decoded(self, listener: Listener) -> Tensor:
+        """All of them, uint8 [N, C, H, W], source after source."""
+        import torch
+
+        return torch.cat([s.examples.decoded("train", listener)[0] for s in self.sources])
+
+
+def find_proxies(theta: Checkpoint, model: dict[str, Any], wish: ProxyWish) -> Proxies:
+    """Images of each data set, drawn with seed 0; nothing is decoded.
+
+    Raises:
+        DataError, SpecError: no such data set.
+    """
+    shares = _shares(wish.samples, len(wish.specs))
+    loading = wish.loading
+    return Proxies(
+        tuple(
+            draw(theta, model, spec, count, loading)
+            for spec, count in zip(dict.fromkeys(wish.specs), shares, strict=False)
+        )
+    )
+
+
+def draw(
+    theta: Checkpoint, model: dict[str, Any], spec: str, count: int, loading: Loading
+) -> Source:
+    """At most so many images of a data set; whether they are the receiver's own, cards tell."""
+    task = open_images(spec, model, loading)
+    samples = any_split(task)
+    count = min(count, len(samples))
+    chosen = Task(task.name, task.classes, {"train": Part(samples, 0, count)})
+    use = Use(DataUse.PROXY_IMAGES, {"proxy": count})
+    if task.name == NOISE:
+        use = Use(DataUse.NONE, {NOISE: count})
+    elif _is_own(theta, task):
+        use = Use(DataUse.RECEIVER_IMAGES, {"train": count})
+    labels = tuple(range(len(task.classes)))
+    return Source(spec, Examples(chosen, model, labels, loading), use)
+
+
+def is_own(theta: Checkpoint, model: dict[str, Any], spec: str, loading: Loading) -> bool:
+    """Whether a data set is known to be the receiver's own."""
+    own = draw(theta, model, spec, 1, loading).use.level is DataUse.RECEIVER_IMAGES
+    return own and bool(theta.card and theta.card.data)
+
+
+def _is_own(theta: Checkpoint, task: Task) -> bool:
+    """Whether images are the receiver's: a copy or a part has another digest, but its classes."""
+    own = (theta.card.data or {}) if theta.card else {}
+    if not own:  # a file that does not say what it was trained on
+        return True
+    return own.get("digest") == task.digest or own.get("classes") == list(task.classes)
+
+
+def _shares(total: int, parts: int) -> Iterable[int]:
+    return [total // parts + (place < total % parts) for place in range(parts)]

@@ -1,0 +1,70 @@
+"""Which lambda to take, from how far each image's answer is from the float one at each lambda."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+GUARD: Final = 2.0
+"""Standard errors by which a lambda must be better than 0 to be taken at all."""
+
+NEGATIVE: Final = (-0.5, -0.25)
+"""Lambdas below 0 that always take part: some donors help with the other sign."""
+
+
+@dataclass(frozen=True, slots=True)
+class Average:
+    """The mean over images, and its standard error."""
+
+    mean: float
+    standard_error: float
+
+    @classmethod
+    def of(cls, values: Array) -> Average:
+        """Of one number an image, exactly summed, so that their order does not matter."""
+        count = len(values)
+        mean = math.fsum(values) / count
+        spread = math.fsum(float(v - mean) ** 2 for v in values) / max(count - 1, 1)
+        return cls(mean, math.sqrt(spread / count))
+
+
+def choose_lambda(lambdas: Sequence[float], distances: Sequence[Array]) -> int:
+    """The place of the smallest |lambda| that is as good as the best.
+
+    As good means: its mean distance is above the best one's by no more than the standard error
+    of their difference, image by image. Lambda 0, plain quantization, is kept unless the best
+    is better by two such errors.
+
+    Args:
+        lambdas: 0 among them.
+        distances: of each lambda, [N] over the same images, 0 where the answers agree.
+    """
+    plain = lambdas.index(0.0)
+    best = min(range(len(lambdas)), key=lambda i: (_mean(distances[i]), abs(lambdas[i])))
+    if not beats(distances[best], distances[plain], GUARD):
+        return plain
+    as_good = [i for i in range(len(lambdas)) if not beats(distances[best], distances[i], 1.0)]
+    as_good = [i for i in as_good if beats(distances[i], distances[plain], GUARD)]
+    return min(as_good, key=lambda i: (abs(lambdas[i]), _mean(distances[i])))
+
+
+def removed(chosen: Array, plain: Array) -> float:
+    """The share of quantization's damage that is gone; negative where there is more of it."""
+    before = _mean(plain)
+    return 1 - _mean(chosen) / before if before > 0 else 0.0
+
+
+def _mean(values: Array) -> float:
+    return math.fsum(values) / len(values)
+
+
+def beats(ours: Array, theirs: Array, errors: float) -> bool:
+    """Whether a mean is lower by more than so many standard errors of the difference."""
+    gain = Average.of(theirs - ours)
+    return gain.mean > errors * gain.standard_error
