@@ -44,6 +44,13 @@ class Method(StrEnum):
     AWQ = "awq"
 
 
+class Target(StrEnum):
+    """Whose outputs a calibrated layer is to give; see quant/aim.py."""
+
+    QUANTIZED = "quantized"  # its own before rounding, behind the quantized layers
+    FLOAT = "float"  # those that it has in the float network
+
+
 class ExportFormat(StrEnum):
     """What other programs read; one row each in ops/export.py."""
 
@@ -334,6 +341,7 @@ class Calibration:
     loading: Loading = field(default_factory=Loading)
     device: str = "auto"
     bias_correction: bool = False  # whether biases make good the mean error of each output
+    target: Target = Target.QUANTIZED
 
     def __post_init__(self) -> None:
         _at_least("calib_samples", self.samples, 1)

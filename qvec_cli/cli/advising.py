@@ -71,9 +71,7 @@ def advise(
     loading = Loading(folder, dataset_download and not dry_run, None, workers, batch_size)
     images = proxies(proxy or [NOISE], proxy_samples, loading)
     named = tuple(rho or ())
-    request = Request(
-        receiver, bits, named, moments, images, data, output, device, force, dry_run
-    )
+    request = Request(receiver, bits, named, moments, images, data, output, device, force, dry_run)
     show.deliver(
         lambda listener: run(request, listener),
         as_json=as_json,

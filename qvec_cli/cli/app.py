@@ -15,7 +15,16 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
-from qvec_cli.cli import advising, drawing, measurement, quantization, show, study, training, vectors
+from qvec_cli.cli import (
+    advising,
+    drawing,
+    measurement,
+    quantization,
+    show,
+    study,
+    training,
+    vectors,
+)
 from qvec_cli.errors import QvecError, RankError, ReaderLeftError, SpecError
 from qvec_cli.learn import distributed
 

@@ -143,6 +143,14 @@ def _quantize(results: Facts) -> Iterator[str]:
             f"signal to quantization noise: {min(ratios):.1f} to {max(ratios):.1f} dB, "
             f"mean {sum(ratios) / len(ratios):.1f} dB"
         )
+    if refined := results.get("refinement"):
+        held, unit = refined["held_back"], refined["loss"].replace("_", " ")
+        after = "not a number" if held["after"] is None else f"{held['after']:.4g}"
+        fate = "" if refined["kept"] else ": not kept"
+        yield (
+            f"refined in {refined['steps']} steps: {unit} to the float network on "
+            f"{held['images']} images held back {held['before']:.4g} -> {after}{fate}"
+        )
 
 
 def _export(results: Facts) -> Iterator[str]:

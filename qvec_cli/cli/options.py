@@ -12,7 +12,7 @@ import typer
 
 from qvec_cli.cli import recipe
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Granularity, Loading, Measure, Method, Part, Scale, ScaleDtype
+from qvec_cli.specs import Granularity, Loading, Measure, Method, Part, Scale, ScaleDtype, Target
 
 if TYPE_CHECKING:
     from qvec_cli.model.build import Wish
@@ -176,6 +176,30 @@ MomentsFile = Annotated[
 ]
 BiasCorrection = Annotated[
     bool, typer.Option("--bias-correction", help="Let biases make good the outputs' mean error.")
+]
+
+TargetChoice = Annotated[
+    Target,
+    typer.Option(
+        "--target",
+        help="Whose outputs gptq aims at in each layer: those of the float network, or its own "
+        "behind the quantized layers.",
+    ),
+]
+Anchor = Annotated[
+    Path | None,
+    typer.Option(readable=False, help="Vector that is added before, as patch does.", metavar="RHO"),
+]
+AnchorLambda = Annotated[
+    str | None,
+    typer.Option("--lambda", "-l", metavar="NUMBER", help="Of --anchor.", show_default="1"),
+]
+Refine = Annotated[
+    int | None,
+    typer.Option(
+        metavar="STEPS",
+        help="Then let scales, biases and norms learn the float network's outputs on --proxy.",
+    ),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
@@ -48,8 +49,11 @@ def choose_grid(
     made: Checkpoint,
     theta: Checkpoint,
     targets: Iterable[str],
+    swept: Mapping[str, Any] | None = None,
 ) -> Grid:
     """The grid for the targets of ``theta``: the user's, or the one that ``made`` was made for.
+
+    ``swept`` is that of the sweep that has chosen lambda for ``made``, and comes before its own.
 
     Raises:
         SpecError: no bits given, and none in the file; a rule of scales that is not the method's.
@@ -57,7 +61,8 @@ def choose_grid(
         QvecError, MismatchError: see ``check_fit``.
     """
     made = next((c for c in (made, theta) if c.card and c.card.quant), made)
-    own = Grid.from_json(made.card.quant) if made.card and made.card.quant else None
+    stated = swept or (made.card.quant if made.card else None)
+    own = Grid.from_json(stated) if stated else None
     grid = wanted.ruled(QUANTIZERS[method].scale).grid(own)
     if own and own != grid and not wanted.cross:
         raise MismatchError(f"{made.path} was made for {own}, not for {grid}", hint=CROSS)

@@ -65,6 +65,11 @@ class Proxies:
         return Use(level, {kind: sum(source.count for source in self.sources)})
 
     @property
+    def count(self) -> int:
+        """Images in all."""
+        return sum(source.count for source in self.sources)
+
+    @property
     def inputs(self) -> tuple[Input, ...]:
         """The data sets as metrics list them."""
         return tuple(Input(s.spec, "data", s.examples.task.digest) for s in self.sources)
