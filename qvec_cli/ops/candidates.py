@@ -29,7 +29,7 @@ from qvec_cli.specs import (
 _GROUPS: Final = (128, 64, 32, 16)
 """Group sizes that are tried for one that every layer takes, the cheapest first."""
 
-STEPS: Final = 100
+STEPS: Final = 60
 """Of refinement."""
 
 
@@ -38,6 +38,7 @@ class Candidate:
     """One way: what it is called, what kind it is, and the quantization it comes to."""
 
     name: str
+    way: str  # what it is apart from grid and lambda: rtn, unit, chosen, fitted, moments, ...
     family: Family
     grid: Grid
     request: Request  # its output is named later
@@ -63,22 +64,33 @@ def plain(source: Path, bits: int, shapes: Mapping[str, tuple[int, ...]]) -> Ite
 
 def rounded(source: Path, grid: Grid) -> Candidate:
     """Plain rounding."""
-    return Candidate(f"rtn, {_short(grid)}", Family.PLAIN, grid, _request(source, grid))
+    return Candidate(f"rtn, {_short(grid)}", "rtn", Family.PLAIN, grid, _request(source, grid))
 
 
-def patched(
-    source: Path, grid: Grid, rho: Path, lam: float, name: str, before: tuple[str, ...] = ()
-) -> Candidate:
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A vector, how long it is to be, and what it is called."""
+
+    rho: Path
+    lam: float
+    name: str
+    way: str
+    before: tuple[str, ...] = ()  # commands that make it
+
+
+def patched(source: Path, grid: Grid, offer: Offer) -> Candidate:
     """A vector added, then plain rounding."""
-    anchor = Anchor(rho, repr(lam))
-    request = replace(_request(source, grid), anchor=anchor)
-    return Candidate(f"{name}, {_short(grid)}", Family.PATCH, grid, request, before)
+    request = replace(_request(source, grid), anchor=Anchor(offer.rho, repr(offer.lam)))
+    name = f"{offer.name}, {_short(grid)}"
+    return Candidate(name, offer.way, Family.PATCH, grid, request, offer.before)
 
 
 def on_moments(source: Path, grid: Grid, file: Path, before: tuple[str, ...] = ()) -> Candidate:
     """GPTQ on statistics from a file."""
     request = replace(_request(source, grid), method=Method.GPTQ, moments=Moments(file))
-    return Candidate(f"gptq on moments, {_short(grid)}", Family.MOMENTS, grid, request, before)
+    return Candidate(
+        f"gptq on moments, {_short(grid)}", "moments", Family.MOMENTS, grid, request, before
+    )
 
 
 def on_images(source: Path, grid: Grid, images: Calibration, name: str) -> Candidate:
@@ -86,7 +98,8 @@ def on_images(source: Path, grid: Grid, images: Calibration, name: str) -> Candi
     family = Family.NOISE if images.data == "noise" else Family.IMAGES
     aim = ", float target" if images.target is Target.FLOAT else ""
     request = replace(_request(source, grid), method=Method.GPTQ, calibration=images)
-    return Candidate(f"gptq on {name}{aim}, {_short(grid)}", family, grid, request)
+    way = "float" if aim else str(family)
+    return Candidate(f"gptq on {name}{aim}, {_short(grid)}", way, family, grid, request)
 
 
 def refined(candidate: Candidate, images: ProxyWish, device: str) -> Candidate:
@@ -94,7 +107,11 @@ def refined(candidate: Candidate, images: ProxyWish, device: str) -> Candidate:
     refinement = Refinement(STEPS, device, images)
     request = replace(candidate.request, refinement=refinement)
     return replace(
-        candidate, name=f"{candidate.name}, refined", family=Family.REFINED, request=request
+        candidate,
+        name=f"{candidate.name}, refined",
+        way="refined",
+        family=Family.REFINED,
+        request=request,
     )
 
 
@@ -104,6 +121,7 @@ def anchored(candidate: Candidate, rho: Path, lam: float, before: tuple[str, ...
     return replace(
         candidate,
         name=f"{candidate.name}, anchored at {lam:g}",
+        way="anchored",
         request=request,
         before=(*before, *candidate.before),
     )
