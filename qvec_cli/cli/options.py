@@ -111,6 +111,8 @@ ScaleDtypeChoice = Annotated[
     typer.Option("--scale-dtype", help="How a file holds scales.", show_default="float32"),
 ]
 GroupSize = Annotated[int | None, typer.Option(min=1, help="Input features per scale.")]
+LAMBDAS = "0:1.5:0.15"
+"""The curve that is measured unless another is typed."""
 Lambdas = Annotated[
     str,
     typer.Option(
@@ -163,6 +165,14 @@ Calib = Annotated[
 CalibSamples = Annotated[
     int | None,
     typer.Option(min=1, help="Of its train split, drawn with seed 0.", show_default="512"),
+]
+MomentsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--moments",
+        readable=False,
+        help="What qvec moments wrote, or a vector that carries it; in place of images.",
+    ),
 ]
 BiasCorrection = Annotated[
     bool, typer.Option("--bias-correction", help="Let biases make good the outputs' mean error.")

@@ -35,6 +35,7 @@ from qvec_cli.cli.options import (
     MetricsFile,
     ModelArg,
     ModelName,
+    MomentsFile,
     Out,
     Proxy,
     ProxySamples,
@@ -52,6 +53,7 @@ from qvec_cli.specs import Calibration, ExportFormat, Listener, Loading, Method,
 
 if TYPE_CHECKING:
     from qvec_cli.ops.metrics import Metrics
+    from qvec_cli.ops.oneshot import Moments
     from qvec_cli.ops.patched import Anchor as Anchored
     from qvec_cli.ops.refinement import Refinement
 
@@ -85,6 +87,7 @@ def quantize(
     ] = None,
     calib: Calib = None,
     calib_samples: CalibSamples = None,
+    moments: MomentsFile = None,
     bias_correction: BiasCorrection = False,
     target: TargetChoice = Target.QUANTIZED,
     anchor: Anchor = None,
@@ -129,17 +132,19 @@ def quantize(
         from qvec_cli.ops import survey
 
         _alone(output=output, method=method is not Method.RTN, fake=fake, calib=calib,
-               calib_samples=calib_samples, bias_correction=bias_correction,
+               calib_samples=calib_samples, moments=moments, bias_correction=bias_correction,
                target=target is Target.FLOAT, anchor=anchor, lam=lam, refine=refine is not None,
-               proxy=proxy, proxy_samples=proxy_samples,
-               dry_run=dry_run)  # fmt: skip
+               proxy=proxy, proxy_samples=proxy_samples, dry_run=dry_run)  # fmt: skip
         images_of = data, split or "val", loading, device
         survey_ = survey.Request(checkpoint, wanted, patterns, *images_of, named)
         work = partial(survey.survey, survey_)
     else:
         from qvec_cli.ops import quantize as verb
 
-        told = (calib or "", calib_samples or 512, loading, device, bias_correction, target)
+        carried = _moments(moments, bias_correction, calib=calib, calib_samples=calib_samples,
+                           anchor=anchor, refine=refine)  # fmt: skip
+        correction = bias_correction and carried is None
+        told = (calib or "", calib_samples or 512, loading, device, correction, target)
         images = _calibration(calib, calib_samples, Calibration(*told))
         if output is None:
             raise SpecError("-o FILE is missing", hint="--compare goes without.")
@@ -160,12 +165,13 @@ def quantize(
             dry_run,
             folder=_is_folder(output),
             wish=named,
+            moments=carried,
         )
         work = partial(verb.quantize, request)
     show.deliver(
         work,
         as_json=as_json,
-        inputs=(checkpoint, *([anchor] if anchor else [])),
+        inputs=(checkpoint, *(path for path in (moments, anchor) if path)),
         document=metrics,
         out=out,
         force=force,
@@ -237,7 +243,8 @@ def _calibration(calib: str | None, samples: int | None, told: Calibration) -> C
     }
     for flag, typed in needing.items():
         if typed:
-            raise SpecError(f"{flag} needs images: --calib is missing")
+            hint = "Or --moments FILE." if flag == "--bias-correction" else None
+            raise SpecError(f"{flag} needs images: --calib is missing", hint=hint)
     return None
 
 
@@ -266,6 +273,20 @@ def _refinement(
     if steps is None:
         return None
     return Refinement(steps, device, proxies(specs, samples, loading) if specs else None)
+
+
+def _moments(path: Path | None, bias_correction: bool, **images: object) -> Moments | None:
+    """Moments from a file, with which images do not go."""
+    from qvec_cli.ops.oneshot import Moments
+
+    if path is None:
+        return None
+    if typed := [name for name, value in images.items() if value is not None]:
+        raise SpecError(
+            f"--moments does not go with --{typed[0].replace('_', '-')}",
+            hint="Moments stand in place of images, and for the checkpoint as it is.",
+        )
+    return Moments(path, bias_correction)
 
 
 def _is_folder(typed: str) -> bool:

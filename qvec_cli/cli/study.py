@@ -9,6 +9,7 @@ import typer
 
 from qvec_cli.cli import recipe, show
 from qvec_cli.cli.options import (
+    LAMBDAS,
     AsJson,
     BatchSize,
     Bits,
@@ -84,7 +85,7 @@ def transfer(
     scale_dtype: ScaleDtypeChoice = None,
     cross_grid: Cross = False,
     method: MethodChoice = Method.RTN,
-    lambdas: Lambdas = "0:1.5:0.15",
+    lambdas: Lambdas = LAMBDAS,
     fixed: Annotated[
         str,
         typer.Option(

@@ -1,4 +1,4 @@
-"""The commands whose subject is a quantization vector: extract, combine, patch."""
+"""The commands whose subject is a quantization vector: extract, moments, combine, patch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import typer
 
 from qvec_cli.cli import show
 from qvec_cli.cli.options import (
+    LAMBDAS,
     AsJson,
     BatchSize,
     Bits,
+    CropPct,
     Cross,
+    Data,
     DataDir,
     Device,
     Download,
@@ -20,8 +23,12 @@ from qvec_cli.cli.options import (
     Force,
     GranularityChoice,
     GroupSize,
+    ImgSize,
+    InChans,
     MeasureChoice,
     MetricsFile,
+    ModelArg,
+    ModelName,
     Out,
     Parts,
     Proxy,
@@ -32,6 +39,7 @@ from qvec_cli.cli.options import (
     Workers,
     chosen_parts,
     proxies,
+    wish,
 )
 from qvec_cli.errors import SpecError
 from qvec_cli.specs import Loading, Rule, Wanted
@@ -43,6 +51,10 @@ def extract(
         Path, typer.Argument(readable=False, help="Its twin, trained with train-qat.")
     ],
     output: Out,
+    moments: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="What qvec moments wrote, for the vector to carry."),
+    ] = None,
     force: Force = False,
     dry_run: DryRun = False,
     metrics: MetricsFile = None,
@@ -52,9 +64,78 @@ def extract(
     from qvec_cli.ops.extract import extract as run
 
     show.deliver(
-        lambda listener: run(donor, donor_qat, output, listener, force=force, dry_run=dry_run),
+        lambda listener: run(
+            donor, donor_qat, output, listener, moments=moments, force=force, dry_run=dry_run
+        ),
         as_json=as_json,
-        inputs=(donor, donor_qat),
+        inputs=(donor, donor_qat, *((moments,) if moments else ())),
+        document=metrics,
+        out=output,
+        force=force,
+        dry_run=dry_run,
+    )
+
+
+def moments(
+    checkpoint: Annotated[
+        Path, typer.Argument(readable=False, help="Float checkpoint: a donor, or the base.")
+    ],
+    data: Data,
+    output: Out,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Images of the split, drawn with seed 0; 16 are enough.")
+    ] = 64,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Keep so many eigenpairs of each moment, and its diagonal.",
+            show_default="all of it",
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of --data.")] = "train",
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Weights to look at, in place of the file's own."),
+    ] = None,
+    data_dir: DataDir = None,
+    dataset_download: Download = False,
+    workers: Workers = 0,
+    batch_size: BatchSize = 128,
+    device: Device = "auto",
+    model: ModelName = None,
+    img_size: ImgSize = None,
+    in_chans: InChans = None,
+    crop_pct: CropPct = None,
+    model_arg: ModelArg = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    metrics: MetricsFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write what each layer of CHECKPOINT sees of images, for others to be quantized on."""
+    from qvec_cli.ops.collect import Request, collect
+
+    folder = str(data_dir) if data_dir is not None else None
+    loading = Loading(folder, dataset_download and not dry_run, None, workers, batch_size)
+    request = Request(
+        checkpoint,
+        data,
+        output,
+        samples,
+        rank,
+        split,
+        loading,
+        tuple(targets or ()),
+        device,
+        wish(model, img_size, in_chans, crop_pct, model_arg),
+        force,
+        dry_run,
+    )
+    show.deliver(
+        lambda listener: collect(request, listener),
+        as_json=as_json,
+        inputs=(checkpoint,),
         document=metrics,
         out=output,
         force=force,
@@ -177,9 +258,23 @@ def patch(
             "--lambda",
             "-l",
             metavar="NUMBER",
-            help="Scaling coefficient, or the JSON file of a sweep.",
+            help="Scaling coefficient, the JSON file of a sweep, or auto: by agreement on --proxy.",
         ),
     ] = "1",
+    proxy: Proxy = None,
+    proxy_samples: ProxySamples = None,
+    measure: MeasureChoice = None,
+    bits: Bits = None,
+    granularity: GranularityChoice = None,
+    group_size: GroupSize = None,
+    scale: ScaleChoice = None,
+    symmetric: Symmetric = None,
+    scale_dtype: ScaleDtypeChoice = None,
+    data_dir: DataDir = None,
+    dataset_download: Download = False,
+    batch_size: BatchSize = 128,
+    workers: Workers = 0,
+    device: Device = "auto",
     parts: Parts = None,
     cross_grid: Cross = False,
     force: Force = False,
@@ -187,12 +282,35 @@ def patch(
     metrics: MetricsFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write RECEIVER + lambda * RHO; the receiver keeps its head."""
+    """Write RECEIVER + lambda * RHO; the receiver keeps its head.
+
+    --lambda auto takes the lambda at which the quantized model follows the receiver's own float
+    answers most closely on --proxy images, on the vector's grid or the one of --bits.
+    """
+    from qvec_cli.ops import agree
     from qvec_cli.ops.patch import Request
     from qvec_cli.ops.patch import patch as run
+    from qvec_cli.vector.lambdas import parse_lambdas
 
+    wanted = Wanted(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid)
+    folder = str(data_dir) if data_dir else None
+    loading = Loading(folder, dataset_download and not dry_run, None, workers, batch_size)
+    chosen, auto = chosen_parts(parts), None
+    if lam == agree.AUTO:
+        images = proxies(proxy, proxy_samples, loading)
+        auto = agree.Request(
+            receiver, (rho,), output, parse_lambdas(LAMBDAS), wanted, images, measure=measure,
+            device=device, dry_run=dry_run, parts=chosen,
+        )  # fmt: skip
+    else:
+        typed: dict[str, object] = {"proxy": proxy, "proxy-samples": proxy_samples,
+                                    "measure": measure, "bits": bits,
+                                    "granularity": granularity, "group-size": group_size,
+                                    "scale": scale, "symmetric": symmetric,
+                                    "scale-dtype": scale_dtype}  # fmt: skip
+        _refuse(typed, "goes with --lambda auto")
     request = Request(
-        *(receiver, rho, output, lam, cross_grid, force, dry_run), parts=chosen_parts(parts)
+        *(receiver, rho, output, lam, cross_grid, force, dry_run), parts=chosen, auto=auto
     )
     show.deliver(
         lambda listener: run(request, listener),

@@ -141,7 +141,7 @@ def mean_inputs(
             sums[id(used)] = sums[id(used)] + flat.sum(0, dtype=torch.float64)
             tokens[id(used)] += len(flat)
 
-    with _linears(add):
+    with linears(add):
         for batch in batches:
             network(batch)
     return {n: (sums[id(w)] / tokens[id(w)]).cpu().numpy() for n, w in weights.items()}
@@ -187,7 +187,7 @@ class _Trace:
         handles += [m.register_forward_hook(self._leave) for m in blocks]
         handles += [m.register_forward_pre_hook(lambda m, _: self._order.append(m)) for m in norms]
         try:
-            with torch.inference_mode(), _linears(self._multiply):
+            with torch.inference_mode(), linears(self._multiply):
                 network(images)
         finally:
             for handle in handles:
@@ -330,13 +330,13 @@ def _reached(segment: nn.Module, weight: nn.Parameter, call: Call) -> Tensor:
             seen.append(inputs.reshape(-1, inputs.shape[-1]).float())
             raise _Reached
 
-    with _linears(seize):
+    with linears(seize):
         _run(segment, call)
     return seen[0]
 
 
 @contextlib.contextmanager
-def _linears(seen: Callable[[nn.Parameter, Tensor], None]) -> Iterator[None]:
+def linears(seen: Callable[[nn.Parameter, Tensor], None]) -> Iterator[None]:
     """Tells of every product with a weight, also of those inside nn.MultiheadAttention."""
     plain, fast = functional.linear, torch.backends.mha.get_fastpath_enabled()
 

@@ -91,7 +91,8 @@ def check_wanted(method: Method, wanted: Calibration | None) -> None:
     if wanted is None and needs:
         raise SpecError(
             f"--method {method} needs images: --calib is missing",
-            hint="Some hundred of any data set do, without labels too: DIR/train/any/*.png.",
+            hint="Some hundred of any data set do, without labels too: DIR/train/any/*.png."
+            + (" gptq also takes --moments FILE." if method is Method.GPTQ else ""),
         )
     if wanted and wanted.target is Target.FLOAT and not QUANTIZERS[method].aims:
         raise SpecError(
@@ -143,7 +144,7 @@ def calibrate(
     model = images.examples.model
     theta = source.theta if isinstance(source, Patched) else source
     network = load_float(source, model, images.wanted.device)
-    weights = _linear(network, theta, targets)
+    weights = linear_weights(network, theta, targets)
     decoded, _ = images.examples.decoded("train", listener)
     device, step = next(network.parameters()).device, images.wanted.loading.batch_size
     batches = [normalise(model)(part.to(device)) for part in torch.split(decoded, step)]
@@ -154,7 +155,7 @@ def calibrate(
     goal = _Goal(network, weights)
     if images.wanted.target is Target.FLOAT:
         other = load_float(theta, model, images.wanted.device)
-        goal = _Goal(other, _linear(other, theta, targets))
+        goal = _Goal(other, linear_weights(other, theta, targets))
     means = {}
     if images.wanted.bias_correction:
         seen = mean_inputs(goal.network, goal.weights, batches)
@@ -189,7 +190,7 @@ def check_images(
     from qvec_cli.ops.state import check_network
 
     network = check_network(theta, model, device)
-    _linear(network, theta, targets)
+    linear_weights(network, theta, targets)
 
 
 def load_float(source: Checkpoint | Patched, model: dict[str, Any], device: str) -> nn.Module:
@@ -203,9 +204,14 @@ def load_float(source: Checkpoint | Patched, model: dict[str, Any], device: str)
     return network
 
 
-def _linear(
+def linear_weights(
     network: nn.Module, theta: Checkpoint, targets: Iterable[str]
 ) -> dict[str, nn.Parameter]:
+    """The parameters of targets, by name.
+
+    Raises:
+        MismatchError: one that is not a linear layer's.
+    """
     from qvec_cli.model.targets import modules
 
     listed = modules(network, (), aliases=True)
@@ -213,7 +219,7 @@ def _linear(
     if strange := [name for name in targets if name not in found]:
         raise MismatchError(
             f"{theta.path}: {strange[0]}: is not the weight of a linear layer",
-            hint="With --calib nothing else can be quantized.",
+            hint="Nothing else can be seen by images.",
         )
     return {name: found[name] for name in targets}
 

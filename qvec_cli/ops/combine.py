@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from qvec_cli.checkpoint.read import BLOCK, Checkpoint, finite
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.write import Blocks, size_of, write
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
+from qvec_cli.ops.attached import Carried
 from qvec_cli.ops.fitted import Fitted, FitWish, check_fit_wish, fit_mix
 from qvec_cli.ops.lineage import (
     card_of,
@@ -33,6 +34,7 @@ from qvec_cli.ops.lineage import (
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
 from qvec_cli.ops.plan import STREAMING, Plan
+from qvec_cli.ops.pooled import Pooled
 from qvec_cli.specs import NOTHING, Grid, Listener, Part, Rule, Use, spent
 from qvec_cli.vector.geometry import Norm
 from qvec_cli.vector.pairing import pair
@@ -118,19 +120,21 @@ def combine(request: Request, listener: Listener) -> Metrics:
         _match(vectors, request, listener)
         request, fitted = _fit(request, vectors, listener)
         run = _Run(vectors, request)
-        carried, attached = _attached(vectors)
+        pooled = _pooled(vectors, listener)
         plan = {name: Entry("F32", entry.shape) for name, entry in vectors[0].items()}
+        whole = {**plan, **(pooled.plan if pooled else {})}
         use = spent(*map(inherited_use, vectors), fitted.use)
         facts = {**_facts(request), **({"fit": dict(fitted.facts)} if request.fit else {})}
 
         def card() -> Card:
-            return _card(vectors, facts, use)
+            told = pooled.facts.to_json() if pooled else None
+            return replace(_card(vectors, facts, use), moments=told)
 
         if request.dry_run:
             planned = _plan(run, plan, request, facts)
-            return planned.metrics(vectors, started, size_of({**plan, **carried}, card()))
-        tensors = (item for source in (run.tensors(plan), attached) for item in source)
-        written = write(request.out, {**plan, **carried}, tensors, card, force=request.force)
+            return planned.metrics(vectors, started, size_of(whole, card()))
+        tensors = chain(pooled.blocks() if pooled else (), run.tensors(plan))
+        written = write(request.out, whole, tensors, card, force=request.force)
         inputs = tuple(map(Input.of, vectors))
     results = {
         "output": str(request.out),
@@ -140,6 +144,7 @@ def combine(request: Request, listener: Listener) -> Metrics:
         "zeros": [name for name in plan if name not in run.chosen],
         "norm": run.norm.value,
         "norms": [norm.value for norm in run.norms],
+        "moments": pooled and pooled.facts.in_words(),
     }
     seed = facts.get("seed")
     return Metrics("combine", inputs, facts, results, use, seed=seed, started=started)
@@ -218,9 +223,12 @@ def _first(vectors: Sequence[Checkpoint], field_: str) -> Checkpoint:
     return next((v for v in vectors if v.card and getattr(v.card, field_)), vectors[0])
 
 
-def _attached(vectors: Sequence[Checkpoint]) -> tuple[Mapping[str, Entry], Blocks]:
-    """What vectors carry beside rho joins here, its plan and its data: so far nothing."""
-    return {}, ()
+def _pooled(vectors: Sequence[Checkpoint], listener: Listener) -> Pooled | None:
+    """The moments of those vectors that carry some, together."""
+    carriers = [Carried(vector) for vector in vectors if vector.attached]
+    if 0 < len(carriers) < len(vectors):
+        listener.note(f"{len(carriers)} of {len(vectors)} vectors carry moments: theirs are kept")
+    return Pooled(carriers) if carriers else None
 
 
 def _facts(request: Request) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from qvec_cli.checkpoint.read import Checkpoint
@@ -77,11 +77,7 @@ def check_fit(shapes: Mapping[str, tuple[int, ...]], grid: Grid, source: str) ->
         QvecError: no target.
         MismatchError: a group size that does not divide the input features.
     """
-    if not shapes:
-        raise QvecError(
-            f"{source}: no weight to quantize",
-            hint="Only linear layers outside the head are quantized.",
-        )
+    require_some(shapes, source)
     for name, shape in shapes.items():
         if 0 in shape:
             raise MismatchError(f"{source}: {name}: has no elements")
@@ -89,3 +85,16 @@ def check_fit(shapes: Mapping[str, tuple[int, ...]], grid: Grid, source: str) ->
             block_shape(shape, grid)
         except MismatchError as error:
             raise MismatchError(f"{source}: {name}: {error}", hint=error.hint) from None
+
+
+def require_some(targets: Collection[str], source: str) -> None:
+    """Refuses a network without any target.
+
+    Raises:
+        QvecError: names the file.
+    """
+    if not targets:
+        raise QvecError(
+            f"{source}: no weight to quantize",
+            hint="Only linear layers outside the head are quantized.",
+        )

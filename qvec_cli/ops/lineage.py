@@ -23,6 +23,7 @@ CROSS: Final = "Pass --cross-grid to cross them all the same."
 _INSTEAD = {
     Kind.VECTOR: "A vector comes from qvec extract.",
     Kind.CHECKPOINT: "A float checkpoint comes from qvec finetune, train-qat or patch.",
+    Kind.MOMENTS: "Moments come from qvec moments.",
 }
 
 
@@ -34,7 +35,8 @@ def require(checkpoint: Checkpoint, kind: Kind) -> None:
     """
     if checkpoint.kind is not kind or (kind is Kind.VECTOR and checkpoint.card is None):
         raise MismatchError(
-            f"{checkpoint.path}: is a {checkpoint.kind}, a {kind} belongs here", hint=_INSTEAD[kind]
+            f"{checkpoint.path}: is {_a(checkpoint.kind)}, {_a(kind)} belongs here",
+            hint=_INSTEAD[kind],
         )
     card = checkpoint.card
     if kind is Kind.CHECKPOINT and card and card.role == FAKE:
@@ -43,6 +45,10 @@ def require(checkpoint: Checkpoint, kind: Kind) -> None:
             hint="Use the float checkpoint it was made from.",
         )
     refuse_foreign(checkpoint, floats=True)
+
+
+def _a(kind: Kind) -> str:
+    return "a file of moments" if kind is Kind.MOMENTS else f"a {kind}"
 
 
 def require_float(theta: Checkpoint) -> None:
@@ -68,7 +74,7 @@ def require_model(checkpoint: Checkpoint) -> None:
     """
     if checkpoint.kind not in (Kind.CHECKPOINT, Kind.QUANTIZED):
         raise CheckpointError(
-            f"{checkpoint.path}: is a {checkpoint.kind}, not a model",
+            f"{checkpoint.path}: is {_a(checkpoint.kind)}, not a model",
             hint="qvec inspect FILE tells what a file is.",
         )
     refuse_foreign(checkpoint)
@@ -91,7 +97,7 @@ def stated_model(checkpoint: Checkpoint) -> dict[str, Any] | None:
 def card_of(checkpoint: Checkpoint, kind: Kind) -> Card:
     """The card to write for what is made from a file; a bare one brings what its folder says."""
     card = checkpoint.card or Card(kind, model=stated_model(checkpoint))
-    return replace(card, kind=kind, aliases=checkpoint.aliases)
+    return replace(card, kind=kind, aliases=checkpoint.aliases, moments=None)
 
 
 def model_of(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -249,9 +255,8 @@ def require_same_start(first: Checkpoint, second: Checkpoint, listener: Listener
     Raises:
         MismatchError: names both.
     """
+    require_same_architecture(first, second)
     names = f"{first.path} and {second.path}"
-    if differences := _backbones(first, second):
-        raise MismatchError(f"{names} differ in architecture: {', '.join(differences)}")
     if first.card is None or second.card is None:
         bare = first if first.card is None else second
         listener.note(f"{bare.path} has no card: its base cannot be checked")
@@ -265,6 +270,17 @@ def require_same_start(first: Checkpoint, second: Checkpoint, listener: Listener
             f"({_short(first.card.base)} and {_short(second.card.base)})",
             hint="A vector belongs to models that were fine-tuned from the same start.",
         )
+
+
+def require_same_architecture(first: Checkpoint, second: Checkpoint) -> None:
+    """Refuses models whose backbones differ, where both say theirs.
+
+    Raises:
+        MismatchError: names both.
+    """
+    if differences := _backbones(first, second):
+        names = f"{first.path} and {second.path}"
+        raise MismatchError(f"{names} differ in architecture: {', '.join(differences)}")
 
 
 def require_twins(donor: Checkpoint, donor_qat: Checkpoint, listener: Listener) -> None:

@@ -12,6 +12,8 @@ from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.write import size_of, write
+from qvec_cli.ops import agree
+from qvec_cli.ops.agree import AUTO
 from qvec_cli.ops.choice import read_choice
 from qvec_cli.ops.lineage import card_of, provenance
 from qvec_cli.ops.metrics import Input, Metrics
@@ -28,11 +30,12 @@ class Request:
     receiver: Path  # a float checkpoint
     vector: Path  # from ``extract``
     out: Path
-    lam: str = "1"  # a number, or the JSON file of a sweep, whose choice is taken
+    lam: str = "1"  # a number, the JSON file of a sweep, whose choice is taken, or auto
     cross: bool = False  # whether the two may have been made for different grids
     force: bool = False
     dry_run: bool = False
     parts: tuple[Part, ...] = ()  # of the network that the vector is added to; none named: all
+    auto: agree.Request | None = None  # how lambda is chosen, if it is auto
 
 
 def patch(request: Request, listener: Listener) -> Metrics:
@@ -43,14 +46,18 @@ def patch(request: Request, listener: Listener) -> Metrics:
         CheckpointError: a file that cannot be read or written, or holds NaN.
     """
     started = time.perf_counter()
-    choice = read_choice(request.lam)
     check_target(request.out, force=request.force)
+    choice, curve = (
+        agree.choose(request.auto, listener) if request.auto else (read_choice(request.lam), None)
+    )
     with opened(request.receiver, listener) as theta, opened(request.vector, listener) as rho:
         patched = match(theta, rho, choice, request, listener)
         use, pairing = patched.use, patched.pairing
         others = [name for name in pairing.names if name not in patched.names]
         parts = {"parts": [str(part) for part in request.parts]} if request.parts else {}
-        parameters = {"lambda": choice.lam, **parts}
+        told = {"objective": "agreement", **curve.score()} if curve else {}
+        lam = AUTO if request.auto and not curve else choice.lam
+        parameters = {"lambda": lam, **parts, **told}
 
         def card() -> Card:
             return _card(patched, parameters)
@@ -66,6 +73,7 @@ def patch(request: Request, listener: Listener) -> Metrics:
         "output": str(request.out),
         "digest": written.digest,
         **parameters,
+        **({"curve": curve.points()} if curve else {}),
         "tensors": len(patched.names),
         "kept": [*pairing.head, *pairing.buffers, *others],
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import SpecError
+from qvec_cli.errors import DataError, SpecError
 from qvec_cli.learn.noise import NOISE
 from qvec_cli.learn.samples import Part, Task
 from qvec_cli.learn.unlabelled import any_split
@@ -95,8 +95,16 @@ class Proxies:
         return torch.cat([s.examples.decoded("train", listener)[0] for s in self.sources])
 
 
-def find_proxies(theta: Checkpoint, model: dict[str, Any], wish: ProxyWish) -> Proxies:
+def find_proxies(
+    theta: Checkpoint, model: dict[str, Any], wish: ProxyWish, *, held_back: bool = False
+) -> Proxies:
     """Images of each data set, drawn with seed 0; nothing is decoded.
+
+    Args:
+        theta: the receiver.
+        model: its configuration.
+        wish: which data sets, and how many images in all.
+        held_back: as many others, that come after them in the draw.
 
     Raises:
         DataError, SpecError: no such data set.
@@ -105,20 +113,34 @@ def find_proxies(theta: Checkpoint, model: dict[str, Any], wish: ProxyWish) -> P
     loading = wish.loading
     return Proxies(
         tuple(
-            draw(theta, model, spec, count, loading)
+            draw(theta, model, spec, count, loading, start=count if held_back else 0)
             for spec, count in zip(dict.fromkeys(wish.specs), shares, strict=False)
         )
     )
 
 
 def draw(
-    theta: Checkpoint, model: dict[str, Any], spec: str, count: int, loading: Loading
+    theta: Checkpoint,
+    model: dict[str, Any],
+    spec: str,
+    count: int,
+    loading: Loading,
+    start: int = 0,
 ) -> Source:
-    """At most so many images of a data set; whether they are the receiver's own, cards tell."""
+    """At most so many images of a data set; whether they are the receiver's own, cards tell.
+
+    Raises:
+        DataError: none is left from ``start`` on.
+    """
     task = open_images(spec, model, loading)
     samples = any_split(task)
-    count = min(count, len(samples))
-    chosen = Task(task.name, task.classes, {"train": Part(samples, 0, count)})
+    if start >= len(samples):
+        raise DataError(
+            f"{spec}: has {len(samples)} images, and the first {start} are used otherwise",
+            hint=f"--proxy-samples {max(1, len(samples) // 2)} leaves as many to judge by.",
+        )
+    count = min(count, len(samples) - start)
+    chosen = Task(task.name, task.classes, {"train": Part(samples, start, start + count)})
     use = Use(DataUse.PROXY_IMAGES, {"proxy": count})
     if task.name == NOISE:
         use = Use(DataUse.NONE, {NOISE: count})

@@ -27,6 +27,7 @@ from qvec_cli.ops.folder import check_output, config_of, size_of_output, write_o
 from qvec_cli.ops.grids import choose_grid
 from qvec_cli.ops.lineage import FAKE, card_of, inherited_use, provenance, require_float
 from qvec_cli.ops.metrics import Input, Metrics
+from qvec_cli.ops.oneshot import Moments, OneShot, Run, carrier_of, check_method
 from qvec_cli.ops.opening import opened
 from qvec_cli.ops.patched import PATCHED, Anchor, Patched, anchored
 from qvec_cli.ops.plan import STREAMING, Plan
@@ -59,6 +60,7 @@ class Request:
     dry_run: bool = False
     folder: bool = False  # write what stock loaders of transformers take
     wish: Wish | None = None  # the architecture, for a file that does not say
+    moments: Moments | None = None  # from a file, in place of images
 
 
 def quantize(request: Request, listener: Listener) -> Metrics:
@@ -71,19 +73,23 @@ def quantize(request: Request, listener: Listener) -> Metrics:
     """
     started = time.perf_counter()
     calibration = _calibration(request)
-    check_wanted(request.method, calibration)
+    _check_method(request, calibration)
     check_output(request.out, folder=request.folder, force=request.force)
     with (
         opened(request.source, listener) as theta,
         anchored(theta, request.anchor, listener) as patched,
+        carrier_of(request.moments, listener) as carrier,
     ):
         require_float(theta)
+        oneshot = _oneshot(request, theta, carrier, listener)
         known = request.folder or request.wish or calibration or request.refinement
         model = architecture(theta, request.wish) if known else None
         targets = targets_in(theta, model, request.patterns, listener)
         grid = _grid(request, theta, patched, targets)
         images = _images(request, theta, model, calibration)
-        job = _Job(request, theta, patched, targets, grid, images, model)
+        job = _Job(request, theta, patched, targets, grid, images, model, oneshot)
+        if oneshot:
+            oneshot.check(targets, listener)
         config = job.config(model) if model and request.folder else {}
 
         def card() -> Card:
@@ -98,6 +104,8 @@ def quantize(request: Request, listener: Listener) -> Metrics:
             return _planned(job).metrics(job.files, started, size)
         made, refined = job.made(listener)
         tensors = _tensors(job, made)
+        if oneshot:
+            tensors = oneshot.tensors(Run(targets, grid, request.method, request.fake), made)
         written = write_output(request.out, plan, tensors, card, config, force=request.force)
         results = {
             "output": str(request.out),
@@ -155,6 +163,7 @@ class _Job:
     grid: Grid
     images: _Found
     model: dict[str, Any] | None
+    oneshot: OneShot | None
 
     @property
     def source(self) -> Checkpoint | Patched:
@@ -163,14 +172,21 @@ class _Job:
 
     @property
     def files(self) -> tuple[Checkpoint, ...]:
-        """The checkpoint, and the vector if there is one."""
-        return (self.theta, self.patched.rho) if self.patched else (self.theta,)
+        """All that is read."""
+        return tuple(self.parents.values())
+
+    @property
+    def parents(self) -> dict[str, Checkpoint]:
+        """The checkpoint, and the vector or the moments if there are some."""
+        rho = {"rho": self.patched.rho} if self.patched else {}
+        moments = {"moments": self.oneshot.parent} if self.oneshot else {}
+        return {"model": self.theta, **rho, **moments}
 
     @property
     def use(self) -> Use:
         """What the output has cost."""
         before = self.patched.use if self.patched else inherited_use(self.theta)
-        return spent(before, *self.images.uses)
+        return spent(before, *self.images.uses, *([self.oneshot.use] if self.oneshot else []))
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -185,6 +201,8 @@ class _Job:
         found: dict[str, Any] = {}
         if self.images.calibration:
             found["calibration"] = self.images.calibration.facts()
+        if self.oneshot:
+            found["moments"] = self.oneshot.facts()
         if self.patched:
             found["lambda"] = self.patched.choice.lam
         if self.images.proxies and self.request.refinement:
@@ -201,14 +219,13 @@ class _Job:
         """Of what is written."""
         fake = self.request.fake
         card = card_of(self.theta, Kind.CHECKPOINT if fake else Kind.QUANTIZED)
-        parents = dict(zip(("model", "rho"), self.files, strict=False))
         facts = {"method": self.request.method, **self.facts}
         return replace(
             card,
             role=FAKE if fake else PATCHED if self.patched else card.role,
             quant=self.grid.to_json(),
             targets=self.targets,
-            provenance=provenance("quantize", parents, self.use, **facts),
+            provenance=provenance("quantize", self.parents, self.use, **facts),
         )
 
     def check(self) -> None:
@@ -229,6 +246,22 @@ class _Job:
         subject = Subject(*what, self.model, wanted.device)
         made, facts = refine(subject, made, self.images.proxies, wanted.steps, listener)
         return made, {"refinement": facts}
+
+
+def _check_method(request: Request, calibration: Calibration | None) -> None:
+    """Refuses, before a file is opened, what a method has no use for or lacks."""
+    if request.moments is None:
+        check_wanted(request.method, calibration)
+    else:
+        check_method(request.method, request.moments)
+
+
+def _oneshot(
+    request: Request, theta: Checkpoint, carrier: Checkpoint | None, listener: Listener
+) -> OneShot | None:
+    if carrier is None or request.moments is None:
+        return None
+    return OneShot(theta, carrier, request.moments, listener)
 
 
 def _calibration(request: Request) -> Calibration | None:
@@ -269,6 +302,8 @@ def _planned(job: _Job) -> Plan:
     planned = Plan(
         "quantize", request.out, fates, theta, job.parameters, memory, folder=request.folder
     )
+    if job.oneshot:
+        return replace(planned, memory=memory + job.oneshot.memory(targets))
     if not job.images.specs:
         return planned
     job.check()
