@@ -188,7 +188,7 @@ def test_the_top_level_is_the_owners() -> None:
 TORCHS_OWN = {"qvec_cli.learn.accuracy", "qvec_cli.learn.batches", "qvec_cli.learn.fit"}
 TORCHS_OWN |= {"qvec_cli.learn.snapshot", "qvec_cli.model.qat", "qvec_cli.ops.state"}
 TORCHS_OWN |= {"qvec_cli.model.calibrate", "qvec_cli.model.collector"}
-TORCHS_OWN |= {"qvec_cli.learn.agreement", "qvec_cli.ops.judge", "qvec_cli.learn.distill"}
+TORCHS_OWN |= {"qvec_cli.learn.agreement", "qvec_cli.learn.distill", "qvec_cli.ops.judge"}
 TORCHS_OWN |= {"qvec_cli.ops.rehearse", "qvec_cli.ops.session", "qvec_cli.ops.trial"}
 
 

@@ -134,15 +134,15 @@ def quantize(
         _alone(output=output, method=method is not Method.RTN, fake=fake, calib=calib,
                calib_samples=calib_samples, moments=moments, bias_correction=bias_correction,
                target=target is Target.FLOAT, anchor=anchor, lam=lam, refine=refine is not None,
-               proxy=proxy, proxy_samples=proxy_samples, dry_run=dry_run)  # fmt: skip
+               proxy=proxy, proxy_samples=proxy_samples,
+               dry_run=dry_run)  # fmt: skip
         images_of = data, split or "val", loading, device
         survey_ = survey.Request(checkpoint, wanted, patterns, *images_of, named)
         work = partial(survey.survey, survey_)
     else:
         from qvec_cli.ops import quantize as verb
 
-        carried = _moments(moments, bias_correction, calib=calib, calib_samples=calib_samples,
-                           anchor=anchor, refine=refine)  # fmt: skip
+        carried = _moments(moments, bias_correction, calib=calib, calib_samples=calib_samples)
         correction = bias_correction and carried is None
         told = (calib or "", calib_samples or 512, loading, device, correction, target)
         images = _calibration(calib, calib_samples, Calibration(*told))
@@ -171,7 +171,7 @@ def quantize(
     show.deliver(
         work,
         as_json=as_json,
-        inputs=(checkpoint, *(path for path in (moments, anchor) if path)),
+        inputs=(checkpoint, *([moments] if moments else []), *([anchor] if anchor else [])),
         document=metrics,
         out=out,
         force=force,
@@ -248,6 +248,20 @@ def _calibration(calib: str | None, samples: int | None, told: Calibration) -> C
     return None
 
 
+def _moments(path: Path | None, bias_correction: bool, **images: object) -> Moments | None:
+    """Moments from a file, with which images do not go."""
+    from qvec_cli.ops.oneshot import Moments
+
+    if path is None:
+        return None
+    if typed := [name for name, value in images.items() if value is not None]:
+        raise SpecError(
+            f"--moments does not go with --{typed[0].replace('_', '-')}",
+            hint="Moments stand in place of images.",
+        )
+    return Moments(path, bias_correction)
+
+
 def _anchor(rho: Path | None, lam: str | None, cross: bool, dry_run: bool) -> Anchored | None:
     from qvec_cli.ops.patched import Anchor as Wanted
 
@@ -273,20 +287,6 @@ def _refinement(
     if steps is None:
         return None
     return Refinement(steps, device, proxies(specs, samples, loading) if specs else None)
-
-
-def _moments(path: Path | None, bias_correction: bool, **images: object) -> Moments | None:
-    """Moments from a file, with which images do not go."""
-    from qvec_cli.ops.oneshot import Moments
-
-    if path is None:
-        return None
-    if typed := [name for name, value in images.items() if value is not None]:
-        raise SpecError(
-            f"--moments does not go with --{typed[0].replace('_', '-')}",
-            hint="Moments stand in place of images, and for the checkpoint as it is.",
-        )
-    return Moments(path, bias_correction)
 
 
 def _is_folder(typed: str) -> bool:

@@ -29,7 +29,6 @@ from qvec_cli.ops.verdict import Family, Judged, Verdict, decide
 from qvec_cli.quant.qtensor import stored_bits
 from qvec_cli.specs import (
     Calibration,
-    DataUse,
     Grid,
     Listener,
     Scale,
@@ -38,7 +37,6 @@ from qvec_cli.specs import (
     Use,
     Wanted,
 )
-from qvec_cli.vector.rules import Merge
 from qvec_cli.vector.scaling import Average
 
 if TYPE_CHECKING:
@@ -309,9 +307,7 @@ def _candidates(
         yield candidates.on_images(source, grid, _images(NOISE, making, request.device), NOISE)
         if moments is not None:
             yield candidates.on_images(source, grid, images, "proxies")
-        aimed = candidates.on_images(
-            source, grid, replace(images, target=Target.FLOAT), "proxies"
-        )
+        aimed = candidates.on_images(source, grid, replace(images, target=Target.FLOAT), "proxies")
         yield aimed
         yield candidates.refined(aimed, making, request.device)
         yield from vectors.anchored(aimed)
@@ -384,7 +380,9 @@ class _Vectors:
         return self._command("fitted.st", *words, "--proxy-samples", str(self._making.samples))
 
     def _command(self, out: str, *more: str) -> tuple[str, ...]:
-        return (shlex.join(["qvec", "combine", *map(str, self._request.vectors), *more, "-o", out]),)
+        return (
+            shlex.join(["qvec", "combine", *map(str, self._request.vectors), *more, "-o", out]),
+        )
 
 
 def _told(verdict: Verdict) -> Facts:

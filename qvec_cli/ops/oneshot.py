@@ -150,6 +150,18 @@ class OneShot:
         theta.settle()
         self.parent.settle()
 
+    def complete(self, run: Run, made: Calibrated) -> None:
+        """The same in memory, every layer at once, for what follows."""
+        biases = self._biases(run.targets) if self._wanted.bias_correction else {}
+        for name in run.targets:
+            weight, inputs = self._theta.finite(name), self._carried.inputs(name)
+            made.weights[name] = run.quantized(weight, inputs)
+            shown = made.weights[name].weight()
+            made.ratios[name] = sqnr_db(weight, shown)
+            if bias := biases.get(name):
+                made.floats[bias] = self._corrected(bias, (shown - weight) @ inputs.mean)
+        self.parent.settle()
+
     def _biases(self, targets: Iterable[str]) -> dict[str, str]:
         """The biases that the file has beside its targets, by the name of the weight."""
         named = {name: name.removesuffix("weight") + "bias" for name in targets}

@@ -12,7 +12,7 @@ from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import Array, from_float32
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import MismatchError
+from qvec_cli.errors import MismatchError, SpecError
 from qvec_cli.model.build import Wish
 from qvec_cli.ops.architecture import architecture, targets_in
 from qvec_cli.ops.calibration import (
@@ -77,8 +77,8 @@ def quantize(request: Request, listener: Listener) -> Metrics:
     check_output(request.out, folder=request.folder, force=request.force)
     with (
         opened(request.source, listener) as theta,
-        anchored(theta, request.anchor, listener) as patched,
         carrier_of(request.moments, listener) as carrier,
+        anchored(theta, request.anchor, listener) as patched,
     ):
         require_float(theta)
         oneshot = _oneshot(request, theta, carrier, listener)
@@ -86,10 +86,10 @@ def quantize(request: Request, listener: Listener) -> Metrics:
         model = architecture(theta, request.wish) if known else None
         targets = targets_in(theta, model, request.patterns, listener)
         grid = _grid(request, theta, patched, targets)
-        images = _images(request, theta, model, calibration)
-        job = _Job(request, theta, patched, targets, grid, images, model, oneshot)
         if oneshot:
             oneshot.check(targets, listener)
+        images = _images(request, theta, model, calibration)
+        job = _Job(request, theta, patched, targets, grid, images, model, oneshot)
         config = job.config(model) if model and request.folder else {}
 
         def card() -> Card:
@@ -103,9 +103,7 @@ def quantize(request: Request, listener: Listener) -> Metrics:
             size = size_of_output(plan, card(), config)
             return _planned(job).metrics(job.files, started, size)
         made, refined = job.made(listener)
-        tensors = _tensors(job, made)
-        if oneshot:
-            tensors = oneshot.tensors(Run(targets, grid, request.method, request.fake), made)
+        tensors = job.tensors(made)
         written = write_output(request.out, plan, tensors, card, config, force=request.force)
         results = {
             "output": str(request.out),
@@ -120,6 +118,27 @@ def quantize(request: Request, listener: Listener) -> Metrics:
         }
         inputs = (*map(Input.of, job.files), *images.inputs)
     return Metrics("quantize", inputs, job.parameters, results, job.use, started=started)
+
+
+def _check_method(request: Request, calibration: Calibration | None) -> None:
+    """Refuses, before a file is opened, what a method has no use for or lacks."""
+    if request.moments is None:
+        check_wanted(request.method, calibration)
+        return
+    check_method(request.method, request.moments)
+    if request.anchor is not None:
+        raise SpecError(
+            "--anchor does not go with --moments",
+            hint="qvec patch adds the vector; then quantize what it writes.",
+        )
+
+
+def _oneshot(
+    request: Request, theta: Checkpoint, carrier: Checkpoint | None, listener: Listener
+) -> OneShot | None:
+    if carrier is None or request.moments is None:
+        return None
+    return OneShot(theta, carrier, request.moments, listener)
 
 
 class _Found(NamedTuple):
@@ -163,7 +182,7 @@ class _Job:
     grid: Grid
     images: _Found
     model: dict[str, Any] | None
-    oneshot: OneShot | None
+    oneshot: OneShot | None  # moments from a file
 
     @property
     def source(self) -> Checkpoint | Patched:
@@ -172,15 +191,16 @@ class _Job:
 
     @property
     def files(self) -> tuple[Checkpoint, ...]:
-        """All that is read."""
-        return tuple(self.parents.values())
-
-    @property
-    def parents(self) -> dict[str, Checkpoint]:
         """The checkpoint, and the vector or the moments if there are some."""
-        rho = {"rho": self.patched.rho} if self.patched else {}
-        moments = {"moments": self.oneshot.parent} if self.oneshot else {}
-        return {"model": self.theta, **rho, **moments}
+        return tuple(self._parents().values())
+
+    def _parents(self) -> dict[str, Checkpoint]:
+        parents = {"model": self.theta}
+        if self.patched:
+            parents["rho"] = self.patched.rho
+        if self.oneshot:
+            parents["moments"] = self.oneshot.parent
+        return parents
 
     @property
     def use(self) -> Use:
@@ -225,7 +245,7 @@ class _Job:
             role=FAKE if fake else PATCHED if self.patched else card.role,
             quant=self.grid.to_json(),
             targets=self.targets,
-            provenance=provenance("quantize", self.parents, self.use, **facts),
+            provenance=provenance("quantize", self._parents(), self.use, **facts),
         )
 
     def check(self) -> None:
@@ -243,25 +263,21 @@ class _Job:
         wanted = self.request.refinement
         if not (self.images.proxies and wanted and self.model):
             return made, {}
+        if self.oneshot:
+            self.oneshot.complete(self._run, made)
         subject = Subject(*what, self.model, wanted.device)
         made, facts = refine(subject, made, self.images.proxies, wanted.steps, listener)
         return made, {"refinement": facts}
 
+    @property
+    def _run(self) -> Run:
+        return Run(self.targets, self.grid, self.request.method, self.request.fake)
 
-def _check_method(request: Request, calibration: Calibration | None) -> None:
-    """Refuses, before a file is opened, what a method has no use for or lacks."""
-    if request.moments is None:
-        check_wanted(request.method, calibration)
-    else:
-        check_method(request.method, request.moments)
-
-
-def _oneshot(
-    request: Request, theta: Checkpoint, carrier: Checkpoint | None, listener: Listener
-) -> OneShot | None:
-    if carrier is None or request.moments is None:
-        return None
-    return OneShot(theta, carrier, request.moments, listener)
+    def tensors(self, made: Calibrated) -> Iterator[tuple[str, Iterable[Array]]]:
+        """All of the file, a weight at a time."""
+        if self.oneshot and not self.images.proxies:
+            return self.oneshot.tensors(self._run, made)
+        return _tensors(self, made)
 
 
 def _calibration(request: Request) -> Calibration | None:
@@ -303,9 +319,9 @@ def _planned(job: _Job) -> Plan:
         "quantize", request.out, fates, theta, job.parameters, memory, folder=request.folder
     )
     if job.oneshot:
-        return replace(planned, memory=memory + job.oneshot.memory(targets))
+        memory += job.oneshot.memory(targets)
     if not job.images.specs:
-        return planned
+        return replace(planned, memory=memory)
     job.check()
     calibration, proxies = job.images
     most = calibration.memory(theta, targets) if calibration else 0
