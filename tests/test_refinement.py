@@ -29,7 +29,6 @@ WAYS: dict[str, tuple[object, ...]] = {
     "group": ("--group-size", 16, "--scale", "mse-full"),
     "tensor": ("--granularity", "tensor"),
     "float16": ("--scale-dtype", "float16"),
-    "gptq": ("--method", "gptq", "--scale", "mse-full"),
     "awq": ("--method", "awq"),
     "corrected": ("--bias-correction",),
 }
@@ -37,7 +36,7 @@ WAYS: dict[str, tuple[object, ...]] = {
 
 def flags(way: str, drawer: Drawer) -> tuple[object, ...]:
     images = ("--calib-samples", 24, "--calib", drawer.donor_data)
-    return (*SMALL, *WAYS[way], *(images if way in ("gptq", "awq", "corrected") else ()))
+    return (*SMALL, *WAYS[way], *(images if way in ("awq", "corrected") else ()))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -141,7 +140,7 @@ def test_noise_is_nobodys_images(drawer: Drawer, tmp_path: Path) -> None:
     found = call(*args, *mixed).json
     assert found["data_use"]["level"] == "proxy_images"
     assert found["results"]["refinement"]["held_back"]["images"] == 4
-    assert len(found["inputs"]) == 3
+    assert len(found["inputs"]) == 4  # of noise, two parts
 
 
 def test_the_same_images_give_the_same_bytes(drawer: Drawer, tmp_path: Path) -> None:
