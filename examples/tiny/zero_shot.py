@@ -1,0 +1,241 @@
+"""The table of the zero-data study: what each way to low bits is worth, by receiver and seed.
+
+python zero_shot.py OUT GRID...: for each grid, OUT/*/GRID/grid.jsonl and OUT/*/GRID/*_advise.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from qvec_cli.ops.matrix import OWN_QAT, PLAIN, Matrix, lines_of, parse
+from qvec_cli.ops.records import Score, difference_error
+from qvec_cli.ops.statistics import interval
+from qvec_cli.ops.summary import summarise
+
+Json = dict[str, Any]
+
+WAYS = {
+    "unit": "mean vector, lambda 1",
+    "chosen": "mean vector, lambda by agreement",
+    "fitted": "vectors, fitted",
+    "moments": "GPTQ, donors' moments",
+    "noise": "GPTQ, 1/f noise",
+    "images": "GPTQ, others' images",
+    "float": "GPTQ, others' images, float target",
+    "refined": "the same, refined",
+    "anchored": "the same, anchored on the vector",
+}
+"""Ways of advise, each on the grid that its own measure prefers among those of equal bits."""
+
+EQUAL_BITS = 0.05
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One receiver of one seed, or one pair."""
+
+    receiver: str
+    before: Score  # plain rounding on the run's grid
+    after: Score
+
+    @property
+    def gain(self) -> float:
+        """In shares of the test images."""
+        return self.after.top1 - self.before.top1
+
+    @property
+    def worse(self) -> bool:
+        """Below plain rounding by more than a standard error."""
+        return self.gain < -difference_error(self.before, self.after)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way, over all its cells."""
+
+    name: str
+    cells: Sequence[Cell]
+    use: str
+
+    def text(self, gaps: Mapping[str, Sequence[float]]) -> str:
+        """Means over receivers of means over their cells."""
+        names = list(dict.fromkeys(cell.receiver for cell in self.cells))
+        gains = [[c.gain for c in self.cells if c.receiver == name] for name in names]
+        gap = [fmean(gaps[name]) for name in names]
+        mean = fmean(map(fmean, gains))
+        between = interval(gains, over=gap)
+        closed = f"{mean / fmean(gap):.0%}"
+        span = f"{between[0]:.0%} to {between[1]:.0%}" if between else "-"
+        top1 = fmean(fmean(c.after.top1 for c in self.cells if c.receiver == n) for n in names)
+        worse = f"{fmean(c.worse for c in self.cells):.1%}"
+        return "\t".join((self.name, f"{top1:.4f}", closed, span, worse, self.use))
+
+
+def main(out: Path, grids: Sequence[str]) -> None:
+    """Prints every grid's table."""
+    for grid in grids:
+        runs = [matrix(path) for path in sorted(out.glob(f"*/{grid}/grid.jsonl"))]
+        advised = advice(out, grid)
+        print(f"{runs[0].grid}, {len(runs[0].receivers)} receivers, {len(runs)} seeds")
+        print("way\tmean top-1\tgap closed\t95 %\tworse\treceiver data used")
+        gaps = _gaps(runs)
+        for row in (*_one_donor(runs), *_baselines(runs), *_advised(runs, advised)):
+            print(row.text(gaps))
+        for line in (*_regret(runs), *_ranks(runs), *_decisions(advised)):
+            print(line)
+
+
+def matrix(path: Path) -> Matrix:
+    """One run."""
+    return parse(lines_of(path.read_text(), str(path)))
+
+
+def advice(out: Path, grid: str) -> list[tuple[str, str, Json]]:
+    """Seed, receiver and document of every advice."""
+    found = []
+    for path in sorted(out.glob(f"*/{grid}/*_advise.json")):
+        name = path.name.removesuffix("_advise.json")
+        found.append((path.parts[-3], name, json.loads(path.read_text())))
+    return found
+
+
+def _gaps(runs: Sequence[Matrix]) -> dict[str, list[float]]:
+    gaps = defaultdict(list)
+    for run in runs:
+        for name, rows in run.baselines.items():
+            gaps[name].append(rows[OWN_QAT].test.top1 - rows[PLAIN].test.top1)
+    return gaps
+
+
+def _one_donor(runs: Sequence[Matrix]) -> Iterator[Row]:
+    """Ways to choose lambda for one vector, and for vectors that carry nothing."""
+    cells = [(run, cell) for run in runs for cell in run.transfers]
+    uses = {"val": "labels", "agreement": "proxies"}
+
+    def row(name: str, found: Sequence[tuple[Matrix, Any, Score]], use: str) -> Row:
+        return Row(name, [Cell(c.receiver, r.plain(c.receiver), s) for r, c, s in found], use)
+
+    yield row("one vector, lambda 1", [(r, c, c.fixed[0].test) for r, c in cells], "none")
+    for key, use in uses.items():
+        name = "lambda* (labels)" if key == "val" else "lambda by agreement"
+        yield row(f"one vector, {name}", [(r, c, c.chosen[key].test) for r, c in cells], use)
+    yield row("one vector, best on test", [(r, c, c.oracle[1]) for r, c in cells], "-")
+    for null in runs[0].run["nulls"]:
+        kept = [(r, c) for r in runs for c in r.cells.values() if c.null == null and not c.diagonal]
+        chosen = [(r, c, c.chosen["agreement"].test) for r, c in kept]
+        yield row(f"null {null}, lambda by agreement", chosen, "proxies")
+
+
+def _baselines(runs: Sequence[Matrix]) -> Iterator[Row]:
+    names = {"fp": "float", PLAIN: "RTN", OWN_QAT: "own QAT"}
+    for key, first in runs[0].baselines[next(iter(runs[0].baselines))].items():
+        cells = [
+            Cell(name, rows[PLAIN].test, rows[key].test)
+            for run in runs
+            for name, rows in run.baselines.items()
+            if key in rows
+        ]
+        yield Row(names.get(key, key), cells, first.use.replace("_", " "))
+
+
+def _advised(runs: Sequence[Matrix], advised: Sequence[tuple[str, str, Json]]) -> Iterator[Row]:
+    """Ways of advise, and what it recommends."""
+    plain = {
+        (seed, name): run.plain(name)
+        for run, seed in zip(runs, sorted({seed for seed, _, _ in advised}), strict=True)
+        for name in run.baselines
+    }
+    picks: dict[str, list[Cell]] = defaultdict(list)
+    uses: dict[str, str] = {}
+    for seed, name, document in advised:
+        results = document["results"]
+        equal = _equal(results)
+        chosen = next(row for row in equal if row["name"] == results["chosen"])
+        best_plain = next(row for row in equal if row["name"] == results["best_plain"])
+        named = [("best plain grid by agreement", best_plain), ("advise", chosen)]
+        for way, title in WAYS.items():
+            rows = [row for row in equal if row["way"] == way]
+            if rows:
+                named.append((title, min(rows, key=lambda row: row["distance"])))
+            elif way in {"chosen", "fitted"}:  # lambda 0: plain quantization
+                named.append((title, next(r for r in equal if _same_grid(r, document))))
+        for title, row in named:
+            picks[title].append(Cell(name, plain[seed, name], _score(row["test"])))
+            uses.setdefault(title, row["data_use"]["level"].replace("_", " "))
+    order = ["best plain grid by agreement", *WAYS.values(), "advise"]
+    for title in (title for title in order if title in picks):
+        yield Row(title, picks[title], uses[title])
+
+
+def _equal(results: Json) -> list[Json]:
+    """Candidates that cost as much as a scale and a zero point a row."""
+    most = max(row["bits_per_weight"] for row in results["candidates"] if _by_row(row))
+    return [r for r in results["candidates"] if r["bits_per_weight"] <= most + EQUAL_BITS]
+
+
+def _by_row(row: Json) -> bool:
+    return row["grid"]["granularity"] == "channel"
+
+
+def _same_grid(row: Json, document: Json) -> bool:
+    unit = next(r for r in document["results"]["candidates"] if r["way"] == "unit")
+    return row["way"] == "rtn" and row["grid"] == unit["grid"]
+
+
+def _score(test: Json) -> Score:
+    return Score(test["n"], test["n_correct"])
+
+
+def _regret(runs: Sequence[Matrix]) -> Iterator[str]:
+    """What the best lambda on test would have given more, as a share of what it gains."""
+    found = [summarise(run)["ways"] for run in runs]
+    for way, name in (("lambda 1", "lambda 1"), ("val", "labels"), ("agreement", "agreement")):
+        lost = fmean(ways[way]["regret"]["mean"] for ways in found)
+        gain = fmean(ways["oracle"]["mean"] for ways in found)
+        yield f"regret of lambda by {name}: {100 * lost:.1f} points, {lost / gain:.0%} of the gain"
+
+
+def _ranks(runs: Sequence[Matrix]) -> Iterator[str]:
+    scores = [summarise(run)["donor_score"] for run in runs]
+    for kind in ("removed", "explained"):
+        over, within = (
+            fmean(score[kind][key] for score in scores) for key in ("spearman", "within_receivers")
+        )
+        yield (
+            f"donor score, damage {kind}: rank with the best gain on test {over:+.2f} over all "
+            f"pairs, {within:+.2f} within a receiver"
+        )
+
+
+def _decisions(advised: Sequence[tuple[str, str, Json]]) -> Iterator[str]:
+    """How often advise took the best candidate, and what it lost where it did not."""
+    right, lost, below = [], [], []
+    counts: dict[str, int] = defaultdict(int)
+    for _, _, document in advised:
+        results = document["results"]
+        equal = _equal(results)
+        scores = {row["name"]: _score(row["test"]) for row in equal}
+        taken, plain = scores[results["chosen"]], scores[results["best_plain"]]
+        best = max(scores.values(), key=lambda score: score.n_correct)
+        lost.append(best.top1 - taken.top1)
+        right.append(lost[-1] <= difference_error(best, taken))
+        below.append(taken.top1 < plain.top1 - difference_error(taken, plain))
+        counts[results["decision"]] += 1
+    told = ", ".join(f"{count} {decision}" for decision, count in sorted(counts.items()))
+    yield f"advise: {told}"
+    yield (
+        f"advise: within a standard error of the best candidate on test in {fmean(right):.0%}, "
+        f"{100 * fmean(lost):.1f} points below it on average, {100 * max(lost):.1f} at most; "
+        f"worse than the best plain grid in {fmean(below):.0%}"
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
