@@ -150,7 +150,9 @@ def test_labels_stand_beside_the_objective_and_count_as_sweeps_count(
 def test_what_it_has_cost_is_told(alone: dict[str, Any], judged: dict[str, Any]) -> None:
     assert alone["data_use"] == {"level": "proxy_images", "counts": {"proxy": 40}}
     assert alone["results"]["chosen"]["data_use"] == "proxy_images"
-    uses = {d["rho"].rsplit("/", 1)[-1]: d["chosen"]["data_use"] for d in judged["results"]["donors"]}
+    uses = {
+        d["rho"].rsplit("/", 1)[-1]: d["chosen"]["data_use"] for d in judged["results"]["donors"]
+    }
     assert uses == {"rho.st": "proxy_images", "own.st": "receiver_labels"}
     kinds = [entry["kind"] for entry in judged["inputs"]]
     assert kinds == ["checkpoint", "vector", "vector", "data", "data"]
@@ -260,7 +262,9 @@ def faults(drawer: Drawer, root: Path) -> dict[str, tuple[tuple[object, ...], st
     (single / "a.png").write_bytes(picture)
     for name in "abc":
         (broken / f"{name}.png").write_bytes(picture if name == "a" else BAD_IMAGE)
-    huge = rewritten(drawer.rho, root / "huge.st", lambda rho: {n: b * 1e30 for n, b in rho.items()})
+    huge = rewritten(
+        drawer.rho, root / "huge.st", lambda rho: {n: b * 1e30 for n, b in rho.items()}
+    )
     both, labelled = ("--objective", "agreement"), ("--data", drawer.receiver_data)
     proxy = (*both, "--proxy", drawer.donor_data)
     rho = drawer.rho
@@ -273,7 +277,11 @@ def faults(drawer: Drawer, root: Path) -> dict[str, tuple[tuple[object, ...], st
         "vectors by labels": ((rho, rho, *labelled), "2 vectors are given", 2),
         "resume": ((rho, *proxy, "--resume"), "--resume goes with --objective accuracy", 2),
         "no lambda above 0": ((rho, *proxy, "--lambdas=-1,0"), "--lambdas has none above 0", 2),
-        "a method with images": ((rho, *proxy, "--method", "gptq"), "--method gptq needs images", 2),
+        "a method with images": (
+            (rho, *proxy, "--method", "gptq"),
+            "--method gptq needs images",
+            2,
+        ),
         "a grid that is not its own": ((rho, *proxy, "--bits", 4), "was made for 3-bit", 1),
         "a receiver for a vector": ((drawer.donor, *proxy), "is a checkpoint", 1),
         "an unknown data set": ((rho, *both, "--proxy", "nosie"), "'nosie' is neither", 2),

@@ -112,9 +112,7 @@ def test_the_receivers_own_images_are_left_out_of_its_pool(files: Files) -> None
     receivers = files.lines[0]["receivers"]
     names = {n: [proxy["name"] for proxy in facts["proxies"]] for n, facts in receivers.items()}
     assert names == {"bars4": ["bars3"], "bars3": ["bars4"]}
-    uses = {
-        (c["receiver"], c["donor"]): c["chosen"]["agreement"]["data_use"] for c in files.cells
-    }
+    uses = {(c["receiver"], c["donor"]): c["chosen"]["agreement"]["data_use"] for c in files.cells}
     assert uses["bars4", "bars3"] == uses["bars3", "bars4"] == "proxy_images"
     assert uses["bars4", "bars4"] == uses["bars3", "bars3"] == "receiver_labels"  # its own QAT
 

@@ -85,9 +85,7 @@ def test_a_ridge_shrinks() -> None:
 @pytest.mark.parametrize("still", ["changes", "damage", "both"])
 def test_nothing_to_change_and_nothing_to_recover_give_zeros(still: str, ridge: float) -> None:
     changes, damage = RNG.standard_normal((2, IMAGES, CLASSES)), RNG.standard_normal((40, 5))
-    found = fit(
-        changes * (still == "damage"), damage * (still == "changes"), CHANCES, ridge=ridge
-    )
+    found = fit(changes * (still == "damage"), damage * (still == "changes"), CHANCES, ridge=ridge)
     assert np.array_equal(found.mix, [0, 0])
     assert found.explained == 0
 

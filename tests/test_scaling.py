@@ -1,4 +1,4 @@
-"""The choice of lambda from distances: the smallest as good as the best, and 0 without a sure gain."""
+"""The choice of lambda from distances: the smallest of the best, and 0 without a sure gain."""
 
 from __future__ import annotations
 
