@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Any, Final, Protocol, Self
 
@@ -46,6 +44,13 @@ class Method(StrEnum):
     AWQ = "awq"
 
 
+class Target(StrEnum):
+    """Whose outputs a calibrated layer is to give; see quant/aim.py."""
+
+    QUANTIZED = "quantized"  # its own before rounding, behind the quantized layers
+    FLOAT = "float"  # those that it has in the float network
+
+
 class ExportFormat(StrEnum):
     """What other programs read; one row each in ops/export.py."""
 
@@ -59,6 +64,25 @@ class Null(StrEnum):
     RANDOM = "random"
     SHUFFLE = "shuffle"
     TASKVEC = "taskvec"
+
+
+class Rule(StrEnum):
+    """How several vectors become one; one row each in vector/rules.py."""
+
+    MEAN = "mean"
+    WEIGHTED = "weighted"
+    TIES = "ties"
+    DARE = "dare"
+
+
+class Part(StrEnum):
+    """What a tensor is of in a network; vector/parts.py decides."""
+
+    EMBED = "embed"
+    ATTN = "attn"
+    MLP = "mlp"
+    NORM = "norm"
+    BIAS = "bias"
 
 
 class FigureKind(StrEnum):
@@ -317,6 +341,7 @@ class Calibration:
     loading: Loading = field(default_factory=Loading)
     device: str = "auto"
     bias_correction: bool = False  # whether biases make good the mean error of each output
+    target: Target = Target.QUANTIZED
 
     def __post_init__(self) -> None:
         _at_least("calib_samples", self.samples, 1)
@@ -350,42 +375,6 @@ class Silence:
 
 _LARGEST = 1e38
 """About as much as float32 holds."""
-
-MAX_LAMBDAS = 1000
-
-
-def parse_lambda(text: str) -> float:
-    """One scaling coefficient, any finite number."""
-    return float(_decimal(text))
-
-
-def parse_lambdas(text: str) -> tuple[float, ...]:
-    """Scaling coefficients from ``0,0.5,1`` or ``start:stop:step`` with the stop included.
-
-    Ranges are computed in decimal, so 0:1.5:0.15 holds exactly 0.45 and 1.5.
-    """
-    if ":" not in text:
-        return tuple(dict.fromkeys(float(_decimal(part)) for part in text.split(",")))
-    parts = text.split(":")
-    if len(parts) != 3:
-        raise SpecError(f"--lambdas {text!r} is not start:stop:step")
-    start, stop, step = (_decimal(part) for part in parts)
-    if step <= 0 or stop < start:
-        raise SpecError(f"--lambdas {text!r} needs a step above 0 and a stop from the start up")
-    if stop - start >= step * MAX_LAMBDAS:
-        raise SpecError(f"--lambdas {text!r} asks for more than {MAX_LAMBDAS} points")
-    count = int((stop - start) / step) + 1
-    return tuple(float(start + step * i) for i in range(count))
-
-
-def _decimal(text: str) -> Decimal:
-    try:
-        value = Decimal(text.strip())
-    except InvalidOperation:
-        raise SpecError(f"lambda {text!r} is not a number") from None
-    if not (value.is_finite() and math.isfinite(float(value))):
-        raise SpecError(f"lambda must be finite, got {text!r}")
-    return value
 
 
 def _flag(name: str) -> str:

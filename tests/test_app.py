@@ -250,6 +250,7 @@ def test_a_refusal_is_one_line_loses_nothing_and_needs_no_torch(
 def test_arithmetic_on_files_needs_no_torch(drawer: Drawer, tmp_path: Path) -> None:
     rho, patched, packed = (tmp_path / f"{name}.st" for name in ("rho", "patched", "packed"))
     assert light("extract", drawer.donor, drawer.donor_qat, "-o", rho)[:2] == (0, [])
+    assert light("combine", rho, drawer.rho, "-o", tmp_path / "mean.st")[:2] == (0, [])
     assert light("patch", drawer.receiver, rho, "-l", "0.5", "-o", patched)[:2] == (0, [])
     assert light("quantize", patched, "-o", packed)[:2] == (0, [])
     assert light("quantize", patched, "-o", f"{tmp_path}/folder/")[:2] == (0, [])

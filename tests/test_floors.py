@@ -21,7 +21,17 @@ FLOORS = {"cli": 3, "ops": 2, "quant": 1, "vector": 1, "model": 1, "learn": 1, "
 FLOORS |= {"export": 1, "draw": 1}
 ROOMS = {room for room, floor in FLOORS.items() if floor == 1}
 SIDEWAYS = {("model", "quant"), ("export", "quant")}
-VERBS = {"train", "extract", "patch", "quantize", "evaluate", "sweep", "trial", "describe"}
+VERBS = {
+    "train",
+    "extract",
+    "combine",
+    "patch",
+    "quantize",
+    "evaluate",
+    "sweep",
+    "trial",
+    "describe",
+}
 VERBS |= {"survey", "export", "transfer", "plot", "report"}
 EXTRAS = ("hfds", "onnx", "slurm", "plot")
 CHAIN = {("sweep", "trial"), ("survey", "trial")}
@@ -177,7 +187,8 @@ def test_the_top_level_is_the_owners() -> None:
 
 TORCHS_OWN = {"qvec_cli.learn.accuracy", "qvec_cli.learn.batches", "qvec_cli.learn.fit"}
 TORCHS_OWN |= {"qvec_cli.learn.snapshot", "qvec_cli.model.qat", "qvec_cli.ops.state"}
-TORCHS_OWN |= {"qvec_cli.model.calibrate"}
+TORCHS_OWN |= {"qvec_cli.model.calibrate", "qvec_cli.model.collector"}
+TORCHS_OWN |= {"qvec_cli.learn.agreement", "qvec_cli.learn.distill", "qvec_cli.ops.judge"}
 TORCHS_OWN |= {"qvec_cli.ops.rehearse", "qvec_cli.ops.session", "qvec_cli.ops.trial"}
 
 

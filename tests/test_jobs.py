@@ -19,7 +19,8 @@ from qvec_cli.ops.jobs import (
     part_of,
     run_jobs,
 )
-from qvec_cli.specs import Silence, parse_lambdas
+from qvec_cli.specs import Silence
+from qvec_cli.vector.lambdas import parse_lambdas
 
 submitit = pytest.importorskip("submitit")
 

@@ -20,6 +20,8 @@ from qvec_cli.specs import Grid
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "extract": ("extract", "{donor}", "{donor_qat}"),
+    "combine": ("combine", "{rho}"),
+    "ties": ("combine", "{rho}", "--rule", "ties", "--parts", "attn"),
     "patch": ("patch", "{receiver}", "{rho}"),
     "quantize": ("quantize", "{receiver}", "--bits", "3"),
     "fake": ("quantize", "{receiver}", "--bits", "3", "--fake"),
@@ -30,7 +32,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "export": ("export", "{receiver}", "--to", "onnx"),
     "sweep": ("sweep-lambda", "{receiver}", "{rho}", "--data", "{receiver_data}"),
 }
-STREAMED = ("extract", "patch", "quantize", "fake")
+STREAMED = ("extract", "combine", "ties", "patch", "quantize", "fake")
 
 
 def typed(name: str, drawer: Drawer) -> list[str]:
@@ -52,9 +54,9 @@ def test_a_plan_writes_nothing_and_names_every_tensor(
 ) -> None:
     plan = planned(name, drawer, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
-    with Checkpoint(
-        drawer.receiver if name in ("eval", "export", "sweep") else drawer.donor
-    ) as checkpoint:
+    source = {"eval": "receiver", "export": "receiver", "sweep": "receiver"}.get(name, "donor")
+    source = "rho" if name in ("combine", "ties") else source
+    with Checkpoint(getattr(drawer, source)) as checkpoint:
         assert {t["name"] for t in plan["tensors"]} == set(checkpoint)
     shown = call(*typed(name, drawer), "-o", tmp_path / "out", "--dry-run").out
     assert f"would write {tmp_path / 'out'}; nothing was written" in shown

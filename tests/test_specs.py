@@ -11,17 +11,15 @@ from hypothesis import strategies as st
 from qvec_cli import errors
 from qvec_cli.errors import QvecError, ReaderLeftError, SpecError
 from qvec_cli.specs import (
-    MAX_LAMBDAS,
     DataUse,
     Granularity,
     Grid,
     Loading,
     Recipe,
     Use,
-    parse_lambda,
-    parse_lambdas,
     spent,
 )
+from qvec_cli.vector.lambdas import MAX_LAMBDAS, parse_lambda, parse_lambdas
 
 BITS = range(2, 9)
 GRIDS = [

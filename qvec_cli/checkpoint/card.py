@@ -24,6 +24,7 @@ class Kind(StrEnum):
     VECTOR = "vector"
     QUANTIZED = "quantized"
     STATE = "train-state"
+    MOMENTS = "moments"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Card:
     recipe: dict[str, Any] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)  # operation, parents, lambda, version
     aliases: dict[str, str] = field(default_factory=dict)  # tied names, and the one that is kept
+    moments: dict[str, Any] | None = None  # of what, if the file carries any (ops/attached.py)
     digest: str = NO_DIGEST  # of names, shapes, dtypes and data; not of this card
 
     def to_header(self) -> dict[str, str]:
@@ -55,6 +57,7 @@ class Card:
             "recipe": self.recipe,
             "provenance": self.provenance,
             "aliases": self.aliases,
+            "moments": self.moments,
             "digest": self.digest,
         }
         header = {f"qvec.{k}": _dump(v) for k, v in values.items() if v or v == ()}
@@ -96,6 +99,7 @@ class Card:
             recipe=_load(metadata, "qvec.recipe", dict),
             provenance=_load(metadata, "qvec.provenance", dict) or {},
             aliases={k: str(v) for k, v in (_load(metadata, "qvec.aliases", dict) or {}).items()},
+            moments=_load(metadata, "qvec.moments", dict),
             digest=metadata.get("qvec.digest", NO_DIGEST),
         )
 

@@ -17,12 +17,18 @@ from qvec_cli.checkpoint.locate import locate
 from qvec_cli.checkpoint.source import File
 from qvec_cli.errors import CheckpointError
 
+ATTACHED: Final = "moments/"
+"""How the names of tensors begin that a file carries beside its own: no arithmetic meets them."""
+
 BLOCK: Final = 1 << 18
 """Elements in a block: memory stays the same for any model, and a block fits into a cache."""
 
 
 class Checkpoint(Mapping[str, Entry]):
     """An open checkpoint: a mapping from tensor names, in the order of the data, to entries.
+
+    Tensors that a file carries for others' use are no part of the mapping but ``attached``: they
+    are read by name as the others are, and the digest covers them.
 
     What is read is hashed as it streams by; ``settle`` then tells whether it was what the card
     says.
@@ -47,15 +53,18 @@ class Checkpoint(Mapping[str, Entry]):
         except CheckpointError as error:
             self.close()
             raise CheckpointError(f"{path}: {error}", hint=error.hint) from None
+        carries = self.card is not None and self.card.moments is not None
+        self._own, attached = _apart(self._layout.entries, ATTACHED if carries else None)
+        self.attached: Mapping[str, Entry] = attached
 
     def __getitem__(self, name: str) -> Entry:
-        return self._layout.entries[name]
+        return self._own[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._layout.entries)
+        return iter(self._own)
 
     def __len__(self) -> int:
-        return len(self._layout.entries)
+        return len(self._own)
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -192,7 +201,8 @@ class Checkpoint(Mapping[str, Entry]):
         Raises:
             CheckpointError: a file that was written to meanwhile.
         """
-        for name in [name for name in self if name not in self._whole]:
+        entries = self._layout.entries
+        for name in [name for name in entries if name not in self._whole]:
             self._begun.discard(name)
             for _ in self.blocks(name):
                 pass
@@ -200,7 +210,7 @@ class Checkpoint(Mapping[str, Entry]):
         for source in self._layout.sources:
             source.require_unchanged()
         digests = self._hasher.digests()
-        return combine({n: (e.dtype, e.shape, digests[n]) for n, e in self.items()})
+        return combine({n: (e.dtype, e.shape, digests[n]) for n, e in entries.items()})
 
     def settle(self) -> str:
         """The digest of the contents, once they are known to be what the card says.
@@ -218,6 +228,14 @@ class Checkpoint(Mapping[str, Entry]):
                 )
             self.digest = found
         return self.digest
+
+
+def _apart(
+    entries: Mapping[str, Entry], prefix: str | None
+) -> tuple[dict[str, Entry], dict[str, Entry]]:
+    """The tensors whose names do not begin so, and those whose do."""
+    attached = {n: e for n, e in entries.items() if prefix and n.startswith(prefix)}
+    return {n: e for n, e in entries.items() if n not in attached}, attached
 
 
 def finite(values: Array) -> bool:

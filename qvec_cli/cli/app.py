@@ -15,7 +15,16 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
-from qvec_cli.cli import drawing, measurement, quantization, show, study, training, vectors
+from qvec_cli.cli import (
+    advising,
+    drawing,
+    measurement,
+    quantization,
+    show,
+    study,
+    training,
+    vectors,
+)
 from qvec_cli.errors import QvecError, RankError, ReaderLeftError, SpecError
 from qvec_cli.learn import distributed
 
@@ -44,12 +53,15 @@ app = typer.Typer(
 app.command()(training.finetune)
 app.command()(training.train_qat)
 app.command()(vectors.extract)
+app.command()(vectors.combine)
+app.command()(vectors.moments)
 app.command()(vectors.patch)
 app.command()(quantization.quantize)
 app.command()(quantization.export)
 app.command("eval")(measurement.evaluate)
 app.command()(measurement.sweep_lambda)
 app.command()(study.transfer)
+app.command()(advising.advise)
 app.command()(study.inspect)
 app.command()(drawing.plot)
 app.command()(drawing.report)

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from qvec_cli.cli import table
+from qvec_cli.cli.advice import advised
+from qvec_cli.cli.seen import moments, moments_in_words
+from qvec_cli.cli.words import size, some
 from qvec_cli.errors import QvecError
 from qvec_cli.ops.metrics import Metrics
 from qvec_cli.quant.layouts import in_words
@@ -26,17 +29,8 @@ def lines(metrics: Metrics) -> Iterator[str]:
     yield from _LINES[metrics.command](metrics.results)
     use = metrics.use
     counts = ", ".join(f"{count} {what}" for what, count in use.counts.items())
-    if metrics.command not in ("finetune", "train-qat", "inspect", "extract"):
+    if metrics.command not in ("finetune", "train-qat", "inspect", "extract", "moments", "combine"):
         yield f"receiver data used: {use.level}{f' ({counts})' if counts else ''}"
-
-
-def size(count: float) -> str:
-    """Bytes for people, in powers of 1000."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
-        count /= 1000
-    return f"{count:.3g} GB"
 
 
 def score(result: Facts) -> str:
@@ -79,14 +73,42 @@ def _extract(results: Facts) -> Iterator[str]:
         f"{results['output']}: rho of {results['tensors']} tensors, norm {results['norm']:.4g}"
         f"{share}"
     )
-    yield f"left out: {_some(results['left_out'])}"
+    yield f"left out: {some(results['left_out'])}"
+    if carried := results["moments"]:
+        share = carried["bytes"] / results["bytes"]
+        cost = f"{size(carried['bytes'])}, {share:.2f} of rho's"
+        yield f"carries {moments_in_words(carried)}: {cost}"
+
+
+def _combine(results: Facts) -> Iterator[str]:
+    norms = results["norms"]
+    of = ", ".join(f"{norm:.4g}" for norm in norms)
+    yield (
+        f"{results['output']}: {_ruled(results)} of {len(norms)} "
+        f"vector{'s' if len(norms) > 1 else ''}, {results['tensors']} tensors, "
+        f"norm {results['norm']:.4g} of {of}"
+    )
+    if "parts" in results:
+        yield f"zeros outside {', '.join(results['parts'])}: {some(results['zeros'])}"
+    if results["moments"]:
+        yield f"carries {moments_in_words(results['moments'])}"
+
+
+def _ruled(facts: Facts) -> str:
+    """A merge rule with its settings."""
+    mix = ", ".join(f"{number:g}" for number in facts.get("mix", ()))
+    settings = [mix, *(f"{k} {facts[k]:g}" for k in ("density", "seed") if k in facts)]
+    told = ", ".join(filter(None, settings))
+    return f"{facts['rule']} ({told})" if told else str(facts["rule"])
 
 
 def _patch(results: Facts) -> Iterator[str]:
+    only = f", of {', '.join(results['parts'])} only" if "parts" in results else ""
     yield (
-        f"{results['output']}: {results['tensors']} tensors patched at lambda {results['lambda']:g}"
+        f"{results['output']}: {results['tensors']} tensors patched at lambda "
+        f"{results['lambda']:g}{only}"
     )
-    yield f"kept from the receiver: {_some(results['kept'])}"
+    yield f"kept from the receiver: {some(results['kept'])}"
 
 
 def _compared(results: Facts) -> Iterator[str]:
@@ -115,11 +137,19 @@ def _quantize(results: Facts) -> Iterator[str]:
         f"{len(results['quantized'])} tensors "
         f"({results['weights']:,} of {results['parameters']:,} parameters)"
     )
-    yield f"left as they were: {_some(results['left'])}"
+    yield f"left as they were: {some(results['left'])}"
     if ratios:
         yield (
             f"signal to quantization noise: {min(ratios):.1f} to {max(ratios):.1f} dB, "
             f"mean {sum(ratios) / len(ratios):.1f} dB"
+        )
+    if refined := results.get("refinement"):
+        held, unit = refined["held_back"], refined["loss"].replace("_", " ")
+        after = "not a number" if held["after"] is None else f"{held['after']:.4g}"
+        fate = "" if refined["kept"] else ": not kept"
+        yield (
+            f"refined in {refined['steps']} steps: {unit} to the float network on "
+            f"{held['images']} images held back {held['before']:.4g} -> {after}{fate}"
         )
 
 
@@ -133,7 +163,7 @@ def _export(results: Facts) -> Iterator[str]:
         counts = [f"{n} of {bits} bits in blocks of {block}" for (bits, block), n in kinds.items()]
         yield f"packed weights: {', '.join(counts)}"
     if results.get("left"):
-        yield f"packed weights that became float: {_some(results['left'])}"
+        yield f"packed weights that became float: {some(results['left'])}"
     if check := results["check"]:
         yield (
             f"logits of {check['images']} random images: at most {check['max_abs_diff']:.2g} from "
@@ -217,7 +247,7 @@ def _comparison(results: Facts) -> Iterator[str]:
     rows = results["tensors"]
     for key, words in (("only_in_first", "first"), ("only_in_second", "second")):
         if results[key]:
-            yield f"only in the {words}: {_some(results[key])}"
+            yield f"only in the {words}: {some(results[key])}"
     if results["same"]:
         yield f"the same {len(rows)} tensors in both"
         return
@@ -244,6 +274,9 @@ def _description(results: Facts) -> Iterator[str]:
         f"{results['kind']}{role}: {len(results['tensors'])} tensors, "
         f"{_count(results['parameters'])} parameters, {size(results['bytes'])}"
     )
+    if results["moments"]:
+        carried = f"carries {moments_in_words(results['moments'])}"
+        yield _cut(f"{carried}, in {len(results['attached'])} tensors")
     if model := results["model"]:
         yield _cut(
             f"architecture: {model['architecture']} {model['model_args'] or ''}, "
@@ -255,7 +288,7 @@ def _description(results: Facts) -> Iterator[str]:
     held = "" if results["digest_holds"] else " (not that of its card: edited since)"
     yield f"digest: {results['digest']}{held}"
     yield "tensor\tdtype\tshape\tnorm"
-    for tensor in results["tensors"]:
+    for tensor in (*results["tensors"], *results["attached"]):
         bad = f"\t{tensor['not_finite']} not finite" if tensor.get("not_finite") else ""
         norm = f"{tensor['norm']:.6g}" if "norm" in tensor else "-"
         yield f"{tensor['name']}\t{tensor['dtype']}\t{tensor['shape']}\t{norm}{bad}"
@@ -317,6 +350,8 @@ def _card(card: Facts) -> Iterator[str]:
 def _family(lineage: Facts, indent: str) -> Iterator[str]:
     """An operation, its parents below it, theirs below them."""
     facts = f" at lambda {lineage['lambda']}" if "lambda" in lineage else ""
+    facts += f" by {lineage['rule']}" if "rule" in lineage else ""
+    facts += f" of {', '.join(map(str, lineage['parts']))}" if _listed(lineage, "parts") else ""
     facts += f" by {lineage['ranks']} processes" if "ranks" in lineage else ""
     yield f"{indent}made by: qvec {lineage.get('qvec', '?')} {lineage.get('op', '?')}{facts}"
     parents = lineage.get("parents")
@@ -329,6 +364,10 @@ def _family(lineage: Facts, indent: str) -> Iterator[str]:
                 yield from _family(parent["provenance"], indent + "  ")
 
 
+def _listed(lineage: Facts, key: str) -> bool:
+    return isinstance(lineage.get(key), list)
+
+
 def _grid(value: Facts) -> str:
     try:
         return str(Grid.from_json(value))
@@ -336,21 +375,19 @@ def _grid(value: Facts) -> str:
         return str(value)
 
 
-def _some(names: list[str], shown: int = 4) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more if names else "nothing"
-
-
 _LINES: Final[Mapping[str, Callable[[Facts], Iterator[str]]]] = {
     "finetune": _training,
     "train-qat": _training,
     "extract": _extract,
+    "moments": moments,
+    "combine": _combine,
     "patch": _patch,
     "quantize": _quantize,
     "export": _export,
     "eval": _eval,
     "sweep-lambda": _sweep,
     "transfer": _transfer,
+    "advise": advised,
     "inspect": _inspect,
     "plot": _figure,
     "report": _report,

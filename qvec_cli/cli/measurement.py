@@ -11,6 +11,7 @@ import typer
 
 from qvec_cli.cli import show
 from qvec_cli.cli.options import (
+    LAMBDAS,
     AsJson,
     BatchSize,
     Bits,
@@ -44,7 +45,8 @@ from qvec_cli.cli.options import (
     wish,
 )
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Listener, Loading, Method, Objective, Wanted, parse_lambdas
+from qvec_cli.specs import Listener, Loading, Method, Objective, Wanted
+from qvec_cli.vector.lambdas import parse_lambdas
 
 if TYPE_CHECKING:
     from qvec_cli.ops.metrics import Metrics
@@ -128,7 +130,7 @@ def sweep_lambda(
     scale_dtype: ScaleDtypeChoice = None,
     cross_grid: Cross = False,
     method: MethodChoice = Method.RTN,
-    lambdas: Lambdas = "0:1.5:0.15",
+    lambdas: Lambdas = LAMBDAS,
     data_dir: DataDir = None,
     dataset_download: Download = False,
     batch_size: BatchSize = 128,

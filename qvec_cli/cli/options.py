@@ -12,7 +12,7 @@ import typer
 
 from qvec_cli.cli import recipe
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Granularity, Loading, Measure, Method, Scale, ScaleDtype
+from qvec_cli.specs import Granularity, Loading, Measure, Method, Part, Scale, ScaleDtype, Target
 
 if TYPE_CHECKING:
     from qvec_cli.model.build import Wish
@@ -111,6 +111,8 @@ ScaleDtypeChoice = Annotated[
     typer.Option("--scale-dtype", help="How a file holds scales.", show_default="float32"),
 ]
 GroupSize = Annotated[int | None, typer.Option(min=1, help="Input features per scale.")]
+LAMBDAS = "0:1.5:0.15"
+"""The curve that is measured unless another is typed."""
 Lambdas = Annotated[
     str,
     typer.Option(
@@ -122,6 +124,15 @@ Lambdas = Annotated[
 ]
 Cross = Annotated[
     bool, typer.Option("--cross-grid", help="Take what was made for another grid all the same.")
+]
+Parts = Annotated[
+    str | None,
+    typer.Option(
+        "--parts",
+        metavar="LIST",
+        help="Parts of the network to use: embed, attn, mlp, norm, bias.",
+        show_default="all",
+    ),
 ]
 MethodChoice = Annotated[Method, typer.Option("--method", help="How codes are chosen.")]
 
@@ -155,8 +166,40 @@ CalibSamples = Annotated[
     int | None,
     typer.Option(min=1, help="Of its train split, drawn with seed 0.", show_default="512"),
 ]
+MomentsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--moments",
+        readable=False,
+        help="What qvec moments wrote, or a vector that carries it; in place of images.",
+    ),
+]
 BiasCorrection = Annotated[
     bool, typer.Option("--bias-correction", help="Let biases make good the outputs' mean error.")
+]
+
+TargetChoice = Annotated[
+    Target,
+    typer.Option(
+        "--target",
+        help="Whose outputs gptq aims at in each layer: those of the float network, or its own "
+        "behind the quantized layers.",
+    ),
+]
+Anchor = Annotated[
+    Path | None,
+    typer.Option(readable=False, help="Vector that is added before, as patch does.", metavar="RHO"),
+]
+AnchorLambda = Annotated[
+    str | None,
+    typer.Option("--lambda", "-l", metavar="NUMBER", help="Of --anchor.", show_default="1"),
+]
+Refine = Annotated[
+    int | None,
+    typer.Option(
+        metavar="STEPS",
+        help="Then let scales, biases and norms learn the float network's outputs on --proxy.",
+    ),
 ]
 
 
@@ -207,6 +250,20 @@ def proxies(specs: list[str] | None, samples: int | None, loading: Loading) -> P
     from qvec_cli.ops.proxies import ProxyWish
 
     return ProxyWish(tuple(specs or ()), samples or 256, loading)
+
+
+def chosen_parts(text: str | None) -> tuple[Part, ...]:
+    """The parts of a comma-separated list, in the order of the words; of nothing typed, none.
+
+    Raises:
+        SpecError: a word that is no part, or no word.
+    """
+    if text is None:
+        return ()
+    found = listed(text, Part, "--parts")
+    if not found:
+        raise SpecError("--parts names no part", hint=f"Parts are {', '.join(Part)}.")
+    return tuple(part for part in Part if part in found)
 
 
 def listed(text: str, words: type[Word], flag: str) -> list[Word]:

@@ -12,6 +12,8 @@ import typer
 
 from qvec_cli.cli import show
 from qvec_cli.cli.options import (
+    Anchor,
+    AnchorLambda,
     AsJson,
     BatchSize,
     BiasCorrection,
@@ -33,18 +35,27 @@ from qvec_cli.cli.options import (
     MetricsFile,
     ModelArg,
     ModelName,
+    MomentsFile,
     Out,
+    Proxy,
+    ProxySamples,
+    Refine,
     ScaleChoice,
     ScaleDtypeChoice,
     Symmetric,
+    TargetChoice,
     Workers,
+    proxies,
     wish,
 )
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Calibration, ExportFormat, Listener, Loading, Method, Wanted
+from qvec_cli.specs import Calibration, ExportFormat, Listener, Loading, Method, Target, Wanted
 
 if TYPE_CHECKING:
     from qvec_cli.ops.metrics import Metrics
+    from qvec_cli.ops.oneshot import Moments
+    from qvec_cli.ops.patched import Anchor as Anchored
+    from qvec_cli.ops.refinement import Refinement
 
 
 def quantize(
@@ -76,7 +87,14 @@ def quantize(
     ] = None,
     calib: Calib = None,
     calib_samples: CalibSamples = None,
+    moments: MomentsFile = None,
     bias_correction: BiasCorrection = False,
+    target: TargetChoice = Target.QUANTIZED,
+    anchor: Anchor = None,
+    lam: AnchorLambda = None,
+    refine: Refine = None,
+    proxy: Proxy = None,
+    proxy_samples: ProxySamples = None,
     compare: Annotated[
         bool,
         typer.Option("--compare", help="Write nothing; try the grids without data, row by row."),
@@ -114,7 +132,9 @@ def quantize(
         from qvec_cli.ops import survey
 
         _alone(output=output, method=method is not Method.RTN, fake=fake, calib=calib,
-               calib_samples=calib_samples, bias_correction=bias_correction,
+               calib_samples=calib_samples, moments=moments, bias_correction=bias_correction,
+               target=target is Target.FLOAT, anchor=anchor, lam=lam, refine=refine is not None,
+               proxy=proxy, proxy_samples=proxy_samples,
                dry_run=dry_run)  # fmt: skip
         images_of = data, split or "val", loading, device
         survey_ = survey.Request(checkpoint, wanted, patterns, *images_of, named)
@@ -122,7 +142,10 @@ def quantize(
     else:
         from qvec_cli.ops import quantize as verb
 
-        images = _calibration(calib, calib_samples, loading, device, bias_correction)
+        carried = _moments(moments, bias_correction, calib=calib, calib_samples=calib_samples)
+        correction = bias_correction and carried is None
+        told = (calib or "", calib_samples or 512, loading, device, correction, target)
+        images = _calibration(calib, calib_samples, Calibration(*told))
         if output is None:
             raise SpecError("-o FILE is missing", hint="--compare goes without.")
         if data is not None:
@@ -136,16 +159,19 @@ def quantize(
             fake,
             patterns,
             images,
+            _anchor(anchor, lam, cross_grid, dry_run),
+            _refinement(refine, proxy, proxy_samples, loading, device),
             force,
             dry_run,
             folder=_is_folder(output),
             wish=named,
+            moments=carried,
         )
         work = partial(verb.quantize, request)
     show.deliver(
         work,
         as_json=as_json,
-        inputs=(checkpoint,),
+        inputs=(checkpoint, *([moments] if moments else []), *([anchor] if anchor else [])),
         document=metrics,
         out=out,
         force=force,
@@ -199,22 +225,68 @@ def export(
 def _alone(**typed: object) -> None:
     """Refuses what says how one file is written, where none is."""
     if strange := [name for name, value in typed.items() if value]:
-        flag = "-o" if strange[0] == "output" else f"--{strange[0].replace('_', '-')}"
+        flag = {"output": "-o", "lam": "--lambda"}.get(strange[0], f"--{strange[0]}")
+        flag = flag.replace("_", "-")
         raise SpecError(
             f"{flag} does not go with --compare, which writes no checkpoint",
             hint="--metrics FILE keeps the table as JSON.",
         )
 
 
-def _calibration(
-    calib: str | None, samples: int | None, loading: Loading, device: str, bias_correction: bool
-) -> Calibration | None:
+def _calibration(calib: str | None, samples: int | None, told: Calibration) -> Calibration | None:
     if calib is not None:
-        return Calibration(calib, samples or 512, loading, device, bias_correction)
-    for flag, typed in (("--bias-correction", bias_correction), ("--calib-samples", samples)):
+        return told
+    needing = {
+        "--bias-correction": told.bias_correction,
+        "--calib-samples": samples,
+        "--target float": told.target is Target.FLOAT,
+    }
+    for flag, typed in needing.items():
         if typed:
-            raise SpecError(f"{flag} needs images: --calib is missing")
+            hint = "Or --moments FILE." if flag == "--bias-correction" else None
+            raise SpecError(f"{flag} needs images: --calib is missing", hint=hint)
     return None
+
+
+def _moments(path: Path | None, bias_correction: bool, **images: object) -> Moments | None:
+    """Moments from a file, with which images do not go."""
+    from qvec_cli.ops.oneshot import Moments
+
+    if path is None:
+        return None
+    if typed := [name for name, value in images.items() if value is not None]:
+        raise SpecError(
+            f"--moments does not go with --{typed[0].replace('_', '-')}",
+            hint="Moments stand in place of images.",
+        )
+    return Moments(path, bias_correction)
+
+
+def _anchor(rho: Path | None, lam: str | None, cross: bool, dry_run: bool) -> Anchored | None:
+    from qvec_cli.ops.patched import Anchor as Wanted
+
+    if rho is None and lam is not None:
+        raise SpecError("--lambda goes with --anchor RHO", hint="qvec patch adds a vector too.")
+    return Wanted(rho, lam or "1", cross, dry_run) if rho else None
+
+
+def _refinement(
+    steps: int | None,
+    specs: list[str] | None,
+    samples: int | None,
+    loading: Loading,
+    device: str,
+) -> Refinement | None:
+    from qvec_cli.ops.refinement import Refinement
+
+    for flag, typed in (("--proxy", specs), ("--proxy-samples", samples)):
+        if typed and steps is None:
+            raise SpecError(f"{flag} goes with --refine STEPS")
+    if not specs and samples is not None:
+        raise SpecError("--proxy-samples needs images: --proxy is missing")
+    if steps is None:
+        return None
+    return Refinement(steps, device, proxies(specs, samples, loading) if specs else None)
 
 
 def _is_folder(typed: str) -> bool:

@@ -9,6 +9,7 @@ import typer
 
 from qvec_cli.cli import recipe, show
 from qvec_cli.cli.options import (
+    LAMBDAS,
     AsJson,
     BatchSize,
     Bits,
@@ -36,7 +37,8 @@ from qvec_cli.cli.options import (
     proxies,
 )
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Loading, Method, Null, Wanted, parse_lambdas
+from qvec_cli.specs import Loading, Method, Null, Wanted
+from qvec_cli.vector.lambdas import parse_lambdas
 
 
 def inspect(
@@ -83,7 +85,7 @@ def transfer(
     scale_dtype: ScaleDtypeChoice = None,
     cross_grid: Cross = False,
     method: MethodChoice = Method.RTN,
-    lambdas: Lambdas = "0:1.5:0.15",
+    lambdas: Lambdas = LAMBDAS,
     fixed: Annotated[
         str,
         typer.Option(

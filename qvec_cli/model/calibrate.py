@@ -12,7 +12,7 @@ SwinV2 use the weights of layers that they never call.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -77,12 +77,18 @@ class Walk:
     @torch.inference_mode()
     def steps(self) -> Iterator[tuple[Segment, Site, Inputs, list[Call]]]:
         """Each site with the moments of its inputs; change its weights before asking for more."""
+        for segment, site, calls in self.places():
+            yield segment, site, _moments(segment.module, site.weights[0], calls), calls
+
+    @torch.inference_mode()
+    def places(self) -> Iterator[tuple[Segment, Site, list[Call]]]:
+        """The same without moments."""
         calls: list[Call] | None = None
         for place, segment in enumerate(self.segments):
             if calls is None:
                 calls = self._reach(segment.module)
             for site in segment.sites:
-                yield segment, site, _moments(segment.module, site.weights[0], calls), calls
+                yield segment, site, calls
             linked = place + 1 < len(self.segments) and self._linked[place]
             calls = [_after(segment.module, call) for call in calls] if linked else None
 
@@ -107,6 +113,21 @@ class Walk:
 
 
 @torch.inference_mode()
+def abreast(walk: Walk, twin: Walk) -> Iterator[tuple[Segment, Site, Inputs, list[Call]]]:
+    """The steps of a walk, with ``Inputs.cross`` to those of its twin.
+
+    Args:
+        walk: through the network that is quantized.
+        twin: the same images, batches and weights of a network of the same build, in float.
+    """
+    pairs = zip(walk.places(), twin.places(), strict=True)
+    for (segment, site, calls), (theirs, place, others) in pairs:
+        spot = theirs.module, place.weights[0]
+        floats = (_reached(*spot, call) for call in others)
+        yield segment, site, _moments(segment.module, site.weights[0], calls, floats), calls
+
+
+@torch.inference_mode()
 def mean_inputs(
     network: nn.Module, weights: Mapping[str, nn.Parameter], batches: Sequence[Tensor]
 ) -> dict[str, Any]:
@@ -120,7 +141,7 @@ def mean_inputs(
             sums[id(used)] = sums[id(used)] + flat.sum(0, dtype=torch.float64)
             tokens[id(used)] += len(flat)
 
-    with _linears(add):
+    with linears(add):
         for batch in batches:
             network(batch)
     return {n: (sums[id(w)] / tokens[id(w)]).cpu().numpy() for n, w in weights.items()}
@@ -166,7 +187,7 @@ class _Trace:
         handles += [m.register_forward_hook(self._leave) for m in blocks]
         handles += [m.register_forward_pre_hook(lambda m, _: self._order.append(m)) for m in norms]
         try:
-            with torch.inference_mode(), _linears(self._multiply):
+            with torch.inference_mode(), linears(self._multiply):
                 network(images)
         finally:
             for handle in handles:
@@ -275,34 +296,47 @@ def _affine(norm: nn.LayerNorm) -> bool:
     return norm.elementwise_affine
 
 
-def _moments(segment: nn.Module, weight: nn.Parameter, calls: Sequence[Call]) -> Inputs:
+def _moments(
+    segment: nn.Module,
+    weight: nn.Parameter,
+    calls: Sequence[Call],
+    floats: Iterable[Tensor] | None = None,
+) -> Inputs:
     """Moments of what a weight is multiplied with in the calls of its segment.
 
-    In float32 within a call, in float64 over calls.
+    In float32 within a call, in float64 over calls. ``floats`` are the float network's inputs.
     """
-    sums: dict[str, Any] = {"moment": 0, "mean": 0, "magnitude": 0}
+    sums: dict[str, Any] = {}
     tokens = 0
-
-    def seize(used: nn.Parameter, inputs: Tensor) -> None:
-        nonlocal tokens
-        if used is not weight:
-            return
-        flat = inputs.reshape(-1, inputs.shape[-1]).float()
+    beside: Iterator[Tensor | None] = iter([None] * len(calls) if floats is None else floats)
+    for call, other in zip(calls, beside, strict=True):
+        flat = _reached(segment, weight, call)
         ones = flat.new_ones(len(flat))  # a product is ten times as fast as a sum over rows
         found = {"moment": flat.T @ flat, "mean": ones @ flat, "magnitude": ones @ flat.abs()}
+        if other is not None:
+            found["cross"] = other.T @ flat
         for name, part in found.items():
-            sums[name] = sums[name] + part.double()
+            sums[name] = sums.get(name, 0) + part.double()
         tokens += len(flat)
-        raise _Reached
-
-    with _linears(seize):
-        for call in calls:
-            _run(segment, call)
     return Inputs(**{name: (part / tokens).cpu().numpy() for name, part in sums.items()})
 
 
+def _reached(segment: nn.Module, weight: nn.Parameter, call: Call) -> Tensor:
+    """What a weight is multiplied with in a call of its segment, float32 [tokens, in]."""
+    seen: list[Tensor] = []
+
+    def seize(used: nn.Parameter, inputs: Tensor) -> None:
+        if used is weight:
+            seen.append(inputs.reshape(-1, inputs.shape[-1]).float())
+            raise _Reached
+
+    with linears(seize):
+        _run(segment, call)
+    return seen[0]
+
+
 @contextlib.contextmanager
-def _linears(seen: Callable[[nn.Parameter, Tensor], None]) -> Iterator[None]:
+def linears(seen: Callable[[nn.Parameter, Tensor], None]) -> Iterator[None]:
     """Tells of every product with a weight, also of those inside nn.MultiheadAttention."""
     plain, fast = functional.linear, torch.backends.mha.get_fastpath_enabled()
 

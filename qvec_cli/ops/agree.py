@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.errors import MismatchError, NotFiniteError, QvecError, SpecError
+from qvec_cli.ops.choice import Choice
 from qvec_cli.ops.examples import Examples, open_for
 from qvec_cli.ops.lineage import inherited_use, model_of, patched_use
 from qvec_cli.ops.match import Match, match
@@ -20,8 +21,9 @@ from qvec_cli.ops.opening import opened
 from qvec_cli.ops.plan import TORCH, Plan
 from qvec_cli.ops.proxies import Proxies, ProxyWish, find_proxies
 from qvec_cli.ops.sweep import UNIT
-from qvec_cli.specs import Grid, Listener, Measure, Method, Objective, Wanted, spent
+from qvec_cli.specs import Grid, Listener, Measure, Method, Objective, Part, Wanted, spent
 from qvec_cli.vector.fitting import fit
+from qvec_cli.vector.parts import select
 from qvec_cli.vector.scaling import NEGATIVE, Average, choose_lambda, removed
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from qvec_cli.ops.trial import Trial
 
 Point = dict[str, Any]
+
+AUTO: Final = "auto"
+"""The word for a lambda that is chosen on the way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,7 @@ class Request:
     device: str = "auto"
     force: bool = False
     dry_run: bool = False
+    parts: tuple[Part, ...] = ()  # of the network that vectors are added to; none named: all
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +179,24 @@ def agree(request: Request, listener: Listener) -> Metrics:
     return Metrics("sweep-lambda", inputs, parameters, results, use, device, started=started)
 
 
+def choose(request: Request, listener: Listener) -> tuple[Choice, Curve | None]:
+    """The lambda for one receiver and one vector, in one step; no curve in a dry run.
+
+    Raises:
+        MismatchError: files, grids or images that do not belong together.
+    """
+    (path,) = request.vectors
+    with opened(request.receiver, listener) as theta, opened(path, listener) as rho:
+        setting = find(request, theta, (rho,), listener)
+        curve = None
+        if not request.dry_run:
+            run = Run(request, setting, listener)
+            curve, _ = run.curve(setting.matches[0], with_negative(request.lambdas))
+            run.told(listener)
+        lam = curve.lam if curve else 0.0
+        return Choice(lam, AUTO, setting.proxies.use, setting.grid.to_json()), curve
+
+
 def find(
     request: Request, theta: Checkpoint, rhos: Sequence[Checkpoint], listener: Listener
 ) -> Setting:
@@ -208,7 +232,7 @@ class Run:
         from qvec_cli.ops.judge import load_judge
         from qvec_cli.ops.trial import load_trial
 
-        self._setting = setting
+        self._setting, self._parts = setting, request.parts
         examples = setting.labelled or setting.proxies.sources[0].examples
         splits = ("val", "test") if setting.labelled else ()
         plain = load_trial(
@@ -228,7 +252,9 @@ class Run:
         """
         from qvec_cli.ops.trial import resident
 
-        trial = replace(self.trial, rho=resident(pair.rho))
+        chosen = select(pair.pairing.names, pair.theta, self._parts)
+        rho = {name: block for name, block in resident(pair.rho).items() if name in chosen}
+        trial = replace(self.trial, rho=rho)
         try:
             return trace(self.judge, trial, lambdas, self.plain), trial
         except NotFiniteError:

@@ -11,16 +11,18 @@ import numpy as np
 from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, NotFiniteError, SpecError
-from qvec_cli.learn.samples import Part, Task
-from qvec_cli.ops.examples import Examples, open_data
+from qvec_cli.ops.examples import Examples
 from qvec_cli.ops.metrics import Input
+from qvec_cli.ops.patched import Patched
 from qvec_cli.ops.plan import TORCH
+from qvec_cli.ops.proxies import draw
+from qvec_cli.quant.aim import aim
 from qvec_cli.quant.distortion import sqnr_db
 from qvec_cli.quant.inputs import Inputs
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import QTensor
 from qvec_cli.quant.rtn import rtn
-from qvec_cli.specs import Calibration, DataUse, Grid, Listener, Method, Use
+from qvec_cli.specs import Calibration, Grid, Listener, Method, Target, Use
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -64,17 +66,19 @@ class Images:
         pixels = self.examples.nbytes(self.counts)
         largest = max(sum(theta[name].shape) ** 2 for name in targets)
         numbers = sum(entry.size for entry in theta.values())
-        return TORCH + 12 * numbers + 20 * pixels + 24 * largest
+        twice = 2 if self.wanted.target is Target.FLOAT else 1  # what the float network takes
+        return TORCH + twice * (12 * numbers + 20 * pixels) + 24 * twice * largest
 
     def facts(self) -> dict[str, Any]:
         """As cards and metrics name them."""
-        task = self.examples.task
-        return {
+        task, target = self.examples.task, self.wanted.target
+        facts = {
             "name": task.name,
             "digest": task.digest,
             "samples": self.counts["train"],
             "bias_correction": self.wanted.bias_correction,
         }
+        return facts if target is Target.QUANTIZED else {**facts, "target": target}
 
 
 def check_wanted(method: Method, wanted: Calibration | None) -> None:
@@ -87,7 +91,13 @@ def check_wanted(method: Method, wanted: Calibration | None) -> None:
     if wanted is None and needs:
         raise SpecError(
             f"--method {method} needs images: --calib is missing",
-            hint="Some hundred of any data set do, without labels too: DIR/train/any/*.png.",
+            hint="Some hundred of any data set do, without labels too: DIR/train/any/*.png."
+            + (" gptq also takes --moments FILE." if method is Method.GPTQ else ""),
+        )
+    if wanted and wanted.target is Target.FLOAT and not QUANTIZERS[method].aims:
+        raise SpecError(
+            f"--target float is not for --method {method}",
+            hint="Only gptq makes good in one layer what others before it have lost.",
         )
     if wanted and not (needs or wanted.bias_correction):
         raise SpecError(
@@ -102,28 +112,16 @@ def find_images(
     """The images, drawn from the train split; whether they are the receiver's own, cards tell.
 
     Raises:
-        DataError: no such data set, or none with a train split.
+        DataError: no such data set.
     """
     if wanted is None or model is None:
         return None
-    task = open_data(wanted.data, wanted.loading)
-    train = task.split("train")
-    count = min(wanted.samples, len(train))
-    chosen = Task(task.name, task.classes, {"train": Part(train, 0, count)})
-    own = (theta.card.data or {}) if theta.card else {}
-    # A copy or a part of the receiver's images has another digest, but the same classes.
-    same = own.get("digest") == task.digest or own.get("classes") == list(task.classes)
-    strange = bool(own) and not same
-    use = Use(DataUse.PROXY_IMAGES, {"proxy": count})
-    if not strange:
-        use = Use(DataUse.RECEIVER_IMAGES, {"train": count})
-    return Images(
-        wanted, Examples(chosen, model, tuple(range(len(task.classes))), wanted.loading), use
-    )
+    found = draw(theta, model, wanted.data, wanted.samples, wanted.loading)
+    return Images(wanted, found.examples, found.use)
 
 
 def calibrate(
-    theta: Checkpoint,
+    source: Checkpoint | Patched,
     targets: Collection[str],
     grid: Grid,
     method: Method,
@@ -132,6 +130,8 @@ def calibrate(
 ) -> Calibrated:
     """Quantizes every target in execution order, each behind its quantized predecessors.
 
+    With ``Target.FLOAT`` each aims at its outputs in the receiver, which was not patched.
+
     Raises:
         MismatchError: a target whose inputs cannot be seen.
         NotFiniteError: inputs that overflow, or biases and norms in the file's number format.
@@ -139,12 +139,12 @@ def calibrate(
     import torch
 
     from qvec_cli.model.build import normalise
-    from qvec_cli.model.calibrate import Walk, mean_inputs
-    from qvec_cli.ops.state import load_network
+    from qvec_cli.model.calibrate import Walk, abreast, mean_inputs
 
     model = images.examples.model
-    network = load_network(theta, model, images.wanted.device).float().eval()
-    weights = _linear(network, theta, targets)
+    theta = source.theta if isinstance(source, Patched) else source
+    network = load_float(source, model, images.wanted.device)
+    weights = linear_weights(network, theta, targets)
     decoded, _ = images.examples.decoded("train", listener)
     device, step = next(network.parameters()).device, images.wanted.loading.batch_size
     batches = [normalise(model)(part.to(device)) for part in torch.split(decoded, step)]
@@ -152,12 +152,20 @@ def calibrate(
         walk = Walk(network, weights, batches)
     except MismatchError as error:
         raise MismatchError(f"{theta.path}: {error}", hint=error.hint) from None
+    goal = _Goal(network, weights)
+    if images.wanted.target is Target.FLOAT:
+        other = load_float(theta, model, images.wanted.device)
+        goal = _Goal(other, linear_weights(other, theta, targets))
     means = {}
     if images.wanted.bias_correction:
-        seen = mean_inputs(network, weights, batches)
-        means = {name: _numbers(weight) @ seen[name] for name, weight in weights.items()}
+        seen = mean_inputs(goal.network, goal.weights, batches)
+        means = {name: _numbers(weight) @ seen[name] for name, weight in goal.weights.items()}
     run = _Run(theta, grid, method, means, network)
-    for segment, site, inputs, calls in walk.steps():
+    steps = walk.steps()
+    if goal.network is not network:
+        run.goal = goal
+        steps = abreast(walk, Walk(goal.network, goal.weights, batches))
+    for segment, site, inputs, calls in steps:
         if not inputs.finite:
             raise NotFiniteError(
                 f"{theta.path}: {site.names[0]}: its inputs on the calibration images overflow",
@@ -170,7 +178,9 @@ def calibrate(
     return run.made
 
 
-def check_images(theta: Checkpoint, targets: Iterable[str], images: Images) -> None:
+def check_images(
+    theta: Checkpoint, targets: Iterable[str], model: dict[str, Any], device: str
+) -> None:
     """Refuses, by headers alone, what ``calibrate`` would refuse; how often a layer is used,
     only a forward tells.
 
@@ -179,13 +189,29 @@ def check_images(theta: Checkpoint, targets: Iterable[str], images: Images) -> N
     """
     from qvec_cli.ops.state import check_network
 
-    network = check_network(theta, images.examples.model, images.wanted.device)
-    _linear(network, theta, targets)
+    network = check_network(theta, model, device)
+    linear_weights(network, theta, targets)
 
 
-def _linear(
+def load_float(source: Checkpoint | Patched, model: dict[str, Any], device: str) -> nn.Module:
+    """The network of a file, patched or not, computing in float32, in evaluation mode."""
+    from qvec_cli.ops import state
+
+    theta = source.theta if isinstance(source, Patched) else source
+    network = state.load_network(theta, model, device).float().eval()
+    if isinstance(source, Patched):
+        source.place(network)
+    return network
+
+
+def linear_weights(
     network: nn.Module, theta: Checkpoint, targets: Iterable[str]
 ) -> dict[str, nn.Parameter]:
+    """The parameters of targets, by name.
+
+    Raises:
+        MismatchError: one that is not a linear layer's.
+    """
     from qvec_cli.model.targets import modules
 
     listed = modules(network, (), aliases=True)
@@ -193,9 +219,23 @@ def _linear(
     if strange := [name for name in targets if name not in found]:
         raise MismatchError(
             f"{theta.path}: {strange[0]}: is not the weight of a linear layer",
-            hint="With --calib nothing else can be quantized.",
+            hint="Nothing else can be seen by images.",
         )
     return {name: found[name] for name in targets}
+
+
+@dataclass(frozen=True, slots=True)
+class _Goal:
+    """The network whose outputs each layer is to give."""
+
+    network: nn.Module
+    weights: Mapping[str, nn.Parameter]
+
+    def bias(self, name: str) -> Array | None:
+        """What a layer adds, by the name of its weight."""
+        owned = dict(self.network.named_parameters(remove_duplicate=False))
+        bias = owned.get(_bias_of(name))
+        return None if bias is None else _numbers(bias)
 
 
 class _Run:
@@ -212,6 +252,7 @@ class _Run:
         self.made = Calibrated()
         self._theta = theta
         self.unbiased = 0
+        self.goal: _Goal | None = None  # if it is not the network itself
         self._grid, self._quantizer = grid, QUANTIZERS[method]
         self._means = means  # mean outputs of the float layers without bias, if they are to be kept
         self._parameters = dict(network.named_parameters())
@@ -229,12 +270,23 @@ class _Run:
             self.made.ratios[name] = sqnr_db(weight, shown)
             _put(place, shown)
             if name in self._means:
-                self._correct(name, shown @ inputs.mean - self._means[name])
+                shift = self._shift(name)
+                wanted = self._means[name] + (0 if shift is None else shift)
+                self._correct(name, shown @ inputs.mean - wanted)
 
     def _quantized(self, name: str, weight: Array, inputs: Inputs) -> QTensor:
+        if self.goal is not None:
+            receiver = _numbers(self.goal.weights[name])
+            weight, inputs = aim(receiver, weight, inputs, self._shift(name))
         if self._quantizer.calibrated and not self._quantizer.spares(name):
             return self._quantizer.run(weight, self._grid, inputs)
         return rtn(weight, self._grid)
+
+    def _shift(self, name: str) -> Array | None:
+        """By how much the bias that is aimed at is above the layer's own."""
+        ours = self._parameters.get(_bias_of(name))
+        theirs = self.goal.bias(name) if self.goal else None
+        return None if ours is None or theirs is None else theirs - _numbers(ours)
 
     def _smooth(self, segment: Segment, site: Site, inputs: Inputs, call: Call) -> Inputs:
         """The method's factors, moved into the LayerNorm before the site where there is one."""
@@ -255,7 +307,7 @@ class _Run:
 
     def _correct(self, name: str, mean_error: Array) -> None:
         """Nagel et al. 2019, arXiv:1906.04721: the output has the mean of the float network's."""
-        bias = self._parameters.get(name.removesuffix("weight") + "bias")
+        bias = self._parameters.get(_bias_of(name))
         if bias is None:
             self.unbiased += 1
             return
@@ -270,6 +322,10 @@ class _Run:
             raise NotFiniteError(f"{self._theta.path}: {name}: overflows {dtype} in calibration")
         _put(parameter, held)
         self.made.floats[name] = held
+
+
+def _bias_of(weight: str) -> str:
+    return weight.removesuffix("weight") + "bias"
 
 
 def _numbers(parameter: Tensor) -> Array:

@@ -9,7 +9,8 @@ from typing import Any
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, QvecError, SpecError
-from qvec_cli.specs import NOTHING, Grid, Use, parse_lambda
+from qvec_cli.specs import NOTHING, Grid, Use
+from qvec_cli.vector.lambdas import parse_lambda
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,14 +25,15 @@ def compare(first: Path, second: Path, listener: Listener) -> Metrics:
     """
     started = time.perf_counter()
     with opened(first, listener) as a, opened(second, listener) as b:
-        shared = [name for name in a if name in b]
+        ours, theirs = ([*c, *c.attached] for c in (a, b))
+        shared = [name for name in ours if name in set(theirs)]
         apart, size = Norm(), Norm()
         rows = [_row(a, b, name, apart, size) for name in shared]
         digests = a.contents(), b.contents()
         results = {
             "same": digests[0] == digests[1],
-            "only_in_first": [name for name in a if name not in b],
-            "only_in_second": [name for name in b if name not in a],
+            "only_in_first": [name for name in ours if name not in set(theirs)],
+            "only_in_second": [name for name in theirs if name not in set(ours)],
             "tensors": rows,
             "norm": _number(apart.value),
             "relative_norm": _ratio(apart, size),
@@ -45,7 +46,7 @@ def compare(first: Path, second: Path, listener: Listener) -> Metrics:
 
 def _row(a: Checkpoint, b: Checkpoint, name: str, apart: Norm, size: Norm) -> dict[str, Any]:
     """One tensor: its norm of b - a, in float32, or how many of its integers differ."""
-    ours, theirs = a[name], b[name]
+    ours, theirs = (c.attached.get(name) or c[name] for c in (a, b))
     facts: dict[str, Any] = {
         "name": name,
         "dtype": [ours.dtype, theirs.dtype],

@@ -13,6 +13,7 @@ from qvec_cli.checkpoint.card import Card
 from qvec_cli.checkpoint.dtypes import to_float32
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError
+from qvec_cli.ops.attached import Carried
 from qvec_cli.ops.foreign import layout, packed_in
 from qvec_cli.ops.lineage import inherited_use, stated_model
 from qvec_cli.ops.metrics import Input, Metrics
@@ -32,6 +33,7 @@ def describe(path: Path, listener: Listener) -> Metrics:
     with opened(path, listener) as checkpoint:
         found = packed_in(checkpoint)
         tensors = [_tensor(checkpoint, name) for name in checkpoint]
+        attached = [_tensor(checkpoint, name) for name in checkpoint.attached]
         digest = checkpoint.contents()
         results = {
             "kind": checkpoint.kind,
@@ -44,6 +46,8 @@ def describe(path: Path, listener: Listener) -> Metrics:
             "card": _card(checkpoint.card) if checkpoint.card else None,
             "metadata": checkpoint.metadata if checkpoint.card is None else {},
             "tensors": tensors,
+            "attached": attached,
+            "moments": Carried(checkpoint).facts.in_words() if attached else None,
         }
         inputs = (Input(str(path), checkpoint.kind, digest),)
         use = inherited_use(checkpoint)
@@ -114,7 +118,7 @@ def _card(card: Card) -> dict[str, Any]:
 
 
 def _tensor(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    entry = checkpoint[name]
+    entry = checkpoint.attached.get(name) or checkpoint[name]
     facts: dict[str, Any] = {"name": name, "dtype": entry.dtype, "shape": list(entry.shape)}
     if not entry.floating:
         return facts

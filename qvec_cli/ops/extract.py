@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,8 @@ from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.write import size_of, write
 from qvec_cli.errors import CheckpointError, MismatchError
 from qvec_cli.model.targets import head_tensors
+from qvec_cli.ops.attached import Carried
+from qvec_cli.ops.kinship import check_fit, require_same_base
 from qvec_cli.ops.lineage import (
     card_of,
     provenance,
@@ -40,10 +44,20 @@ def extract(
     out: Path,
     listener: Listener,
     *,
+    moments: Path | None = None,
     force: bool = False,
     dry_run: bool = False,
 ) -> Metrics:
     """Writes the quantization vector of a donor, float32, every floating tensor but the head.
+
+    Args:
+        donor: the plain checkpoint.
+        donor_qat: its twin.
+        out: the file to write.
+        listener: hears what the cards do not tell.
+        moments: a file of moments that the vector is to carry.
+        force: whether ``out`` may be replaced.
+        dry_run: whether only headers are read.
 
     Raises:
         MismatchError: the two are not twins.
@@ -51,25 +65,26 @@ def extract(
     """
     started = time.perf_counter()
     check_target(out, force=force)
-    with opened(donor, listener) as fp, opened(donor_qat, listener) as qat:
-        for checkpoint in (fp, qat):
-            require(checkpoint, Kind.CHECKPOINT)
-        require_twins(fp, qat, listener)
-        require_same_start(fp, qat, listener)
-        model = stated_model(qat)
-        pairing = pair(fp, qat, (str(donor), str(donor_qat)), head_tensors(fp, model))
-        if not pairing.names:
-            raise MismatchError(f"{donor} holds no floating tensor outside its head")
-        _warn_half(fp, qat, pairing, listener)
+    with (
+        opened(donor, listener) as fp,
+        opened(donor_qat, listener) as qat,
+        opened(moments, listener) if moments else nullcontext() as file,
+    ):
+        pairing = _match(fp, qat, listener)
+        carried = _carried(qat, file, listener) if file is not None else None
         rho, base = Norm(), Norm()
         plan = {name: Entry("F32", fp[name].shape) for name in pairing.names}
+        attached = carried.checkpoint.attached if carried else {}
+        whole = {**plan, **attached}
+        inputs = (fp, qat, *((carried.checkpoint,) if carried else ()))
         if dry_run:
             fates = pairing.fates(fp, "subtracted", "left out")
-            planned = Plan("extract", out, fates, fp, {}, STREAMING)
-            return planned.metrics((fp, qat), started, size_of(plan, _card(fp, qat)))
-        tensors = _tensors(fp, qat, plan, rho, base)
-        card = write(out, plan, tensors, lambda: _card(fp, qat), force=force)
-        inputs = (Input.of(fp), Input.of(qat))
+            fates |= dict.fromkeys(attached, "carried")
+            planned = Plan("extract", out, fates, {**fp, **attached}, {}, STREAMING)
+            return planned.metrics(inputs, started, size_of(whole, _card(fp, qat, carried)))
+        tensors = chain(_tensors(fp, qat, plan, rho, base), _copied(carried))
+        card = write(out, whole, tensors, lambda: _card(fp, qat, carried), force=force)
+        read = tuple(map(Input.of, inputs))
     results = {
         "output": str(out),
         "digest": card.digest,
@@ -77,8 +92,44 @@ def extract(
         "norm": rho.value,
         "relative_norm": rho.value / base.value if base.value else None,
         "left_out": [*pairing.head, *pairing.buffers],
+        "bytes": sum(entry.nbytes for entry in plan.values()),
+        "moments": {**carried.facts.in_words(), "bytes": carried.nbytes} if carried else None,
     }
-    return Metrics("extract", inputs, {}, results, started=started)
+    return Metrics("extract", read, {}, results, started=started)
+
+
+def _match(fp: Checkpoint, qat: Checkpoint, listener: Listener) -> Pairing:
+    """Pairs two files that are twins."""
+    for checkpoint in (fp, qat):
+        require(checkpoint, Kind.CHECKPOINT)
+    require_twins(fp, qat, listener)
+    require_same_start(fp, qat, listener)
+    pairing = pair(fp, qat, (str(fp.path), str(qat.path)), head_tensors(fp, stated_model(qat)))
+    if not pairing.names:
+        raise MismatchError(f"{fp.path} holds no floating tensor outside its head")
+    _warn_half(fp, qat, pairing, listener)
+    return pairing
+
+
+def _carried(qat: Checkpoint, file: Checkpoint, listener: Listener) -> Carried:
+    """Moments that fit a donor."""
+    require(file, Kind.MOMENTS)
+    carried = Carried(file)
+    require_same_base(qat, carried, listener)
+    targets = qat.card.targets if qat.card else None
+    check_fit(carried, {n: qat[n].shape for n in targets or carried.facts.sites if n in qat})
+    if strange := sorted(carried.facts.targets - {*(targets or qat)}):
+        raise MismatchError(
+            f"{file.path}: has moments of {strange[0]}, which is no target of {qat.path}",
+            hint="Make them with the donor's own --targets.",
+        )
+    return carried
+
+
+def _copied(carried: Carried | None) -> Iterator[tuple[str, Iterable[Array]]]:
+    if carried:
+        yield from carried.blocks()
+        carried.checkpoint.settle()
 
 
 def _tensors(
@@ -107,10 +158,16 @@ def _difference(
         yield block
 
 
-def _card(fp: Checkpoint, qat: Checkpoint) -> Card:
+def _card(fp: Checkpoint, qat: Checkpoint, carried: Carried | None) -> Card:
     # what the donor's twin has cost is the donor's own; of a receiver nothing is used here
-    lineage = provenance("extract", {"donor": fp, "donor_qat": qat}, NOTHING)
-    return replace(card_of(qat, Kind.VECTOR), role="", provenance=lineage)
+    parents = {"donor": fp, "donor_qat": qat}
+    parents |= {"moments": carried.checkpoint} if carried else {}
+    return replace(
+        card_of(qat, Kind.VECTOR),
+        role="",
+        provenance=provenance("extract", parents, NOTHING),
+        moments=carried.facts.to_json() if carried else None,
+    )
 
 
 def _warn_half(fp: Checkpoint, qat: Checkpoint, pairing: Pairing, listener: Listener) -> None:

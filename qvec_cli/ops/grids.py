@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
@@ -48,8 +49,11 @@ def choose_grid(
     made: Checkpoint,
     theta: Checkpoint,
     targets: Iterable[str],
+    swept: Mapping[str, Any] | None = None,
 ) -> Grid:
     """The grid for the targets of ``theta``: the user's, or the one that ``made`` was made for.
+
+    ``swept`` is that of the sweep that has chosen lambda for ``made``, and comes before its own.
 
     Raises:
         SpecError: no bits given, and none in the file; a rule of scales that is not the method's.
@@ -57,7 +61,8 @@ def choose_grid(
         QvecError, MismatchError: see ``check_fit``.
     """
     made = next((c for c in (made, theta) if c.card and c.card.quant), made)
-    own = Grid.from_json(made.card.quant) if made.card and made.card.quant else None
+    stated = swept or (made.card.quant if made.card else None)
+    own = Grid.from_json(stated) if stated else None
     grid = wanted.ruled(QUANTIZERS[method].scale).grid(own)
     if own and own != grid and not wanted.cross:
         raise MismatchError(f"{made.path} was made for {own}, not for {grid}", hint=CROSS)
@@ -72,11 +77,7 @@ def check_fit(shapes: Mapping[str, tuple[int, ...]], grid: Grid, source: str) ->
         QvecError: no target.
         MismatchError: a group size that does not divide the input features.
     """
-    if not shapes:
-        raise QvecError(
-            f"{source}: no weight to quantize",
-            hint="Only linear layers outside the head are quantized.",
-        )
+    require_some(shapes, source)
     for name, shape in shapes.items():
         if 0 in shape:
             raise MismatchError(f"{source}: {name}: has no elements")
@@ -84,3 +85,16 @@ def check_fit(shapes: Mapping[str, tuple[int, ...]], grid: Grid, source: str) ->
             block_shape(shape, grid)
         except MismatchError as error:
             raise MismatchError(f"{source}: {name}: {error}", hint=error.hint) from None
+
+
+def require_some(targets: Collection[str], source: str) -> None:
+    """Refuses a network without any target.
+
+    Raises:
+        QvecError: names the file.
+    """
+    if not targets:
+        raise QvecError(
+            f"{source}: no weight to quantize",
+            hint="Only linear layers outside the head are quantized.",
+        )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from qvec_cli.checkpoint.card import Card, Kind
+from qvec_cli.checkpoint.card import Card, Kind, canonical
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
 from qvec_cli.model.configuration import check, of_config, same_backbone
@@ -23,6 +23,7 @@ CROSS: Final = "Pass --cross-grid to cross them all the same."
 _INSTEAD = {
     Kind.VECTOR: "A vector comes from qvec extract.",
     Kind.CHECKPOINT: "A float checkpoint comes from qvec finetune, train-qat or patch.",
+    Kind.MOMENTS: "Moments come from qvec moments.",
 }
 
 
@@ -34,7 +35,8 @@ def require(checkpoint: Checkpoint, kind: Kind) -> None:
     """
     if checkpoint.kind is not kind or (kind is Kind.VECTOR and checkpoint.card is None):
         raise MismatchError(
-            f"{checkpoint.path}: is a {checkpoint.kind}, a {kind} belongs here", hint=_INSTEAD[kind]
+            f"{checkpoint.path}: is {_a(checkpoint.kind)}, {_a(kind)} belongs here",
+            hint=_INSTEAD[kind],
         )
     card = checkpoint.card
     if kind is Kind.CHECKPOINT and card and card.role == FAKE:
@@ -43,6 +45,10 @@ def require(checkpoint: Checkpoint, kind: Kind) -> None:
             hint="Use the float checkpoint it was made from.",
         )
     refuse_foreign(checkpoint, floats=True)
+
+
+def _a(kind: Kind) -> str:
+    return "a file of moments" if kind is Kind.MOMENTS else f"a {kind}"
 
 
 def require_float(theta: Checkpoint) -> None:
@@ -68,7 +74,7 @@ def require_model(checkpoint: Checkpoint) -> None:
     """
     if checkpoint.kind not in (Kind.CHECKPOINT, Kind.QUANTIZED):
         raise CheckpointError(
-            f"{checkpoint.path}: is a {checkpoint.kind}, not a model",
+            f"{checkpoint.path}: is {_a(checkpoint.kind)}, not a model",
             hint="qvec inspect FILE tells what a file is.",
         )
     refuse_foreign(checkpoint)
@@ -91,7 +97,7 @@ def stated_model(checkpoint: Checkpoint) -> dict[str, Any] | None:
 def card_of(checkpoint: Checkpoint, kind: Kind) -> Card:
     """The card to write for what is made from a file; a bare one brings what its folder says."""
     card = checkpoint.card or Card(kind, model=stated_model(checkpoint))
-    return replace(card, kind=kind, aliases=checkpoint.aliases)
+    return replace(card, kind=kind, aliases=checkpoint.aliases, moments=None)
 
 
 def model_of(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -122,20 +128,35 @@ def inherited_use(checkpoint: Checkpoint) -> Use:
 
 
 def note_twice(theta: Checkpoint, rho: Checkpoint, listener: Listener) -> None:
-    """Says that a receiver has been patched with this very vector before."""
+    """Says that a receiver has been patched with this vector, or one it was made of, before."""
     lineage = theta.card.provenance if theta.card else {}
-    if any(digest == rho.stated for digest in _patches(lineage)):
+    ours = {rho.stated, *_members(rho.card.provenance if rho.card else {})}
+    if ours.intersection(_patches(lineage)):
         listener.note(f"{theta.path} was patched with {rho.path} before: the lambdas add up")
 
 
 def _patches(lineage: Mapping[str, Any]) -> Iterator[str]:
     """Digests of the vectors that a model was patched with, from its last one back."""
-    listed = lineage.get("parents")
-    for parent in listed if isinstance(listed, list) else []:
-        if isinstance(parent, dict) and parent.get("as") == "rho":
+    for parent in _parents(lineage):
+        own = parent["provenance"] if isinstance(parent.get("provenance"), dict) else {}
+        if parent.get("as") == "rho":
             yield str(parent.get("digest"))
-        elif isinstance(parent, dict) and isinstance(parent.get("provenance"), dict):
-            yield from _patches(parent["provenance"])
+            yield from _members(own)
+        else:
+            yield from _patches(own)
+
+
+def _members(lineage: Mapping[str, Any]) -> Iterator[str]:
+    """Digests of the vectors that a combined one was made of, down to those of extract."""
+    for parent in _parents(lineage) if lineage.get("op") == "combine" else ():
+        yield str(parent.get("digest"))
+        if isinstance(parent.get("provenance"), dict):
+            yield from _members(parent["provenance"])
+
+
+def _parents(lineage: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    listed = lineage.get("parents")
+    yield from filter(lambda one: isinstance(one, dict), listed if isinstance(listed, list) else ())
 
 
 def require_same_grid(theta: Checkpoint, rho: Checkpoint, *, cross: bool) -> None:
@@ -154,18 +175,51 @@ def require_same_grid(theta: Checkpoint, rho: Checkpoint, *, cross: bool) -> Non
 
 
 def patched_use(theta: Checkpoint, rho: Checkpoint) -> Use:
-    """What a receiver has cost with a vector, which is its own QAT if it is of the same data."""
-    if not same_data(theta.card, rho.card):
-        return inherited_use(theta)
-    images = (rho.card.data or {}).get("images", {}) if rho.card else {}
-    own = {split: images[split] for split in ("train", "val") if split in images}
-    return spent(inherited_use(theta), Use(DataUse.RECEIVER_LABELS, own))
+    """What a receiver has cost with a vector.
+
+    That is its own QAT if the vector, or one that it was combined from, is of the same data.
+    """
+    cost = spent(inherited_use(theta), inherited_use(rho))
+    ours = digests(theta.card)
+    for data in _trained_on(rho.card):
+        if data.get("digest") in ours:
+            images = data.get("images", {})
+            own = {split: images[split] for split in ("train", "val") if split in images}
+            cost = spent(cost, Use(DataUse.RECEIVER_LABELS, own))
+    return cost
 
 
 def same_data(first: Card | None, second: Card | None) -> bool:
-    """Whether two files were trained on the very same images and labels."""
-    ours, theirs = ((card.data or {}).get("digest") if card else None for card in (first, second))
-    return ours is not None and ours == theirs
+    """Whether two files were trained on the very same images and labels, a mixture on some."""
+    return not digests(first).isdisjoint(digests(second))
+
+
+def digests(card: Card | None) -> frozenset[str]:
+    """What tells the data sets that a file was trained on."""
+    return frozenset(str(d["digest"]) for d in _trained_on(card) if d.get("digest") is not None)
+
+
+def joined_data(cards: Iterable[Card | None]) -> dict[str, Any] | None:
+    """The data of a file that is made of several: one data set as it is, more as ``joined``."""
+    found: dict[str, dict[str, Any]] = {}
+    for data in (data for card in cards for data in _trained_on(card)):
+        found.setdefault(str(data.get("digest") or canonical(data)), data)
+    if len(found) <= 1:
+        return next(iter(found.values()), None)
+    names = " + ".join(str(data.get("name", "?")) for data in found.values())
+    return {"name": names, "joined": [_identity(data) for data in found.values()]}
+
+
+def _identity(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A data set without the names of its classes, of which there may be thousands."""
+    return {key: data[key] for key in ("name", "digest", "images") if key in data}
+
+
+def _trained_on(card: Card | None) -> list[dict[str, Any]]:
+    """The data sets on a card, one or those that were joined."""
+    data = (card.data if card else None) or {}
+    listed = data.get("joined", [data] if data else [])
+    return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
 
 
 def provenance(
@@ -201,9 +255,8 @@ def require_same_start(first: Checkpoint, second: Checkpoint, listener: Listener
     Raises:
         MismatchError: names both.
     """
+    require_same_architecture(first, second)
     names = f"{first.path} and {second.path}"
-    if differences := _backbones(first, second):
-        raise MismatchError(f"{names} differ in architecture: {', '.join(differences)}")
     if first.card is None or second.card is None:
         bare = first if first.card is None else second
         listener.note(f"{bare.path} has no card: its base cannot be checked")
@@ -217,6 +270,17 @@ def require_same_start(first: Checkpoint, second: Checkpoint, listener: Listener
             f"({_short(first.card.base)} and {_short(second.card.base)})",
             hint="A vector belongs to models that were fine-tuned from the same start.",
         )
+
+
+def require_same_architecture(first: Checkpoint, second: Checkpoint) -> None:
+    """Refuses models whose backbones differ, where both say theirs.
+
+    Raises:
+        MismatchError: names both.
+    """
+    if differences := _backbones(first, second):
+        names = f"{first.path} and {second.path}"
+        raise MismatchError(f"{names} differ in architecture: {', '.join(differences)}")
 
 
 def require_twins(donor: Checkpoint, donor_qat: Checkpoint, listener: Listener) -> None:

@@ -20,6 +20,7 @@ from qvec_cli.ops.drift import check_drift
 from qvec_cli.ops.examples import open_for
 from qvec_cli.ops.grids import choose_grid, choose_targets
 from qvec_cli.ops.lineage import (
+    digests,
     model_of,
     require,
     require_model,
@@ -167,7 +168,7 @@ def _proxies(name: str, theta: Checkpoint, model: dict[str, Any], wish: ProxyWis
 
 def _is_own(receiver: str, donor: str, theta: Checkpoint, rho: Checkpoint) -> bool:
     """Whether a vector is the receiver's own: of the same data where cards tell, else by name."""
-    known = all(c.card and (c.card.data or {}).get("digest") for c in (theta, rho))
+    known = all(digests(c.card) for c in (theta, rho))
     return same_data(theta.card, rho.card) if known else receiver == donor
 
 

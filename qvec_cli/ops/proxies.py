@@ -68,6 +68,11 @@ class Proxies:
         return Use(level, {kind: sum(source.count for source in self.sources)})
 
     @property
+    def count(self) -> int:
+        """Images in all."""
+        return sum(source.count for source in self.sources)
+
+    @property
     def inputs(self) -> tuple[Input, ...]:
         """The data sets as metrics list them."""
         return tuple(Input(s.spec, "data", s.examples.task.digest) for s in self.sources)
@@ -93,8 +98,16 @@ class Proxies:
         return torch.cat([s.examples.decoded("train", listener)[0] for s in self.sources])
 
 
-def find_proxies(theta: Checkpoint, model: dict[str, Any], wish: ProxyWish) -> Proxies:
+def find_proxies(
+    theta: Checkpoint, model: dict[str, Any], wish: ProxyWish, *, held_back: bool = False
+) -> Proxies:
     """Images of each data set, drawn with seed 0; nothing is decoded.
+
+    Args:
+        theta: the receiver.
+        model: its configuration.
+        wish: which data sets, and how many images in all.
+        held_back: as many others, that come after them in the draw.
 
     Raises:
         DataError, SpecError: no such data set, or a single image.
@@ -102,7 +115,7 @@ def find_proxies(theta: Checkpoint, model: dict[str, Any], wish: ProxyWish) -> P
     shares = _shares(wish.samples, len(wish.specs))
     found = Proxies(
         tuple(
-            draw(theta, model, spec, count, wish.loading)
+            draw(theta, model, spec, count, wish.loading, start=count if held_back else 0)
             for spec, count in zip(wish.specs, shares, strict=True)
         )
     )
@@ -112,13 +125,27 @@ def find_proxies(theta: Checkpoint, model: dict[str, Any], wish: ProxyWish) -> P
 
 
 def draw(
-    theta: Checkpoint, model: dict[str, Any], spec: str, count: int, loading: Loading
+    theta: Checkpoint,
+    model: dict[str, Any],
+    spec: str,
+    count: int,
+    loading: Loading,
+    start: int = 0,
 ) -> Source:
-    """At most so many images of a data set; whether they are the receiver's own, cards tell."""
+    """At most so many images of a data set; whether they are the receiver's own, cards tell.
+
+    Raises:
+        DataError: none is left from ``start`` on.
+    """
     task = open_images(spec, model, loading)
     samples = any_split(task)
-    count = min(count, len(samples))
-    chosen = Task(task.name, task.classes, {"train": Part(samples, 0, count)})
+    if start >= len(samples):
+        raise DataError(
+            f"{spec}: has {len(samples)} images, and the first {start} are used otherwise",
+            hint=f"--proxy-samples {max(1, len(samples) // 2)} leaves as many to judge by.",
+        )
+    count = min(count, len(samples) - start)
+    chosen = Task(task.name, task.classes, {"train": Part(samples, start, start + count)})
     use = Use(DataUse.PROXY_IMAGES, {"proxy": count})
     if task.name == NOISE:
         use = Use(DataUse.NONE, {NOISE: count})

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import Array, from_float32
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import MismatchError
+from qvec_cli.errors import MismatchError, SpecError
 from qvec_cli.model.build import Wish
 from qvec_cli.ops.architecture import architecture, targets_in
 from qvec_cli.ops.calibration import (
@@ -27,8 +27,13 @@ from qvec_cli.ops.folder import check_output, config_of, size_of_output, write_o
 from qvec_cli.ops.grids import choose_grid
 from qvec_cli.ops.lineage import FAKE, card_of, inherited_use, provenance, require_float
 from qvec_cli.ops.metrics import Input, Metrics
+from qvec_cli.ops.oneshot import Moments, OneShot, Run, carrier_of, check_method
 from qvec_cli.ops.opening import opened
+from qvec_cli.ops.patched import PATCHED, Anchor, Patched, anchored
 from qvec_cli.ops.plan import STREAMING, Plan
+from qvec_cli.ops.proxies import Proxies
+from qvec_cli.ops.refinement import SEED, Refinement, Subject, find, refine
+from qvec_cli.ops.refinement import memory as refining_memory
 from qvec_cli.quant.distortion import sqnr_db
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import parts, stored_bits
@@ -49,10 +54,13 @@ class Request:
     fake: bool = False  # write float32 weights on the grid in place of packed codes
     patterns: tuple[str, ...] = ()  # globs that name the targets; else the card or a rule does
     calibration: Calibration | None = None  # images, for methods that look at some
+    anchor: Anchor | None = None  # a vector to start from
+    refinement: Refinement | None = None  # what follows the method
     force: bool = False
     dry_run: bool = False
     folder: bool = False  # write what stock loaders of transformers take
     wish: Wish | None = None  # the architecture, for a file that does not say
+    moments: Moments | None = None  # from a file, in place of images
 
 
 def quantize(request: Request, listener: Listener) -> Metrics:
@@ -64,35 +72,38 @@ def quantize(request: Request, listener: Listener) -> Metrics:
         CheckpointError: a file that cannot be read or written, or holds NaN.
     """
     started = time.perf_counter()
-    check_wanted(request.method, request.calibration)
+    calibration = _calibration(request)
+    _check_method(request, calibration)
     check_output(request.out, folder=request.folder, force=request.force)
-    with opened(request.source, listener) as theta:
+    with (
+        opened(request.source, listener) as theta,
+        carrier_of(request.moments, listener) as carrier,
+        anchored(theta, request.anchor, listener) as patched,
+    ):
         require_float(theta)
-        known = request.folder or request.wish or request.calibration
+        oneshot = _oneshot(request, theta, carrier, listener)
+        known = request.folder or request.wish or calibration or request.refinement
         model = architecture(theta, request.wish) if known else None
         targets = targets_in(theta, model, request.patterns, listener)
-        grid = choose_grid(request.grid, request.method, theta, theta, targets)
-        images = find_images(theta, model, request.calibration)
-        use = spent(inherited_use(theta), images.use) if images else inherited_use(theta)
-        parameters = {"grid": grid.to_json(), "method": request.method, "fake": request.fake}
-        if images:
-            parameters["calibration"] = images.facts()
-
-        packed = None if request.fake else grid
-        config = config_of(theta, model, targets, packed) if model and request.folder else {}
+        grid = _grid(request, theta, patched, targets)
+        if oneshot:
+            oneshot.check(targets, listener)
+        images = _images(request, theta, model, calibration)
+        job = _Job(request, theta, patched, targets, grid, images, model, oneshot)
+        config = job.config(model) if model and request.folder else {}
 
         def card() -> Card:
-            made = _card(theta, targets, grid, use, parameters)
+            made = job.card()
             return replace(made, model=model or made.model)
 
         plan = _plan(theta, targets, grid, fake=request.fake)
+        if images.proxies:
+            job.check()
         if request.dry_run:
-            planned = _planned(request, theta, targets, parameters, images)
-            return planned.metrics((theta,), started, size_of_output(plan, card(), config))
-        made = Calibrated()
-        if images:
-            made = calibrate(theta, targets, grid, request.method, images, listener)
-        tensors = _tensors(theta, targets, grid, request, made)
+            size = size_of_output(plan, card(), config)
+            return _planned(job).metrics(job.files, started, size)
+        made, refined = job.made(listener)
+        tensors = job.tensors(made)
         written = write_output(request.out, plan, tensors, card, config, force=request.force)
         results = {
             "output": str(request.out),
@@ -103,27 +114,220 @@ def quantize(request: Request, listener: Listener) -> Metrics:
             **_sizes(theta, targets, grid),
             "changed": sorted(made.floats),
             "sqnr_db": made.ratios,
+            **refined,
         }
-        inputs = (Input.of(theta), *((images.input,) if images else ()))
-    return Metrics("quantize", inputs, parameters, results, use, started=started)
+        inputs = (*map(Input.of, job.files), *images.inputs)
+    return Metrics("quantize", inputs, job.parameters, results, job.use, started=started)
 
 
-def _planned(
+def _check_method(request: Request, calibration: Calibration | None) -> None:
+    """Refuses, before a file is opened, what a method has no use for or lacks."""
+    if request.moments is None:
+        check_wanted(request.method, calibration)
+        return
+    check_method(request.method, request.moments)
+    if request.anchor is not None:
+        raise SpecError(
+            "--anchor does not go with --moments",
+            hint="qvec patch adds the vector; then quantize what it writes.",
+        )
+
+
+def _oneshot(
+    request: Request, theta: Checkpoint, carrier: Checkpoint | None, listener: Listener
+) -> OneShot | None:
+    if carrier is None or request.moments is None:
+        return None
+    return OneShot(theta, carrier, request.moments, listener)
+
+
+class _Found(NamedTuple):
+    """The images of a run."""
+
+    calibration: Images | None
+    proxies: Proxies | None  # to refine with
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Images that are decoded."""
+        found = dict(self.calibration.counts) if self.calibration else {}
+        return found | ({"proxy": self.proxies.count} if self.proxies else {})
+
+    @property
+    def uses(self) -> list[Use]:
+        """What they cost."""
+        return [images.use for images in self if images]
+
+    @property
+    def specs(self) -> list[str]:
+        """The data sets as typed."""
+        proxies = [source.spec for source in self.proxies.sources] if self.proxies else []
+        return [*([self.calibration.wanted.data] if self.calibration else []), *proxies]
+
+    @property
+    def inputs(self) -> list[Input]:
+        """Each data set once."""
+        first = (self.calibration.input,) if self.calibration else ()
+        return [*dict.fromkeys((*first, *(self.proxies.inputs if self.proxies else ())))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is asked for, and all that it needs."""
+
+    request: Request
+    theta: Checkpoint
+    patched: Patched | None
+    targets: tuple[str, ...]
+    grid: Grid
+    images: _Found
+    model: dict[str, Any] | None
+    oneshot: OneShot | None  # moments from a file
+
+    @property
+    def source(self) -> Checkpoint | Patched:
+        """Where the float numbers come from."""
+        return self.patched or self.theta
+
+    @property
+    def files(self) -> tuple[Checkpoint, ...]:
+        """The checkpoint, and the vector or the moments if there are some."""
+        return tuple(self._parents().values())
+
+    def _parents(self) -> dict[str, Checkpoint]:
+        parents = {"model": self.theta}
+        if self.patched:
+            parents["rho"] = self.patched.rho
+        if self.oneshot:
+            parents["moments"] = self.oneshot.parent
+        return parents
+
+    @property
+    def use(self) -> Use:
+        """What the output has cost."""
+        before = self.patched.use if self.patched else inherited_use(self.theta)
+        return spent(before, *self.images.uses, *([self.oneshot.use] if self.oneshot else []))
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """As metrics name them."""
+        request = self.request
+        known = {"grid": self.grid.to_json(), "method": request.method, "fake": request.fake}
+        return known | self.facts
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What there is beside the grid and the method."""
+        found: dict[str, Any] = {}
+        if self.images.calibration:
+            found["calibration"] = self.images.calibration.facts()
+        if self.oneshot:
+            found["moments"] = self.oneshot.facts()
+        if self.patched:
+            found["lambda"] = self.patched.choice.lam
+        if self.images.proxies and self.request.refinement:
+            steps, images = self.request.refinement.steps, self.images.proxies.facts()
+            found["refinement"] = {"steps": steps, "seed": SEED, "images": images}
+        return found
+
+    def config(self, model: dict[str, Any]) -> dict[str, Any]:
+        """The config.json of a folder."""
+        grid = None if self.request.fake else self.grid
+        return dict(config_of(self.theta, model, self.targets, grid))
+
+    def card(self) -> Card:
+        """Of what is written."""
+        fake = self.request.fake
+        card = card_of(self.theta, Kind.CHECKPOINT if fake else Kind.QUANTIZED)
+        facts = {"method": self.request.method, **self.facts}
+        return replace(
+            card,
+            role=FAKE if fake else PATCHED if self.patched else card.role,
+            quant=self.grid.to_json(),
+            targets=self.targets,
+            provenance=provenance("quantize", self._parents(), self.use, **facts),
+        )
+
+    def check(self) -> None:
+        """Refuses by headers what would be refused later."""
+        wanted = self.images.calibration.wanted if self.images.calibration else None
+        asked = wanted or self.request.refinement
+        if self.model and asked:
+            check_images(self.theta, self.targets, self.model, asked.device)
+
+    def made(self, listener: Listener) -> tuple[Calibrated, dict[str, Any]]:
+        """What is not simply rounded on its way to the file, and what refinement says."""
+        made, what = Calibrated(), (self.source, self.targets, self.grid, self.request.method)
+        if self.images.calibration:
+            made = calibrate(*what, self.images.calibration, listener)
+        wanted = self.request.refinement
+        if not (self.images.proxies and wanted and self.model):
+            return made, {}
+        if self.oneshot:
+            self.oneshot.complete(self._run, made)
+        subject = Subject(*what, self.model, wanted.device)
+        made, facts = refine(subject, made, self.images.proxies, wanted.steps, listener)
+        return made, {"refinement": facts}
+
+    @property
+    def _run(self) -> Run:
+        return Run(self.targets, self.grid, self.request.method, self.request.fake)
+
+    def tensors(self, made: Calibrated) -> Iterator[tuple[str, Iterable[Array]]]:
+        """All of the file, a weight at a time."""
+        if self.oneshot and not self.images.proxies:
+            return self.oneshot.tensors(self._run, made)
+        return _tensors(self, made)
+
+
+def _calibration(request: Request) -> Calibration | None:
+    """Images to calibrate with, if not only refinement has a use for those that are named."""
+    named, refinement = request.calibration, request.refinement
+    if named is None or refinement is None or refinement.proxies:
+        return named
+    return named if QUANTIZERS[request.method].calibrated or named.bias_correction else None
+
+
+def _images(
     request: Request,
     theta: Checkpoint,
-    targets: tuple[str, ...],
-    parameters: Mapping[str, Any],
-    images: Images | None,
-) -> Plan:
-    fate = f"quantized to {Grid.from_json(parameters['grid'])}"
+    model: dict[str, Any] | None,
+    calibration: Calibration | None,
+) -> _Found:
+    found = find_images(theta, model, calibration)
+    if not (request.refinement and model):
+        return _Found(found, None)
+    return _Found(found, find(theta, model, request.refinement, request.calibration))
+
+
+def _grid(
+    request: Request, theta: Checkpoint, patched: Patched | None, targets: tuple[str, ...]
+) -> Grid:
+    made, swept = (patched.rho, patched.choice.grid) if patched else (theta, None)
+    return choose_grid(request.grid, request.method, made, theta, targets, swept)
+
+
+def _planned(job: _Job) -> Plan:
+    theta, targets, request = job.theta, job.targets, job.request
+    fate = f"quantized to {job.grid}"
     fates = {n: fate if n in set(targets) else "kept: no target" for n in theta}
+    if job.patched:
+        names = job.patched.names - set(targets)
+        fates |= dict.fromkeys(names, "patched: no target")
     memory = STREAMING + _COPIES * max(theta[name].size for name in targets) * 4
-    planned = Plan("quantize", request.out, fates, theta, parameters, memory, folder=request.folder)
-    if images is None:
-        return planned
-    check_images(theta, targets, images)
-    memory += images.memory(theta, targets)
-    return replace(planned, memory=memory, images=images.counts, data=images.wanted.data)
+    planned = Plan(
+        "quantize", request.out, fates, theta, job.parameters, memory, folder=request.folder
+    )
+    if job.oneshot:
+        memory += job.oneshot.memory(targets)
+    if not job.images.specs:
+        return replace(planned, memory=memory)
+    job.check()
+    calibration, proxies = job.images
+    most = calibration.memory(theta, targets) if calibration else 0
+    memory += max(most, refining_memory(theta, proxies) if proxies else 0)
+    shown = job.images.specs[0]
+    return replace(planned, memory=memory, images=job.images.counts, data=shown)
 
 
 def _plan(theta: Checkpoint, targets: Iterable[str], grid: Grid, *, fake: bool) -> dict[str, Entry]:
@@ -140,46 +344,24 @@ def _plan(theta: Checkpoint, targets: Iterable[str], grid: Grid, *, fake: bool) 
     return plan
 
 
-def _tensors(
-    theta: Checkpoint, targets: Iterable[str], grid: Grid, request: Request, made: Calibrated
-) -> Iterator[tuple[str, Iterable[Array]]]:
-    chosen = set(targets)
-    for name, entry in theta.items():
+def _tensors(job: _Job, made: Calibrated) -> Iterator[tuple[str, Iterable[Array]]]:
+    chosen, request = set(job.targets), job.request
+    for name, entry in job.theta.items():
         if name in made.floats:
             yield name, [from_float32(made.floats[name].reshape(-1), entry.dtype)]
             continue
         if name not in chosen:
-            yield name, theta.checked(name)
+            yield name, job.source.checked(name)
             continue
         quantized = made.weights.get(name)
         if quantized is None:
-            weight = theta.finite(name)
-            quantized = QUANTIZERS[request.method].run(weight, grid)
+            weight = job.source.finite(name)
+            quantized = QUANTIZERS[request.method].run(weight, job.grid)
             made.ratios[name] = sqnr_db(weight, quantized.weight())
         stored = {name: quantized.weight()} if request.fake else quantized.to_named(name)
         for part, array in stored.items():
             yield part, [array.reshape(-1)]
-    theta.settle()
-
-
-def _card(
-    theta: Checkpoint,
-    targets: tuple[str, ...],
-    grid: Grid,
-    use: Use,
-    parameters: Mapping[str, Any],
-) -> Card:
-    facts = {key: parameters[key] for key in ("method", "calibration") if key in parameters}
-    lineage = provenance("quantize", {"model": theta}, use, **facts)
-    fake = parameters["fake"]
-    card = card_of(theta, Kind.CHECKPOINT if fake else Kind.QUANTIZED)
-    return replace(
-        card,
-        role=FAKE if fake else card.role,
-        quant=grid.to_json(),
-        targets=targets,
-        provenance=lineage,
-    )
+    job.source.settle()
 
 
 def _sizes(theta: Checkpoint, targets: Iterable[str], grid: Grid) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from typing import Any, Final
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qvec_cli.checkpoint import digest as digests
 from qvec_cli.checkpoint.card import Card, Kind, canonical
 from qvec_cli.checkpoint.dtypes import name_of
 from qvec_cli.checkpoint.header import Entry
@@ -26,8 +25,9 @@ from qvec_cli.learn.data import Task
 from qvec_cli.learn.distributed import ALONE, World
 from qvec_cli.learn.fit import Fit, Progress, warmup_steps
 from qvec_cli.model import build, qat
-from qvec_cli.model.targets import head_tensors, of_network
+from qvec_cli.model.targets import of_network
 from qvec_cli.ops.grids import check_fit
+from qvec_cli.ops.identity import backbone_digest
 from qvec_cli.ops.lineage import inherited_use, provenance
 from qvec_cli.ops.metrics import Input
 from qvec_cli.ops.opening import opened
@@ -156,7 +156,7 @@ class Session:
             },
             quant=grid.to_json() if grid else None,
             targets=self.targets,
-            base=_backbone_digest(self.network, self.model),
+            base=backbone_digest(self.network, self.model),
             recipe=self.request.recipe.to_json(),
             provenance=self.start.lineage,
         )
@@ -300,19 +300,6 @@ def _own_use(request: Request, task: Task) -> Use:
         return NOTHING
     counts = {split: len(task.splits[split]) for split in ("train", "val")}
     return Use(DataUse.RECEIVER_LABELS, counts)
-
-
-def _backbone_digest(network: torch.nn.Module, model: dict[str, Any]) -> str:
-    """Identity of the start without its head: what two fine-tunings must share."""
-    state = network.state_dict()
-    head = set(head_tensors(state, model))
-    body = {name: tensor.detach().numpy() for name, tensor in state.items() if name not in head}
-    with digests.Hasher() as hasher:
-        for name, array in body.items():
-            hasher.start(name)
-            hasher.update(name, array.reshape(-1))
-    hashed = hasher.digests()
-    return digests.combine({n: (name_of(a.dtype), a.shape, hashed[n]) for n, a in body.items()})
 
 
 def _write(path: Path, arrays: Mapping[str, Any], card: Card, *, force: bool) -> Card:

@@ -17,11 +17,13 @@ class Inputs:
     moment: Array  # [in, in], float64: mean of x x^T
     mean: Array  # [in], float64: mean of x
     magnitude: Array  # [in], float64: mean of |x|
+    cross: Array | None = None  # [in, in], float64: mean of y x^T, y being the float network's x
 
     @property
     def finite(self) -> bool:
         """Whether no sum has overflowed."""
-        return bool(np.isfinite(self.moment).all() and np.isfinite(self.magnitude).all())
+        sums = (self.moment, self.magnitude, *(() if self.cross is None else (self.cross,)))
+        return all(bool(np.isfinite(part).all()) for part in sums)
 
 
 def output_error(apart: Array, moment: Array) -> Array:

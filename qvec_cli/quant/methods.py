@@ -25,13 +25,14 @@ class Quantizer(NamedTuple):
     calibrated: bool = False
     factors: Callable[..., Array] | None = None  # what a LayerNorm may divide inputs by before
     spares: Callable[[str], bool] = lambda name: False  # layers that it only rounds, by name
+    aims: bool = False  # whether it can be given another weight to approach: see aim.py
 
 
 QUANTIZERS: Final = {
     Method.RTN: Quantizer(rtn, "round to nearest"),
     Method.MSE: Quantizer(rtn, "round to nearest on scales of least error", Scale.MSE),
     Method.HQQ: Quantizer(rtn, "round to nearest on half-quadratic scales", Scale.HQQ),
-    Method.GPTQ: Quantizer(gptq, "column by column, arXiv:2210.17323", calibrated=True),
+    Method.GPTQ: Quantizer(gptq, "column by column, arXiv:2210.17323", calibrated=True, aims=True),
     Method.AWQ: Quantizer(
         awq,
         "large inputs made smaller, arXiv:2306.00978",

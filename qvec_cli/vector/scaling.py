@@ -47,10 +47,10 @@ def choose_lambda(lambdas: Sequence[float], distances: Sequence[Array]) -> int:
     """
     plain = lambdas.index(0.0)
     best = min(range(len(lambdas)), key=lambda i: (_mean(distances[i]), abs(lambdas[i])))
-    if not _beats(distances[best], distances[plain], GUARD):
+    if not beats(distances[best], distances[plain], GUARD):
         return plain
-    as_good = [i for i in range(len(lambdas)) if not _beats(distances[best], distances[i], 1.0)]
-    as_good = [i for i in as_good if _beats(distances[i], distances[plain], GUARD)]
+    as_good = [i for i in range(len(lambdas)) if not beats(distances[best], distances[i], 1.0)]
+    as_good = [i for i in as_good if beats(distances[i], distances[plain], GUARD)]
     return min(as_good, key=lambda i: (abs(lambdas[i]), _mean(distances[i])))
 
 
@@ -64,7 +64,7 @@ def _mean(values: Array) -> float:
     return math.fsum(values) / len(values)
 
 
-def _beats(ours: Array, theirs: Array, errors: float) -> bool:
+def beats(ours: Array, theirs: Array, errors: float) -> bool:
     """Whether a mean is lower by more than so many standard errors of the difference."""
     gain = Average.of(theirs - ours)
     return gain.mean > errors * gain.standard_error

@@ -171,7 +171,8 @@ def sweep(folder: Path) -> None:
     from qvec_cli.ops import sweep as swept
     from qvec_cli.ops.examples import open_for
     from qvec_cli.ops.state import load_network
-    from qvec_cli.specs import Loading, Silence, Wanted, parse_lambdas
+    from qvec_cli.specs import Loading, Silence, Wanted
+    from qvec_cli.vector.lambdas import parse_lambdas
 
     data = _draw(folder / "images")
     names = {name: str(folder / f"s_{name}.st") for name in ("base", "fp", "qat", "rho")}

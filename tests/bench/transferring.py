@@ -41,7 +41,8 @@ def _timed(grid: Path, out: Path, scale: str) -> tuple[float, float, int]:
     from qvec_cli.ops import trial
     from qvec_cli.ops.lineup import Wishes
     from qvec_cli.ops.transfer import Request, transfer
-    from qvec_cli.specs import Loading, Scale, Silence, Wanted, parse_lambdas
+    from qvec_cli.specs import Loading, Scale, Silence, Wanted
+    from qvec_cli.vector.lambdas import parse_lambdas
 
     measure, took = trial.measure, []
 

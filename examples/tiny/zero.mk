@@ -1,0 +1,119 @@
+# The zero-data study, make zero-shot: seven tasks, three seeds, three grids, no image of a receiver.
+#
+# Every rule can be cut off: make goes on with the files that are whole, qvec with --resume.
+
+SHELL := /bin/bash
+BIN ?= $(CURDIR)/../../.venv/bin
+export PATH := $(BIN):$(PATH)
+export OMP_NUM_THREADS := 1
+
+SEEDS := 0 1 2
+# a width at which rounding collapses, on the paper's grid and on a better one, and one at which it does not
+GRIDS := absmax-2 mse-full-2 mse-full-3
+bits = $(lastword $(subst -, ,$(1)))
+scale = $(patsubst %-$(call bits,$(1)),%,$(1))
+
+OUT := out-zero
+FASHION := /usr/share/datasets/fashion-mnist
+TASKS := digits $(if $(wildcard $(FASHION)/train-images-idx3-ubyte.gz),fashion) \
+	latin greek cyrillic armenian georgian
+# digits and clothes name their classes 0 to 9, so that neither counts as a stranger to the other
+NUMBERED := digits fashion
+others = $(filter-out $(1) $(if $(filter $(1),$(NUMBERED)),$(NUMBERED)),$(TASKS))
+LAMBDAS := 0,0.25,0.5,0.75,1,1.5
+NULL_DONOR := greek
+RESULTS := results
+
+runs = $(foreach s,$(SEEDS),$(OUT)/s$(s)/$(1)/grid.jsonl)
+advice = $(foreach s,$(SEEDS),$(TASKS:%=$(OUT)/s$(s)/$(1)/%_advise.json))
+
+.PHONY: zero-shot all clean
+.DELETE_ON_ERROR:
+.SECONDARY:
+
+zero-shot:
+	@$(MAKE) -f zero.mk --no-print-directory --jobs=2 --output-sync=target all
+	@mkdir -p $(RESULTS)
+	qvec plot $(call runs,$(firstword $(GRIDS))) -o $(RESULTS)/zero_heatmap.svg --force
+	qvec plot $(call runs,$(firstword $(GRIDS))) --figure curve -o $(RESULTS)/zero_curve.svg --force
+	qvec plot $(call runs,$(firstword $(GRIDS))) --figure plane -o $(RESULTS)/zero_plane.svg --force
+	python zero_shot.py $(OUT) $(GRIDS) > $(OUT)/table.txt
+	mv $(OUT)/table.txt $(RESULTS)/zero_shot.txt
+	@cat $(RESULTS)/zero_shot.txt
+
+all: $(foreach g,$(GRIDS),$(call runs,$(g)) $(call advice,$(g)))
+
+$(OUT)/images: images.py
+	mkdir -p $(OUT)
+	python images.py $@.part --tasks $(TASKS) --fashion $(FASHION)
+	rm -rf $@ && mv $@.part $@
+
+# pictures that are not the receiver's: those of all other tasks, mixed. $(1) is the task
+define pictures
+$(OUT)/others/$(1): | $(OUT)/images
+	rm -rf $$@ && mkdir -p $$@
+	$(foreach o,$(call others,$(1)),ln -s ../../images/$(o)/train $$@/$(o) &&) true
+endef
+$(foreach t,$(TASKS),$(eval $(call pictures,$(t))))
+
+# a model, and the statistics of its inputs: $(1) is the seed, $(2) the task
+define model
+$(OUT)/s$(1)/$(2).st: base.st recipe.yaml | $(OUT)/images
+	mkdir -p $$(@D)
+	qvec finetune $$< --data $(OUT)/images/$(2) --recipe recipe.yaml --seed $(1) -o $$@ --resume --force
+
+$(OUT)/s$(1)/$(2)_moments.st: $(OUT)/s$(1)/$(2).st
+	qvec moments $$< --data $(OUT)/images/$(2) -o $$@ --force
+endef
+$(foreach s,$(SEEDS),$(foreach t,$(TASKS),$(eval $(call model,$(s),$(t)))))
+
+# what is made for a grid: $(1) is the seed, $(2) the task, $(3) the grid, $(4) their folder
+define made
+$(4)/$(2)_qat.st: base.st recipe.yaml | $(OUT)/images
+	mkdir -p $$(@D)
+	qvec train-qat $$< --data $(OUT)/images/$(2) --recipe recipe.yaml --seed $(1) --bits $(call bits,$(3)) --scale $(call scale,$(3)) -o $$@ --resume --force
+
+$(4)/$(2)_rho.st: $(OUT)/s$(1)/$(2).st $(4)/$(2)_qat.st $(OUT)/s$(1)/$(2)_moments.st
+	qvec extract $$(wordlist 1,2,$$^) --moments $$(lastword $$^) -o $$@ --force
+
+$(4)/$(2)_mean.st: $(foreach o,$(call others,$(2)),$(4)/$(o)_rho.st)
+	qvec combine $$^ -o $$@ --force
+
+$(4)/$(2)_moments.st: $(OUT)/s$(1)/$(2).st $(4)/$(2)_mean.st
+	qvec quantize $$< --bits $(call bits,$(3)) --scale mse-full --method gptq --moments $$(lastword $$^) -o $$@ --force
+
+$(4)/$(2)_float.st: $(OUT)/s$(1)/$(2).st | $(OUT)/others/$(2)
+	qvec quantize $$< --bits $(call bits,$(3)) --scale mse-full --method gptq --calib $(OUT)/others/$(2) --calib-samples 256 --target float -o $$@ --force
+
+# for comparison only: the receiver's own images
+$(4)/$(2)_own.st: $(OUT)/s$(1)/$(2).st | $(OUT)/images
+	qvec quantize $$< --bits $(call bits,$(3)) --scale mse-full --method gptq --calib $(OUT)/images/$(2) --calib-samples 256 -o $$@ --force
+
+$(4)/$(2)_advise.json: $(OUT)/s$(1)/$(2).st $(foreach o,$(call others,$(2)),$(4)/$(o)_rho.st) | $(OUT)/others/$(2)
+	qvec advise $$< --bits $(call bits,$(3)) $(foreach o,$(call others,$(2)),--rho $(4)/$(o)_rho.st) --proxy $(OUT)/others/$(2) --data $(OUT)/images/$(2) --device cpu --metrics $$@ --force
+endef
+$(foreach s,$(SEEDS),$(foreach g,$(GRIDS),$(foreach t,$(TASKS),$(eval $(call made,$(s),$(t),$(g),$(OUT)/s$(s)/$(g))))))
+
+# the matrix: $(1) is the seed, $(2) the grid, $(3) their folder
+define grid
+$(3)/grid.yaml: zero.mk
+	mkdir -p $$(@D)
+	@{ echo "base: base.st"; \
+	echo "lambdas: $(LAMBDAS)"; \
+	echo "nulls: random,shuffle,taskvec"; \
+	echo "null-donors: $(NULL_DONOR)"; \
+	echo "proxy: [$(foreach t,$(TASKS),$(OUT)/images/$(t)$(if $(filter-out $(lastword $(TASKS)),$(t)),$(comma)))]"; \
+	echo "device: cpu"; \
+	echo "receivers:"; \
+	$(foreach t,$(TASKS),echo "  $(t): {model: $(OUT)/s$(1)/$(t).st, data: $(OUT)/images/$(t), qat: $(3)/$(t)_qat.st, baselines: {gptq moments: $(3)/$(t)_moments.st, gptq float target: $(3)/$(t)_float.st, gptq own images: $(3)/$(t)_own.st}}";) \
+	echo "donors:"; \
+	$(foreach t,$(TASKS),echo "  $(t): {rho: $(3)/$(t)_rho.st, model: $(OUT)/s$(1)/$(t).st}";) } > $$@
+
+$(3)/grid.jsonl: $(3)/grid.yaml $(TASKS:%=$(3)/%_rho.st) $(TASKS:%=$(3)/%_qat.st) $(foreach k,moments float own,$(TASKS:%=$(3)/%_$(k).st))
+	qvec transfer $$< -o $$@ --resume --force
+endef
+comma := ,
+$(foreach s,$(SEEDS),$(foreach g,$(GRIDS),$(eval $(call grid,$(s),$(g),$(OUT)/s$(s)/$(g)))))
+
+clean:
+	rm -rf $(OUT)

@@ -1,0 +1,139 @@
+"""What to do with a receiver: every way is carried out, judged by proxies it has not seen, told."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qvec_cli.checkpoint.replace import check_target
+from qvec_cli.learn.noise import NOISE
+from qvec_cli.ops import candidates
+from qvec_cli.ops.bench import MINE, Bench
+from qvec_cli.ops.brief import Request, Setting, find
+from qvec_cli.ops.candidates import Candidate
+from qvec_cli.ops.metrics import Input, Metrics
+from qvec_cli.ops.offers import Vectors
+from qvec_cli.ops.opening import opened
+from qvec_cli.ops.plan import TORCH, Plan
+from qvec_cli.ops.proxies import ProxyWish
+from qvec_cli.ops.verdict import Family, Verdict
+from qvec_cli.specs import Calibration, Grid, Listener, Scale, Target
+
+Facts = dict[str, Any]
+
+__all__ = ["Request", "advise"]
+
+
+def advise(request: Request, listener: Listener) -> Metrics:
+    """Tries every candidate, decides, and writes the recommended model where one is asked for.
+
+    Raises:
+        MismatchError: vectors, moments or images that do not belong to the receiver.
+        SpecError: several data sets of proxies.
+    """
+    started = time.perf_counter()
+    if request.out is not None:
+        check_target(request.out, force=request.force)
+    with ExitStack() as stack:
+        theta = stack.enter_context(opened(request.receiver, listener))
+        rhos = [stack.enter_context(opened(path, listener)) for path in request.vectors]
+        setting = find(request, theta, rhos, listener)
+        parameters = _parameters(request)
+        if request.dry_run:
+            return _plan(request, setting, parameters).metrics((theta, *rhos), started)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qvec-")))
+        bench = Bench(request, setting, folder, listener)
+        for candidate in _candidates(request, setting, bench, folder):
+            bench.add(candidate)
+        verdict = bench.verdict(request.bits)
+        chosen = bench.made[verdict.chosen.name]
+        commands = bench.commands(chosen, str(request.out or MINE))
+        if request.out is not None:
+            bench.carry_out(chosen, request.out)
+        results = {**_told(verdict), "commands": commands, **bench.facts()}
+        if request.out is not None:
+            results["output"] = str(request.out)
+        use = bench.uses[verdict.chosen.name]
+        inputs = (Input.of(theta), *map(Input.of, rhos), *setting.judging.inputs)
+        device = str(next(bench.trial.network.parameters()).device)
+    return Metrics("advise", inputs, parameters, results, use, device, started=started)
+
+
+def _parameters(request: Request) -> Facts:
+    return {
+        "bits": request.bits,
+        "rho": [str(path) for path in request.vectors],
+        "moments": str(request.moments) if request.moments else None,
+        "proxy": list(request.proxy.specs),
+        "samples": request.proxy.samples,
+        "data": request.data,
+    }
+
+
+def _candidates(
+    request: Request, setting: Setting, bench: Bench, folder: Path
+) -> Iterator[Candidate]:
+    """One after the other: later ones build on what earlier ones came to."""
+    source, bits = request.receiver, request.bits
+    yield from candidates.plain(source, bits, bench.shapes)
+    vectors = Vectors(request, setting, folder)
+    yield from vectors.candidates()
+    grids = dict.fromkeys(
+        [
+            Grid(bits, scale=Scale.MSE_FULL),
+            Grid(bits, scale=Scale.MSE, symmetric=False),
+            *([setting.grid] if setting.grid else []),
+        ]
+    )
+    moments, before = vectors.moments()
+    if moments is not None:
+        yield from (candidates.on_moments(source, grid, moments, before) for grid in grids)
+    making = setting.making
+    pictures = NOISE not in making.specs
+    images = _images(making.specs[0], making, request.device)
+    if moments is None:
+        name = "proxies" if pictures else NOISE
+        yield from (candidates.on_images(source, grid, images, name) for grid in grids)
+    best = bench.best(Family.MOMENTS, Family.IMAGES, Family.NOISE)
+    assert best is not None
+    grid = best.grid
+    if pictures:
+        yield candidates.on_images(source, grid, _images(NOISE, making, request.device), NOISE)
+        if moments is not None:
+            yield candidates.on_images(source, grid, images, "proxies")
+        aimed = candidates.on_images(source, grid, replace(images, target=Target.FLOAT), "proxies")
+        yield aimed
+        yield candidates.refined(aimed, making, request.device)
+        yield from vectors.anchored(aimed)
+
+
+def _images(spec: str, making: ProxyWish, device: str) -> Calibration:
+    return Calibration(spec, making.samples, making.loading, device)
+
+
+def _told(verdict: Verdict) -> Facts:
+    return {
+        "decision": verdict.decision,
+        "chosen": verdict.chosen.name,
+        "best_plain": verdict.plain.name,
+        "sure": verdict.sure,
+        "why": verdict.why,
+    }
+
+
+def _plan(request: Request, setting: Setting, parameters: Facts) -> Plan:
+    from qvec_cli.ops.state import check_network
+
+    check_network(setting.theta, setting.model, request.device)
+    fates = dict.fromkeys(setting.targets, f"quantized to {request.bits} bits, in many ways")
+    kept = {name: "kept: no target" for name in setting.theta if name not in fates}
+    count = sum(source.count for source in setting.judging.sources)
+    images = {"proxy": count + setting.making.samples}
+    memory = TORCH + 8 * setting.theta.nbytes + 2 * setting.judging.nbytes()
+    out = request.out or Path("-")
+    return Plan("advise", out, {**kept, **fates}, setting.theta, parameters, memory, images)

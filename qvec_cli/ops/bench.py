@@ -1,0 +1,143 @@
+"""Makes candidates, one file at a time, and measures them on images that they have not seen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from qvec_cli.errors import QvecError
+from qvec_cli.ops.brief import Request, Setting
+from qvec_cli.ops.candidates import Candidate
+from qvec_cli.ops.lineage import inherited_use
+from qvec_cli.ops.opening import opened
+from qvec_cli.ops.quantize import quantize
+from qvec_cli.ops.verdict import Family, Judged, Verdict, decide
+from qvec_cli.quant.qtensor import stored_bits
+from qvec_cli.specs import Grid, Listener, Silence, Use
+from qvec_cli.vector.scaling import Average
+
+if TYPE_CHECKING:
+    from qvec_cli.ops.judge import Judge
+    from qvec_cli.ops.trial import Trial
+
+Facts = dict[str, Any]
+
+MINE: Final = "OUT.st"
+"""Stands for the output in commands, where none is named."""
+
+
+class Bench:
+    """Makes candidates, one file at a time, and measures them."""
+
+    def __init__(
+        self, request: Request, setting: Setting, folder: Path, listener: Listener
+    ) -> None:
+        from qvec_cli.ops.judge import load_judge, told
+        from qvec_cli.ops.trial import load_trial
+
+        self._setting, self._folder, self._listener = setting, folder, listener
+        examples = setting.labelled or setting.judging.sources[0].examples
+        splits = ("test",) if setting.labelled else ()
+        self.trial: Trial = load_trial(
+            setting.theta, examples, setting.targets, splits, request.device, listener
+        )
+        self._judge: Judge = load_judge(self.trial, setting.model, setting.judging, listener)
+        self._proxies = told(self._judge, setting.judging, listener)
+        self._rows: list[Facts] = []
+        self._judged: list[Judged] = []
+        self._skipped: list[Facts] = []
+        self._shapes = {name: setting.theta[name].shape for name in setting.targets}
+        self.made: dict[str, Candidate] = {}
+        self.uses: dict[str, Use] = {}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the weights that are quantized."""
+        return self._shapes
+
+    def add(self, candidate: Candidate) -> Judged | None:
+        """Makes and measures one; what cannot be made is told, and left out."""
+        started, path = time.perf_counter(), self._folder / "candidate.st"
+        try:
+            quantize(replace(candidate.request, out=path, force=True), Silence())
+        except QvecError as error:
+            self._skipped.append({"name": candidate.name, "reason": str(error)})
+            return None
+        seconds = time.perf_counter() - started
+        judged = self._measure(candidate, path)
+        row = {
+            "name": candidate.name,
+            "way": candidate.way,
+            "family": candidate.family,
+            "grid": candidate.grid.to_json(),
+            "bits_per_weight": judged.bits_per_weight,
+            "distance": judged.mean,
+            "standard_error": Average.of(judged.distances).standard_error,
+            "kept": judged.kept,
+            "data_use": self.uses[candidate.name].to_json(),
+            "seconds": seconds,
+            "commands": self.commands(candidate, MINE),
+        }
+        if self._setting.labelled:
+            row["test"] = self.trial.measured("test").to_json()
+        self._rows.append(row)
+        self._judged.append(judged)
+        self._listener.progress("candidates", len(self._rows), 0)
+        return judged
+
+    def _measure(self, candidate: Candidate, path: Path) -> Judged:
+        from qvec_cli.model.build import load
+        from qvec_cli.ops.state import load_state
+
+        with opened(path, Silence()) as file:
+            load(self.trial.network, load_state(file), str(path))
+            self.uses[candidate.name] = inherited_use(file)
+        answers = self._judge.answers()
+        same = answers.logits.argmax(axis=1) == self._judge.teacher.logits.argmax(axis=1)
+        self.made[candidate.name] = candidate
+        return Judged(
+            candidate.name,
+            candidate.family,
+            bits_per_weight(candidate.grid, self._shapes),
+            self._judge.distances(answers),
+            float(same.mean()),
+        )
+
+    def best(self, *families: Family) -> Candidate | None:
+        """The candidate of some families that is nearest to the float answers so far."""
+        found = [judged for judged in self._judged if judged.family in families]
+        return self.made[min(found, key=lambda judged: judged.mean).name] if found else None
+
+    def verdict(self, bits: int) -> Verdict:
+        """The decision between candidates that cost as much as a scale and a zero point a row."""
+        allowed = bits_per_weight(Grid(bits, symmetric=False), self._shapes)
+        return decide(self._judged, allowed, trusted=not self._proxies["close_to_noise"])
+
+    def commands(self, candidate: Candidate, out: str) -> list[str]:
+        """What the user would type; files that were made on the way go by their names."""
+        return [line.replace(f"{self._folder}/", "") for line in candidate.commands(out)]
+
+    def carry_out(self, candidate: Candidate, out: Path) -> None:
+        """Writes the model that is recommended: the same bytes as its commands give."""
+        quantize(replace(candidate.request, out=out, force=True), self._listener)
+
+    def facts(self) -> Facts:
+        """All that was measured."""
+        facts: Facts = {
+            "measure": self._judge.measure,
+            "proxies": self._proxies,
+            "candidates": self._rows,
+            "skipped": self._skipped,
+        }
+        if self._setting.labelled:
+            facts["fp"] = self.trial.float_score("test").to_json()
+        return facts
+
+
+def bits_per_weight(grid: Grid, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    """Scales and zero points counted."""
+    weights = sum(rows * columns for rows, columns in shapes.values())
+    return sum(stored_bits(shape, grid) for shape in shapes.values()) / weights

@@ -1,0 +1,92 @@
+"""What is asked of advise, and the files and images that were found to answer it with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.errors import MismatchError, SpecError
+from qvec_cli.learn.noise import NOISE
+from qvec_cli.ops import agree
+from qvec_cli.ops.examples import Examples, open_for
+from qvec_cli.ops.grids import choose_targets
+from qvec_cli.ops.lineage import model_of, require_float
+from qvec_cli.ops.proxies import Proxies, ProxyWish, find_proxies
+from qvec_cli.specs import Grid, Listener, Wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asks for."""
+
+    receiver: Path
+    bits: int
+    vectors: tuple[Path, ...] = ()
+    moments: Path | None = None  # None: those that the vectors carry
+    proxy: ProxyWish = field(default_factory=lambda: ProxyWish((NOISE,)))
+    data: str | None = None  # labels, to judge the decision by; they take no part in it
+    out: Path | None = None  # where the recommended model is written
+    device: str = "auto"
+    force: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The receiver and all that its candidates are made and judged with."""
+
+    theta: Checkpoint
+    model: dict[str, Any]
+    targets: tuple[str, ...]
+    making: ProxyWish  # images that candidates may see
+    judging: Proxies  # images that they may not
+    labelled: Examples | None
+    grid: Grid | None  # of the vectors
+
+
+def find(
+    request: Request, theta: Checkpoint, rhos: Sequence[Checkpoint], listener: Listener
+) -> Setting:
+    """Checks everything that headers and folders can decide.
+
+    Raises:
+        MismatchError: vectors or images that do not belong to the receiver.
+        SpecError: several data sets of proxies.
+    """
+    if len(request.proxy.specs) > 1:
+        raise SpecError(
+            "--proxy: one data set is taken here",
+            hint="A folder of pictures may hold several, at any depth.",
+        )
+    require_float(theta)
+    model, targets = model_of(theta), choose_targets(theta, (), listener)
+    making = request.proxy
+    judging = find_proxies(theta, model, making, held_back=True)
+    labelled = None
+    if request.data is not None:
+        labelled = open_for(theta, model, request.data, making.loading)
+        labelled.task.split("test")
+    return Setting(
+        theta, model, targets, making, judging, labelled, _grid(request, theta, rhos, listener)
+    )
+
+
+def _grid(
+    request: Request, theta: Checkpoint, rhos: Sequence[Checkpoint], listener: Listener
+) -> Grid | None:
+    """The grid of the vectors, which must be of the bits that are asked for."""
+    if not rhos:
+        return None
+    asked = agree.Request(
+        request.receiver, request.vectors, Path("-"), (1.0,), Wanted(), request.proxy
+    )
+    grid = agree.find(asked, theta, rhos, listener).grid
+    if grid.bits != request.bits:
+        raise MismatchError(
+            f"{rhos[0].path} was made for {grid}, not for {request.bits} bits",
+            hint="A vector serves the grid that it was made for; leave --rho out.",
+        )
+    return grid

@@ -1,0 +1,175 @@
+"""The ways to quantize a receiver that advise tries, each as what the user would type."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from qvec_cli.ops.oneshot import Moments
+from qvec_cli.ops.patched import Anchor
+from qvec_cli.ops.proxies import ProxyWish
+from qvec_cli.ops.quantize import Request
+from qvec_cli.ops.refinement import Refinement
+from qvec_cli.ops.verdict import Family
+from qvec_cli.specs import (
+    Calibration,
+    Granularity,
+    Grid,
+    Method,
+    Scale,
+    ScaleDtype,
+    Target,
+    Wanted,
+)
+
+_GROUPS: Final = (128, 64, 32, 16)
+"""Group sizes that are tried for one that every layer takes, the cheapest first."""
+
+STEPS: Final = 60
+"""Of refinement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way: what it is called, what kind it is, and the quantization it comes to."""
+
+    name: str
+    way: str  # what it is apart from grid and lambda: rtn, unit, chosen, fitted, moments, ...
+    family: Family
+    grid: Grid
+    request: Request  # its output is named later
+    before: tuple[str, ...] = ()  # commands that make the files it needs
+
+    def commands(self, out: str) -> list[str]:
+        """What the user would type."""
+        return [*self.before, shlex.join([*_words(self.request, self.grid), "-o", out])]
+
+
+def plain(source: Path, bits: int, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Candidate]:
+    """Every grid without data: a scale a row under each rule, and the largest group that fits."""
+    for symmetric in (True, False):
+        for scale in Scale:
+            if symmetric or scale is not Scale.MSE_FULL:
+                yield rounded(source, Grid(bits, scale=scale, symmetric=symmetric))
+    shared = math.gcd(*(shape[1] for shape in shapes.values()))
+    if size := next((size for size in _GROUPS if shared % size == 0), None):
+        for symmetric, scale in ((True, Scale.MSE_FULL), (False, Scale.MSE)):
+            grid = Grid(bits, Granularity.GROUP, size, scale, symmetric, ScaleDtype.FLOAT16)
+            yield rounded(source, grid)
+
+
+def rounded(source: Path, grid: Grid) -> Candidate:
+    """Plain rounding."""
+    return Candidate(f"rtn, {_short(grid)}", "rtn", Family.PLAIN, grid, _request(source, grid))
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A vector, how long it is to be, and what it is called."""
+
+    rho: Path
+    lam: float
+    name: str
+    way: str
+    before: tuple[str, ...] = ()  # commands that make it
+
+
+def patched(source: Path, grid: Grid, offer: Offer) -> Candidate:
+    """A vector added, then plain rounding."""
+    request = replace(_request(source, grid), anchor=Anchor(offer.rho, repr(offer.lam)))
+    name = f"{offer.name}, {_short(grid)}"
+    return Candidate(name, offer.way, Family.PATCH, grid, request, offer.before)
+
+
+def on_moments(source: Path, grid: Grid, file: Path, before: tuple[str, ...] = ()) -> Candidate:
+    """GPTQ on statistics from a file."""
+    request = replace(_request(source, grid), method=Method.GPTQ, moments=Moments(file))
+    return Candidate(
+        f"gptq on moments, {_short(grid)}", "moments", Family.MOMENTS, grid, request, before
+    )
+
+
+def on_images(source: Path, grid: Grid, images: Calibration, name: str) -> Candidate:
+    """GPTQ on images: noise, or pictures that are not the receiver's."""
+    family = Family.NOISE if images.data == "noise" else Family.IMAGES
+    aim = ", float target" if images.target is Target.FLOAT else ""
+    request = replace(_request(source, grid), method=Method.GPTQ, calibration=images)
+    way = "float" if aim else str(family)
+    return Candidate(f"gptq on {name}{aim}, {_short(grid)}", way, family, grid, request)
+
+
+def refined(candidate: Candidate, images: ProxyWish, device: str) -> Candidate:
+    """The same, and then scales, biases and norms moved on proxies."""
+    refinement = Refinement(STEPS, device, images)
+    request = replace(candidate.request, refinement=refinement)
+    return replace(
+        candidate,
+        name=f"{candidate.name}, refined",
+        way="refined",
+        family=Family.REFINED,
+        request=request,
+    )
+
+
+def anchored(candidate: Candidate, rho: Path, lam: float, before: tuple[str, ...]) -> Candidate:
+    """The same, started from the patched weights."""
+    request = replace(candidate.request, anchor=Anchor(rho, repr(lam)))
+    return replace(
+        candidate,
+        name=f"{candidate.name}, anchored at {lam:g}",
+        way="anchored",
+        request=request,
+        before=(*before, *candidate.before),
+    )
+
+
+def _request(source: Path, grid: Grid) -> Request:
+    wanted = Wanted(
+        grid.bits,
+        grid.granularity,
+        grid.group_size,
+        grid.scale,
+        grid.symmetric,
+        grid.scale_dtype,
+        cross=True,
+    )
+    return Request(source, Path("-"), wanted)
+
+
+def _words(request: Request, grid: Grid) -> Iterator[str]:
+    yield from ("qvec", "quantize", str(request.source), *_grid_words(grid))
+    if request.method is not Method.RTN:
+        yield from ("--method", str(request.method))
+    if request.anchor:
+        yield from ("--anchor", str(request.anchor.rho), "--lambda", request.anchor.lam)
+    if request.moments:
+        yield from ("--moments", str(request.moments.path))
+    if images := request.calibration:
+        yield from ("--calib", images.data, "--calib-samples", str(images.samples))
+        if images.target is Target.FLOAT:
+            yield from ("--target", "float")
+    if request.refinement and request.refinement.proxies:
+        yield from ("--refine", str(request.refinement.steps))
+        for spec in request.refinement.proxies.specs:
+            yield from ("--proxy", spec)
+        yield from ("--proxy-samples", str(request.refinement.proxies.samples))
+
+
+def _grid_words(grid: Grid) -> Iterator[str]:
+    yield from ("--bits", str(grid.bits))
+    if grid.group_size:
+        yield from ("--group-size", str(grid.group_size))
+    yield from ("--scale", str(grid.scale))
+    if not grid.symmetric:
+        yield "--asymmetric"
+    if grid.scale_dtype is not ScaleDtype.FLOAT32:
+        yield from ("--scale-dtype", str(grid.scale_dtype))
+
+
+def _short(grid: Grid) -> str:
+    """A grid without its bits, which are the same for all."""
+    return str(grid).split(" ", maxsplit=1)[1]
