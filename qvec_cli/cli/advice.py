@@ -20,8 +20,8 @@ def advised(results: Facts) -> Iterator[str]:
         mark = "\t<-" if row["name"] == results["chosen"] else ""
         test = f"\t{row['test']['top1']:.4f}" if judged else ""
         yield (
-            f"{row['name']}\t{row['bits_per_weight']:.2f}\t{row['distance']:.4f} +- "
-            f"{row['standard_error']:.4f}\t{row['kept']:.1%}\t{row['data_use']['level']}{test}{mark}"
+            f"{row['name']}\t{row['bits_per_weight']:.2f}\t{row['distance']:.3g} +- "
+            f"{row['standard_error']:.2g}\t{row['kept']:.1%}\t{row['data_use']['level']}{test}{mark}"
         )
     if judged:
         yield f"float on test: {results['fp']['top1']:.4f}"

@@ -22,7 +22,7 @@ from qvec_cli.ops.opening import opened
 from qvec_cli.ops.plan import TORCH, Plan
 from qvec_cli.ops.proxies import ProxyWish
 from qvec_cli.ops.verdict import Family, Verdict
-from qvec_cli.specs import Calibration, Grid, Listener, Scale, Target
+from qvec_cli.specs import Calibration, Grid, Listener, Scale, Target, spent
 
 Facts = dict[str, Any]
 
@@ -58,7 +58,7 @@ def advise(request: Request, listener: Listener) -> Metrics:
         results = {**_told(verdict), "commands": commands, **bench.facts()}
         if request.out is not None:
             results["output"] = str(request.out)
-        use = bench.uses[verdict.chosen.name]
+        use = spent(bench.uses[verdict.chosen.name], setting.judging.use)
         inputs = (Input.of(theta), *map(Input.of, rhos), *setting.judging.inputs)
         device = str(next(bench.trial.network.parameters()).device)
     return Metrics("advise", inputs, parameters, results, use, device, started=started)
@@ -81,7 +81,7 @@ def _candidates(
     """One after the other: later ones build on what earlier ones came to."""
     source, bits = request.receiver, request.bits
     yield from candidates.plain(source, bits, bench.shapes)
-    vectors = Vectors(request, setting, folder)
+    vectors = Vectors(request, setting, folder, bench.leave_out)
     yield from vectors.candidates()
     grids = dict.fromkeys(
         [
@@ -96,11 +96,12 @@ def _candidates(
     making = setting.making
     pictures = NOISE not in making.specs
     images = _images(making.specs[0], making, request.device)
-    if moments is None:
-        name = "proxies" if pictures else NOISE
+    if bench.best(Family.MOMENTS) is None:
+        moments, name = None, "proxies" if pictures else NOISE
         yield from (candidates.on_images(source, grid, images, name) for grid in grids)
     best = bench.best(Family.MOMENTS, Family.IMAGES, Family.NOISE)
-    assert best is not None
+    if best is None:  # each was left out, with its reason
+        return
     grid = best.grid
     if pictures:
         yield candidates.on_images(source, grid, _images(NOISE, making, request.device), NOISE)

@@ -16,7 +16,7 @@ from qvec_cli.ops.opening import opened
 from qvec_cli.ops.quantize import quantize
 from qvec_cli.ops.verdict import Family, Judged, Verdict, decide
 from qvec_cli.quant.qtensor import stored_bits
-from qvec_cli.specs import Grid, Listener, Silence, Use
+from qvec_cli.specs import Grid, Listener, Silence, Use, spent
 from qvec_cli.vector.scaling import Average
 
 if TYPE_CHECKING:
@@ -27,6 +27,10 @@ Facts = dict[str, Any]
 
 MINE: Final = "OUT.st"
 """Stands for the output in commands, where none is named."""
+
+
+CHOSEN: Final = frozenset({"chosen", "anchored"})
+"""Ways whose lambda was chosen on images, which the number in their commands does not tell."""
 
 
 class Bench:
@@ -64,7 +68,7 @@ class Bench:
         try:
             quantize(replace(candidate.request, out=path, force=True), Silence())
         except QvecError as error:
-            self._skipped.append({"name": candidate.name, "reason": str(error)})
+            self.leave_out(candidate.name, str(error))
             return None
         seconds = time.perf_counter() - started
         judged = self._measure(candidate, path)
@@ -94,7 +98,8 @@ class Bench:
 
         with opened(path, Silence()) as file:
             load(self.trial.network, load_state(file), str(path))
-            self.uses[candidate.name] = inherited_use(file)
+            chosen = (self._setting.seen,) if candidate.way in CHOSEN else ()
+            self.uses[candidate.name] = spent(inherited_use(file), *chosen)
         answers = self._judge.answers()
         same = answers.logits.argmax(axis=1) == self._judge.teacher.logits.argmax(axis=1)
         self.made[candidate.name] = candidate
@@ -105,6 +110,10 @@ class Bench:
             self._judge.distances(answers),
             float(same.mean()),
         )
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Tells of what is no candidate, and why."""
+        self._skipped.append({"name": name, "reason": reason})
 
     def best(self, *families: Family) -> Candidate | None:
         """The candidate of some families that is nearest to the float answers so far."""
@@ -118,7 +127,13 @@ class Bench:
 
     def commands(self, candidate: Candidate, out: str) -> list[str]:
         """What the user would type; files that were made on the way go by their names."""
-        return [line.replace(f"{self._folder}/", "") for line in candidate.commands(out)]
+        own = self._setting.theta.card.quant if self._setting.theta.card else None
+        made = Grid.from_json(own) if own else None
+        if candidate.request.anchor:
+            made = self._setting.grid
+        crossing = made is not None and made != candidate.grid
+        lines = candidate.commands(out, crossing=crossing)
+        return [line.replace(f"{self._folder}/", "") for line in lines]
 
     def carry_out(self, candidate: Candidate, out: Path) -> None:
         """Writes the model that is recommended: the same bytes as its commands give."""

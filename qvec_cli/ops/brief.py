@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, SpecError
 from qvec_cli.learn.noise import NOISE
-from qvec_cli.ops import agree
+from qvec_cli.ops import agree, candidates
 from qvec_cli.ops.examples import Examples, open_for
 from qvec_cli.ops.grids import choose_targets
 from qvec_cli.ops.lineage import model_of, require_float
 from qvec_cli.ops.proxies import Proxies, ProxyWish, find_proxies
-from qvec_cli.specs import Grid, Listener, Wanted
+from qvec_cli.ops.quantize import quantize
+from qvec_cli.specs import Grid, Listener, Scale, Silence, Use, Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Setting:
     targets: tuple[str, ...]
     making: ProxyWish  # images that candidates may see
     judging: Proxies  # images that they may not
+    seen: Use  # what a choice on the former costs
     labelled: Examples | None
     grid: Grid | None  # of the vectors
 
@@ -62,16 +64,27 @@ def find(
             hint="A folder of pictures may hold several, at any depth.",
         )
     require_float(theta)
+    if request.moments is not None:
+        _check_moments(request, request.moments)
     model, targets = model_of(theta), choose_targets(theta, (), listener)
     making = request.proxy
+    seen = find_proxies(theta, model, making).use
     judging = find_proxies(theta, model, making, held_back=True)
     labelled = None
     if request.data is not None:
         labelled = open_for(theta, model, request.data, making.loading)
         labelled.task.split("test")
     return Setting(
-        theta, model, targets, making, judging, labelled, _grid(request, theta, rhos, listener)
+        *(theta, model, targets, making, judging, seen, labelled),
+        _grid(request, theta, rhos, listener),
     )
+
+
+def _check_moments(request: Request, file: Path) -> None:
+    """Refuses statistics that are not for the receiver, as quantize would."""
+    grid = Grid(request.bits, scale=Scale.MSE_FULL)
+    wanted = candidates.on_moments(request.receiver, grid, file).request
+    quantize(replace(wanted, dry_run=True), Silence())
 
 
 def _grid(

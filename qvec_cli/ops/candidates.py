@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from qvec_cli.learn.noise import NOISE
 from qvec_cli.ops.oneshot import Moments
 from qvec_cli.ops.patched import Anchor
 from qvec_cli.ops.proxies import ProxyWish
@@ -19,6 +20,7 @@ from qvec_cli.specs import (
     Calibration,
     Granularity,
     Grid,
+    Loading,
     Method,
     Scale,
     ScaleDtype,
@@ -32,6 +34,8 @@ _GROUPS: Final = (128, 64, 32, 16)
 STEPS: Final = 60
 """Of refinement."""
 
+DEFAULT: Final = Loading()
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -44,9 +48,15 @@ class Candidate:
     request: Request  # its output is named later
     before: tuple[str, ...] = ()  # commands that make the files it needs
 
-    def commands(self, out: str) -> list[str]:
-        """What the user would type."""
-        return [*self.before, shlex.join([*_words(self.request, self.grid), "-o", out])]
+    def commands(self, out: str, *, crossing: bool) -> list[str]:
+        """What the user would type.
+
+        Args:
+            out: the file to write.
+            crossing: whether the receiver or its vector was made for another grid.
+        """
+        words = [*_words(self.request, self.grid), *(["--cross-grid"] if crossing else [])]
+        return [*self.before, shlex.join([*words, "-o", out])]
 
 
 def plain(source: Path, bits: int, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Candidate]:
@@ -80,7 +90,7 @@ class Offer:
 
 def patched(source: Path, grid: Grid, offer: Offer) -> Candidate:
     """A vector added, then plain rounding."""
-    request = replace(_request(source, grid), anchor=Anchor(offer.rho, repr(offer.lam)))
+    request = replace(_request(source, grid), anchor=Anchor(offer.rho, typed(offer.lam)))
     name = f"{offer.name}, {_short(grid)}"
     return Candidate(name, offer.way, Family.PATCH, grid, request, offer.before)
 
@@ -95,7 +105,7 @@ def on_moments(source: Path, grid: Grid, file: Path, before: tuple[str, ...] = (
 
 def on_images(source: Path, grid: Grid, images: Calibration, name: str) -> Candidate:
     """GPTQ on images: noise, or pictures that are not the receiver's."""
-    family = Family.NOISE if images.data == "noise" else Family.IMAGES
+    family = Family.NOISE if images.data == NOISE else Family.IMAGES
     aim = ", float target" if images.target is Target.FLOAT else ""
     request = replace(_request(source, grid), method=Method.GPTQ, calibration=images)
     way = "float" if aim else str(family)
@@ -117,14 +127,30 @@ def refined(candidate: Candidate, images: ProxyWish, device: str) -> Candidate:
 
 def anchored(candidate: Candidate, rho: Path, lam: float, before: tuple[str, ...]) -> Candidate:
     """The same, started from the patched weights."""
-    request = replace(candidate.request, anchor=Anchor(rho, repr(lam)))
+    request = replace(candidate.request, anchor=Anchor(rho, typed(lam)))
     return replace(
         candidate,
-        name=f"{candidate.name}, anchored at {lam:g}",
+        name=f"{candidate.name}, anchored at {typed(lam)}",
         way="anchored",
         request=request,
         before=(*before, *candidate.before),
     )
+
+
+def typed(lam: float) -> str:
+    """A lambda as the user would type it: short where that is the same number."""
+    short = f"{lam + 0.0:g}"  # -0.0 + 0.0 is 0.0
+    return short if float(short) == lam else repr(lam)
+
+
+def loading_words(loading: Loading, device: str) -> Iterator[str]:
+    """How images are read and where they are run, as far as it is not the default."""
+    if loading.data_dir:
+        yield from ("--data-dir", loading.data_dir)
+    if loading.batch_size != DEFAULT.batch_size:
+        yield from ("--batch-size", str(loading.batch_size))
+    if device != "auto":
+        yield from ("--device", device)
 
 
 def _request(source: Path, grid: Grid) -> Request:
@@ -148,15 +174,20 @@ def _words(request: Request, grid: Grid) -> Iterator[str]:
         yield from ("--anchor", str(request.anchor.rho), "--lambda", request.anchor.lam)
     if request.moments:
         yield from ("--moments", str(request.moments.path))
-    if images := request.calibration:
-        yield from ("--calib", images.data, "--calib-samples", str(images.samples))
-        if images.target is Target.FLOAT:
-            yield from ("--target", "float")
+    if request.calibration:
+        yield from _image_words(request, request.calibration)
+
+
+def _image_words(request: Request, images: Calibration) -> Iterator[str]:
+    yield from ("--calib", images.data, "--calib-samples", str(images.samples))
+    if images.target is Target.FLOAT:
+        yield from ("--target", "float")
     if request.refinement and request.refinement.proxies:
         yield from ("--refine", str(request.refinement.steps))
         for spec in request.refinement.proxies.specs:
             yield from ("--proxy", spec)
         yield from ("--proxy-samples", str(request.refinement.proxies.samples))
+    yield from loading_words(images.loading, images.device)
 
 
 def _grid_words(grid: Grid) -> Iterator[str]:

@@ -113,7 +113,7 @@ def _fitted(run: Run, vectors: Sequence[Checkpoint], listener: Listener) -> Fitt
         "ray": ray.points(),
         "mean": mean.points(),
     }
-    return Fitted(tuple(float(taken.lam * part) for part in unit), Use(), facts)
+    return Fitted(tuple(float(taken.lam * part) + 0.0 for part in unit), Use(), facts)
 
 
 def _along(

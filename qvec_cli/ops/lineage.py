@@ -135,6 +135,15 @@ def note_twice(theta: Checkpoint, rho: Checkpoint, listener: Listener) -> None:
         listener.note(f"{theta.path} was patched with {rho.path} before: the lambdas add up")
 
 
+def note_fit(theta: Checkpoint, rho: Checkpoint, listener: Listener) -> None:
+    """Says that the coefficients of a combination were fitted to another receiver."""
+    lineage = rho.card.provenance if rho.card else {}
+    told = lineage.get("fit")
+    meant = told.get("receiver") if isinstance(told, dict) else None
+    if isinstance(meant, dict) and theta.stated and meant.get("digest") != theta.stated:
+        listener.note(f"{rho.path} was fitted to {meant.get('name')}, not to {theta.path}")
+
+
 def _patches(lineage: Mapping[str, Any]) -> Iterator[str]:
     """Digests of the vectors that a model was patched with, from its last one back."""
     for parent in _parents(lineage):

@@ -10,6 +10,7 @@ from qvec_cli.errors import SpecError
 from qvec_cli.model.targets import head_tensors
 from qvec_cli.ops.grids import choose_grid, choose_targets
 from qvec_cli.ops.lineage import (
+    note_fit,
     note_twice,
     require,
     require_same_grid,
@@ -51,6 +52,7 @@ def match(
     require_same_start(theta, rho, listener)
     require_same_grid(theta, rho, cross=wanted.cross)
     note_twice(theta, rho, listener)
+    note_fit(theta, rho, listener)
     head = head_tensors(theta, stated_model(theta))
     pairing = cover(theta, rho, (str(theta.path), str(rho.path)), head)
     targets = choose_targets(theta, (), listener)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from qvec_cli.errors import QvecError
 from qvec_cli.ops import agree, candidates, combine, fitted
 from qvec_cli.ops.brief import Request, Setting
-from qvec_cli.ops.candidates import Candidate, Offer
+from qvec_cli.ops.candidates import Candidate, Offer, loading_words, typed
 from qvec_cli.ops.opening import opened
 from qvec_cli.specs import Silence, Wanted
 
@@ -17,8 +17,14 @@ from qvec_cli.specs import Silence, Wanted
 class Vectors:
     """What the vectors come to: their mean at lambda 1 and at a chosen one, and a fit."""
 
-    def __init__(self, request: Request, setting: Setting, folder: Path) -> None:
-        self._request, self._folder = request, folder
+    def __init__(
+        self,
+        request: Request,
+        setting: Setting,
+        folder: Path,
+        leave_out: Callable[[str, str], None],
+    ) -> None:
+        self._request, self._folder, self._leave_out = request, folder, leave_out
         self._grid, self._making = setting.grid, setting.making
         self._lam = 0.0
         self._mean, self._before = folder / "mean.st", self._command("mean.st")
@@ -43,9 +49,11 @@ class Vectors:
         choice, _ = agree.choose(asked, Silence())
         self._lam = choice.lam
         if self._lam:
-            label = f"{name} at lambda {self._lam:g}, chosen"
+            label = f"{name} at lambda {typed(self._lam)}, chosen"
             offer = Offer(mean[0], self._lam, label, "chosen", mean[1])
             yield candidates.patched(source, grid, offer)
+        else:
+            self._leave_out(f"{name} at a chosen lambda", "no lambda is surely better than 0")
         if many and (fit := self._fit()):
             offer = Offer(fit, 1.0, "fitted vectors", "fitted", self._fit_command())
             yield candidates.patched(source, grid, offer)
@@ -70,14 +78,17 @@ class Vectors:
         wish = fitted.FitWish(request.receiver, Wanted(), self._making, device=request.device)
         try:
             combine.combine(combine.Request(request.vectors, out, fit=wish), Silence())
-        except QvecError:  # no combination is surely better than plain quantization
+        except QvecError as error:  # no combination is surely better than plain quantization
+            self._leave_out("fitted vectors", str(error))
             return None
         return out
 
     def _fit_command(self) -> tuple[str, ...]:
         words = ["--fit", "--receiver", str(self._request.receiver)]
         words += [word for spec in self._making.specs for word in ("--proxy", spec)]
-        return self._command("fitted.st", *words, "--proxy-samples", str(self._making.samples))
+        words += ["--proxy-samples", str(self._making.samples)]
+        words += loading_words(self._making.loading, self._request.device)
+        return self._command("fitted.st", *words)
 
     def _command(self, out: str, *more: str) -> tuple[str, ...]:
         return (

@@ -17,6 +17,7 @@ from qvec_cli.errors import CheckpointError
 from qvec_cli.model.targets import head_tensors
 from qvec_cli.ops.choice import Choice, read_choice
 from qvec_cli.ops.lineage import (
+    note_fit,
     note_twice,
     patched_use,
     require,
@@ -139,6 +140,7 @@ def match(
     choice.require_for(*(c for c in (theta, rho) if c.stated or not asked.dry_run))
     require_same_grid(theta, rho, cross=asked.cross)
     note_twice(theta, rho, listener)
+    note_fit(theta, rho, listener)
     head = head_tensors(theta, stated_model(theta))
     pairing = cover(theta, rho, (str(theta.path), str(rho.path)), head)
     return Patched(theta, rho, choice, pairing, select(pairing.names, theta, asked.parts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import DataError, SpecError
@@ -17,6 +17,10 @@ from qvec_cli.specs import DataUse, Listener, Loading, Use, spent
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+LEAST: Final = 16
+"""Images that are held back at the least, where more are asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +139,15 @@ def draw(
     """At most so many images of a data set; whether they are the receiver's own, cards tell.
 
     Raises:
-        DataError: none is left from ``start`` on.
+        DataError: too few are left from ``start`` on.
     """
     task = open_images(spec, model, loading)
     samples = any_split(task)
-    if start >= len(samples):
+    if start > 0 and len(samples) - start < min(count, LEAST):
+        half = len(samples) // 2
         raise DataError(
             f"{spec}: has {len(samples)} images, and the first {start} are used otherwise",
-            hint=f"--proxy-samples {max(1, len(samples) // 2)} leaves as many to judge by.",
+            hint=f"--proxy-samples {half} leaves as many to judge by." if half > 1 else None,
         )
     count = min(count, len(samples) - start)
     chosen = Task(task.name, task.classes, {"train": Part(samples, start, start + count)})

@@ -23,6 +23,9 @@ TIE: Final = 0.1
 """Share of the best distance by which two candidates may differ and count as equal: the measure
 is a guard, and no judge of half points."""
 
+UNMOVED: Final = 0.05
+"""Mean distance from which on kept answers do not count: all images may be of one class."""
+
 EQUAL_BITS: Final = 0.05
 """Bits per weight by which a candidate may be dearer and still count as equally dear."""
 
@@ -86,17 +89,20 @@ def decide(candidates: Sequence[Judged], bits: float, *, trusted: bool) -> Verdi
     """
     equal = [c for c in candidates if c.bits_per_weight <= bits + EQUAL_BITS]
     plain = _cheapest([c for c in equal if c.family is Family.PLAIN])
-    if plain.kept >= NOTHING_LOST:
+    if plain.kept >= NOTHING_LOST and plain.mean < UNMOVED:
         why = f"plain quantization keeps {plain.kept:.1%} of the float answers"
-        return Verdict(Decision.NOTHING, plain, plain, "sure", why)
+        sure = "sure" if trusted else "likely, by noise alone"
+        return Verdict(Decision.NOTHING, plain, plain, sure, why)
     if not trusted:
         return _untrusted(equal, plain)
     able = [c for c in equal if c.mean <= plain.mean]
     chosen = _cheapest(able)
     decision = _DECISIONS[chosen.family]
     why = f"it keeps {chosen.kept:.1%} of the float answers, the best plain grid {plain.kept:.1%}"
+    if chosen is plain:
+        why = f"the best plain grid keeps {plain.kept:.1%} of the float answers"
     if chosen.kept < WEAK:
-        return Verdict(Decision.QAT, chosen, plain, _sure(chosen, plain), f"{why}: both are weak")
+        decision, why = Decision.QAT, f"{why}: too few"
     return Verdict(decision, chosen, plain, _sure(chosen, plain), why)
 
 
@@ -112,10 +118,15 @@ _DECISIONS: Final = {
 
 def _cheapest(candidates: Sequence[Judged]) -> Judged:
     """Of those that count as equal to the best, the one of the cheapest family, then the best."""
-    best = min(candidates, key=lambda c: c.mean)
+    best = min(candidates, key=_rank)
     order = [*Family]
     near = [c for c in candidates if _equal(c, best)]
-    return min(near, key=lambda c: (order.index(c.family), c.mean))
+    return min(near, key=lambda c: (order.index(c.family), *_rank(c)))
+
+
+def _rank(candidate: Judged) -> tuple[float, float, str]:
+    """The nearest first, of those that are as near the smallest; their names settle the rest."""
+    return candidate.mean, candidate.bits_per_weight, candidate.name
 
 
 def _equal(candidate: Judged, best: Judged) -> bool:
@@ -126,7 +137,7 @@ def _equal(candidate: Judged, best: Judged) -> bool:
 def _untrusted(equal: Sequence[Judged], plain: Judged) -> Verdict:
     """Without pictures: moments, whose images were real, unless noise finds them worse."""
     moments = [c for c in equal if c.family is Family.MOMENTS and c.mean <= plain.mean]
-    chosen = min(moments, key=lambda c: c.mean) if moments else plain
+    chosen = min(moments, key=_rank) if moments else plain
     decision = Decision.CALIBRATE if moments else Decision.GRID
     why = "noise cannot judge between the others: name pictures with --proxy"
     return Verdict(decision, chosen, plain, "not sure", why)
@@ -134,8 +145,8 @@ def _untrusted(equal: Sequence[Judged], plain: Judged) -> Verdict:
 
 def _sure(chosen: Judged, plain: Judged) -> str:
     """In words, from how many standard errors lie between it and the best plain grid."""
+    if chosen is plain:
+        return "no other way is clearly better"
     gain = Average.of(plain.distances - chosen.distances)
     errors = gain.mean / gain.standard_error if gain.standard_error else 0.0
-    if chosen is plain:
-        return "sure that nothing cheaper to try is surely better"
     return "sure" if errors > 3 else "likely" if errors > 1 else "not sure"

@@ -46,7 +46,7 @@ def fit(changes: Array, damage: Array, chances: Array, *, ridge: float = RIDGE) 
     energy = float(wanted @ wanted)
     if (pull == 0 and ridge > 0) or energy == 0:  # vectors that change nothing, or no damage
         return Fit(np.zeros(len(changes)), 0.0)
-    mix = -np.linalg.lstsq(normal + pull * np.eye(len(normal)), right, rcond=None)[0]
+    mix = 0.0 - np.linalg.lstsq(normal + pull * np.eye(len(normal)), right, rcond=None)[0]
     left = wanted + mix @ flat
     return Fit(mix, max(0.0, 1 - float(left @ left) / energy))
 
