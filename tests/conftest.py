@@ -159,3 +159,72 @@ def drawer(tmp_path_factory: pytest.TempPathFactory) -> Drawer:
     call("finetune", made.base, "--data", receiver_data, "-o", made.receiver, *FAST)
     call("extract", made.donor, made.donor_qat, "-o", made.rho)
     return made
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Vectors that were made so that what they do about the receiver's damage is known."""
+
+    whole: Path  # puts the receiver on the 2-bit grid of absmax by itself
+    parts: tuple[Path, Path]  # half of it in attention and all of it, twice as long, elsewhere
+    pictures: Path  # a flat folder, of images that are neither task's, some in a folder within
+
+
+@pytest.fixture(scope="session")
+def planted(drawer: Drawer, tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    """At 2 bits; every row is moved to the ternary grid that is nearest to it."""
+    root = tmp_path_factory.mktemp("planted vectors")  # a path with a space, for quoting
+    rho = _repair(drawer)
+    halves = {name: ("attn" in name, block) for name, block in rho.items()}
+    made = Planted(root / "whole.st", (root / "one.st", root / "two.st"), root / "pictures")
+    _vector(drawer, made.whole, rho)
+    for path, mine, length in zip(made.parts, (True, False), (0.5, 2.0), strict=True):
+        _vector(
+            drawer, path, {n: length * b * (inside is mine) for n, (inside, b) in halves.items()}
+        )
+    _pictures(made.pictures, 90)
+    return made
+
+
+def _repair(drawer: Drawer) -> dict[str, Any]:
+    from qvec_cli.checkpoint.read import Checkpoint
+
+    with Checkpoint(drawer.receiver) as theta, Checkpoint(drawer.rho) as like:
+        assert theta.card
+        targets = set(theta.card.targets or ())
+        return {n: _moved(theta.finite(n)) if n in targets else 0 * like.finite(n) for n in like}
+
+
+def _moved(weight: Any) -> Any:
+    """From each row to the nearest of s * {-1, 0, 1}, over some s."""
+    most = np.abs(weight).max(axis=1, keepdims=True)
+    found = [s * most * np.clip(np.rint(weight / (s * most)), -1, 1) for s in (0.3, 0.45, 0.6, 0.8)]
+    errors = np.stack([np.square(one - weight).sum(axis=1) for one in found])
+    best = np.stack(found)[errors.argmin(axis=0), np.arange(len(weight))]
+    return (best - weight).astype(np.float32)
+
+
+def _vector(drawer: Drawer, out: Path, blocks: dict[str, Any]) -> None:
+    """A vector with the card of the donor's, but for its bits."""
+    from dataclasses import replace
+
+    from qvec_cli.checkpoint.read import Checkpoint
+    from qvec_cli.checkpoint.write import write
+
+    with Checkpoint(drawer.rho) as like:
+        assert like.card
+        assert like.card.quant
+        card = replace(like.card, quant={**like.card.quant, "bits": 2})
+        flat = ((name, [block.reshape(-1)]) for name, block in blocks.items())
+        write(out, dict(like.items()), flat, card, force=False)
+
+
+def _pictures(folder: Path, count: int) -> None:
+    rng = np.random.default_rng(5)
+    (folder / "more").mkdir(parents=True)
+    for number in range(count):
+        pixels = rng.integers(0, 60, (32, 32, 3))
+        place, width = rng.integers(0, 26), rng.integers(3, 20)
+        pixels[:, place : place + width] += rng.integers(0, 196, 3)
+        image = Image.fromarray(pixels.astype(np.uint8))
+        image.save(folder / ("more" if number % 3 else "") / f"{number:03d}.png")

@@ -84,7 +84,7 @@ def decide(candidates: Sequence[Judged], bits: float, *, trusted: bool) -> Verdi
     Args:
         candidates: at least one of them plain and of equal bits.
         bits: per weight, that candidates may cost.
-        trusted: whether the images are pictures; noise is no judge, and then only what needs no
+        trusted: whether the images are pictures to the model; noise is no judge, and then only what needs no
             choice between families is recommended: the best plain grid, or moments.
     """
     equal = [c for c in candidates if c.bits_per_weight <= bits + EQUAL_BITS]
@@ -139,7 +139,10 @@ def _untrusted(equal: Sequence[Judged], plain: Judged) -> Verdict:
     moments = [c for c in equal if c.family is Family.MOMENTS and c.mean <= plain.mean]
     chosen = min(moments, key=_rank) if moments else plain
     decision = Decision.CALIBRATE if moments else Decision.GRID
-    why = "noise cannot judge between the others: name pictures with --proxy"
+    why = (
+        "images that are little more than noise to the model cannot judge the other ways: "
+        "name pictures with --proxy"
+    )
     return Verdict(decision, chosen, plain, "not sure", why)
 
 

@@ -1,0 +1,335 @@
+"""advise: it tries what its commands say, decides by what it measured, writes the same bytes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from conftest import Drawer, Planted, Result, call
+
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.checkpoint.write import write
+from qvec_cli.errors import MismatchError
+from qvec_cli.ops import bench, combine, judge
+from qvec_cli.ops.metrics import SCHEMA_FILE
+from qvec_cli.ops.verdict import Family
+
+VALIDATOR = jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_text()))
+FLAGS = ("--device", "cpu", "--proxy-samples", 40, "--batch-size", 16)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one command said, wrote, and made on the way."""
+
+    found: Result
+    out: Path
+    made: dict[str, bytes]  # of each candidate
+
+    @property
+    def results(self) -> Any:
+        return self.found.json["results"]
+
+    @property
+    def rows(self) -> dict[str, Any]:
+        return {row["name"]: row for row in self.results["candidates"]}
+
+
+@pytest.fixture(scope="session")
+def own_temp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where temporary files go meanwhile."""
+    folder = tmp_path_factory.mktemp("temp")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(folder))
+        yield folder
+
+
+def advise(drawer: Drawer, *args: object, out: Path, trusted: bool = True) -> Run:
+    """Runs it, and keeps every candidate; ``trusted``: all images count as pictures."""
+    made = []
+
+    def kept(request: Any, listener: Any) -> Any:
+        done = quantize(request, listener)
+        made.append(request.out.read_bytes())
+        return done
+
+    quantize = bench.quantize
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "quantize", kept)
+        if trusted:
+            patch.setattr(judge, "_CLOSE", 0.0)
+        found = call("advise", drawer.receiver, *FLAGS, *args, "-o", out, "--json")
+    names = [row["name"] for row in found.json["results"]["candidates"]]
+    assert len(made) == len(names) + 1
+    return Run(found, out, dict(zip(names, made, strict=False)))
+
+
+@pytest.fixture(scope="session")
+def moments(drawer: Drawer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("moments") / "moments.st"
+    call("moments", drawer.donor, "--data", drawer.donor_data, "--samples", 8, "-o", out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def full(
+    drawer: Drawer,
+    planted: Planted,
+    moments: Path,
+    own_temp: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Run:
+    """Two vectors, statistics, pictures and labels: every way takes part."""
+    rhos = [word for path in planted.parts for word in ("--rho", path)]
+    args = (*rhos, "--moments", moments, "--proxy", planted.pictures, "--bits", 2)
+    out = tmp_path_factory.mktemp("an output") / "out.st"
+    return advise(drawer, *args, "--data", drawer.receiver_data, out=out)
+
+
+@pytest.fixture(scope="session")
+def by_noise(
+    drawer: Drawer, moments: Path, own_temp: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    """One vector that carries statistics, and no image."""
+    folder = tmp_path_factory.mktemp("noise")
+    rho = folder / "carrier.st"
+    call("extract", drawer.donor, drawer.donor_qat, "--moments", moments, "-o", rho)
+    return advise(drawer, "--rho", rho, "--bits", 3, out=folder / "out.st", trusted=False)
+
+
+@pytest.fixture(scope="session")
+def alone(
+    drawer: Drawer, planted: Planted, own_temp: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    """The receiver and pictures, at 8 bits."""
+    out = tmp_path_factory.mktemp("alone") / "out.st"
+    return advise(drawer, "--proxy", planted.pictures, "--bits", 8, out=out)
+
+
+@pytest.fixture(params=["full", "by_noise", "alone"])
+def run(request: pytest.FixtureRequest) -> Run:
+    found: Run = request.getfixturevalue(request.param)
+    return found
+
+
+def test_the_document_is_valid(run: Run) -> None:
+    VALIDATOR.validate(run.found.json)
+
+
+def test_the_output_is_what_the_printed_commands_write(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    typed(run.results["commands"])
+    named = shlex.split(run.results["commands"][-1])[-1]
+    assert named == str(run.out)
+    assert run.results["output"] == str(run.out)
+
+
+def typed(commands: list[str], out: Path | None = None) -> None:
+    """Types the lines; the last one writes to ``out``, or where it says, over what is there."""
+    for line in commands:
+        program, *words = shlex.split(line)
+        assert program == "qvec"
+        if line == commands[-1] and out:
+            words[-1] = str(out)
+        elif line == commands[-1]:
+            before = Path(words[-1]).read_bytes()
+            call(*words, "--force")
+            assert Path(words[-1]).read_bytes() == before
+            return
+        if not Path(words[-1]).exists():
+            call(*words)
+
+
+def test_every_candidate_is_what_its_commands_write(
+    full: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Grids that cross, lambdas, fits and paths with a space among them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(judge, "_CLOSE", 0.0)  # the card of a fit says what proxies are
+    for place, (name, row) in enumerate(full.rows.items()):
+        out = tmp_path / f"{place}.st"
+        typed(row["commands"], out)
+        assert out.read_bytes() == full.made[name], name
+
+
+def test_every_way_takes_part(full: Run) -> None:
+    assert {row["way"] for row in full.results["candidates"]} == {
+        *("rtn", "unit", "chosen", "fitted", "moments", "images", "noise", "float"),
+        *("refined", "anchored"),
+    }
+    assert {row["family"] for row in full.results["candidates"]} == set(Family)
+    assert full.results["skipped"] == []
+
+
+def test_what_is_recommended_is_measured_no_worse_than_the_best_plain_grid(run: Run) -> None:
+    rows, results = run.rows, run.results
+    chosen, plain = rows[results["chosen"]], rows[results["best_plain"]]
+    assert plain["way"] == "rtn"
+    assert chosen["distance"] <= plain["distance"]
+    assert chosen["commands"][:-1] == results["commands"][:-1]
+
+
+def test_a_repair_by_vectors_is_seen(full: Run) -> None:
+    rows = {row["way"]: row for row in full.results["candidates"]}
+    plain = full.rows["rtn, channel absmax"]
+    for way in ("unit", "chosen", "fitted"):
+        assert rows[way]["distance"] < plain["distance"]
+
+
+def test_data_use_stands_behind_each_row(full: Run, by_noise: Run) -> None:
+    levels = {(row["way"], row["data_use"]["level"]) for row in full.results["candidates"]}
+    costly = {way for way, level in levels if level == "proxy_images"}
+    assert costly == {"chosen", "fitted", "images", "float", "refined", "anchored"}
+    assert {way for way, level in levels if level == "none"} == {"rtn", "unit", "moments", "noise"}
+    assert full.found.json["data_use"]["level"] == "proxy_images"
+    assert by_noise.found.json["data_use"]["level"] == "none"
+
+
+def test_labels_judge_and_do_not_choose(full: Run, drawer: Drawer, planted: Planted) -> None:
+    args = full.found.json["parameters"]
+    rhos = [word for path in args["rho"] for word in ("--rho", path)]
+    flags = (*rhos, "--moments", args["moments"], "--proxy", planted.pictures, "--bits", 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judge, "_CLOSE", 0.0)
+        found = call("advise", drawer.receiver, *FLAGS, *flags, "--json").json
+    other, ours = found["results"], dict(full.results)
+    assert "fp" in ours
+    assert "fp" not in other
+    assert [line.replace("OUT.st", "x") for line in other["commands"]][:-1] == ours["commands"][:-1]
+    for key in ("decision", "chosen", "best_plain", "sure", "why", "proxies", "measure", "skipped"):
+        assert other[key] == ours[key]
+    for row, twin in zip(other["candidates"], ours["candidates"], strict=True):
+        assert set(twin) - set(row) == {"test"}
+        keys = set(row) - {"seconds"}
+        assert {key: row[key] for key in keys} == {key: twin[key] for key in keys}
+
+
+def test_at_8_bits_there_is_nothing_to_recover(alone: Run) -> None:
+    assert alone.results["decision"] == "nothing to recover"
+    assert alone.results["sure"] == "sure"
+    assert "100.0%" in alone.results["why"]
+
+
+def test_noise_is_no_judge(by_noise: Run) -> None:
+    assert by_noise.results["proxies"]["close_to_noise"]
+    assert by_noise.results["sure"] in {"not sure", "likely, by noise alone"}
+    assert by_noise.rows[by_noise.results["chosen"]]["family"] in {"plain", "moments"}
+    assert "a choice by noise is a rough one" in by_noise.found.err
+
+
+def test_a_vectors_own_statistics_are_taken(by_noise: Run) -> None:
+    rows = [row for row in by_noise.results["candidates"] if row["way"] == "moments"]
+    assert len(rows) == 3
+    assert all("carrier.st" in row["commands"][-1] for row in rows)
+    assert not any(row["way"] in {"images", "noise"} for row in by_noise.results["candidates"])
+
+
+def test_what_is_no_candidate_is_told_with_its_reason(by_noise: Run) -> None:
+    skipped = {row["name"]: row["reason"] for row in by_noise.results["skipped"]}
+    rows = [row["way"] for row in by_noise.results["candidates"]]
+    assert ("vector at a chosen lambda" in skipped) is ("chosen" not in rows)
+
+
+def test_nothing_is_left_behind(run: Run, own_temp: Path) -> None:
+    assert list(own_temp.iterdir()) == []
+    assert [path.name for path in run.out.parent.iterdir() if path.suffix != ".st"] == []
+
+
+def test_a_way_that_fails_is_left_out_and_the_others_go_on(
+    drawer: Drawer, planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise MismatchError("no combination is surely better")
+
+    def picky(request: Any, listener: Any) -> Any:
+        if request.calibration:
+            raise MismatchError("a moment is not a number")
+        return quantize(request, listener)
+
+    quantize = bench.quantize
+    monkeypatch.setattr(bench, "quantize", picky)
+    monkeypatch.setattr(combine, "fit_mix", broken)
+    rhos = [word for path in planted.parts for word in ("--rho", path)]
+    args = ("advise", drawer.receiver, "--bits", 2, *rhos, *FLAGS)
+    shown = call(*args)
+    assert "left out: fitted vectors: no combination is surely better" in shown.out
+    assert "left out: gptq on noise, channel mse-full: a moment is not a number" in shown.out
+    assert "decision: " in shown.out
+    assert shown.out.count("\t<-") == 1
+
+
+def test_a_dry_run_plans_and_writes_nothing(
+    drawer: Drawer, planted: Planted, tmp_path: Path, own_temp: Path
+) -> None:
+    args = ("--rho", planted.whole, "--proxy", planted.pictures, "--bits", 2, *FLAGS)
+    out = ("-o", tmp_path / "out.st", "--dry-run", "--json")
+    found = call("advise", drawer.receiver, *args, *out).json
+    VALIDATOR.validate(found)
+    assert found["results"]["plan"]["images"] == {"proxy": 80}
+    assert list(tmp_path.iterdir()) == []
+    assert list(own_temp.iterdir()) == []
+
+
+FAULTS: dict[str, tuple[tuple[str, ...], str]] = {
+    "two data sets": (("--proxy", "PICTURES", "--proxy", "noise"), "one data set is taken here"),
+    "a vector of other bits": (("--rho", "RHO3"), "was made for 3-bit channel absmax, not for 2"),
+    "vectors of two grids": (("--rho", "WHOLE", "--rho", "RHO3"), "was made for 3-bit"),
+    "another base": (("--rho", "OTHER"), "come from different bases"),
+    "no vector": (("--rho", "DONOR"), "is a checkpoint, a vector belongs here"),
+    "no moments": (("--moments", "DONOR"), "donor.st"),
+    "no file of moments": (("--moments", "nowhere.st"), "nowhere.st: no such file"),
+    "none held back": (("--proxy", "PICTURES", "--proxy-samples", "80"), "has 90 images"),
+    "no image": (("--proxy", "nowhere"), "nowhere"),
+    "no data": (("--data", "nowhere"), "nowhere"),
+    "out exists": (("-o", "DONOR"), "exists"),
+    "too few": (("--proxy-samples", "1"), "--proxy-samples"),
+    "nine bits": (("--bits", "9"), "--bits"),
+}
+
+
+@pytest.fixture(scope="module")
+def files(
+    drawer: Drawer, planted: Planted, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("files")
+    other = root / "other.st"
+    named = {"PICTURES": planted.pictures, "RHO3": drawer.rho, "WHOLE": planted.whole,
+             "DONOR": shutil.copy(drawer.donor, root / "donor.st"), "OTHER": other}  # fmt: skip
+    with Checkpoint(planted.whole) as rho:
+        assert rho.card
+        card = replace(rho.card, base="0" * 64)
+        blocks = ((name, [rho.finite(name).reshape(-1)]) for name in rho)
+        write(other, dict(rho.items()), blocks, card, force=False)
+    return named
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_mistake_costs_a_line_and_no_file(
+    fault: str, files: dict[str, Path], drawer: Drawer, tmp_path: Path, own_temp: Path
+) -> None:
+    words, said = FAULTS[fault]
+    args = [str(files.get(word, word)) for word in words]
+    for dry in ([], ["--dry-run"]):
+        flags = ["--bits", "2", "--proxy-samples", "40", "--device", "cpu"]
+        out = [] if "-o" in words else ["-o", tmp_path / "out.st"]
+        found = call("advise", drawer.receiver, *flags, *out, *args, *dry, code=None)
+        assert found.code in {1, 2}
+        assert len(found.errors) == 1 or found.code == 2
+        assert said in found.err
+        assert "Traceback" not in found.err
+    assert list(tmp_path.iterdir()) == []
+    assert list(own_temp.iterdir()) == []
+
+
+def test_bits_are_asked_for(drawer: Drawer) -> None:
+    assert "--bits" in call("advise", drawer.receiver, code=2).err
