@@ -18,7 +18,7 @@ from conftest import Drawer, Planted, Result, call
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.write import write
 from qvec_cli.errors import MismatchError
-from qvec_cli.ops import bench, combine, judge
+from qvec_cli.ops import bench, fitted, judge
 from qvec_cli.ops.metrics import SCHEMA_FILE
 from qvec_cli.ops.verdict import Family
 
@@ -258,7 +258,7 @@ def test_a_way_that_fails_is_left_out_and_the_others_go_on(
 
     quantize = bench.quantize
     monkeypatch.setattr(bench, "quantize", picky)
-    monkeypatch.setattr(combine, "fit_mix", broken)
+    monkeypatch.setattr(fitted, "fit_mix", broken)
     rhos = [word for path in planted.parts for word in ("--rho", path)]
     args = ("advise", drawer.receiver, "--bits", 2, *rhos, *FLAGS)
     shown = call(*args)

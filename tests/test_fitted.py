@@ -166,7 +166,11 @@ COMBINE: dict[str, tuple[tuple[str, ...], str]] = {
     "no receiver": (("--fit", "--proxy", "noise"), "--fit needs --receiver"),
     "no proxy": (("--fit", "--receiver", "R"), "--proxy is missing"),
     "a rule": (("--fit", "--receiver", "R", "--proxy", "noise", "--rule", "ties"), "--rule does"),
-    "a mix": (("--fit", "--receiver", "R", "--proxy", "noise", "--mix", "1,2"), "--mix does not"),
+    "a mix": (("--fit", "--receiver", "R", "--proxy", "noise", "--mix", "1,2"), "--mix goes with"),
+    "weighted": (
+        ("--fit", "--receiver", "R", "--proxy", "noise", "--rule", "weighted", "--mix", "1,2"),
+        "--rule does not go with --fit",
+    ),
     "no fit": (("--receiver", "R"), "--receiver goes with --fit"),
     "bits alone": (("--bits", "2"), "--bits goes with --fit"),
     "another grid": (

@@ -84,8 +84,8 @@ def decide(candidates: Sequence[Judged], bits: float, *, trusted: bool) -> Verdi
     Args:
         candidates: at least one of them plain and of equal bits.
         bits: per weight, that candidates may cost.
-        trusted: whether the images are pictures to the model; noise is no judge, and then only what needs no
-            choice between families is recommended: the best plain grid, or moments.
+        trusted: whether the images are pictures to the model; noise is no judge, and then only
+            what needs no choice between families is recommended: the best plain grid, or moments.
     """
     equal = [c for c in candidates if c.bits_per_weight <= bits + EQUAL_BITS]
     plain = _cheapest([c for c in equal if c.family is Family.PLAIN])
