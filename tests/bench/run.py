@@ -2,7 +2,7 @@
 
     make bench, or: python tests/bench/run.py [PART]..., of
 
-    startup files hashing many peers pack sweep transfer qat quantize gptq
+    startup files hashing many peers pack sweep transfer qat quantize gptq zero
 
 Ratios are medians over pairs taken in turn (A B A B ...), so that a machine that slows down slows
 both. Nothing is cached between the two sides but what the operating system caches for both.
@@ -24,6 +24,7 @@ from peers import peers
 from quantizing import calibrating, quantizing
 from timing import ratio, report, run, spread
 from transferring import transferring
+from withoutdata import Tools, without_data
 
 if TYPE_CHECKING:
     from qvec_cli.specs import Grid
@@ -240,8 +241,8 @@ def _grids() -> list[Grid]:
     ]
 
 
-def _stepper() -> Callable[[Grid | None, int], float]:
-    """CPU seconds of a training step of one ViT-S on a grid or none, with so many images."""
+def _stepper(name: str) -> Callable[[Grid | None, int], float]:
+    """CPU seconds of a training step of one network on a grid or none, with so many images."""
     import torch
 
     from qvec_cli.learn.fit import make_optimizer
@@ -249,7 +250,7 @@ def _stepper() -> Callable[[Grid | None, int], float]:
     from qvec_cli.specs import Recipe
 
     torch.manual_seed(0)
-    network, model = build.create(build.Wish("vit_small_patch16_224", 10))
+    network, model = build.create(build.Wish(name, 10))
     optimizer = make_optimizer(network, Recipe())  # wrappers hold the very same parameters
 
     def step(grid: Grid | None, batch: int) -> float:
@@ -275,7 +276,7 @@ def qat(_: Path) -> None:
     In CPU seconds, since steps are long, hence few, and neighbours would show. The grid that has
     a goal is measured three times.
     """
-    grids, step = _grids(), _stepper()
+    grids, step = _grids(), _stepper("vit_small_patch16_224")
     for grid in (None, *grids):
         step(grid, 2)
     found: dict[Grid, list[float]] = {grid: [] for grid in grids}
@@ -303,6 +304,7 @@ PARTS = {
     "qat": qat,
     "quantize": lambda folder: quantizing(folder, QVEC, _pair),
     "gptq": lambda folder: calibrating(folder, _pair),
+    "zero": lambda folder: without_data(folder, Tools(QVEC, _pair, _stepper)),
 }
 
 
