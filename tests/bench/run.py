@@ -44,7 +44,7 @@ def startup(_: Path) -> None:
         report(what, f"{costs[3]:.2f}", "0.30")
 
 
-def write_pair(folder: Path, name: str) -> None:
+def write_pair(folder: Path, name: str, side: int | None = None) -> None:
     """A network of timm and its twin, as train and train-qat would have left them."""
     import numpy as np
     import torch
@@ -55,7 +55,7 @@ def write_pair(folder: Path, name: str) -> None:
     from qvec_cli.model.build import Wish, create
 
     with torch.device("meta"):
-        network, model = create(Wish(name, 1000))
+        network, model = create(Wish(name, 1000, img_size=side))
     plan = {n: Entry("F32", tuple(t.shape)) for n, t in network.state_dict().items()}
     rng = np.random.default_rng(0)
     for file, role in (("donor.st", "fp"), ("donor_qat.st", "qat")):
@@ -72,9 +72,9 @@ def _forget(*paths: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _pair(folder: Path, name: str) -> None:
+def _pair(folder: Path, name: str, *side: int) -> None:
     """Writes a pair in a process of its own: a child's peak memory begins with its parent's."""
-    run([sys.executable, __file__, "--write-pair", str(folder), name])
+    run([sys.executable, __file__, "--write-pair", str(folder), name, *map(str, side)])
 
 
 def files(folder: Path) -> None:
@@ -241,7 +241,7 @@ def _grids() -> list[Grid]:
     ]
 
 
-def _stepper(name: str) -> Callable[[Grid | None, int], float]:
+def _stepper(name: str, side: int = 224) -> Callable[[Grid | None, int], float]:
     """CPU seconds of a training step of one network on a grid or none, with so many images."""
     import torch
 
@@ -250,11 +250,11 @@ def _stepper(name: str) -> Callable[[Grid | None, int], float]:
     from qvec_cli.specs import Recipe
 
     torch.manual_seed(0)
-    network, model = build.create(build.Wish(name, 10))
+    network, model = build.create(build.Wish(name, 10, img_size=side))
     optimizer = make_optimizer(network, Recipe())  # wrappers hold the very same parameters
 
     def step(grid: Grid | None, batch: int) -> float:
-        images, labels = torch.rand(batch, 3, 224, 224), torch.randint(0, 10, (batch,))
+        images, labels = torch.rand(batch, 3, side, side), torch.randint(0, 10, (batch,))
         if grid:
             qat.prepare(network, model, grid)
         started = time.process_time()
@@ -311,8 +311,8 @@ PARTS = {
 def main() -> None:
     """Measures the parts that are named, or all."""
     match sys.argv[1:]:
-        case ["--write-pair", folder, name]:
-            write_pair(Path(folder), name)
+        case ["--write-pair", folder, name, *side]:
+            write_pair(Path(folder), name, *map(int, side))
         case ["--write-many", folder]:
             write_many(Path(folder))
         case [name]:
