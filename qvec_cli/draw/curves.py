@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from qvec_cli.draw.below import GAP, HEIGHT, Far, far_below
 from qvec_cli.draw.canvas import (
     COLOURS,
     FAINT,
@@ -51,10 +52,22 @@ class Trace:
     """One vector on one receiver."""
 
     name: str  # of at most ``DISTINCT`` in a figure
-    val: tuple[tuple[float, Counts], ...]  # by lambda, ascending
+    val: tuple[tuple[float, Counts], ...]  # by lambda, ascending; empty without labels
     test: tuple[tuple[float, Counts], ...]  # where it was measured
     chosen: float | None = None
     own: bool = False  # the receiver's own vector
+    far: Far | None = None  # distances to the float answers
+
+    def mark(self, lam: float) -> str:
+        """What stands for test at a lambda."""
+        if lam == self.chosen:
+            return "D"
+        return "v" if self.far and lam == self.far.chosen else "o"
+
+    @property
+    def lambdas(self) -> tuple[float, ...]:
+        """Where it was measured."""
+        return tuple(lam for lam, *_ in self.val or (self.far.points if self.far else ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +86,17 @@ class Panel:
     title: str
     traces: tuple[Trace, ...]
     levels: tuple[Level, ...]
+    measure: str = ""  # of distances
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are accuracies."""
+        return any(trace.val for trace in self.traces)
+
+    @property
+    def judged(self) -> bool:
+        """Whether there are distances."""
+        return any(trace.far for trace in self.traces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +117,8 @@ def curves(given: Curves) -> Figure:
     side = words_width(labels, SMALL) + 0.12
     across = min(len(given.panels), 3)
     down = -(-len(given.panels) // across)
-    wide, tall = (4.6, 3.0) if across == 1 else (2.7, 2.1)
-    slot = 0.55 + wide + side
+    sizes = _Sizes.of(given, across)
+    tall, slot = sizes.whole, 0.55 + sizes.wide + side
     width = max(0.1 + across * slot + 0.1, words_width([given.title], 11) + 0.3)
     keys = wrapped(_key(given), width - 0.3, SMALL)
     first = 0.85 if any(panel.title for panel in given.panels) else 0.65
@@ -108,14 +132,74 @@ def curves(given: Curves) -> Figure:
     for place, panel in enumerate(given.panels):
         row, column = divmod(place, across)
         left, top = 0.6 + column * slot, first + row * (tall + 0.8)
-        axes = sheet.axes(left, top, wide, tall)
-        _panel(axes, panel, colours, limits or _limits([panel]))
+        _slot(sheet, (left, top), sizes, panel, (colours, limits))
     for place, entries in enumerate(rows):
         _legend(sheet, height + 0.17 * place, entries, colours)
     for place, line in enumerate(keys):
         top = height + 0.17 * len(rows) + 0.03 + 0.14 * place
         sheet.write(0.15, top, line, fontsize=SMALL, color=SOFT)
     return sheet.figure
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """Inches of a panel, which are the same for all panels of a figure."""
+
+    wide: float
+    tall: float  # of accuracies, 0 where there are none
+    below: float  # of distances, 0 where there are none
+
+    @classmethod
+    def of(cls, given: Curves, across: int) -> _Sizes:
+        """Panels that share the width of a page are smaller; distances alone get all the room."""
+        wide, tall = (4.6, 3.0) if across == 1 else (2.7, 2.1)
+        labelled = any(panel.labelled for panel in given.panels)
+        judged = any(panel.judged for panel in given.panels)
+        return cls(wide, tall if labelled else 0, (HEIGHT if labelled else tall) if judged else 0)
+
+    @property
+    def whole(self) -> float:
+        """From the top of accuracies to the bottom of distances."""
+        return self.tall + self.below + (GAP if self.tall and self.below else 0)
+
+
+def _slot(
+    sheet: Sheet,
+    corner: tuple[float, float],
+    sizes: _Sizes,
+    panel: Panel,
+    shared: tuple[dict[str, str], tuple[float, float] | None],
+) -> None:
+    """Accuracies, and under them distances on the same axis of lambda."""
+    (left, top), (colours, limits) = corner, shared
+    rows = []
+    if sizes.tall:
+        rows.append(sheet.axes(left, top, sizes.wide, sizes.tall))
+        _panel(rows[0], panel, colours, limits or _limits([panel]))
+    if sizes.below:
+        place = top + sizes.whole - sizes.below
+        rows.append(sheet.axes(left, place, sizes.wide, sizes.below))
+        shown = [(t.far, colours[t.name], _style(t)) for t in panel.traces if t.far]
+        label = panel.measure or "distance"
+        far_below(rows[-1], shown, label, banded=len(panel.traces) <= _BANDED)
+    for axes in rows:
+        axes.set_xlim(_reach(panel))
+    for axes in rows[:-1]:
+        axes.tick_params(labelbottom=False)
+        axes.set_xlabel("")
+    rows[0].set_title(name(panel.title, 34), loc="left", fontweight="bold", pad=5)
+
+
+def _reach(panel: Panel) -> tuple[float, float]:
+    """Where an axis of lambda begins and ends."""
+    lambdas = [lam for trace in panel.traces for lam in trace.lambdas]
+    low, high = min(*lambdas, 0.0), max(*lambdas, 1.0)
+    space = 0.03 * (high - low)
+    return low - space, high + space
+
+
+def _style(trace: Trace) -> dict[str, Any]:
+    return {"ls": (0, (5, 1.5))} if trace.own else {}
 
 
 def wilson(right: float, of: int) -> tuple[float, float]:
@@ -132,18 +216,14 @@ def _limits(panels: Sequence[Panel]) -> tuple[float, float]:
     ends = [100 * level.top1 for panel in panels for level in panel.levels]
     for trace in (t for panel in panels for t in panel.traces):
         ends += [100 * end for _, counts in (*trace.val, *trace.test) for end in wilson(*counts)]
-    low, high = min(ends), max(ends)
+    low, high = min(ends, default=0), max(ends, default=100)
     space = 0.04 * max(high - low, 1)
     return low - space, high + space
 
 
 def _panel(axes: Axes, panel: Panel, colours: dict[str, str], limits: tuple[float, float]) -> None:
-    lambdas = [lam for trace in panel.traces for lam, _ in trace.val]
-    low, high = min(*lambdas, 0.0), max(*lambdas, 1.0)
-    space = 0.03 * (high - low)
-    axes.set(xlim=(low - space, high + space), ylim=limits)
+    axes.set(ylim=limits)
     axes.axvline(1, color=FAINT, lw=0.8, ls=":", zorder=0)
-    axes.set_title(name(panel.title, 34), loc="left", fontweight="bold", pad=5)
     axes.set_xlabel(LAMBDA, labelpad=1)
     axes.set_ylabel("top-1, %")
     for trace in panel.traces:
@@ -154,23 +234,22 @@ def _panel(axes: Axes, panel: Panel, colours: dict[str, str], limits: tuple[floa
 def _trace(axes: Axes, trace: Trace, colour: str, *, banded: bool) -> None:
     lambdas = np.array([lam for lam, _ in trace.val])
     shares = np.array([100 * right / of for _, (right, of) in trace.val])
-    style: dict[str, Any] = {"ls": (0, (5, 1.5))} if trace.own else {}
-    axes.plot(lambdas, shares, color=colour, lw=1.4, zorder=3, **style)
-    if banded:
+    axes.plot(lambdas, shares, color=colour, lw=1.4, zorder=3, **_style(trace))
+    if banded and trace.val:
         band = 100 * np.array([wilson(*counts) for _, counts in trace.val])
         axes.fill_between(lambdas, band[:, 0], band[:, 1], color=colour, alpha=0.15, lw=0, zorder=1)
     if trace.chosen is not None:
         axes.axvline(trace.chosen, color=colour, lw=0.8, alpha=0.55, zorder=0)
     for lam, (right, of) in trace.test:
         share, ends = 100 * right / of, wilson(right, of)
-        picked = lam == trace.chosen
+        picked, mark = lam == trace.chosen, trace.mark(lam)
         arms = [[share - 100 * ends[0]], [100 * ends[1] - share]]
         axes.errorbar(
             [lam],
             [share],
             yerr=arms if banded else None,
-            fmt="D" if picked else "o",
-            ms=5 if picked else 4,
+            fmt=mark,
+            ms=4 if mark == "o" else 5,
             mfc=colour if picked else "white",
             mec=colour,
             ecolor=colour,
@@ -210,16 +289,44 @@ def _key(given: Curves) -> str:
     """What lines, bands and marks are."""
     traces = [trace for panel in given.panels for trace in panel.traces]
     banded = any(len(panel.traces) <= _BANDED for panel in given.panels)
-    words = [f"line: validation, on which {LAMBDA} is chosen"]
+    labelled = any(panel.labelled for panel in given.panels)
+    words = []
+    if labelled:
+        how = f", on which {LAMBDA} is chosen" if any(t.chosen is not None for t in traces) else ""
+        words.append(f"line: validation{how}")
     if any(trace.own for trace in traces):
         words.append("dashed: the receiver's own vector")
     if any(trace.test for trace in traces):
-        words.append(f"circle: test; filled diamond: test at the chosen {LAMBDA}")
-    if banded:
+        words.append(_key_marks(traces))
+    if banded and labelled:
         words.append("band and whiskers: 95 % Wilson interval")
-    words.append(f"vertical: the chosen {LAMBDA}; dotted: {LAMBDA} = 1")
-    words.append("horizontal: accuracies on test")
+    if any(trace.chosen is not None for trace in traces):
+        words.append(f"vertical: the chosen {LAMBDA}")
+    words.append(f"dotted: {LAMBDA} = 1")
+    if any(panel.levels for panel in given.panels):
+        words.append("horizontal: accuracies on test")
+    if any(panel.judged for panel in given.panels):
+        words += _key_below(traces, labelled=labelled)
     return "; ".join(words)
+
+
+def _key_marks(traces: Sequence[Trace]) -> str:
+    """What stands for test."""
+    found = {trace.mark(lam) for trace in traces for lam, _ in trace.test}
+    words = {
+        "o": "circle: test",
+        "D": f"filled diamond: test at the chosen {LAMBDA}",
+        "v": f"triangle: test at the {LAMBDA} that is chosen without labels",
+    }
+    return "; ".join(text for mark, text in words.items() if mark in found)
+
+
+def _key_below(traces: Sequence[Trace], *, labelled: bool) -> Iterator[str]:
+    """What is drawn of distances."""
+    yield f"{'below' if labelled else 'line'}: distance to the float answers on proxy images"
+    if any(error for trace in traces if trace.far for *_, error in trace.far.points):
+        yield "its band: one standard error"
+    yield f"its triangle: the {LAMBDA} that it chooses without labels"
 
 
 def _legend_rows(names: Sequence[str], width: float) -> list[list[tuple[float, str]]]:

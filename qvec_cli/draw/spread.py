@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qvec_cli.draw.below import GAP, HEIGHT
 from qvec_cli.draw.canvas import (
     COLOURS,
     FAINT,
@@ -39,6 +40,8 @@ class Spread:
     test: Array | None  # the same, where every lambda was measured on test
     own: Array  # [receivers with their own vector, lambdas], on validation
     chosen: tuple[float, ...]  # one a pair
+    left: Array | None = None  # [pairs, lambdas], distance to the float answers over that at 0
+    agreed: tuple[float, ...] = ()  # chosen by it, one a pair
 
 
 @styled
@@ -46,14 +49,40 @@ def spread(given: Spread) -> Figure:
     """Left the curves, right how often each lambda was chosen."""
     width = max(7.6, words_width([given.title], 11) + 0.3, words_width([given.subtitle]) + 0.3)
     notes = wrapped(_key(given), width - 0.3, SMALL)
-    sheet = Sheet(width, 4.0 + 0.14 * len(notes) + 0.1)
+    more = GAP + HEIGHT + 0.15 if given.left is not None else 0
+    sheet = Sheet(width, 4.0 + more + 0.14 * len(notes) + 0.1)
     sheet.write(0.15, 0.12, given.title, fontsize=10, fontweight="bold")
     sheet.write(0.15, 0.34, given.subtitle, fontsize=7.5, color=SOFT)
-    _curves(sheet.axes(0.65, 0.9, width - 4.15, 2.65), given)
-    _chosen(sheet.axes(width - 2.75, 0.9, 2.5, 2.65), given)
+    above = sheet.axes(0.65, 0.9, width - 4.15, 2.65)
+    _curves(above, given)
+    right = sheet.axes(width - 2.75, 0.9, 2.5, 2.65)
+    _chosen(right, given.lambdas, given.chosen, f"{LAMBDA} that pairs chose on validation")
+    if given.left is not None:
+        above.tick_params(labelbottom=False)
+        above.set_xlabel("")
+        _left(sheet.axes(0.65, 3.55 + GAP, width - 4.15, HEIGHT + 0.15), given)
+        title = f"{LAMBDA} that pairs chose without labels"
+        _chosen(
+            sheet.axes(width - 2.75, 4.15, 2.5, HEIGHT - 0.33), given.lambdas, given.agreed, title
+        )
     for place, line in enumerate(notes):
-        sheet.write(0.15, 3.98 + 0.14 * place, line, fontsize=SMALL, color=SOFT)
+        sheet.write(0.15, 3.98 + more + 0.14 * place, line, fontsize=SMALL, color=SOFT)
     return sheet.figure
+
+
+def _left(axes: Axes, given: Spread) -> None:
+    """The share of quantization's damage that is left, on proxy images."""
+    assert given.left is not None
+    axes.axhline(1, color=SOFT, lw=0.8)
+    axes.axvline(1, color=SOFT, lw=0.8, ls=":")
+    low, middle, high = np.quantile(given.left, [0.25, 0.5, 0.75], axis=0)
+    axes.fill_between(given.lambdas, low, high, color=COLOURS[0], alpha=0.2, lw=0)
+    axes.plot(given.lambdas, middle, color=COLOURS[0], lw=1.4)
+    axes.set_xlabel(LAMBDA, labelpad=1)
+    axes.set_ylabel("damage left")
+    axes.margins(x=0.02)
+    axes.set_ylim(0, 1.05 * max(1.2, min(float(high.max()), 3)))
+    axes.locator_params(axis="y", nbins=4)
 
 
 def _curves(axes: Axes, given: Spread) -> None:
@@ -83,22 +112,22 @@ def _curves(axes: Axes, given: Spread) -> None:
     axes.margins(x=0.02)
 
 
-def _chosen(axes: Axes, given: Spread) -> None:
-    counts = Counter(given.chosen)
-    places = np.arange(len(given.lambdas))
-    heights = [counts[float(lam)] for lam in given.lambdas]
-    colours = [COLOURS[2] if lam == 1 else COLOURS[0] for lam in given.lambdas]
+def _chosen(axes: Axes, lambdas: Array, chosen: tuple[float, ...], title: str) -> None:
+    counts = Counter(chosen)
+    places = np.arange(len(lambdas))
+    heights = [counts[float(lam)] for lam in lambdas]
+    colours = [COLOURS[2] if lam == 1 else COLOURS[0] for lam in lambdas]
     axes.bar(places, heights, width=0.8, color=colours, alpha=0.75)
     for place, height in enumerate(heights):
         if height:
             axes.text(place, height, str(height), ha="center", va="bottom", fontsize=SMALL)
     step = -(-len(places) // 16)
-    axes.set_xticks(places[::step], [f"{lam:g}" for lam in given.lambdas[::step]], rotation=90)
+    axes.set_xticks(places[::step], [f"{lam:g}" for lam in lambdas[::step]], rotation=90)
     axes.set_ylim(0, 1.12 * max(*heights, 1))
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="x", length=0)
-    axes.set_title(f"{LAMBDA} that pairs chose on validation", loc="left", fontweight="bold")
+    axes.set_title(title, loc="left", fontweight="bold")
     axes.tick_params(axis="x", colors=FAINT, labelcolor=INK)
 
 
@@ -115,4 +144,9 @@ def _key(given: Spread) -> str:
         words.append(f"dashed: {own}, the ceiling")
     green = "dotted, green" if 1.0 in given.chosen else "dotted"
     words.append(f"{green}: {LAMBDA} = 1, which needs no data")
+    if given.left is not None:
+        words.append(
+            "below: distance to the float answers on proxy images, as a share of that at "
+            f"{LAMBDA} = 0, median and middle half"
+        )
     return "; ".join(words)

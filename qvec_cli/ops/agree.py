@@ -21,7 +21,7 @@ from qvec_cli.ops.opening import opened
 from qvec_cli.ops.plan import TORCH, Plan
 from qvec_cli.ops.proxies import Proxies, ProxyWish, find_proxies
 from qvec_cli.ops.sweep import UNIT
-from qvec_cli.specs import DataUse, Grid, Listener, Measure, Method, Objective, Part, Wanted, spent
+from qvec_cli.specs import Grid, Listener, Measure, Method, Objective, Part, Wanted, spent
 from qvec_cli.vector.fitting import fit
 from qvec_cli.vector.parts import select
 from qvec_cli.vector.scaling import NEGATIVE, Average, choose_lambda, removed
@@ -268,7 +268,7 @@ class Run:
         curve, trial = self.curve(pair, lambdas)
         points = curve.points()
         use = spent(patched_use(pair.theta, pair.rho), self._setting.proxies.use)
-        chosen = {**points[curve.place], "data_use": use.level if curve.lam else DataUse.NONE}
+        chosen = {**points[curve.place], "data_use": use.level}
         if self._setting.labelled:
             for point in points:
                 point["val"] = trial.score(point["lambda"], "val").to_json()

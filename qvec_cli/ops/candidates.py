@@ -50,16 +50,18 @@ class Candidate:
 
 
 def plain(source: Path, bits: int, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Candidate]:
-    """Every grid without data: a scale a row under each rule, and the largest group that fits."""
-    for symmetric in (True, False):
-        for scale in Scale:
-            if symmetric or scale is not Scale.MSE_FULL:
-                yield rounded(source, Grid(bits, scale=scale, symmetric=symmetric))
+    """Grids without data: a scale a row under each rule, and the largest group that fits.
+
+    HQQ, the slowest, is tried where it is at home, with a zero point.
+    """
+    for scale in (Scale.ABSMAX, Scale.MSE, Scale.MSE_FULL):
+        yield rounded(source, Grid(bits, scale=scale))
+    for scale in (Scale.ABSMAX, Scale.MSE, Scale.HQQ):
+        yield rounded(source, Grid(bits, scale=scale, symmetric=False))
     shared = math.gcd(*(shape[1] for shape in shapes.values()))
     if size := next((size for size in _GROUPS if shared % size == 0), None):
-        for symmetric, scale in ((True, Scale.MSE_FULL), (False, Scale.MSE)):
-            grid = Grid(bits, Granularity.GROUP, size, scale, symmetric, ScaleDtype.FLOAT16)
-            yield rounded(source, grid)
+        group = Granularity.GROUP
+        yield rounded(source, Grid(bits, group, size, Scale.MSE, False, ScaleDtype.FLOAT16))
 
 
 def rounded(source: Path, grid: Grid) -> Candidate:

@@ -98,6 +98,10 @@ class Host:
         """Where it is measured; the last bits of a product may hang on that."""
         return str(next(self._trial.network.parameters()).device)
 
+    def proxies(self, listener: Listener) -> Point:
+        """What the proxy images are to the receiver, where there are some."""
+        return {"proxies": self._jury.images(listener)} if self._jury else {}
+
     def baselines(self, listener: Listener) -> dict[str, Point]:
         """What the receiver has without any donor, on test; first float, then plain rounding."""
         own, trial = self.setting.grid, self._trial
@@ -210,6 +214,7 @@ class _Jury:
         from qvec_cli.ops.judge import load_judge
 
         assert setting.proxies is not None
+        self._proxies = setting.proxies
         self.use = setting.proxies.use
         self._judge = load_judge(trial, setting.examples.model, setting.proxies, listener)
         self._plain = self._judge.answers_at(trial, 0.0)
@@ -217,6 +222,14 @@ class _Jury:
     def answers(self, lam: float) -> Outputs:
         """Of the network as it stands, which has been measured at lambda."""
         return self._plain if lam == 0 else self._judge.answers()
+
+    def images(self, listener: Listener) -> Point:
+        """How answers to the images are compared, and how much these tell."""
+        from qvec_cli.ops.judge import told
+
+        found = told(self._judge, self._proxies, listener)
+        del found["sources"]  # the run's line has them
+        return {"measure": self._judge.measure, **found}
 
     def told(self, answers: Mapping[float, Outputs]) -> Curve:
         """What the answers at every lambda say."""

@@ -54,6 +54,7 @@ class Request:
     force: bool = False
     dry_run: bool = False
     fit: FitWish | None = None  # coefficients without labels, in place of a rule
+    known: Fitted | None = None  # what that fit has found before
 
 
 class _Run:
@@ -159,7 +160,7 @@ def _fit(
     if request.dry_run:
         check_fit_wish(request.fit, vectors, listener)
         return request, Fitted((), NOTHING)
-    fitted = fit_mix(request.fit, vectors, listener)
+    fitted = request.known or fit_mix(request.fit, vectors, listener)
     if not any(fitted.mix):
         raise QvecError(
             f"no combination of the vectors is surely better than plain quantization of "

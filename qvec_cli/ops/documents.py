@@ -11,6 +11,7 @@ from typing import Any, Final
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.source import STREAM
 from qvec_cli.errors import CheckpointError, MismatchError, SpecError
+from qvec_cli.ops.agreed import Agreed, read_agreed
 from qvec_cli.ops.matrix import (
     FLOAT,
     PLAIN,
@@ -109,7 +110,7 @@ class Extraction:
     donor_qat: str | None
 
 
-Document = Sweep | Layers | Evaluation | Compared | Training | Extraction
+Document = Sweep | Agreed | Layers | Evaluation | Compared | Training | Extraction
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,7 @@ class Found:
             rows = matrix.baselines.values()
             found += [*matrix.receivers, *matrix.donors, *(key for row in rows for key in row)]
         found += [name for row in self.of(Sweep) for name in (row.receiver, row.donor)]
+        found += [name for row in self.of(Agreed) for name in row.names]
         return (*found, *(row.name for row in self.of(Layers)))
 
     def of(self, kind: type[Any]) -> tuple[Any, ...]:
@@ -278,7 +280,9 @@ def _use(whole: Record) -> Use:
     return Use(use.use("level"), {name: counts.whole(name) for name in counts.value})
 
 
-def _sweep(whole: Record, results: Record) -> Sweep:
+def _sweep(whole: Record, results: Record) -> Sweep | Agreed:
+    if "objective" in results:
+        return read_agreed(whole, results, _use(whole))
     files = _inputs(whole)
     if len(files) < 3:
         raise whole.fault("inputs are not a receiver, a vector and a data set")

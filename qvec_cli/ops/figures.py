@@ -8,6 +8,7 @@ from statistics import mean
 from typing import Any, Final
 
 from qvec_cli.errors import QvecError, SpecError
+from qvec_cli.ops.agreed import Agreed
 from qvec_cli.ops.documents import (
     Compared,
     Evaluation,
@@ -78,7 +79,8 @@ def drawn(found: Found, wish: Wish) -> Drawn:
         needed = " or ".join(_WORDS[source] for source in row.sources)
         raise SpecError(f"--figure {kind} is drawn from {needed}, and none of the files is that")
     if sum(_held(found, source) for source in row.sources) > 1:
-        raise SpecError("the files hold a grid and sweeps: draw one at a time")
+        kinds = " and ".join(_WORDS[source] for source in row.sources if _held(found, source))
+        raise SpecError(f"the files hold {kinds}: draw one at a time")
     for document in found.documents:
         if not isinstance(document, (*row.sources, *row.beside)):
             raise SpecError(
@@ -136,6 +138,12 @@ def sweep_figures(found: Found) -> Iterator[Drawn]:
         yield _curve(replace(found, matrices=(), documents=(*sweeps, *beside)), Wish())
 
 
+def agreed_figures(found: Found) -> Iterator[Drawn]:
+    """A figure for each sweep without labels."""
+    for sweep in found.of(Agreed):
+        yield _curve(replace(found, matrices=(), documents=(sweep,)), Wish())
+
+
 def layer_figures(found: Found) -> Iterator[Drawn]:
     """One figure of all quantized models, on one scale."""
     if found.of(Layers):
@@ -156,13 +164,12 @@ def _heatmap(found: Found, _: Wish) -> Drawn:
 def _curve(found: Found, wish: Wish) -> Drawn:
     from qvec_cli.draw.curves import curves
     from qvec_cli.draw.spread import spread
-    from qvec_cli.ops.traces import cells_of, curves_of, spread_of
+    from qvec_cli.ops.traces import cells_of, spread_of
 
     if found.matrix is None:
         if wish.receiver or wish.donor:
             raise SpecError("--receiver and --donor choose in a grid; of sweeps, name the files")
-        given = curves_of(found.of(Sweep), found.of(Evaluation))
-        use = spent(*(row.use for row in (*found.of(Sweep), *found.of(Evaluation))))
+        given, use = _swept(found)
     elif wish.receiver or wish.donor:
         given, use = (
             cells_of(found.matrix, wish.receiver, wish.donor),
@@ -176,6 +183,22 @@ def _curve(found: Found, wish: Wish) -> Drawn:
     facts = {"curves": sum(len(panel.traces) for panel in given.panels)}
     words = f"{given.title}. {given.subtitle}."
     return Drawn(FigureKind.CURVE, curves(given), words, facts, use)
+
+
+def _swept(found: Found) -> tuple[Any, Use]:
+    """The curves of sweeps, by labels or without, and what they have used."""
+    from qvec_cli.ops.traces import agreed_of, curves_of
+
+    agreed, beside = found.of(Agreed), found.of(Evaluation)
+    if not agreed:
+        sweeps = found.of(Sweep)
+        return curves_of(sweeps, beside), spent(*(row.use for row in (*sweeps, *beside)))
+    if beside:
+        raise SpecError(
+            f"{beside[0].file}: a sweep by agreement has no place for the accuracy of a file",
+            hint="Leave it out; sweep with --data to see accuracies beside distances.",
+        )
+    return agreed_of(agreed), spent(*(row.use for row in agreed))
 
 
 def _plane(found: Found, wish: Wish) -> Drawn:
@@ -241,7 +264,7 @@ class _Row:
 
 _FIGURES: Final[Mapping[FigureKind, _Row]] = {
     FigureKind.HEATMAP: _Row(_heatmap, (Matrix,)),
-    FigureKind.CURVE: _Row(_curve, (Matrix, Sweep), (Evaluation,)),
+    FigureKind.CURVE: _Row(_curve, (Matrix, Sweep, Agreed), (Evaluation,)),
     FigureKind.PLANE: _Row(_plane, (Matrix,), (Training, Extraction)),
     FigureKind.LAYERS: _Row(_layers, (Layers,)),
 }
@@ -249,6 +272,7 @@ _FIGURES: Final[Mapping[FigureKind, _Row]] = {
 _WORDS: Final[Mapping[type[Any], str]] = {
     Matrix: "a transfer grid",
     Sweep: "a sweep",
+    Agreed: "a sweep by agreement",
     Layers: "quantize --metrics",
     Evaluation: "eval",
     Compared: "quantize --compare",

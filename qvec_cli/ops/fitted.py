@@ -110,6 +110,7 @@ def _fitted(run: Run, vectors: Sequence[Checkpoint], listener: Listener) -> Fitt
         "coefficients": [float(part) for part in line.mix],
         "taken": "fit" if taken is ray else "mean",
         "times": taken.lam,
+        "mean_lambda": mean.lam,
         "ray": ray.points(),
         "mean": mean.points(),
     }

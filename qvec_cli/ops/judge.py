@@ -29,8 +29,12 @@ from qvec_cli.specs import Listener, Loading, Measure, Silence
 _NOISES: Final = 64
 """Noise images that proxies are compared with."""
 
-_CLOSE: Final = 1.5
-"""Proxies whose features differ less than so many times as those of noise are close to noise."""
+_CLOSE: Final = 1.15
+"""Proxies whose features differ less than so many times as those of 1/f noise are close to noise.
+
+Measured on seven networks of the tiny example and four of the real one: pictures of seven data sets
+1.23 times and more, white noise at most 0.39.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,8 @@ def load_judge(
 def told(judge: Judge, proxies: Proxies, listener: Listener) -> dict[str, Any]:
     """What the proxies are to the model, for the metrics; says so where they are close to noise."""
     side = int(judge.model["pretrained_cfg"]["input_size"][-1])
-    sample = Task("noise", ("noise",), {"train": Part(noise(side).splits["train"], 0, _NOISES)})
+    count = min(_NOISES, len(judge.images))
+    sample = Task("noise", ("noise",), {"train": Part(noise(side).splits["train"], 0, count)})
     images, _ = Examples(sample, judge.model, (0,), Loading()).decoded("train", Silence())
     judge.trial.put(iter(judge.trial.theta.items()))
     floor = diversity(_answers(judge.trial, judge.model, images))

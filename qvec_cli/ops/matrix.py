@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 from qvec_cli.errors import CheckpointError, MismatchError
@@ -124,6 +124,7 @@ class Matrix:
     cells: Mapping[tuple[str, str, str | None], Cell]  # by receiver, donor, null
     alignment: Alignment | None
     runs: int = 1  # that its scores count together
+    measures: Mapping[str, str] = field(default_factory=dict)  # of distances, by receiver
 
     def get(self, receiver: str, donor: str, null: str | None = None) -> Cell | None:
         """A cell, if it has run."""
@@ -184,6 +185,11 @@ def parse(lines: Iterable[Record]) -> Matrix:
         baselines={name: baselines[name] for name in receivers if name in baselines},
         cells={},
         alignment=_alignment(kinds["alignment"][-1]) if kinds["alignment"] else None,
+        measures={
+            line.text("receiver"): line.record("proxies").text("measure")
+            for line in kinds["receiver"]
+            if "proxies" in line
+        },
     )
     if not matrix.baselines:
         raise first.fault("is of a run that has not measured anything yet")

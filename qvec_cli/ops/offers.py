@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
-from qvec_cli.errors import QvecError
 from qvec_cli.ops import agree, candidates, combine, fitted
 from qvec_cli.ops.brief import Request, Setting
 from qvec_cli.ops.candidates import Candidate, Offer
@@ -36,17 +36,12 @@ class Vectors:
         name, mean = ("mean vector" if many else "vector"), (self._mean, self._before)
         unit = Offer(mean[0], 1.0, f"{name} at lambda 1", "unit", mean[1])
         yield candidates.patched(source, grid, unit)
-        asked = agree.Request(
-            source, (mean[0],), Path("-"), fitted.RAY, Wanted(), self._making,
-            device=self._request.device,
-        )  # fmt: skip
-        choice, _ = agree.choose(asked, Silence())
-        self._lam = choice.lam
+        fit, self._lam = self._fitted() if many else (None, self._chosen())
         if self._lam:
             label = f"{name} at lambda {self._lam:g}, chosen"
             offer = Offer(mean[0], self._lam, label, "chosen", mean[1])
             yield candidates.patched(source, grid, offer)
-        if many and (fit := self._fit()):
+        if fit:
             offer = Offer(fit, 1.0, "fitted vectors", "fitted", self._fit_command())
             yield candidates.patched(source, grid, offer)
 
@@ -65,14 +60,26 @@ class Vectors:
         if self._lam:
             yield candidates.anchored(candidate, self._mean, self._lam / 2, self._before)
 
-    def _fit(self) -> Path | None:
+    def _chosen(self) -> float:
+        """The lambda of the one vector."""
+        asked = agree.Request(
+            self._request.receiver, (self._mean,), Path("-"), fitted.RAY, Wanted(), self._making,
+            device=self._request.device,
+        )  # fmt: skip
+        return agree.choose(asked, Silence())[0].lam
+
+    def _fitted(self) -> tuple[Path | None, float]:
+        """The fitted vector, if it is better than none, and the lambda of the mean."""
         out, request = self._folder / "fitted.st", self._request
         wish = fitted.FitWish(request.receiver, Wanted(), self._making, device=request.device)
-        try:
-            combine.combine(combine.Request(request.vectors, out, fit=wish), Silence())
-        except QvecError:  # no combination is surely better than plain quantization
-            return None
-        return out
+        with ExitStack() as stack:
+            vectors = [stack.enter_context(opened(p, Silence())) for p in request.vectors]
+            found = fitted.fit_mix(wish, vectors, Silence())
+        if not any(found.mix):
+            return None, 0.0
+        mixed = combine.Request(request.vectors, out, fit=wish, known=found)
+        combine.combine(mixed, Silence())
+        return out, float(found.facts["mean_lambda"])
 
     def _fit_command(self) -> tuple[str, ...]:
         words = ["--fit", "--receiver", str(self._request.receiver)]

@@ -33,6 +33,9 @@ class ProxyWish:
                 "--proxy is missing",
                 hint="Some hundred images of anything do, without labels; or --proxy noise.",
             )
+        for place, spec in enumerate(self.specs):
+            if spec in self.specs[:place]:
+                raise SpecError(f"--proxy {spec} stands twice", hint="Once is enough.")
         if self.samples < 2 * len(self.specs):
             raise SpecError(f"--proxy-samples {self.samples} is too few: two a data set at least")
 
@@ -107,16 +110,18 @@ def find_proxies(
         held_back: as many others, that come after them in the draw.
 
     Raises:
-        DataError, SpecError: no such data set.
+        DataError, SpecError: no such data set, or a single image.
     """
     shares = _shares(wish.samples, len(wish.specs))
-    loading = wish.loading
-    return Proxies(
+    found = Proxies(
         tuple(
-            draw(theta, model, spec, count, loading, start=count if held_back else 0)
-            for spec, count in zip(dict.fromkeys(wish.specs), shares, strict=False)
+            draw(theta, model, spec, count, wish.loading, start=count if held_back else 0)
+            for spec, count in zip(wish.specs, shares, strict=True)
         )
     )
+    if sum(source.count for source in found.sources) < 2:
+        raise DataError(f"{wish.specs[0]}: has one image, and one cannot tell how sure a choice is")
+    return found
 
 
 def draw(

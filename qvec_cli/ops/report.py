@@ -11,6 +11,7 @@ from qvec_cli.checkpoint.replace import replacing
 from qvec_cli.draw.canvas import LAMBDA, render
 from qvec_cli.draw.page import Page, Picture, Section, Table, page
 from qvec_cli.errors import QvecError, SpecError
+from qvec_cli.ops.agreed import Agreed
 from qvec_cli.ops.documents import (
     Compared,
     Evaluation,
@@ -24,6 +25,7 @@ from qvec_cli.ops.documents import (
 )
 from qvec_cli.ops.figures import (
     Drawn,
+    agreed_figures,
     grid_figures,
     grid_use,
     layer_figures,
@@ -105,6 +107,7 @@ def _lead(found: Found) -> str:
 
 _NAMES = (
     (Sweep, "sweep over lambda", "sweeps over lambda"),
+    (Agreed, "sweep without labels", "sweeps without labels"),
     (Layers, "quantized model", "quantized models"),
     (Compared, "comparison of grids", "comparisons of grids"),
     (Evaluation, "evaluation", "evaluations"),
@@ -128,6 +131,9 @@ def _sections(found: Found) -> Iterator[Section]:
     if sweeps := found.of(Sweep):
         tables = (_sweeps(sweeps), *map(_sweep, sweeps))
         yield Section("Sweeps over lambda", _pictures(sweep_figures(found)), tables)
+    if agreed := found.of(Agreed):
+        tables = (_donors(agreed), *map(_distances, agreed))
+        yield Section("Sweeps without labels", _pictures(agreed_figures(found)), tables)
     if models := found.of(Layers):
         tables = (_models(models), *map(_layers, models))
         yield Section("Quantized models", _pictures(layer_figures(found)), tables)
@@ -170,6 +176,45 @@ def _sweep(sweep: Sweep) -> Table:
         rows.append((f"{point.lam:g}{mark}", accuracy(point.val), test))
     caption = f"The curve of {sweep.receiver} from {sweep.donor}, {sweep.grid}"
     return Table(caption, (LAMBDA, "validation", "test"), tuple(rows), folded=True)
+
+
+def _donors(sweeps: Sequence[Agreed]) -> Table:
+    rows = [
+        (
+            f"{sweep.receiver} from {row.name}",
+            f"{sweep.grid}, {sweep.method}",
+            sweep.measure,
+            f"{row.chosen.lam:g}",
+            *(f"{100 * share:.1f}" for share in (row.score.removed, row.score.explained)),
+            accuracy(row.test) if row.test else NONE,
+            row.use,
+        )
+        for sweep in sweeps
+        for row in sweep.rows
+    ]
+    head = ("pair", "grid", "measure", f"{LAMBDA} by agreement", "damage removed, %")
+    more = ("explained, %", "top-1 on test, %", "the chosen one has used")
+    note = (
+        "Damage is the distance of the quantized receiver's answers to the float ones, on proxy "
+        "images; labels, where they were given, took no part in the choice."
+    )
+    return Table("Lambda by agreement, the best donor first", (*head, *more), tuple(rows), note)
+
+
+def _distances(sweep: Agreed) -> Table:
+    rows = [
+        (
+            row.name,
+            f"{point.lam:g}{' chosen' if point.lam == row.chosen.lam else ''}",
+            f"{point.mean:.5g} \N{PLUS-MINUS SIGN} {point.standard_error:.2g}",
+            accuracy(point.val) if point.val else NONE,
+        )
+        for row in sweep.rows
+        for point in row.curve
+    ]
+    caption = f"The curves of {sweep.receiver}, {sweep.grid}, on {sweep.images} proxy images"
+    head = ("vector", LAMBDA, f"distance, {sweep.measure}", "validation")
+    return Table(caption, head, tuple(rows), folded=True)
 
 
 def _models(models: Sequence[Layers]) -> Table:

@@ -38,6 +38,7 @@ def tables_of(matrix: Matrix) -> Iterator[Table]:
     yield from _nulls(matrix)
     yield from _alignment(matrix)
     yield from _curves(matrix)
+    yield from _distances(matrix)
     yield _uses(matrix)
     yield from _provenance(matrix)
 
@@ -256,8 +257,7 @@ def _curves(matrix: Matrix) -> Iterator[Table]:
             scores = {point.lam: pick(point) for point in cell.curve}
             found = [scores.get(lam) for lam in lambdas]
             if any(found):
-                label = f"{cell.receiver} from {cell.donor}{f', {cell.null}' if cell.null else ''}"
-                rows.append((label, *(percent(score) if score else NONE for score in found)))
+                rows.append((_label(cell), *(percent(score) if score else NONE for score in found)))
         if rows:
             yield Table(
                 f"Each curve: top-1 on {name}, %, by {LAMBDA}",
@@ -265,6 +265,33 @@ def _curves(matrix: Matrix) -> Iterator[Table]:
                 tuple(rows),
                 folded=True,
             )
+
+
+def _distances(matrix: Matrix) -> Iterator[Table]:
+    """What lambda by agreement was chosen by."""
+    lambdas = sorted({point.lam for cell in matrix.cells.values() for point in cell.curve})
+    rows = []
+    for cell in matrix.cells.values():
+        far = {point.lam: point.distance for point in cell.curve}
+        if cell.score is None:
+            continue
+        shares = (f"{100 * share:.1f}" for share in (cell.score.removed, cell.score.explained))
+        found = (far.get(lam) for lam in lambdas)
+        cells = (NONE if number is None else f"{number:.4g}" for number in found)
+        rows.append((_label(cell), matrix.measures.get(cell.receiver, NONE), *shares, *cells))
+    if rows:
+        yield Table(
+            f"Each curve: distance to the float answers on proxy images, by {LAMBDA}",
+            ("pair", "measure", "removed, %", "explained, %", *(f"{lam:g}" for lam in lambdas)),
+            tuple(rows),
+            f"Removed: the share of the damage at {LAMBDA} = 0 that is gone at the {LAMBDA} chosen "
+            "by agreement. Explained: what one coefficient would cancel, were changes linear.",
+            folded=True,
+        )
+
+
+def _label(cell: Cell) -> str:
+    return f"{cell.receiver} from {cell.donor}{f', {cell.null}' if cell.null else ''}"
 
 
 def _uses(matrix: Matrix) -> Table:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any, Final
 
 import numpy as np
 
+from qvec_cli.draw.below import Far
 from qvec_cli.draw.canvas import LAMBDA
 from qvec_cli.draw.curves import DISTINCT, Curves, Level, Panel, Trace
 from qvec_cli.draw.heatmap import signed
 from qvec_cli.draw.spread import Spread
 from qvec_cli.errors import MismatchError, SpecError
+from qvec_cli.ops.agreed import Agreed, Row
 from qvec_cli.ops.documents import Evaluation, Sweep
 from qvec_cli.ops.matrix import FLOAT, OWN_QAT, PLAIN, Cell, Matrix, Point
 from qvec_cli.ops.records import Score
+from qvec_cli.specs import Measure
+
+MEASURES: Final[Mapping[str, str]] = {Measure.KL: "KL, nats", Measure.FEATURES: "features, share"}
+"""Distances in an axis's words."""
 
 _QAT: str = "qat"
 """The role of a checkpoint that train-qat wrote, as cards hold it."""
@@ -56,6 +63,58 @@ def curves_of(sweeps: Sequence[Sweep], evaluations: Sequence[Evaluation]) -> Cur
     )
 
 
+def agreed_of(found: Sequence[Agreed]) -> Curves:
+    """A panel for each receiver, of choices without labels.
+
+    Raises:
+        MismatchError: sweeps on two grids, or of two measures.
+    """
+    first = found[0]
+    for sweep in found[1:]:
+        if (sweep.grid, sweep.method) != (first.grid, first.method):
+            raise MismatchError(
+                f"{sweep.file}: is on {sweep.grid}, {sweep.method}, and {first.file} on "
+                f"{first.grid}, {first.method}",
+                hint="Draw the sweeps of one grid at a time.",
+            )
+        if sweep.digest == first.digest and sweep.measure is not first.measure:
+            raise MismatchError(
+                f"{sweep.file}: measures by {sweep.measure}, {first.file} by {first.measure}",
+                hint="Draw one at a time, or sweep with --measure.",
+            )
+    panels: dict[str, list[Agreed]] = {}
+    for sweep in found:
+        panels.setdefault(sweep.digest, []).append(sweep)
+    names = [row.name for sweep in found for row in sweep.rows]
+    counts = [sweep.images for sweep in found]
+    n = f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"
+    return _figure(
+        f"{_names([sweep.receiver for sweep in found], 'receivers')}, {_names(names, 'vectors')}",
+        f"{first.grid}, {first.method}; {n} proxy images",
+        [_agreed_panel(sweeps) for sweeps in panels.values()],
+    )
+
+
+def _agreed_panel(sweeps: Sequence[Agreed]) -> Panel:
+    first = sweeps[0]
+    named = ((FLOAT, "float", "float"), (PLAIN, first.method.upper(), "plain"))
+    levels = [
+        Level(n, first.baselines[key].test.top1, kind)
+        for key, n, kind in named
+        if key in first.baselines
+    ]
+    traces = tuple(_agreed_trace(row) for sweep in sweeps for row in sweep.rows)
+    return Panel(first.receiver, traces, tuple(levels), MEASURES[first.measure])
+
+
+def _agreed_trace(row: Row) -> Trace:
+    """On test, where labels were given, at the lambda that was chosen without them."""
+    val = [(point.lam, (point.val.n_correct, point.val.n)) for point in row.curve if point.val]
+    points = tuple((point.lam, point.mean, point.standard_error) for point in row.curve)
+    test = ((row.chosen.lam, (row.test.n_correct, row.test.n)),) if row.test else ()
+    return Trace(row.name, tuple(val), test, far=Far(points, row.chosen.lam))
+
+
 def _figure(what: str, subtitle: str, panels: Sequence[Panel]) -> Curves:
     """The panels; more curves than colours can tell apart get one each, on one scale."""
     names = {trace.name for panel in panels for trace in panel.traces}
@@ -66,13 +125,15 @@ def _figure(what: str, subtitle: str, panels: Sequence[Panel]) -> Curves:
                 trace.name if shared else f"{panel.title}, {trace.name}",
                 (replace(trace, name=""),),
                 panel.levels,
+                panel.measure,
             )
             for panel in panels
             for trace in panel.traces
         ]
     elif shared:
         panels = [replace(panels[0], title="")]
-    title = f"Accuracy over {LAMBDA}: {what}"
+    labelled = any(panel.labelled for panel in panels)
+    title = f"{'Accuracy' if labelled else 'Distance to the float answers'} over {LAMBDA}: {what}"
     return Curves(title, subtitle, tuple(panels), shared)
 
 
@@ -174,21 +235,33 @@ def _cell_panel(matrix: Matrix, receiver: str, traces: Sequence[Trace]) -> Panel
         (OWN_QAT, "own QAT", "qat"),
     )
     levels = [Level(n, rows[key].test.top1, kind) for key, n, kind in named if key in rows]
-    return Panel(receiver, tuple(traces), tuple(levels))
+    measure = MEASURES.get(matrix.measures.get(receiver, ""), "")
+    return Panel(receiver, tuple(traces), tuple(levels), measure)
 
 
 def _cell_trace(cell: Cell, *, whole: bool) -> Trace:
     """A curve; on test only at the fixed and the chosen lambda, as in a sweep, or as a whole."""
     val = cell.chosen.get("val")
     tests = {point.lam: point.test for point in cell.curve if point.test and whole}
-    tests |= {choice.lam: choice.test for choice in (*cell.fixed, *((val,) if val else ()))}
+    known = [cell.chosen[key] for key in ("val", "agreement") if key in cell.chosen]
+    tests |= {choice.lam: choice.test for choice in (*cell.fixed, *known)}
     return Trace(
         cell.donor,
         tuple((point.lam, (point.val.n_correct, point.val.n)) for point in cell.curve),
         tuple((lam, (test.n_correct, test.n)) for lam, test in sorted(tests.items())),
         val.lam if val else None,
         cell.diagonal,
+        _far(cell),
     )
+
+
+def _far(cell: Cell) -> Far | None:
+    """The distances of a cell, where there were proxies."""
+    points = [(p.lam, p.distance, 0.0) for p in cell.curve if p.distance is not None]
+    agreed = cell.chosen.get("agreement")
+    lambdas = [lam for lam, *_ in points]
+    lam = agreed.lam if agreed and agreed.lam in lambdas else None  # a median may lie between
+    return Far(tuple(points), lam) if points else None
 
 
 def spread_of(matrix: Matrix) -> Spread:
@@ -218,7 +291,21 @@ def spread_of(matrix: Matrix) -> Spread:
         np.array([_gains(row, lambdas) for row in tests]) if all(map(all, tests)) else None,
         np.array([_gains([point.val for point in cell.curve], lambdas) for cell in own]),
         tuple(cell.chosen["val"].lam for cell in cells if "val" in cell.chosen),
+        _left(cells),
+        tuple(cell.chosen["agreement"].lam for cell in cells if "agreement" in cell.chosen),
     )
+
+
+def _left(cells: Sequence[Cell]) -> np.ndarray[Any, np.dtype[Any]] | None:
+    """Distances over those at lambda 0, where all pairs have them and damage was done."""
+    rows = []
+    for cell in cells:
+        far = {point.lam: point.distance for point in cell.curve}
+        plain = far[0.0]
+        if not plain or None in far.values():
+            return None
+        rows.append([(found or 0.0) / plain for found in far.values()])
+    return np.array(rows)
 
 
 def _gains(scores: Sequence[Score | None], lambdas: Sequence[float]) -> list[float]:

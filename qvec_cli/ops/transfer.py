@@ -141,7 +141,8 @@ def _measure(lineup: Lineup, name: str, journal: Journal, listener: Listener) ->
         if journal.get(line) is not None:
             continue
         if vector is None:
-            journal.add({**line, "device": host.device, "baselines": host.baselines(listener)})
+            told = {"device": host.device, **host.proxies(listener)}
+            journal.add({**line, **told, "baselines": host.baselines(listener)})
         else:
             journal.add({**line, **host.cell(vector, listener)})
     listener.milestone(f"{name}: {len(lineup.vectors[name])} vectors")

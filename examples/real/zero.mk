@@ -1,0 +1,80 @@
+# The zero-data study on the pretrained ViT-S, make zero-shot: 3 bits on the paper's grid, and 2 bits
+# with a zero point, where own QAT is weak too. Included by the Makefile, whose models it takes.
+
+ZERO := absmax asymmetric2
+# digits, mnist and clothes name their classes 0 to 9, so that none counts as a stranger to the others
+NUMBERED := fashion mnist digits
+others = $(filter-out $(1) $(if $(filter $(1),$(NUMBERED)),$(NUMBERED)),$(TASKS))
+ZERO_LAMBDAS := 0,0.1,0.25,0.5,1
+ZERO_SAMPLES := 128
+comma := ,
+
+.PHONY: zero-shot zero
+zero-shot:
+	@$(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=target zero
+	@mkdir -p $(RESULTS)
+	qvec plot $(OUT)/zero/absmax/grid.jsonl -o $(RESULTS)/zero_heatmap.svg --force
+	qvec plot $(OUT)/zero/absmax/grid.jsonl --figure plane -o $(RESULTS)/zero_plane.svg --force
+	python ../tiny/zero_shot.py $(OUT) $(ZERO) > $(OUT)/zero.txt
+	mv $(OUT)/zero.txt $(RESULTS)/zero_shot.txt
+	@cat $(RESULTS)/zero_shot.txt
+
+zero: $(foreach g,$(ZERO),$(OUT)/zero/$(g)/grid.jsonl $(TASKS:%=$(OUT)/zero/$(g)/%_advise.json))
+
+# pictures that are not the receiver's: those of all other tasks, mixed. $(1) is the task
+define pictures
+$(OUT)/others/$(1): | $(foreach o,$(call others,$(1)),$(OUT)/images/$(o))
+	rm -rf $$@ && mkdir -p $$@
+	$(foreach o,$(call others,$(1)),ln -s ../../images/$(o)/train $$@/$(o) &&) true
+endef
+$(foreach t,$(TASKS),$(eval $(call pictures,$(t))))
+
+$(TASKS:%=$(OUT)/%_moments.st): $(OUT)/%_moments.st: $(OUT)/%.st
+	qvec moments $< --data $(OUT)/images/$* -o $@ --force
+
+# GPTQ, in these files, is on the best grid without data. $(1) is the grid of the vectors, $(2) a task
+define made
+$(OUT)/zero/$(1)/$(2)_rho.st: $(OUT)/$(2).st $(OUT)/$(2)_$(1).st $(OUT)/$(2)_moments.st
+	mkdir -p $$(@D)
+	qvec extract $$(wordlist 1,2,$$^) --moments $$(lastword $$^) -o $$@ --force
+
+$(OUT)/zero/$(1)/$(2)_mean.st: $(foreach o,$(call others,$(2)),$(OUT)/zero/$(1)/$(o)_rho.st)
+	qvec combine $$^ -o $$@ --force
+
+$(OUT)/zero/$(1)/$(2)_moments.st: $(OUT)/$(2).st $(OUT)/zero/$(1)/$(2)_mean.st
+	qvec quantize $$< $(firstword $($(1))) $(word 2,$($(1))) --scale mse --asymmetric --method gptq --moments $$(lastword $$^) -o $$@ --force
+
+$(OUT)/zero/$(1)/$(2)_float.st: $(OUT)/$(2).st | $(OUT)/others/$(2)
+	mkdir -p $$(@D)
+	qvec quantize $$< $(firstword $($(1))) $(word 2,$($(1))) --scale mse --asymmetric --method gptq --calib $(OUT)/others/$(2) --calib-samples $(ZERO_SAMPLES) --target float -o $$@ --force
+
+# for comparison only: the receiver's own images
+$(OUT)/zero/$(1)/$(2)_own.st: $(OUT)/$(2).st
+	mkdir -p $$(@D)
+	qvec quantize $$< $(firstword $($(1))) $(word 2,$($(1))) --scale mse --asymmetric --method gptq --calib $(OUT)/images/$(2) --calib-samples $(ZERO_SAMPLES) -o $$@ --force
+
+$(OUT)/zero/$(1)/$(2)_advise.json: $(OUT)/$(2).st $(foreach o,$(call others,$(2)),$(OUT)/zero/$(1)/$(o)_rho.st) | $(OUT)/others/$(2)
+	qvec advise $$< $(firstword $($(1))) $(word 2,$($(1))) $(foreach o,$(call others,$(2)),--rho $(OUT)/zero/$(1)/$(o)_rho.st) --proxy $(OUT)/others/$(2) --proxy-samples $(ZERO_SAMPLES) --data $(OUT)/images/$(2) --device cpu --metrics $$@ --force
+endef
+$(foreach g,$(ZERO),$(foreach t,$(TASKS),$(eval $(call made,$(g),$(t)))))
+
+# $(1) is the grid
+define matrix
+$(OUT)/zero/$(1)/grid.yaml: zero.mk
+	mkdir -p $$(@D)
+	@{ echo "base: $(OUT)/base.st"; \
+	echo "nulls: random"; \
+	echo "null-donors: $(NULL_DONOR)"; \
+	echo "lambdas: $(ZERO_LAMBDAS)"; \
+	echo "proxy: [$(subst $() ,$(comma),$(TASKS:%=$(OUT)/images/%))]"; \
+	echo "proxy-samples: $(ZERO_SAMPLES)"; \
+	echo "device: cpu"; \
+	echo "receivers:"; \
+	$(foreach t,$(TASKS),echo "  $(t): {model: $(OUT)/$(t).st, data: $(OUT)/images/$(t), qat: $(OUT)/$(t)_$(1).st, baselines: {gptq moments: $(OUT)/zero/$(1)/$(t)_moments.st, gptq float target: $(OUT)/zero/$(1)/$(t)_float.st, gptq own images: $(OUT)/zero/$(1)/$(t)_own.st}}";) \
+	echo "donors:"; \
+	$(foreach t,$(TASKS),echo "  $(t): $(OUT)/zero/$(1)/$(t)_rho.st";) } > $$@
+
+$(OUT)/zero/$(1)/grid.jsonl: $(OUT)/zero/$(1)/grid.yaml $(foreach k,rho moments float own,$(TASKS:%=$(OUT)/zero/$(1)/%_$(k).st))
+	qvec transfer $$< -o $$@ --resume --force
+endef
+$(foreach g,$(ZERO),$(eval $(call matrix,$(g))))
