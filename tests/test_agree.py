@@ -106,10 +106,18 @@ def test_the_choice_is_a_point_of_the_best_donors_curve(judged: dict[str, Any]) 
         assert 0 <= donor["score"]["explained"] <= 1
 
 
-def test_donors_are_ranked_by_the_damage_that_they_remove(judged: dict[str, Any]) -> None:
-    removed = [donor["score"]["removed"] for donor in judged["results"]["donors"]]
-    assert removed == sorted(removed, reverse=True)
-    assert len(removed) == 2
+def test_donors_are_ranked_by_the_damage_that_they_explain(judged: dict[str, Any]) -> None:
+    explained = [donor["score"]["explained"] for donor in judged["results"]["donors"]]
+    assert explained == sorted(explained, reverse=True)
+    assert len(explained) == 2
+
+
+def test_the_choice_is_of_the_first_donor_that_is_of_use(judged: dict[str, Any]) -> None:
+    results = judged["results"]
+    useful = [donor for donor in results["donors"] if donor["chosen"]["lambda"] != 0]
+    best = (useful or results["donors"])[0]
+    assert results["chosen"] == best["chosen"]
+    assert results["curve"] == best["curve"]
 
 
 def test_all_donors_start_from_the_same_plain_quantization(judged: dict[str, Any]) -> None:
@@ -360,5 +368,5 @@ def test_the_lines_name_the_measure_the_curve_and_the_donors(
     assert lines[0].startswith("distance to the float answers on 40 proxy images, ")
     assert lines[1] == "lambda\tdistance\tvalidation top-1"
     assert sum("<- chosen" in line for line in lines) == 1
-    assert "donor\tlambda\tdamage removed\ttest top-1" in lines
+    assert "donor\tdamage explained\tlambda\tremoved\ttest top-1" in lines
     assert lines[-1].startswith("receiver data used: ")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qvec_cli.vector.scaling import GUARD, NEGATIVE, Average, choose_lambda, removed
+from qvec_cli.vector.scaling import GUARD, LEAST, NEGATIVE, Average, choose_lambda, removed
 
 LAMBDAS = (*NEGATIVE, 0.0, 0.25, 0.5, 1.0)
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -71,6 +71,13 @@ def test_where_the_signs_tie_the_better_one_is_taken() -> None:
     lambdas = (-0.25, 0.0, 0.25)
     for means, wanted in (((1.0, 2, 1.001), -0.25), ((1.001, 2, 1.0), 0.25)):
         assert lambdas[choose_lambda(lambdas, drawn(0, means))] == wanted
+
+
+def test_a_gain_that_is_sure_and_small_leaves_plain_quantization() -> None:
+    """In a collapsed network any nudge removes a little of the damage."""
+    for share, wanted in ((LEAST * 0.9, 0.0), (LEAST * 1.1, 1.0)):
+        distances = drawn(0, (2, 2, 1, 1, 1, 1 - share), spread=0.001)
+        assert LAMBDAS[choose_lambda(LAMBDAS, distances)] == wanted
 
 
 def test_a_vector_that_harms_leaves_plain_quantization() -> None:

@@ -5,6 +5,8 @@ ZERO := absmax asymmetric2
 # digits, mnist and clothes name their classes 0 to 9, so that none counts as a stranger to the others
 NUMBERED := fashion mnist digits
 others = $(filter-out $(1) $(if $(filter $(1),$(NUMBERED)),$(NUMBERED)),$(TASKS))
+# the matrix: near and far donors; advise has the vectors of all tasks
+ZERO_DONORS := greek photos mnist
 ZERO_LAMBDAS := 0,0.1,0.25,0.5,1
 ZERO_SAMPLES := 128
 comma := ,
@@ -64,7 +66,7 @@ $(OUT)/zero/$(1)/grid.yaml: zero.mk
 	mkdir -p $$(@D)
 	@{ echo "base: $(OUT)/base.st"; \
 	echo "nulls: random"; \
-	echo "null-donors: $(NULL_DONOR)"; \
+	echo "null-donors: $(firstword $(ZERO_DONORS))"; \
 	echo "lambdas: $(ZERO_LAMBDAS)"; \
 	echo "proxy: [$(subst $() ,$(comma),$(TASKS:%=$(OUT)/images/%))]"; \
 	echo "proxy-samples: $(ZERO_SAMPLES)"; \
@@ -72,7 +74,7 @@ $(OUT)/zero/$(1)/grid.yaml: zero.mk
 	echo "receivers:"; \
 	$(foreach t,$(TASKS),echo "  $(t): {model: $(OUT)/$(t).st, data: $(OUT)/images/$(t), qat: $(OUT)/$(t)_$(1).st, baselines: {gptq moments: $(OUT)/zero/$(1)/$(t)_moments.st, gptq float target: $(OUT)/zero/$(1)/$(t)_float.st, gptq own images: $(OUT)/zero/$(1)/$(t)_own.st}}";) \
 	echo "donors:"; \
-	$(foreach t,$(TASKS),echo "  $(t): $(OUT)/zero/$(1)/$(t)_rho.st";) } > $$@
+	$(foreach t,$(ZERO_DONORS),echo "  $(t): $(OUT)/zero/$(1)/$(t)_rho.st";) } > $$@
 
 $(OUT)/zero/$(1)/grid.jsonl: $(OUT)/zero/$(1)/grid.yaml $(foreach k,rho moments float own,$(TASKS:%=$(OUT)/zero/$(1)/%_$(k).st))
 	qvec transfer $$< -o $$@ --resume --force

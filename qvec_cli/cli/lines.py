@@ -216,11 +216,12 @@ def agreed(results: Facts) -> Iterator[str]:
         val = f"\t{score(point['val'])}" if judged else ""
         far = f"{point['distance']:.4f} +- {point['standard_error']:.4f}"
         yield f"{point['lambda']:g}\t{far}{val}{mark}"
-    yield "donor\tlambda\tdamage removed" + ("\ttest top-1" if judged else "")
+    yield "donor\tdamage explained\tlambda\tremoved" + ("\ttest top-1" if judged else "")
     for donor in results["donors"]:
         taken = donor["chosen"]
         test = f"\t{score(taken['test'])}" if judged else ""
-        yield f"{donor['rho']}\t{taken['lambda']:g}\t{donor['score']['removed']:.1%}{test}"
+        explained, removed = (f"{donor['score'][key]:.1%}" for key in ("explained", "removed"))
+        yield f"{donor['rho']}\t{explained}\t{taken['lambda']:g}\t{removed}{test}"
     if judged:
         for name, row in (("float", "fp"), ("lambda 0", "ptq")):
             yield f"{name} on test: {score(results['baselines'][row]['test'])}"

@@ -160,8 +160,9 @@ def agree(request: Request, listener: Listener) -> Metrics:
             return _plan(request, setting, parameters).metrics((theta, *rhos), started)
         run = Run(request, setting, listener)
         donors = [run.donor(pair, lambdas, listener) for pair in setting.matches]
-        order = sorted(range(len(donors)), key=lambda i: -donors[i]["score"]["removed"])
-        best = donors[order[0]]
+        order = sorted(range(len(donors)), key=lambda i: -donors[i]["score"]["explained"])
+        useful = [i for i in order if donors[i]["chosen"]["lambda"] != 0]
+        best = donors[(useful or order)[0]]
         results = {
             "objective": Objective.AGREEMENT,
             "measure": run.judge.measure,
@@ -172,7 +173,7 @@ def agree(request: Request, listener: Listener) -> Metrics:
             **run.labels(listener),
         }
         inputs = (Input.of(theta), *map(Input.of, rhos), *setting.proxies.inputs)
-        use = spent(patched_use(theta, rhos[order[0]]), setting.proxies.use)
+        use = spent(patched_use(theta, rhos[(useful or order)[0]]), setting.proxies.use)
     if setting.labelled:
         inputs = (*inputs, Input(str(request.data), "data", setting.labelled.task.digest))
     device = str(next(run.trial.network.parameters()).device)

@@ -14,6 +14,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 GUARD: Final = 2.0
 """Standard errors by which a lambda must be better than 0 to be taken at all."""
 
+LEAST: Final = 0.05
+"""Share of the damage that it must remove besides: where answers have collapsed, any nudge removes
+a little, and helps nobody."""
+
 NEGATIVE: Final = (-0.5, -0.25)
 """Lambdas below 0 that always take part: some donors help with the other sign."""
 
@@ -39,7 +43,7 @@ def choose_lambda(lambdas: Sequence[float], distances: Sequence[Array]) -> int:
 
     As good means: its mean distance is above the best one's by no more than the standard error
     of their difference, image by image. Lambda 0, plain quantization, is kept unless the best
-    is better by two such errors.
+    is better by two such errors, and removes a twentieth of the distance.
 
     Args:
         lambdas: 0 among them.
@@ -47,10 +51,10 @@ def choose_lambda(lambdas: Sequence[float], distances: Sequence[Array]) -> int:
     """
     plain = lambdas.index(0.0)
     best = min(range(len(lambdas)), key=lambda i: (_mean(distances[i]), abs(lambdas[i])))
-    if not beats(distances[best], distances[plain], GUARD):
+    if not _clear(distances[best], distances[plain]):
         return plain
     as_good = [i for i in range(len(lambdas)) if not beats(distances[best], distances[i], 1.0)]
-    as_good = [i for i in as_good if beats(distances[i], distances[plain], GUARD)]
+    as_good = [i for i in as_good if _clear(distances[i], distances[plain])]
     return min(as_good, key=lambda i: (abs(lambdas[i]), _mean(distances[i])))
 
 
@@ -62,6 +66,11 @@ def removed(chosen: Array, plain: Array) -> float:
 
 def _mean(values: Array) -> float:
     return math.fsum(values) / len(values)
+
+
+def _clear(ours: Array, plain: Array) -> bool:
+    """Whether a distance is surely, and not only a little, below that of lambda 0."""
+    return beats(ours, plain, GUARD) and removed(ours, plain) >= LEAST
 
 
 def beats(ours: Array, theirs: Array, errors: float) -> bool:

@@ -2,7 +2,7 @@
 
     make bench, or: python tests/bench/run.py [PART]..., of
 
-    startup files hashing many peers pack sweep transfer qat quantize gptq
+    startup files hashing many peers pack sweep transfer qat quantize gptq zero
 
 Ratios are medians over pairs taken in turn (A B A B ...), so that a machine that slows down slows
 both. Nothing is cached between the two sides but what the operating system caches for both.
@@ -24,6 +24,7 @@ from peers import peers
 from quantizing import calibrating, quantizing
 from timing import ratio, report, run, spread
 from transferring import transferring
+from withoutdata import Tools, without_data
 
 if TYPE_CHECKING:
     from qvec_cli.specs import Grid
@@ -43,7 +44,7 @@ def startup(_: Path) -> None:
         report(what, f"{costs[3]:.2f}", "0.30")
 
 
-def write_pair(folder: Path, name: str) -> None:
+def write_pair(folder: Path, name: str, side: int | None = None) -> None:
     """A network of timm and its twin, as train and train-qat would have left them."""
     import numpy as np
     import torch
@@ -54,7 +55,7 @@ def write_pair(folder: Path, name: str) -> None:
     from qvec_cli.model.build import Wish, create
 
     with torch.device("meta"):
-        network, model = create(Wish(name, 1000))
+        network, model = create(Wish(name, 1000, img_size=side))
     plan = {n: Entry("F32", tuple(t.shape)) for n, t in network.state_dict().items()}
     rng = np.random.default_rng(0)
     for file, role in (("donor.st", "fp"), ("donor_qat.st", "qat")):
@@ -71,9 +72,9 @@ def _forget(*paths: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _pair(folder: Path, name: str) -> None:
+def _pair(folder: Path, name: str, *side: int) -> None:
     """Writes a pair in a process of its own: a child's peak memory begins with its parent's."""
-    run([sys.executable, __file__, "--write-pair", str(folder), name])
+    run([sys.executable, __file__, "--write-pair", str(folder), name, *map(str, side)])
 
 
 def files(folder: Path) -> None:
@@ -240,8 +241,8 @@ def _grids() -> list[Grid]:
     ]
 
 
-def _stepper() -> Callable[[Grid | None, int], float]:
-    """CPU seconds of a training step of one ViT-S on a grid or none, with so many images."""
+def _stepper(name: str, side: int = 224) -> Callable[[Grid | None, int], float]:
+    """CPU seconds of a training step of one network on a grid or none, with so many images."""
     import torch
 
     from qvec_cli.learn.fit import make_optimizer
@@ -249,11 +250,11 @@ def _stepper() -> Callable[[Grid | None, int], float]:
     from qvec_cli.specs import Recipe
 
     torch.manual_seed(0)
-    network, model = build.create(build.Wish("vit_small_patch16_224", 10))
+    network, model = build.create(build.Wish(name, 10, img_size=side))
     optimizer = make_optimizer(network, Recipe())  # wrappers hold the very same parameters
 
     def step(grid: Grid | None, batch: int) -> float:
-        images, labels = torch.rand(batch, 3, 224, 224), torch.randint(0, 10, (batch,))
+        images, labels = torch.rand(batch, 3, side, side), torch.randint(0, 10, (batch,))
         if grid:
             qat.prepare(network, model, grid)
         started = time.process_time()
@@ -275,7 +276,7 @@ def qat(_: Path) -> None:
     In CPU seconds, since steps are long, hence few, and neighbours would show. The grid that has
     a goal is measured three times.
     """
-    grids, step = _grids(), _stepper()
+    grids, step = _grids(), _stepper("vit_small_patch16_224")
     for grid in (None, *grids):
         step(grid, 2)
     found: dict[Grid, list[float]] = {grid: [] for grid in grids}
@@ -303,14 +304,15 @@ PARTS = {
     "qat": qat,
     "quantize": lambda folder: quantizing(folder, QVEC, _pair),
     "gptq": lambda folder: calibrating(folder, _pair),
+    "zero": lambda folder: without_data(folder, Tools(QVEC, _pair, _stepper)),
 }
 
 
 def main() -> None:
     """Measures the parts that are named, or all."""
     match sys.argv[1:]:
-        case ["--write-pair", folder, name]:
-            write_pair(Path(folder), name)
+        case ["--write-pair", folder, name, *side]:
+            write_pair(Path(folder), name, *map(int, side))
         case ["--write-many", folder]:
             write_many(Path(folder))
         case [name]:
