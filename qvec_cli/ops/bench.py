@@ -89,7 +89,7 @@ class Bench:
             row["test"] = self.trial.measured("test").to_json()
         self._rows.append(row)
         self._judged.append(judged)
-        self._listener.progress("candidates", len(self._rows), 0)
+        self._listener.milestone(f"{candidate.name}: distance {judged.mean:.3g}")
         return judged
 
     def _measure(self, candidate: Candidate, path: Path) -> Judged:
