@@ -13,7 +13,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from conftest import Drawer, Planted, Result, call
+from conftest import Drawer, Planted, Result, call, light
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.write import write
@@ -329,6 +329,16 @@ def test_a_mistake_costs_a_line_and_no_file(
         assert "Traceback" not in found.err
     assert list(tmp_path.iterdir()) == []
     assert list(own_temp.iterdir()) == []
+
+
+@pytest.mark.parametrize("fault", [f for f in FAULTS if f not in {"no data", "no image"}])
+def test_a_refusal_costs_no_torch(
+    fault: str, files: dict[str, Path], drawer: Drawer, tmp_path: Path
+) -> None:
+    args = [str(files.get(word, word)) for word in FAULTS[fault][0]]
+    flags = ["--bits", "2", "--proxy-samples", "40"]
+    code, heavy, _ = light("advise", drawer.receiver, *flags, "-o", tmp_path / "out.st", *args)
+    assert (code in {1, 2}, heavy) == (True, [])
 
 
 def test_bits_are_asked_for(drawer: Drawer) -> None:

@@ -17,8 +17,6 @@ from qvec_cli.cli.options import (
     DryRun,
     Force,
     MetricsFile,
-    Proxy,
-    ProxySamples,
     Workers,
     proxies,
 )
@@ -38,8 +36,23 @@ def advise(
             readable=False, help="Statistics from qvec moments.", show_default="the vectors' own"
         ),
     ] = None,
-    proxy: Proxy = None,
-    proxy_samples: ProxySamples = None,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SPEC",
+            help="Images without labels that are not the receiver's: named as --data is, or any "
+            "folder.",
+            show_default="noise",
+        ),
+    ] = None,
+    proxy_samples: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Of them for the candidates, drawn with seed 0; as many others judge.",
+            show_default="256",
+        ),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(help="Labelled images of the receiver, which judge and do not choose."),
