@@ -73,7 +73,7 @@ def read_choice(text: str) -> Choice:
 def _concerns(listed: dict[str, Any], chosen: dict[str, Any]) -> bool:
     """Whether an input of a sweep is one that its choice is for: of several vectors, one is."""
     digest = listed["digest"]
-    return listed["kind"] != "vector" or bool(digest == chosen.get("digest", digest))
+    return listed.get("kind") != "vector" or bool(digest == chosen.get("digest", digest))
 
 
 def _is_file(text: str) -> bool:
