@@ -19,7 +19,7 @@ from qvec_cli.model.build import Wish
 from qvec_cli.ops.architecture import architecture, targets_in
 from qvec_cli.ops.attached import Facts, Source, digest_of, packed, plan
 from qvec_cli.ops.calibration import linear_weights
-from qvec_cli.ops.examples import Examples, open_data
+from qvec_cli.ops.examples import Examples, open_images
 from qvec_cli.ops.grids import require_some
 from qvec_cli.ops.identity import backbone_digest
 from qvec_cli.ops.lineage import provenance, require_float
@@ -113,7 +113,7 @@ def _job(request: Request, theta: Checkpoint, listener: Listener) -> _Job:
     targets = targets_in(theta, model, request.patterns, listener)
     require_some(targets, str(theta.path))
     _check_rank(request.rank, max(theta[name].shape[1] for name in targets))
-    task = open_data(request.data, request.loading)
+    task = open_images(request.data, model, request.loading)
     whole = task.split(request.split)
     count = min(request.samples, len(whole))
     drawn = Task(task.name, task.classes, {request.split: Part(whole, 0, count)})
