@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from PIL import Image
 
 from qvec_cli.learn.samples import Task
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 NOISE: Final = "noise"
 """The name under which the images are asked for."""
@@ -44,6 +46,8 @@ class NoiseImages:
 
     def load(self, index: int) -> Image.Image:
         """Draws one image."""
+        from PIL import Image
+
         stream = np.random.default_rng((0, index))
         grey, own = _pattern(stream, self.side, 1), _pattern(stream, self.side, 3)
         mixed = grey * _SHARED**0.5 + own * (1 - _SHARED) ** 0.5
