@@ -12,7 +12,7 @@ from qvec_cli.checkpoint.read import BLOCK, Checkpoint
 from qvec_cli.ops.folder import check_output
 from qvec_cli.ops.metrics import Input, Metrics
 
-STREAMING: Final = 53_000_000 + 12 * BLOCK * 4
+STREAMING: Final = 60_000_000 + 12 * BLOCK * 4
 """Bytes that Python, numpy and the blocks on their way take, whatever the model."""
 
 TORCH: Final = 900_000_000
