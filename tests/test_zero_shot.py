@@ -1,0 +1,175 @@
+"""The zero-data studies: no image of a receiver is seen, and the table counts what it says."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from conftest import call
+from test_studies import EXAMPLES, README, Study, words
+
+from qvec_cli.ops.drawer import read_drawer
+from qvec_cli.ops.records import Score
+
+STUDIES = {
+    "tiny": Study(*("tiny", "zero.mk", "all", 3), {"absmax-2": "s1/absmax-2/grid.yaml"}),
+    "real": Study(*("real", "Makefile", "zero", 1), {"absmax": "zero/absmax/grid.yaml"}),
+}
+NUMBERED = {"digits", "fashion", "mnist"}  # whose classes are called 0 to 9
+
+
+def flags(line: list[str], flag: str) -> list[str]:
+    return [line[place + 1] for place, word in enumerate(line) if word == flag]
+
+
+def strangers(task: str, others: set[str]) -> set[str]:
+    return others - {task} - (NUMBERED if task in NUMBERED else set())
+
+
+@pytest.fixture(scope="module", params=STUDIES)
+def planned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    study = STUDIES[request.param]
+    return study.commands(tmp_path_factory.mktemp("plan") / "out")
+
+
+def test_advice_has_the_vectors_of_all_strangers_and_of_nobody_else(planned) -> None:  # type: ignore[no-untyped-def]
+    advised = [line for line in planned if line[0] == "advise"]
+    tasks = {Path(line[1]).stem for line in advised}
+    assert len(tasks) >= 6
+    for line in advised:
+        task = Path(line[1]).stem
+        assert {Path(p).stem.removesuffix("_rho") for p in flags(line, "--rho")} == strangers(
+            task, tasks
+        )
+        assert [Path(p).name for p in flags(line, "--proxy")] == [task]
+        assert Path(flags(line, "--proxy")[0]).parent.name == "others"
+        assert [Path(p).name for p in flags(line, "--data")] == [task]
+
+
+def test_only_what_is_called_own_sees_the_receivers_images(planned) -> None:  # type: ignore[no-untyped-def]
+    quantized = [line for line in planned if line[0] == "quantize"]
+    assert quantized
+    for line in quantized:
+        seen = {Path(p).parent.name for p in flags(line, "--calib")}
+        own = flags(line, "-o")[0].endswith("_own.st")
+        assert seen == ({"images"} if own else {"others"} if seen else set())
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_pictures_of_others_are_links_to_strangers(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    told = STUDIES[name].make("-n", f"OUT={out}", f"{out}/others/digits")
+    links = re.findall(r"ln -s \S*/images/(\w+)/train \S*/others/digits/(\w+)", told)
+    assert links
+    assert all(first == second for first, second in links)
+    assert {first for first, _ in links}.isdisjoint(NUMBERED)
+
+
+def test_every_flag_is_one_of_its_command(planned) -> None:  # type: ignore[no-untyped-def]
+    typed = {(command, word) for command, *line in planned for word in line if word[:2] == "--"}
+    helps = {command: call(command, "--help").out for command, _ in typed}
+    for command, flag in typed:
+        assert re.search(rf"{flag}\b", helps[command]), (command, flag)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_grid_file_names_files_that_the_study_makes(name: str, tmp_path: Path) -> None:
+    study, out = STUDIES[name], tmp_path / "out"
+    path = out / next(iter(study.grids.values()))
+    study.make(f"OUT={out}", str(path))
+    drawer = read_drawer(path)
+    made = {line[line.index("-o") + 1] for line in study.commands(out) if "-o" in line}
+    assert set(drawer.donors) <= set(drawer.receivers)
+    for receiver in drawer.receivers.values():
+        files = (receiver.model, receiver.qat, *receiver.baselines.values())
+        assert {str(file) for file in files} <= made
+    assert {str(donor.rho) for donor in drawer.donors.values()} <= made
+    refused = call("transfer", path, "-o", tmp_path / "grid.jsonl", code=1)
+    assert "no such file" in refused.errors[0]
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def table() -> ModuleType:
+    path = EXAMPLES / "tiny" / "zero_shot.py"
+    spec = importlib.util.spec_from_file_location("zero_shot", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["zero_shot"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+GAPS = {"a": [0.4, 0.2], "b": [0.1, 0.1]}  # own QAT above rounding, of two seeds
+
+
+def cells(table: ModuleType, share: float) -> list[object]:
+    """What a way gives that closes a share of each receiver's gap; 1,000 images, rounding .5."""
+    plain = Score(1000, 500)
+    return [
+        table.Cell(name, plain, Score(1000, 500 + round(1000 * share * gap)))
+        for name, gaps in GAPS.items()
+        for gap in gaps
+    ]
+
+
+@pytest.mark.parametrize(
+    ("share", "closed", "worse"),
+    [(0, "0%", "0.0%"), (1, "100%", "0.0%"), (0.5, "50%", "0.0%"), (-1, "-100%", "100.0%")],
+)
+def test_a_row_closes_the_share_of_the_gap_that_each_cell_does(
+    table: ModuleType, share: float, closed: str, worse: str
+) -> None:
+    name, top1, found, between, lost, use = (
+        table.Row("way", cells(table, share), "none").text(GAPS).split("\t")
+    )
+    assert (name, found, lost, use) == ("way", closed, worse, "none")
+    assert float(top1) == pytest.approx(0.5 + share * 0.2)  # receivers count alike
+    assert between == (f"{closed} to {closed}")
+
+
+def test_a_cell_is_worse_by_more_than_a_standard_error_only(table: ModuleType) -> None:
+    plain = Score(100, 50)  # the error of a difference is 7.07 points
+    assert not table.Cell("a", plain, Score(100, 43)).worse
+    assert table.Cell("a", plain, Score(100, 42)).worse
+
+
+def candidate(name: str, bits: float, correct: int, granularity: str = "channel") -> dict:  # type: ignore[type-arg]
+    grid = {"granularity": granularity}
+    test = {"n": 100, "n_correct": correct}
+    return {"name": name, "bits_per_weight": bits, "grid": grid, "test": test}
+
+
+def test_decisions_are_held_against_the_best_candidate_of_equal_bits(table: ModuleType) -> None:
+    rows = [
+        candidate("plain", 2.1, 60),
+        candidate("gptq", 2.1, 90),
+        candidate("group", 2.5, 99, "group"),  # dearer: nobody could take it
+    ]
+    told = {"candidates": rows, "best_plain": "plain", "decision": "calibrate"}
+    right, wrong = ({"results": {**told, "chosen": name}} for name in ("gptq", "plain"))
+    lines = list(table._decisions([("s0", "a", right), ("s0", "b", wrong)]))
+    assert lines[0] == "advise: 2 calibrate"
+    assert "in 50%, 15.0 points below it on average, 30.0 at most" in lines[1]
+    assert "worse than the best plain grid in 0%" in lines[1]
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_line_of_the_readmes_tables_is_one_that_the_study_has_printed(study: str) -> None:
+    printed = (EXAMPLES / study / "results" / "zero_shot.txt").read_text().splitlines()
+    heads = [line for line in printed if re.search(r" receivers, \d+ seeds?$", line)]
+    assert heads
+    blocks = re.findall(r"```text\n(.*?)```", README.read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if words(heads[0]) in map(words, block.splitlines())]
+    shown = [words(line) for line in block.splitlines() if line]
+    assert set(shown) <= set(map(words, printed))
+    assert set(map(words, heads)) <= set(shown)
+    for name in ("RTN", "own QAT", "advise", "GPTQ, donors' moments", "null random"):
+        assert sum(line.startswith(name) for line in shown) >= len(heads), name
