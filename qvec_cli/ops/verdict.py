@@ -19,9 +19,9 @@ NOTHING_LOST: Final = 0.98
 WEAK: Final = 0.8
 """Share of the float answers below which the best candidate is not enough."""
 
-TIE: Final = 0.1
-"""Share of the best distance by which two candidates may differ and count as equal: the measure
-is a guard, and no judge of half points."""
+TIE: Final = 0.05
+"""Share of the best plain grid's distance by which two candidates may differ and count as equal:
+the measure is a guard, and no judge of half points."""
 
 UNMOVED: Final = 0.05
 """Mean distance from which on kept answers do not count: all images may be of one class."""
@@ -88,7 +88,7 @@ def decide(candidates: Sequence[Judged], bits: float, *, trusted: bool) -> Verdi
             what needs no choice between families is recommended: the best plain grid, or moments.
     """
     equal = [c for c in candidates if c.bits_per_weight <= bits + EQUAL_BITS]
-    plain = _cheapest([c for c in equal if c.family is Family.PLAIN])
+    plain = min((c for c in equal if c.family is Family.PLAIN), key=_rank)
     if plain.kept >= NOTHING_LOST and plain.mean < UNMOVED:
         why = f"plain quantization keeps {plain.kept:.1%} of the float answers"
         sure = "sure" if trusted else "likely, by noise alone"
@@ -96,7 +96,7 @@ def decide(candidates: Sequence[Judged], bits: float, *, trusted: bool) -> Verdi
     if not trusted:
         return _untrusted(equal, plain)
     able = [c for c in equal if c.mean <= plain.mean]
-    chosen = _cheapest(able)
+    chosen = _cheapest(able, TIE * plain.mean)
     decision = _DECISIONS[chosen.family]
     why = f"it keeps {chosen.kept:.1%} of the float answers, the best plain grid {plain.kept:.1%}"
     if chosen is plain:
@@ -116,11 +116,11 @@ _DECISIONS: Final = {
 }
 
 
-def _cheapest(candidates: Sequence[Judged]) -> Judged:
+def _cheapest(candidates: Sequence[Judged], margin: float) -> Judged:
     """Of those that count as equal to the best, the one of the cheapest family, then the best."""
     best = min(candidates, key=_rank)
     order = [*Family]
-    near = [c for c in candidates if _equal(c, best)]
+    near = [c for c in candidates if _equal(c, best, margin)]
     return min(near, key=lambda c: (order.index(c.family), *_rank(c)))
 
 
@@ -129,9 +129,9 @@ def _rank(candidate: Judged) -> tuple[float, float, str]:
     return candidate.mean, candidate.bits_per_weight, candidate.name
 
 
-def _equal(candidate: Judged, best: Judged) -> bool:
+def _equal(candidate: Judged, best: Judged, margin: float) -> bool:
     apart = Average.of(candidate.distances - best.distances)
-    return apart.mean <= max(apart.standard_error, TIE * best.mean)
+    return apart.mean <= max(apart.standard_error, margin)
 
 
 def _untrusted(equal: Sequence[Judged], plain: Judged) -> Verdict:
