@@ -170,7 +170,8 @@ def _advised(runs: Sequence[Matrix], advised: Sequence[tuple[str, str, Json]]) -
             picks[title].append(Cell(name, plain[seed, name], _score(row["test"])))
             uses.setdefault(title, row["data_use"]["level"].replace("_", " "))
     order = ["best plain grid by agreement", *WAYS.values(), "advise"]
-    for title in (title for title in order if title in picks):
+    whole = {title for title, cells in picks.items() if len(cells) == len(advised)}
+    for title in (title for title in order if title in whole):
         yield Row(title, picks[title], uses[title])
 
 

@@ -57,6 +57,12 @@ def advise(
         str | None,
         typer.Option(help="Labelled images of the receiver, which judge and do not choose."),
     ] = None,
+    refine: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="STEPS", help="Of the refinement that is tried last; 0: none is."
+        ),
+    ] = 60,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="File for the model that is recommended."),
@@ -84,7 +90,9 @@ def advise(
     loading = Loading(folder, dataset_download and not dry_run, None, workers, batch_size)
     images = proxies(proxy or [NOISE], proxy_samples, loading)
     named = tuple(rho or ())
-    request = Request(receiver, bits, named, moments, images, data, output, device, force, dry_run)
+    request = Request(
+        receiver, bits, named, moments, images, data, refine, output, device, force, dry_run
+    )
     show.deliver(
         lambda listener: run(request, listener),
         as_json=as_json,

@@ -109,7 +109,8 @@ def _candidates(
             yield candidates.on_images(source, grid, images, "proxies")
         aimed = candidates.on_images(source, grid, replace(images, target=Target.FLOAT), "proxies")
         yield aimed
-        yield candidates.refined(aimed, making, request.device)
+        if request.steps:
+            yield candidates.refined(aimed, making, request.device, request.steps)
         yield from vectors.anchored(aimed)
 
 

@@ -29,6 +29,7 @@ class Request:
     moments: Path | None = None  # None: those that the vectors carry
     proxy: ProxyWish = field(default_factory=lambda: ProxyWish((NOISE,)))
     data: str | None = None  # labels, to judge the decision by; they take no part in it
+    steps: int = 60  # of refinement; 0: it is not tried
     out: Path | None = None  # where the recommended model is written
     device: str = "auto"
     force: bool = False

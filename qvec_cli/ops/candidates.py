@@ -31,9 +31,6 @@ from qvec_cli.specs import (
 _GROUPS: Final = (128, 64, 32, 16)
 """Group sizes that are tried for one that every layer takes, the cheapest first."""
 
-STEPS: Final = 60
-"""Of refinement."""
-
 DEFAULT: Final = Loading()
 
 
@@ -114,9 +111,9 @@ def on_images(source: Path, grid: Grid, images: Calibration, name: str) -> Candi
     return Candidate(f"gptq on {name}{aim}, {_short(grid)}", way, family, grid, request)
 
 
-def refined(candidate: Candidate, images: ProxyWish, device: str) -> Candidate:
+def refined(candidate: Candidate, images: ProxyWish, device: str, steps: int) -> Candidate:
     """The same, and then scales, biases and norms moved on proxies."""
-    refinement = Refinement(STEPS, device, images)
+    refinement = Refinement(steps, device, images)
     request = replace(candidate.request, refinement=refinement)
     return replace(
         candidate,
