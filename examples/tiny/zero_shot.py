@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from qvec_cli.ops.matrix import OWN_QAT, PLAIN, Matrix, lines_of, parse
 from qvec_cli.ops.records import Score, difference_error
-from qvec_cli.ops.statistics import interval
+from qvec_cli.ops.statistics import interval, spearman
 from qvec_cli.ops.summary import summarise
 
 Json = dict[str, Any]
@@ -204,15 +206,37 @@ def _regret(runs: Sequence[Matrix]) -> Iterator[str]:
 
 
 def _ranks(runs: Sequence[Matrix]) -> Iterator[str]:
-    scores = [summarise(run)["donor_score"] for run in runs]
-    for kind in ("removed", "explained"):
-        over, within = (
-            fmean(score[kind][key] for score in scores) for key in ("spearman", "within_receivers")
-        )
+    """How donors rank, without labels and with those of validation, by what they gain on test."""
+    scores: dict[str, Callable[[Matrix, Any], float]] = {
+        "damage explained": lambda run, cell: cell.score.explained,
+        "damage removed": lambda run, cell: cell.score.removed,
+        "cosine of the vectors": _cosine,
+        "gain on validation (labels)": lambda run, cell: (
+            max(p.val.top1 for p in cell.curve) - next(p.val.top1 for p in cell.curve if p.lam == 0)
+        ),
+    }
+    for name, score in scores.items():
+        over, within = [], []
+        for run in runs:
+            cells = run.transfers
+            gains = np.array([run.gain(c.receiver, c.oracle[1]) for c in cells])
+            found = np.array([score(run, cell) for cell in cells])
+            names = np.array([cell.receiver for cell in cells])
+            over.append(spearman(found, gains))
+            each = [spearman(found[names == n], gains[names == n]) for n in dict.fromkeys(names)]
+            within.append(fmean(rank for rank in each if rank is not None))
         yield (
-            f"donor score, damage {kind}: rank with the best gain on test {over:+.2f} over all "
-            f"pairs, {within:+.2f} within a receiver"
+            f"donors ranked by {name}: {fmean(over):+.2f} with the best gain on test over all "
+            f"pairs, {fmean(within):+.2f} within a receiver"
         )
+
+
+def _cosine(run: Matrix, cell: Any) -> float:
+    """Of a donor's vector and the receiver's own, row by row; 0 where it is not known."""
+    table = run.alignment
+    if table is None or not {cell.receiver, cell.donor} <= {*table.donors}:
+        return 0.0
+    return table.rows[table.donors.index(cell.receiver)][table.donors.index(cell.donor)]
 
 
 def _decisions(advised: Sequence[tuple[str, str, Json]]) -> Iterator[str]:
