@@ -353,7 +353,7 @@ def test_agreement_is_the_third_panel_and_says_what_it_used() -> None:
     assert [(panel.title, panel.note) for panel in heat.panels] == [
         ("λ = 1", "no receiver data"),
         ("λ chosen on validation", "its labels"),
-        ("λ chosen by agreement", "images of others"),
+        ("λ by agreement", "images of others"),
     ]
 
 

@@ -294,7 +294,7 @@ def test_lambda_by_agreement_has_its_tables(folder: Path) -> None:
     for told in (
         "Sweeps without labels",
         "λ by agreement",
-        "vector, λ chosen by agreement (images of others)",
+        "vector, λ by agreement (images of others)",
         "distance to the float answers on proxy images, by λ",
         "2 sweeps without labels",
     ):

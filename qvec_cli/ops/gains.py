@@ -83,8 +83,7 @@ def fixed_name(lam: float) -> str:
 
 def chosen_name(key: str) -> str:
     """A selector in words."""
-    how = {"val": "on validation", "agreement": "by agreement"}.get(key, f"by {key}")
-    return f"{LAMBDA} chosen {how}"
+    return f"{LAMBDA} chosen on validation" if key == "val" else f"{LAMBDA} by {key}"
 
 
 def at_fixed(place: int) -> Chooser:
