@@ -183,7 +183,7 @@ def test_each_selector_has_its_panel_and_says_what_it_used() -> None:
     assert [(panel.title, panel.note) for panel in heat.panels] == [
         ("λ = 1", "no receiver data"),
         ("λ chosen on validation", "its labels"),
-        ("λ chosen by entropy", "images of others"),
+        ("λ by entropy", "images of others"),
     ]
     assert heat.columns[0] == "float"
     assert heat.columns[-1] == "own QAT (its labels)"
