@@ -85,7 +85,8 @@ def main(out: Path, grids: Sequence[str]) -> None:
     for grid in grids:
         runs = [matrix(path) for path in sorted(out.glob(f"*/{grid}/grid.jsonl"))]
         advised = advice(out, grid)
-        print(f"{runs[0].grid}, {len(runs[0].receivers)} receivers, {len(runs)} seeds")
+        seeds = f"{len(runs)} seed{'s' if len(runs) > 1 else ''}"
+        print(f"{runs[0].grid}, {len(runs[0].receivers)} receivers, {seeds}")
         print("way\tmean top-1\tgap closed\t95 %\tworse\treceiver data used")
         gaps = _gaps(runs)
         for row in (*_one_donor(runs), *_baselines(runs), *_advised(runs, advised)):
