@@ -217,19 +217,26 @@ def _ranks(runs: Sequence[Matrix]) -> Iterator[str]:
         ),
     }
     for name, score in scores.items():
-        over, within = [], []
+        over: list[float | None] = []
+        within: list[float | None] = []
         for run in runs:
             cells = run.transfers
             gains = np.array([run.gain(c.receiver, c.oracle[1]) for c in cells])
             found = np.array([score(run, cell) for cell in cells])
             names = np.array([cell.receiver for cell in cells])
             over.append(spearman(found, gains))
-            each = [spearman(found[names == n], gains[names == n]) for n in dict.fromkeys(names)]
-            within.append(fmean(rank for rank in each if rank is not None))
+            each = [n for n in dict.fromkeys(names) if (names == n).sum() > 2]
+            within += [spearman(found[names == n], gains[names == n]) for n in each]
         yield (
-            f"donors ranked by {name}: {fmean(over):+.2f} with the best gain on test over all "
-            f"pairs, {fmean(within):+.2f} within a receiver"
+            f"donors ranked by {name}: {_mean(over)} with the best gain on test over all pairs, "
+            f"{_mean(within)} within a receiver"
         )
+
+
+def _mean(ranks: Sequence[float | None]) -> str:
+    """Of those that there are: two donors have no rank, nor have scores that do not vary."""
+    known = [rank for rank in ranks if rank is not None]
+    return f"{fmean(known):+.2f}" if known else "-"
 
 
 def _cosine(run: Matrix, cell: Any) -> float:
