@@ -126,6 +126,28 @@ class Patched:
             yield block
 
 
+def pair_up(theta: Checkpoint, rho: Checkpoint, listener: Listener, *, cross: bool) -> Pairing:
+    """The tensors of a receiver that a vector is for.
+
+    Args:
+        theta: the receiver.
+        rho: the vector.
+        listener: hears what cannot be checked, and what is odd.
+        cross: whether the two may have been made for different grids.
+
+    Raises:
+        MismatchError: files that do not belong together.
+    """
+    require(theta, Kind.CHECKPOINT)
+    require(rho, Kind.VECTOR)
+    require_same_start(theta, rho, listener)
+    require_same_grid(theta, rho, cross=cross)
+    note_twice(theta, rho, listener)
+    note_fit(theta, rho, listener)
+    head = head_tensors(theta, stated_model(theta))
+    return cover(theta, rho, (str(theta.path), str(rho.path)), head)
+
+
 def match(
     theta: Checkpoint, rho: Checkpoint, choice: Choice, asked: Asked, listener: Listener
 ) -> Patched:
@@ -134,15 +156,8 @@ def match(
     Raises:
         MismatchError: files that do not.
     """
-    require(theta, Kind.CHECKPOINT)
-    require(rho, Kind.VECTOR)
-    require_same_start(theta, rho, listener)
+    pairing = pair_up(theta, rho, listener, cross=asked.cross)
     choice.require_for(*(c for c in (theta, rho) if c.stated or not asked.dry_run))
-    require_same_grid(theta, rho, cross=asked.cross)
-    note_twice(theta, rho, listener)
-    note_fit(theta, rho, listener)
-    head = head_tensors(theta, stated_model(theta))
-    pairing = cover(theta, rho, (str(theta.path), str(rho.path)), head)
     return Patched(theta, rho, choice, pairing, select(pairing.names, theta, asked.parts))
 
 
