@@ -18,9 +18,9 @@ from qvec_cli.cli.options import (
     Force,
     MetricsFile,
     Workers,
+    loading_of,
     proxies,
 )
-from qvec_cli.specs import Loading
 
 
 def advise(
@@ -86,8 +86,7 @@ def advise(
     from qvec_cli.ops.advise import Request
     from qvec_cli.ops.advise import advise as run
 
-    folder = str(data_dir) if data_dir else None
-    loading = Loading(folder, dataset_download and not dry_run, None, workers, batch_size)
+    loading = loading_of(data_dir, dataset_download, dry_run, workers, batch_size)
     images = proxies(proxy or [NOISE], proxy_samples, loading)
     named = tuple(rho or ())
     request = Request(

@@ -41,7 +41,9 @@ from qvec_cli.cli.options import (
     ScaleDtypeChoice,
     Symmetric,
     Workers,
+    loading_of,
     proxies,
+    refuse_typed,
     wish,
 )
 from qvec_cli.errors import SpecError
@@ -150,7 +152,7 @@ def sweep_lambda(
     from qvec_cli.ops.unfinished import unfinished
 
     wanted = Wanted(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid)
-    loading = Loading(_text(data_dir), dataset_download and not dry_run, None, workers, batch_size)
+    loading = loading_of(data_dir, dataset_download, dry_run, workers, batch_size)
     points = parse_lambdas(lambdas)
     work: Callable[[Listener], Metrics]
     if objective is Objective.AGREEMENT:
@@ -186,8 +188,7 @@ def sweep_lambda(
 
 def _by_labels(rhos: list[Path], data: str | None, **typed: object) -> None:
     """Refuses what only a choice without labels takes, and a choice by labels without any."""
-    if strange := [name for name, value in typed.items() if value]:
-        raise SpecError(f"--{strange[0].replace('_', '-')} goes with --objective agreement")
+    refuse_typed("goes with --objective agreement", **typed)
     if data is None:
         raise SpecError(
             "--data is missing", hint="Without labels: --objective agreement --proxy SPEC."

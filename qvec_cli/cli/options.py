@@ -241,6 +241,31 @@ def wish(
     return Wish(model, 0, False, img_size, in_chans or 3, crop_pct, args) if model else None
 
 
+def loading_of(
+    data_dir: Path | None, download: bool, dry_run: bool, workers: int, batch_size: int
+) -> Loading:
+    """How images are fetched; a dry run downloads nothing."""
+    folder = str(data_dir) if data_dir is not None else None
+    return Loading(folder, download and not dry_run, None, workers, batch_size)
+
+
+def refuse_typed(why: str, hint: str | None = None, /, **typed: object) -> None:
+    """Refuses the first of some flags that was typed where it has no meaning.
+
+    Args:
+        why: what follows the flag in the message.
+        hint: the way out.
+        **typed: values by parameter name; None and False were not typed.
+
+    Raises:
+        SpecError: names the flag.
+    """
+    for name, value in typed.items():
+        if value is not None and value is not False:
+            flag = {"output": "-o", "lam": "--lambda"}.get(name, f"--{name.replace('_', '-')}")
+            raise SpecError(f"{flag} {why}", hint=hint)
+
+
 def proxies(specs: list[str] | None, samples: int | None, loading: Loading) -> ProxyWish:
     """The images that a user names.
 

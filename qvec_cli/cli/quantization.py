@@ -45,7 +45,9 @@ from qvec_cli.cli.options import (
     Symmetric,
     TargetChoice,
     Workers,
+    loading_of,
     proxies,
+    refuse_typed,
     wish,
 )
 from qvec_cli.errors import SpecError
@@ -120,8 +122,7 @@ def quantize(
 ) -> None:
     """Write CHECKPOINT with its linear weights in 2 to 8 bits; the head stays as it is."""
     wanted = Wanted(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid)
-    folder = str(data_dir) if data_dir is not None else None
-    loading = Loading(folder, dataset_download and not dry_run, None, workers, batch_size)
+    loading = loading_of(data_dir, dataset_download, dry_run, workers, batch_size)
     patterns = tuple(targets or ())
     named = wish(model, img_size, in_chans, crop_pct, model_arg)
     if split is not None and data is None:
@@ -131,11 +132,14 @@ def quantize(
     if compare:
         from qvec_cli.ops import survey
 
-        _alone(output=output, method=method is not Method.RTN, fake=fake, calib=calib,
-               calib_samples=calib_samples, moments=moments, bias_correction=bias_correction,
-               target=target is Target.FLOAT, anchor=anchor, lam=lam, refine=refine is not None,
-               proxy=proxy, proxy_samples=proxy_samples,
-               dry_run=dry_run)  # fmt: skip
+        refuse_typed(
+            "does not go with --compare, which writes no checkpoint",
+            "--metrics FILE keeps the table as JSON.",
+            output=output, method=method is not Method.RTN, fake=fake, calib=calib,
+            calib_samples=calib_samples, moments=moments, bias_correction=bias_correction,
+            target=target is Target.FLOAT, anchor=anchor, lam=lam, refine=refine is not None,
+            proxy=proxy, proxy_samples=proxy_samples, dry_run=dry_run,
+        )  # fmt: skip
         images_of = data, split or "val", loading, device
         survey_ = survey.Request(checkpoint, wanted, patterns, *images_of, named)
         work = partial(survey.survey, survey_)
@@ -220,17 +224,6 @@ def export(
         force=force,
         dry_run=dry_run,
     )
-
-
-def _alone(**typed: object) -> None:
-    """Refuses what says how one file is written, where none is."""
-    if strange := [name for name, value in typed.items() if value]:
-        flag = {"output": "-o", "lam": "--lambda"}.get(strange[0], f"--{strange[0]}")
-        flag = flag.replace("_", "-")
-        raise SpecError(
-            f"{flag} does not go with --compare, which writes no checkpoint",
-            hint="--metrics FILE keeps the table as JSON.",
-        )
 
 
 def _calibration(calib: str | None, samples: int | None, told: Calibration) -> Calibration | None:

@@ -33,11 +33,12 @@ from qvec_cli.cli.options import (
     Symmetric,
     Workers,
     listed,
+    loading_of,
     model_args,
     proxies,
 )
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Loading, Method, Null, Wanted
+from qvec_cli.specs import Method, Null, Wanted
 from qvec_cli.vector.lambdas import parse_lambdas
 
 
@@ -151,8 +152,7 @@ def transfer(
 
     if executor is None and executor_arg:
         raise SpecError("--executor-arg goes with --executor")
-    folder = str(data_dir) if data_dir else None
-    loading = Loading(folder, dataset_download and not dry_run, None, workers, batch_size)
+    loading = loading_of(data_dir, dataset_download, dry_run, workers, batch_size)
     images = proxies(proxy, proxy_samples, loading) if proxy or proxy_samples else None
     wishes = Wishes(
         Wanted(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid),

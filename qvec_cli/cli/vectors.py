@@ -38,11 +38,13 @@ from qvec_cli.cli.options import (
     Symmetric,
     Workers,
     chosen_parts,
+    loading_of,
     proxies,
+    refuse_typed,
     wish,
 )
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Loading, Rule, Wanted
+from qvec_cli.specs import Rule, Wanted
 
 
 def extract(
@@ -116,8 +118,7 @@ def moments(
     """Write what each layer of CHECKPOINT sees of images, for others to be quantized on."""
     from qvec_cli.ops.collect import Request, collect
 
-    folder = str(data_dir) if data_dir is not None else None
-    loading = Loading(folder, dataset_download and not dry_run, None, workers, batch_size)
+    loading = loading_of(data_dir, dataset_download, dry_run, workers, batch_size)
     request = Request(
         checkpoint,
         data,
@@ -208,28 +209,26 @@ def combine(
     """
     from qvec_cli.ops.combine import Request
     from qvec_cli.ops.combine import combine as run
-    from qvec_cli.ops.fitted import FitWish
     from qvec_cli.vector.lambdas import parse_mix
     from qvec_cli.vector.rules import Merge
 
     merge = Merge(rule, parse_mix(mix) if mix is not None else (), density, seed)
     wanted = Wanted(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid)
-    folder = str(data_dir) if data_dir else None
-    loading = Loading(folder, dataset_download and not dry_run, None, workers, batch_size)
+    loading = loading_of(data_dir, dataset_download, dry_run, workers, batch_size)
     wish = None
-    typed: dict[str, object]
     if fit:
-        typed = {"rule": rule is not Rule.MEAN, "mix": mix, "density": density, "seed": seed}
-        _refuse(typed, "does not go with --fit, which finds the coefficients itself")
+        refuse_typed("does not go with --fit, which finds the coefficients itself",
+                     rule=rule is not Rule.MEAN, mix=mix, density=density, seed=seed)  # fmt: skip
+        from qvec_cli.ops.fitted import FitWish
+
         if receiver is None:
             raise SpecError("--fit needs --receiver, the model that the vectors are for")
         wish = FitWish(receiver, wanted, proxies(proxy, proxy_samples, loading), measure, device)
     else:
-        typed = {"receiver": receiver, "proxy": proxy, "proxy-samples": proxy_samples,
-                 "measure": measure, "bits": bits, "granularity": granularity,
-                 "group-size": group_size, "scale": scale, "symmetric": symmetric,
-                 "scale-dtype": scale_dtype}  # fmt: skip
-        _refuse(typed, "goes with --fit")
+        refuse_typed("goes with --fit", receiver=receiver, proxy=proxy,
+                     proxy_samples=proxy_samples, measure=measure, bits=bits,
+                     granularity=granularity, group_size=group_size, scale=scale,
+                     symmetric=symmetric, scale_dtype=scale_dtype)  # fmt: skip
     request = Request(
         *(tuple(rhos), output, merge, chosen_parts(parts), cross_grid, force, dry_run), fit=wish
     )
@@ -287,28 +286,27 @@ def patch(
     --lambda auto takes the lambda at which the quantized model follows the receiver's own float
     answers most closely on --proxy images, on the vector's grid or the one of --bits.
     """
-    from qvec_cli.ops import agree
+    from qvec_cli.ops.choice import AUTO
     from qvec_cli.ops.patch import Request
     from qvec_cli.ops.patch import patch as run
-    from qvec_cli.vector.lambdas import parse_lambdas
 
     wanted = Wanted(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid)
-    folder = str(data_dir) if data_dir else None
-    loading = Loading(folder, dataset_download and not dry_run, None, workers, batch_size)
+    loading = loading_of(data_dir, dataset_download, dry_run, workers, batch_size)
     chosen, auto = chosen_parts(parts), None
-    if lam == agree.AUTO:
+    if lam == AUTO:
+        from qvec_cli.ops import agree
+        from qvec_cli.vector.lambdas import parse_lambdas
+
         images = proxies(proxy, proxy_samples, loading)
         auto = agree.Request(
             receiver, (rho,), output, parse_lambdas(LAMBDAS), wanted, images, measure=measure,
             device=device, dry_run=dry_run, parts=chosen,
         )  # fmt: skip
     else:
-        typed: dict[str, object] = {"proxy": proxy, "proxy-samples": proxy_samples,
-                                    "measure": measure, "bits": bits,
-                                    "granularity": granularity, "group-size": group_size,
-                                    "scale": scale, "symmetric": symmetric,
-                                    "scale-dtype": scale_dtype}  # fmt: skip
-        _refuse(typed, "goes with --lambda auto")
+        refuse_typed("goes with --lambda auto", proxy=proxy, proxy_samples=proxy_samples,
+                     measure=measure, bits=bits, granularity=granularity,
+                     group_size=group_size, scale=scale, symmetric=symmetric,
+                     scale_dtype=scale_dtype)  # fmt: skip
     request = Request(
         *(receiver, rho, output, lam, cross_grid, force, dry_run), parts=chosen, auto=auto
     )
@@ -321,10 +319,3 @@ def patch(
         force=force,
         dry_run=dry_run,
     )
-
-
-def _refuse(typed: dict[str, object], why: str) -> None:
-    """Refuses the first flag that was typed where it has no meaning."""
-    for flag, value in typed.items():
-        if value is not None and value is not False:
-            raise SpecError(f"--{flag} {why}")

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.errors import MismatchError, NotFiniteError, QvecError, SpecError
-from qvec_cli.ops.choice import Choice
+from qvec_cli.ops.choice import AUTO, Choice
 from qvec_cli.ops.examples import Examples, open_for
 from qvec_cli.ops.lineage import inherited_use, model_of, patched_use
 from qvec_cli.ops.match import Match, match
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from qvec_cli.ops.trial import Trial
 
 Point = dict[str, Any]
-
-AUTO: Final = "auto"
-"""The word for a lambda that is chosen on the way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +159,8 @@ def agree(request: Request, listener: Listener) -> Metrics:
         donors = [run.donor(pair, lambdas, listener) for pair in setting.matches]
         order = sorted(range(len(donors)), key=lambda i: -donors[i]["score"]["explained"])
         useful = [i for i in order if donors[i]["chosen"]["lambda"] != 0]
-        best = donors[(useful or order)[0]]
+        first = (useful or order)[0]
+        best = donors[first]
         results = {
             "objective": Objective.AGREEMENT,
             "measure": run.judge.measure,
@@ -173,7 +171,7 @@ def agree(request: Request, listener: Listener) -> Metrics:
             **run.labels(listener),
         }
         inputs = (Input.of(theta), *map(Input.of, rhos), *setting.proxies.inputs)
-        use = spent(patched_use(theta, rhos[(useful or order)[0]]), setting.proxies.use)
+        use = spent(patched_use(theta, rhos[first]), setting.proxies.use)
     if setting.labelled:
         inputs = (*inputs, Input(str(request.data), "data", setting.labelled.task.digest))
     device = str(next(run.trial.network.parameters()).device)

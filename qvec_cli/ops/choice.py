@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, QvecError, SpecError
 from qvec_cli.specs import NOTHING, Grid, Use
 from qvec_cli.vector.lambdas import parse_lambda
+
+AUTO: Final = "auto"
+"""The word for a lambda that is chosen on the way."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import chain, combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.write import Blocks, size_of, write
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
 from qvec_cli.ops.attached import Carried
-from qvec_cli.ops.fitted import Fitted, FitWish, check_fit_wish, fit_mix
 from qvec_cli.ops.lineage import (
     card_of,
     inherited_use,
@@ -35,11 +34,14 @@ from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
 from qvec_cli.ops.plan import STREAMING, Plan
 from qvec_cli.ops.pooled import Pooled
-from qvec_cli.specs import NOTHING, Grid, Listener, Part, Rule, Use, spent
+from qvec_cli.specs import Grid, Listener, Part, Rule, Use, spent
 from qvec_cli.vector.geometry import Norm
 from qvec_cli.vector.pairing import pair
 from qvec_cli.vector.parts import select
 from qvec_cli.vector.rules import Merge, draws, merged
+
+if TYPE_CHECKING:
+    from qvec_cli.ops.fitted import Fitted, FitWish
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +126,8 @@ def combine(request: Request, listener: Listener) -> Metrics:
         pooled = _pooled(vectors, listener)
         plan = {name: Entry("F32", entry.shape) for name, entry in vectors[0].items()}
         whole = {**plan, **(pooled.plan if pooled else {})}
-        use = spent(*map(inherited_use, vectors), fitted.use)
-        facts = {**_facts(request), **({"fit": dict(fitted.facts)} if request.fit else {})}
+        use = spent(*map(inherited_use, vectors), *([fitted.use] if fitted else []))
+        facts = {**_facts(request), **({"fit": dict(fitted.facts)} if fitted else {})}
 
         def card() -> Card:
             told = pooled.facts.to_json() if pooled else None
@@ -153,13 +155,15 @@ def combine(request: Request, listener: Listener) -> Metrics:
 
 def _fit(
     request: Request, vectors: Sequence[Checkpoint], listener: Listener
-) -> tuple[Request, Fitted]:
+) -> tuple[Request, Fitted | None]:
     """The request with the coefficients that were fitted, if that was asked for."""
     if request.fit is None:
-        return request, Fitted((), NOTHING)
+        return request, None
+    from qvec_cli.ops.fitted import check_fit_wish, fit_mix
+
     if request.dry_run:
         check_fit_wish(request.fit, vectors, listener)
-        return request, Fitted((), NOTHING)
+        return request, None
     fitted = request.known or fit_mix(request.fit, vectors, listener)
     if not any(fitted.mix):
         raise QvecError(

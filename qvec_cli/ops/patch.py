@@ -6,21 +6,23 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.write import size_of, write
-from qvec_cli.ops import agree
-from qvec_cli.ops.agree import AUTO
-from qvec_cli.ops.choice import read_choice
+from qvec_cli.ops.choice import AUTO, Choice, read_choice
 from qvec_cli.ops.lineage import card_of, provenance
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
 from qvec_cli.ops.patched import PATCHED, Patched, match
 from qvec_cli.ops.plan import STREAMING, Plan
 from qvec_cli.specs import Listener, Part
+
+if TYPE_CHECKING:
+    from qvec_cli.ops import agree
+    from qvec_cli.ops.agree import Curve
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +49,7 @@ def patch(request: Request, listener: Listener) -> Metrics:
     """
     started = time.perf_counter()
     check_target(request.out, force=request.force)
-    choice, curve = (
-        agree.choose(request.auto, listener) if request.auto else (read_choice(request.lam), None)
-    )
+    choice, curve = _choice(request, listener)
     with opened(request.receiver, listener) as theta, opened(request.vector, listener) as rho:
         patched = match(theta, rho, choice, request, listener)
         use, pairing = patched.use, patched.pairing
@@ -78,6 +78,15 @@ def patch(request: Request, listener: Listener) -> Metrics:
         "kept": [*pairing.head, *pairing.buffers, *others],
     }
     return Metrics("patch", inputs, parameters, results, use, started=started)
+
+
+def _choice(request: Request, listener: Listener) -> tuple[Choice, Curve | None]:
+    """The lambda, and the curve of one that is chosen here; only then is a network needed."""
+    if request.auto is None:
+        return read_choice(request.lam), None
+    from qvec_cli.ops.agree import choose
+
+    return choose(request.auto, listener)
 
 
 def _tensors(patched: Patched) -> Iterator[tuple[str, Iterable[Array]]]:
