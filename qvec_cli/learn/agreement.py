@@ -14,6 +14,8 @@ from qvec_cli.errors import NotFiniteError
 from qvec_cli.specs import Measure
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Normalise = Callable[[Tensor], Tensor]
+"""From uint8 images to a network's input."""
 
 TELLING: Final = 0.3
 """Nats of mutual information between image and class below which classes say little."""
@@ -27,13 +29,31 @@ class Outputs:
     features: Array  # [N, width], float32: what the classifier is given
 
 
+@torch.no_grad()
+def logits(network: nn.Module, images: Tensor, normalise: Normalise, batch_size: int) -> Tensor:
+    """What a network says to decoded images, float32 [N, classes].
+
+    Raises:
+        NotFiniteError: a logit that is not a number.
+    """
+    device = next(network.parameters()).device
+    parts = [network(normalise(part.to(device))) for part in torch.split(images, batch_size)]
+    found = torch.cat(parts).float()
+    if not bool(found.isfinite().all()):
+        raise NotFiniteError(
+            "a logit is not a number; the model is broken",
+            hint="qvec inspect FILE names tensors that are not finite.",
+        )
+    return found
+
+
 @torch.inference_mode()
 def outputs(
     network: nn.Module,
     images: Tensor,
     *,
     head: nn.Module | None,
-    normalise: Callable[[Tensor], Tensor],
+    normalise: Normalise,
     batch_size: int,
 ) -> Outputs:
     """Runs a network over decoded images.
@@ -48,23 +68,16 @@ def outputs(
     Raises:
         NotFiniteError: a logit that is not a number.
     """
-    device, was_training = next(network.parameters()).device, network.training
+    was_training = network.training
     seen: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0])) if head else None
     network.eval()
     try:
-        batches = torch.split(images, batch_size)
-        logits = [network(normalise(batch.to(device))).float().cpu() for batch in batches]
+        whole = logits(network, images, normalise, batch_size).cpu()
     finally:
         network.train(was_training)
         if handle:
             handle.remove()
-    whole = torch.cat(logits)
-    if not bool(torch.isfinite(whole).all()):
-        raise NotFiniteError(
-            "a logit is not a number; the model is broken",
-            hint="qvec inspect FILE names tensors that are not finite.",
-        )
     found = torch.cat([part.float().cpu().flatten(1) for part in seen]) if seen else whole
     return Outputs(whole.numpy(), found.numpy())
 

@@ -13,9 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from qvec_cli.errors import NotFiniteError
-
-Normalise = Callable[[Tensor], Tensor]
-"""From uint8 images to a network's input."""
+from qvec_cli.learn.agreement import Normalise, logits
 
 FEW: Final = 4
 """Classes below which a softmax says too little of a network: logits themselves are compared."""
@@ -39,24 +37,6 @@ class Pupils:
     wanted: Tensor  # logits of the teacher, float32 [N, classes]
     normalise: Normalise
     batch_size: int  # images per forward where nothing is learned
-
-
-@torch.no_grad()
-def logits(network: nn.Module, images: Tensor, normalise: Normalise, batch_size: int) -> Tensor:
-    """What a network says to decoded images, float32 [N, classes].
-
-    Raises:
-        NotFiniteError: a logit that is not a number.
-    """
-    device = next(network.parameters()).device
-    parts = [network(normalise(part.to(device))) for part in torch.split(images, batch_size)]
-    found = torch.cat(parts).float()
-    if not bool(found.isfinite().all()):
-        raise NotFiniteError(
-            "a logit is not a number; the model is broken",
-            hint="qvec inspect FILE names tensors that are not finite.",
-        )
-    return found
 
 
 def loss_name(classes: int) -> str:

@@ -195,7 +195,8 @@ def _pupils(subject: Subject, images: Proxies, listener: Listener) -> tuple[Pupi
     """Images to learn from and images held back, with the logits of the float receiver."""
     import torch
 
-    from qvec_cli.learn.distill import Pupils, logits
+    from qvec_cli.learn.agreement import logits
+    from qvec_cli.learn.distill import Pupils
     from qvec_cli.model.build import normalise
 
     decoded, size = images.decoded(listener), images.sources[0].examples.loading.batch_size
