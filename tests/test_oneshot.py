@@ -272,8 +272,10 @@ def test_a_bare_receiver_is_taken_with_a_note(
 ) -> None:
     theta = tmp_path / "bare.st"
     save_file(load_file(drawer.receiver), theta)
-    found = call("quantize", theta, *GPTQ, "--moments", files["whole"], "-o", tmp_path / "q.st")
+    args = ("quantize", theta, *GPTQ, "--moments", files["whole"], "-o", tmp_path / "q.st")
+    found = call(*args, "--json")
     assert "does not say its base" in found.err
+    assert found.json["data_use"]["level"] == "receiver_images"  # they may be its own
 
 
 def test_a_target_without_moments_is_refused_by_name(drawer: Drawer, tmp_path: Path) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
-from qvec_cli.checkpoint.card import canonical
 from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import ATTACHED, Checkpoint
@@ -19,11 +17,6 @@ from qvec_cli.quant.inputs import Inputs
 
 _FLOATS: Final = "F32"
 _MAKE: Final = "qvec moments MODEL --data SPEC -o moments.st makes some."
-
-
-def digest_of(classes: Iterable[str]) -> str:
-    """What stands for the names of classes, which may be many."""
-    return hashlib.sha256(canonical([*classes]).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,12 +17,12 @@ from qvec_cli.errors import MismatchError, NotFiniteError
 from qvec_cli.learn.samples import Part, Task
 from qvec_cli.model.build import Wish
 from qvec_cli.ops.architecture import architecture, targets_in
-from qvec_cli.ops.attached import Facts, Source, digest_of, packed, plan
+from qvec_cli.ops.attached import Facts, Source, packed, plan
 from qvec_cli.ops.calibration import linear_weights
 from qvec_cli.ops.examples import Examples, open_images
 from qvec_cli.ops.grids import require_some
 from qvec_cli.ops.identity import backbone_digest
-from qvec_cli.ops.lineage import provenance, require_float
+from qvec_cli.ops.lineage import digest_of, provenance, require_float
 from qvec_cli.ops.metrics import Input, Metrics
 from qvec_cli.ops.opening import opened
 from qvec_cli.ops.plan import TORCH, Plan

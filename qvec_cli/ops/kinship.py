@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError
-from qvec_cli.ops.attached import Carried, Facts, Source, digest_of
-from qvec_cli.ops.lineage import require_same_architecture
+from qvec_cli.ops.attached import Carried, Facts
+from qvec_cli.ops.lineage import has_seen, require_same_architecture
 from qvec_cli.specs import DataUse, Listener, Use
 
 
@@ -62,17 +62,9 @@ def use_of(theta: Checkpoint, facts: Facts) -> Use:
 
     Nothing, if the images and the model that they went through are others'.
     """
-    own = [one for one in facts.sources if _is_own(theta, one)]
+    own = [one for one in facts.sources if has_seen(theta, one.digest, one.classes)]
     if own:
         return Use(DataUse.RECEIVER_IMAGES, {"train": sum(one.images for one in own)})
     if any(one.model == theta.stated for one in facts.sources):
         return Use(DataUse.PROXY_IMAGES, {"proxy": facts.images})
     return Use(DataUse.NONE, {"moments": facts.images})
-
-
-def _is_own(theta: Checkpoint, source: Source) -> bool:
-    """Whether images are the receiver's: a copy or a part has its classes, if not its digest."""
-    data = (theta.card.data or {}) if theta.card else {}
-    classes = data.get("classes")
-    named = isinstance(classes, list) and digest_of(classes) == source.classes
-    return data.get("digest") == source.digest or named

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -201,6 +202,29 @@ def patched_use(theta: Checkpoint, rho: Checkpoint) -> Use:
 def same_data(first: Card | None, second: Card | None) -> bool:
     """Whether two files were trained on the very same images and labels, a mixture on some."""
     return not digests(first).isdisjoint(digests(second))
+
+
+def digest_of(classes: Iterable[str]) -> str:
+    """What stands for the names of classes, which may be many."""
+    return hashlib.sha256(canonical([*classes]).encode()).hexdigest()
+
+
+def has_seen(theta: Checkpoint, digest: str, classes: str) -> bool:
+    """Whether a model was trained on a data set, as far as its card tells.
+
+    A copy or a part of the images has another digest, but the same classes. A file that does not
+    say what it was trained on may have seen anything.
+
+    Args:
+        theta: the model.
+        digest: of the data set.
+        classes: of the names of its classes, see ``digest_of``.
+    """
+    data = (theta.card.data or {}) if theta.card else {}
+    if not data:
+        return True
+    names = data.get("classes")
+    return data.get("digest") == digest or (isinstance(names, list) and digest_of(names) == classes)
 
 
 def digests(card: Card | None) -> frozenset[str]:

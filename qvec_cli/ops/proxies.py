@@ -12,6 +12,7 @@ from qvec_cli.learn.noise import NOISE
 from qvec_cli.learn.samples import Part, Task
 from qvec_cli.learn.unlabelled import any_split
 from qvec_cli.ops.examples import Examples, open_images
+from qvec_cli.ops.lineage import digest_of, has_seen
 from qvec_cli.ops.metrics import Input
 from qvec_cli.specs import DataUse, Listener, Loading, Use, spent
 
@@ -154,7 +155,7 @@ def draw(
     use = Use(DataUse.PROXY_IMAGES, {"proxy": count})
     if task.name == NOISE:
         use = Use(DataUse.NONE, {NOISE: count})
-    elif _is_own(theta, task):
+    elif has_seen(theta, task.digest, digest_of(task.classes)):
         use = Use(DataUse.RECEIVER_IMAGES, {"train": count})
     labels = tuple(range(len(task.classes)))
     return Source(spec, Examples(chosen, model, labels, loading), use)
@@ -164,14 +165,6 @@ def is_own(theta: Checkpoint, model: dict[str, Any], spec: str, loading: Loading
     """Whether a data set is known to be the receiver's own."""
     own = draw(theta, model, spec, 1, loading).use.level is DataUse.RECEIVER_IMAGES
     return own and bool(theta.card and theta.card.data)
-
-
-def _is_own(theta: Checkpoint, task: Task) -> bool:
-    """Whether images are the receiver's: a copy or a part has another digest, but its classes."""
-    own = (theta.card.data or {}) if theta.card else {}
-    if not own:  # a file that does not say what it was trained on
-        return True
-    return own.get("digest") == task.digest or own.get("classes") == list(task.classes)
 
 
 def _shares(total: int, parts: int) -> Iterable[int]:
