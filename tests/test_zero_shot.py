@@ -59,6 +59,20 @@ def test_only_what_is_called_own_sees_the_receivers_images(planned) -> None:  # 
         assert seen == ({"images"} if own else {"others"} if seen else set())
 
 
+def test_what_is_combined_for_a_receiver_is_of_strangers_only(tmp_path: Path) -> None:
+    planned = STUDIES["tiny"].commands(tmp_path / "out")
+    combined = [line for line in planned if line[0] == "combine"]
+    tasks = {Path(line[1]).stem for line in planned if line[0] == "advise"}
+    for line in combined:
+        receiver = Path(flags(line, "-o")[0]).stem.split("_")[0]
+        given = [Path(word).stem for word in line[1:] if word.endswith("_rho.st")]
+        assert {name.split("_")[0] for name in given} == strangers(receiver, tasks)
+        assert len(given) == len(set(given))
+    ruled = {word for line in planned if line[0] == "sweep-lambda" for word in line[2:4]}
+    assert ruled
+    assert ruled <= {flags(line, "-o")[0] for line in combined}
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_pictures_of_others_are_links_to_strangers(name: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -159,6 +173,32 @@ def test_decisions_are_held_against_the_best_candidate_of_equal_bits(table: Modu
     assert lines[0] == "advise: 2 calibrate"
     assert "in 50%, 15.0 points below it on average, 30.0 at most" in lines[1]
     assert "worse than the best plain grid in 0%" in lines[1]
+
+
+def test_a_rules_row_has_each_receivers_chosen_vector_against_its_own_rounding(
+    table: ModuleType,
+) -> None:
+    def told(receiver: str, **correct: int) -> dict:  # type: ignore[type-arg]
+        donors = [
+            {"chosen": {"rho": f"out/{receiver}_{rule}.st", "test": {"n": 100, "n_correct": n}}}
+            for rule, n in correct.items()
+        ]
+        return {
+            "results": {
+                "baselines": {"ptq": {"test": {"n": 100, "n_correct": 40}}},
+                "donors": donors,  # best first, so in no order of rules
+            }
+        }
+
+    files = [
+        ("s0", "a", told("a", ties=50, dare=40)),
+        ("s0", "b_c", told("b_c", dare=20, ties=60)),
+    ]
+    dare, ties = table._ruled(files)
+    assert [row.name.split()[0] for row in (dare, ties)] == ["DARE", "TIES"]
+    assert [cell.gain for cell in ties.cells] == pytest.approx([0.1, 0.2])
+    assert [cell.gain for cell in dare.cells] == pytest.approx([0.0, -0.2])
+    assert [cell.worse for cell in dare.cells] == [False, True]
 
 
 @pytest.mark.parametrize("study", STUDIES)

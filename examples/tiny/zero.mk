@@ -21,11 +21,16 @@ TASKS := digits $(if $(wildcard $(FASHION)/train-images-idx3-ubyte.gz),fashion) 
 NUMBERED := digits fashion
 others = $(filter-out $(1) $(if $(filter $(1),$(NUMBERED)),$(NUMBERED)),$(TASKS))
 LAMBDAS := 0,0.25,0.5,0.75,1,1.5
+# of the vectors that are combined by other rules than the mean
+RULES := ties dare
+RULED_LAMBDAS := 0,0.5,1
+# of the moments that are kept as eigenpairs and a diagonal
+RANK := 16
 NULL_DONOR := greek
 RESULTS := results
 
 runs = $(foreach s,$(SEEDS),$(OUT)/s$(s)/$(1)/grid.jsonl)
-advice = $(foreach s,$(SEEDS),$(TASKS:%=$(OUT)/s$(s)/$(1)/%_advise.json))
+judged = $(foreach s,$(SEEDS),$(foreach k,advise rules,$(TASKS:%=$(OUT)/s$(s)/$(1)/%_$(k).json)))
 
 .PHONY: zero-shot all clean
 .DELETE_ON_ERROR:
@@ -41,12 +46,19 @@ zero-shot:
 	mv $(OUT)/table.txt $(RESULTS)/zero_shot.txt
 	@cat $(RESULTS)/zero_shot.txt
 
-all: $(foreach g,$(GRIDS),$(call runs,$(g)) $(call advice,$(g)))
+all: $(foreach g,$(GRIDS),$(call runs,$(g)) $(call judged,$(g)))
 
 $(OUT)/images: images.py
 	mkdir -p $(OUT)
 	python images.py $@.part --tasks $(TASKS) --fashion $(FASHION)
 	rm -rf $@ && mv $@.part $@
+
+# one card of the base serves every receiver
+$(OUT)/card.st: base.st images.py
+	mkdir -p $(OUT)
+	python images.py $(OUT)/base.part --tasks base
+	qvec moments $< --data $(OUT)/base.part/base -o $@ --force
+	rm -rf $(OUT)/base.part
 
 # pictures that are not the receiver's: those of all other tasks, mixed. $(1) is the task
 define pictures
@@ -64,6 +76,16 @@ $(OUT)/s$(1)/$(2).st: base.st recipe.yaml | $(OUT)/images
 
 $(OUT)/s$(1)/$(2)_moments.st: $(OUT)/s$(1)/$(2).st
 	qvec moments $$< --data $(OUT)/images/$(2) -o $$@ --force
+
+$(OUT)/s$(1)/$(2)_rank.st: $(OUT)/s$(1)/$(2).st
+	qvec moments $$< --data $(OUT)/images/$(2) --rank $(RANK) -o $$@ --force
+
+# statistics hang on no grid: those that one grid's vectors carry serve all
+$(OUT)/s$(1)/$(2)_rank_rho.st: $(OUT)/s$(1)/$(2).st $(OUT)/s$(1)/$(firstword $(GRIDS))/$(2)_qat.st $(OUT)/s$(1)/$(2)_rank.st
+	qvec extract $$(wordlist 1,2,$$^) --moments $$(lastword $$^) -o $$@ --force
+
+$(OUT)/s$(1)/$(2)_rank_mean.st: $(foreach o,$(call others,$(2)),$(OUT)/s$(1)/$(o)_rank_rho.st)
+	qvec combine $$^ -o $$@ --force
 endef
 $(foreach s,$(SEEDS),$(foreach t,$(TASKS),$(eval $(call model,$(s),$(t)))))
 
@@ -82,8 +104,20 @@ $(4)/$(2)_mean.st: $(foreach o,$(call others,$(2)),$(4)/$(o)_rho.st)
 $(4)/$(2)_moments.st: $(OUT)/s$(1)/$(2).st $(4)/$(2)_mean.st
 	qvec quantize $$< --bits $(call bits,$(3)) --scale mse-full --method gptq --moments $$(lastword $$^) -o $$@ --force
 
+$(4)/$(2)_ranked.st: $(OUT)/s$(1)/$(2).st $(OUT)/s$(1)/$(2)_rank_mean.st
+	qvec quantize $$< --bits $(call bits,$(3)) --scale mse-full --method gptq --moments $$(lastword $$^) -o $$@ --force
+
+$(4)/$(2)_card.st: $(OUT)/s$(1)/$(2).st $(OUT)/card.st
+	qvec quantize $$< --bits $(call bits,$(3)) --scale mse-full --method gptq --moments $$(lastword $$^) -o $$@ --force
+
 $(4)/$(2)_float.st: $(OUT)/s$(1)/$(2).st | $(OUT)/others/$(2)
 	qvec quantize $$< --bits $(call bits,$(3)) --scale mse-full --method gptq --calib $(OUT)/others/$(2) --calib-samples 256 --target float -o $$@ --force
+
+$(RULES:%=$(4)/$(2)_%.st): $(4)/$(2)_%.st: $(foreach o,$(call others,$(2)),$(4)/$(o)_rho.st)
+	qvec combine $$^ --rule $$* -o $$@ --force
+
+$(4)/$(2)_rules.json: $(OUT)/s$(1)/$(2).st $(RULES:%=$(4)/$(2)_%.st) | $(OUT)/others/$(2)
+	qvec sweep-lambda $$^ --objective agreement --proxy $(OUT)/others/$(2) --data $(OUT)/images/$(2) --lambdas $(RULED_LAMBDAS) -o $$@ --force
 
 # for comparison only: the receiver's own images
 $(4)/$(2)_own.st: $(OUT)/s$(1)/$(2).st | $(OUT)/images
@@ -105,11 +139,11 @@ $(3)/grid.yaml: zero.mk
 	echo "proxy: [$(foreach t,$(TASKS),$(OUT)/images/$(t)$(if $(filter-out $(lastword $(TASKS)),$(t)),$(comma)))]"; \
 	echo "device: cpu"; \
 	echo "receivers:"; \
-	$(foreach t,$(TASKS),echo "  $(t): {model: $(OUT)/s$(1)/$(t).st, data: $(OUT)/images/$(t), qat: $(3)/$(t)_qat.st, baselines: {gptq moments: $(3)/$(t)_moments.st, gptq float target: $(3)/$(t)_float.st, gptq own images: $(3)/$(t)_own.st}}";) \
+	$(foreach t,$(TASKS),echo "  $(t): {model: $(OUT)/s$(1)/$(t).st, data: $(OUT)/images/$(t), qat: $(3)/$(t)_qat.st, baselines: {gptq moments: $(3)/$(t)_moments.st, gptq rank $(RANK): $(3)/$(t)_ranked.st, gptq base card: $(3)/$(t)_card.st, gptq float target: $(3)/$(t)_float.st, gptq own images: $(3)/$(t)_own.st}}";) \
 	echo "donors:"; \
 	$(foreach t,$(TASKS),echo "  $(t): {rho: $(3)/$(t)_rho.st, model: $(OUT)/s$(1)/$(t).st}";) } > $$@
 
-$(3)/grid.jsonl: $(3)/grid.yaml $(TASKS:%=$(3)/%_rho.st) $(TASKS:%=$(3)/%_qat.st) $(foreach k,moments float own,$(TASKS:%=$(3)/%_$(k).st))
+$(3)/grid.jsonl: $(3)/grid.yaml $(TASKS:%=$(3)/%_rho.st) $(TASKS:%=$(3)/%_qat.st) $(foreach k,moments ranked card float own,$(TASKS:%=$(3)/%_$(k).st))
 	qvec transfer $$< -o $$@ --resume --force
 endef
 comma := ,

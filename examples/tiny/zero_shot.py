@@ -1,6 +1,7 @@
 """The table of the zero-data study: what each way to low bits is worth, by receiver and seed.
 
-python zero_shot.py OUT GRID...: for each grid, OUT/*/GRID/grid.jsonl and OUT/*/GRID/*_advise.json.
+python zero_shot.py OUT GRID...: for each grid, OUT/*/GRID/grid.jsonl, OUT/*/GRID/*_advise.json and,
+where there are any, OUT/*/GRID/*_rules.json.
 """
 
 from __future__ import annotations
@@ -84,12 +85,14 @@ def main(out: Path, grids: Sequence[str]) -> None:
     """Prints every grid's table."""
     for grid in grids:
         runs = [matrix(path) for path in sorted(out.glob(f"*/{grid}/grid.jsonl"))]
-        advised = advice(out, grid)
+        advised = documents(out, grid, "advise")
+        ruled = documents(out, grid, "rules")
         seeds = f"{len(runs)} seed{'s' if len(runs) > 1 else ''}"
         print(f"{runs[0].grid}, {len(runs[0].receivers)} receivers, {seeds}")
         print("way\tmean top-1\tgap closed\t95 %\tworse\treceiver data used")
         gaps = _gaps(runs)
-        for row in (*_one_donor(runs), *_baselines(runs), *_advised(runs, advised)):
+        several = (*_ruled(ruled), *_advised(runs, advised))
+        for row in (*_one_donor(runs), *_baselines(runs), *several):
             print(row.text(gaps))
         for line in (*_regret(runs), *_ranks(runs), *_decisions(advised)):
             print(line)
@@ -100,11 +103,11 @@ def matrix(path: Path) -> Matrix:
     return parse(lines_of(path.read_text(), str(path)))
 
 
-def advice(out: Path, grid: str) -> list[tuple[str, str, Json]]:
-    """Seed, receiver and document of every advice."""
+def documents(out: Path, grid: str, kind: str) -> list[tuple[str, str, Json]]:
+    """Seed, receiver and document of every file of that kind."""
     found = []
-    for path in sorted(out.glob(f"*/{grid}/*_advise.json")):
-        name = path.name.removesuffix("_advise.json")
+    for path in sorted(out.glob(f"*/{grid}/*_{kind}.json")):
+        name = path.name.removesuffix(f"_{kind}.json")
         found.append((path.parts[-3], name, json.loads(path.read_text())))
     return found
 
@@ -146,6 +149,19 @@ def _baselines(runs: Sequence[Matrix]) -> Iterator[Row]:
             if key in rows
         ]
         yield Row(names.get(key, key), cells, first.use.replace("_", " "))
+
+
+def _ruled(ruled: Sequence[tuple[str, str, Json]]) -> Iterator[Row]:
+    """Vectors that rules other than the mean have made, each at a lambda by agreement."""
+    found: dict[str, list[Cell]] = defaultdict(list)
+    for _, name, document in ruled:
+        results = document["results"]
+        plain = _score(results["baselines"]["ptq"]["test"])
+        for donor in results["donors"]:
+            rule = Path(donor["chosen"]["rho"]).stem.removeprefix(f"{name}_")
+            found[rule].append(Cell(name, plain, _score(donor["chosen"]["test"])))
+    for rule, cells in sorted(found.items()):
+        yield Row(f"{rule.upper()} of the vectors, lambda by agreement", cells, "proxy images")
 
 
 def _advised(runs: Sequence[Matrix], advised: Sequence[tuple[str, str, Json]]) -> Iterator[Row]:
