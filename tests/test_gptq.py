@@ -253,9 +253,19 @@ def test_on_the_same_scales_the_weights_are_those_of_llm_compressor(tmp_path: Pa
 
 
 @pytest.mark.parametrize("size", [1, 2, 63, 64, 65, 200, 301])
-def test_a_triangle_is_inverted_by_halves(size: int) -> None:
-    lower = np.tril(RNG.standard_normal((size, size))) + size * np.eye(size)
-    found = lower.copy()
-    module._invert(found)
-    np.testing.assert_allclose(found @ lower, np.eye(size), atol=1e-12)
+def test_the_root_of_a_matrix_is_inverted_by_halves(size: int) -> None:
+    rows = RNG.standard_normal((max(1, size // 4), size))  # most directions carry the damping only
+    matrix = rows.T @ rows + np.diag(RNG.uniform(0.1, 1, size))
+    found = matrix.copy()
+    module._invert_root(found)
+    np.testing.assert_allclose(found @ np.linalg.cholesky(matrix), np.eye(size), atol=1e-10)
     assert (np.triu(found, 1) == 0).all()
+
+
+@pytest.mark.parametrize("size", [2, 65, 200])
+@pytest.mark.parametrize("where", [0, -1])
+def test_a_matrix_without_a_root_is_refused(size: int, where: int) -> None:
+    matrix = np.eye(size)
+    matrix[where, where] = -1
+    with pytest.raises(np.linalg.LinAlgError):
+        module._invert_root(matrix)

@@ -153,29 +153,29 @@ def _factor(moment: Array) -> Array | None:
     """
     damping = DAMPING * float(np.diag(moment).mean())
     for _ in range(4):
+        lower = moment[::-1, ::-1].copy()
+        lower[np.diag_indices(len(lower))] += damping
         try:
-            lower = np.linalg.cholesky(_damped(moment, damping)[::-1, ::-1])
-            _invert(lower)
+            _invert_root(lower)
             return lower[::-1, ::-1].astype(np.float32)
         except np.linalg.LinAlgError:
             damping *= 10
     return None
 
 
-def _damped(moment: Array, damping: float) -> Array:
-    """The moment with damping on its diagonal, and no other matrix of its size on the way."""
-    found = moment.copy()
-    found[np.diag_indices(len(found))] += damping
-    return found
+def _invert_root(square: Array) -> None:
+    """Puts the inverse of its Cholesky factor in a matrix's place, by halves.
 
-
-def _invert(lower: Array) -> None:
-    """A lower triangle in place, by halves: a fifth of the time of a general inverse."""
-    if len(lower) <= _SMALL:
-        lower[:] = np.linalg.inv(lower)
+    Half of the matrix is the most that is held beside it; numpy's Cholesky alone holds two more.
+    """
+    if len(square) <= _SMALL:
+        square[:] = np.tril(np.linalg.inv(np.linalg.cholesky(square)))
         return
-    half = len(lower) // 2
-    first, mixed, last = lower[:half, :half], lower[half:, :half], lower[half:, half:]
-    _invert(first)
-    _invert(last)
+    half = len(square) // 2
+    first, mixed, last = square[:half, :half], square[half:, :half], square[half:, half:]
+    _invert_root(first)
+    mixed[:] = mixed @ first.T
+    last -= mixed @ mixed.T
+    _invert_root(last)
     mixed[:] = -last @ (mixed @ first)
+    square[:half, half:] = 0

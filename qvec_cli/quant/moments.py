@@ -61,9 +61,10 @@ def unpack(held: Mapping[str, Array]) -> Inputs:
     """The inputs that ``pack`` was given, within rounding and what the rank has left out."""
     width = held[MEAN].size
     if SECOND in held:
-        moment = np.zeros((width, width))
-        moment[np.triu_indices(width)] = held[SECOND]
-        moment += np.triu(moment, 1).T
+        moment, start = np.empty((width, width)), 0
+        for row in range(width):
+            moment[row, row:] = moment[row:, row] = held[SECOND][start : start + width - row]
+            start += width - row
     else:
         factor = held[FACTOR].astype(np.float64)
         moment = factor.T @ factor
