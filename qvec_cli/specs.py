@@ -336,8 +336,8 @@ class Loading:
 class Calibration:
     """Images from which a quantizer learns what goes through each layer; labels are not read."""
 
-    data: str  # a data set, of which the train split is used
-    samples: int = 512  # drawn from it with seed 0
+    specs: tuple[str, ...]  # data sets, of which the train splits are used
+    samples: int = 512  # in all, shared between them, drawn with seed 0
     loading: Loading = field(default_factory=Loading)
     device: str = "auto"
     bias_correction: bool = False  # whether biases make good the mean error of each output
@@ -345,6 +345,15 @@ class Calibration:
 
     def __post_init__(self) -> None:
         _at_least("calib_samples", self.samples, 1)
+        check_pool("--calib", self.specs, self.samples, 1)
+
+
+def check_pool(flag: str, specs: tuple[str, ...], samples: int, least: int) -> None:
+    """Refuses a data set that stands twice, and samples that are too few for so many of each."""
+    if twice := [spec for spec in specs if specs.count(spec) > 1]:
+        raise SpecError(f"{flag} {twice[0]} stands twice", hint="Once is enough.")
+    if samples < least * len(specs):
+        raise SpecError(f"{flag}-samples {samples} is too few: {least} a data set at least")
 
 
 class Listener(Protocol):

@@ -87,9 +87,10 @@ def full(
     own_temp: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Run:
-    """Two vectors, statistics, pictures and labels: every way takes part."""
+    """Two vectors, statistics, pictures of two places and labels: every way takes part."""
     rhos = [word for path in planted.parts for word in ("--rho", path)]
-    args = (*rhos, "--moments", moments, "--proxy", planted.pictures, "--bits", 2)
+    pictures = ("--proxy", planted.pictures, "--proxy", drawer.donor_data)
+    args = (*rhos, "--moments", moments, *pictures, "--bits", 2)
     out = tmp_path_factory.mktemp("an output") / "out.st"
     return advise(drawer, *args, "--data", drawer.receiver_data, out=out)
 
@@ -195,10 +196,12 @@ def test_data_use_stands_behind_each_row(full: Run, by_noise: Run) -> None:
     assert by_noise.found.json["data_use"]["level"] == "none"
 
 
-def test_labels_judge_and_do_not_choose(full: Run, drawer: Drawer, planted: Planted) -> None:
+def test_labels_judge_and_do_not_choose(full: Run, drawer: Drawer) -> None:
     args = full.found.json["parameters"]
-    rhos = [word for path in args["rho"] for word in ("--rho", path)]
-    flags = (*rhos, "--moments", args["moments"], "--proxy", planted.pictures, "--bits", 2)
+    named = [
+        word for flag in ("rho", "proxy") for path in args[flag] for word in (f"--{flag}", path)
+    ]
+    flags = (*named, "--moments", args["moments"], "--bits", 2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(judge, "_CLOSE", 0.0)
         found = call("advise", drawer.receiver, *FLAGS, *flags, "--json").json
@@ -281,7 +284,7 @@ def test_a_dry_run_plans_and_writes_nothing(
 
 
 FAULTS: dict[str, tuple[tuple[str, ...], str]] = {
-    "two data sets": (("--proxy", "PICTURES", "--proxy", "noise"), "one data set is taken here"),
+    "pictures twice": (("--proxy", "PICTURES", "--proxy", "PICTURES"), "stands twice"),
     "a vector of other bits": (("--rho", "RHO3"), "was made for 3-bit channel absmax, not for 2"),
     "vectors of two grids": (("--rho", "WHOLE", "--rho", "RHO3"), "was made for 3-bit"),
     "another base": (("--rho", "OTHER"), "come from different bases"),

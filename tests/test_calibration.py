@@ -19,6 +19,7 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.model.build import normalise
 from qvec_cli.ops import state
 from qvec_cli.ops.examples import open_for
+from qvec_cli.ops.proxies import Proxies
 from qvec_cli.ops.state import load_network
 from qvec_cli.quant.distortion import sqnr_db
 from qvec_cli.quant.methods import QUANTIZERS
@@ -39,7 +40,7 @@ def test_a_calibrated_file_is_a_packed_file_like_any_other(
     images = ("--calib", drawer.receiver_data)
     results = call(*args, *images, "-o", out, "--json").json
     call(*args, *images, "-o", fake, "--fake")
-    assert results["parameters"]["calibration"]["samples"] == 24
+    assert [found["samples"] for found in results["parameters"]["calibration"]["images"]] == [24]
     assert results["data_use"] == {"level": "receiver_images", "counts": {"train": 24}}
     first = call("eval", out, "--data", drawer.receiver_data, "--json").json["results"]
     second = call("eval", fake, "--data", drawer.receiver_data, "--json").json["results"]
@@ -134,7 +135,52 @@ def test_other_images_than_the_receivers_are_proxies(drawer: Drawer, tmp_path: P
     measured = call("eval", out, "--data", drawer.receiver_data, "--json").json
     assert measured["data_use"]["level"] == "proxy_images"
     lineage = call("inspect", out, "--lineage", "--json").json["results"]["provenance"]
-    assert (lineage["method"], lineage["calibration"]["name"]) == ("gptq", "bars3")
+    (images,) = lineage["calibration"]["images"]
+    assert (lineage["method"], images["name"]) == ("gptq", "bars3")
+
+
+def test_several_data_sets_share_the_samples(
+    drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is decoded is the first half of one and the second of the other, as each alone gives."""
+    seen: list[torch.Tensor] = []
+
+    def kept(pool: Proxies, listener: Silence) -> torch.Tensor:
+        seen.append(decoded(pool, listener))
+        return seen[-1]
+
+    decoded = Proxies.decoded
+    monkeypatch.setattr(Proxies, "decoded", kept)
+    args = ("quantize", drawer.receiver, "--bits", 3, "--method", "gptq", "--device", "cpu")
+    named = [("--calib", drawer.donor_data), ("--calib", "noise")]
+    for samples, words in ((15, (*named[0], *named[1])), (8, named[0]), (7, named[1])):
+        out = tmp_path / f"{samples}.st"
+        found = call(*args, *words, "--calib-samples", samples, "-o", out, "--json").json
+        if samples == 15:
+            images = found["parameters"]["calibration"]["images"]
+            assert [(i["name"], i["samples"]) for i in images] == [("bars3", 8), ("noise", 7)]
+            assert found["data_use"] == {"level": "proxy_images", "counts": {"proxy": 15}}
+            assert [i["path"] for i in found["inputs"][1:]] == [str(drawer.donor_data), "noise"]
+    assert torch.equal(seen[0], torch.cat(seen[1:]))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--calib", "DONOR", "--calib", "DONOR"), "stands twice"),
+        (("--calib", "DONOR", "--calib", "noise", "--calib-samples", 1), "1 a data set at least"),
+        (("--calib", "DONOR", "--calib", "nowhere"), "nowhere"),
+    ],
+)
+def test_data_sets_that_do_not_go_together_cost_a_line(
+    words: tuple[object, ...], said: str, drawer: Drawer, tmp_path: Path
+) -> None:
+    given = [drawer.donor_data if word == "DONOR" else word for word in words]
+    args = ("quantize", drawer.receiver, "--bits", 3, "--method", "gptq", *given)
+    found = call(*args, "-o", tmp_path / "q.st", code=None)
+    assert found.code in {1, 2}
+    assert said in found.errors[0]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -222,7 +268,7 @@ def test_more_images_than_there_are_cannot_be_had(drawer: Drawer, tmp_path: Path
     out = tmp_path / "q.st"
     found = call(*args, "--calib", drawer.receiver_data, "-o", out, "--json").json
     assert found["data_use"]["counts"] == {"train": 108}
-    assert found["parameters"]["calibration"]["samples"] == 108
+    assert found["parameters"]["calibration"]["images"][0]["samples"] == 108
 
 
 def test_awq_clips_no_layer_that_makes_queries_and_keys(drawer: Drawer, tmp_path: Path) -> None:

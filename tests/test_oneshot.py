@@ -46,7 +46,7 @@ def files(drawer: Drawer, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 def in_memory(drawer: Drawer, grid: Grid, rank: int | None) -> dict[str, Any]:
     """Weights on the grid by GPTQ on moments that no file has held."""
-    wanted = Calibration(str(drawer.donor_data), 24, Loading(batch_size=16), "cpu")
+    wanted = Calibration((str(drawer.donor_data),), 24, Loading(batch_size=16), "cpu")
     with Checkpoint(drawer.donor) as donor:
         model = model_of(donor)
         images = find_images(donor, model, wanted)
@@ -55,7 +55,7 @@ def in_memory(drawer: Drawer, grid: Grid, rank: int | None) -> dict[str, Any]:
         assert donor.card
         assert donor.card.targets
         weights = linear_weights(network, donor, donor.card.targets)
-        decoded, _ = images.examples.decoded("train", Silence())
+        decoded = images.pool.decoded(Silence())
     batches = [normalise(model)(part) for part in torch.split(decoded, 16)]
     receiver, found = load_file(drawer.receiver), {}
     for site, inputs, _ in collect(network, weights, batches):

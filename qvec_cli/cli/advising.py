@@ -41,7 +41,7 @@ def advise(
         typer.Option(
             metavar="SPEC",
             help="Images without labels that are not the receiver's: named as --data is, or any "
-            "folder.",
+            "folder. Repeat it to mix.",
             show_default="noise",
         ),
     ] = None,

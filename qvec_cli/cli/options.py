@@ -159,12 +159,15 @@ MeasureChoice = Annotated[
 ]
 
 Calib = Annotated[
-    str | None,
-    typer.Option(help="Images to calibrate with, named as --data is; labels are not read."),
+    list[str] | None,
+    typer.Option(
+        metavar="SPEC",
+        help="Images to calibrate with, named as --data is; labels are not read. Repeat it to mix.",
+    ),
 ]
 CalibSamples = Annotated[
     int | None,
-    typer.Option(min=1, help="Of its train split, drawn with seed 0.", show_default="512"),
+    typer.Option(min=1, help="Of the train splits in all, drawn with seed 0.", show_default="512"),
 ]
 MomentsFile = Annotated[
     Path | None,

@@ -148,8 +148,8 @@ def quantize(
 
         carried = _moments(moments, bias_correction, calib=calib, calib_samples=calib_samples)
         correction = bias_correction and carried is None
-        told = (calib or "", calib_samples or 512, loading, device, correction, target)
-        images = _calibration(calib, calib_samples, Calibration(*told))
+        told = (tuple(calib or ()), calib_samples or 512, loading, device, correction, target)
+        images = _calibration(Calibration(*told), calib_samples)
         if output is None:
             raise SpecError("-o FILE is missing", hint="--compare goes without.")
         if data is not None:
@@ -226,8 +226,8 @@ def export(
     )
 
 
-def _calibration(calib: str | None, samples: int | None, told: Calibration) -> Calibration | None:
-    if calib is not None:
+def _calibration(told: Calibration, samples: int | None) -> Calibration | None:
+    if told.specs:
         return told
     needing = {
         "--bias-correction": told.bias_correction,

@@ -34,7 +34,6 @@ def advise(request: Request, listener: Listener) -> Metrics:
 
     Raises:
         MismatchError: vectors, moments or images that do not belong to the receiver.
-        SpecError: several data sets of proxies.
     """
     started = time.perf_counter()
     if request.out is not None:
@@ -94,8 +93,8 @@ def _candidates(
     if moments is not None:
         yield from (candidates.on_moments(source, grid, moments, before) for grid in grids)
     making = setting.making
-    pictures = NOISE not in making.specs
-    images = _images(making.specs[0], making, request.device)
+    pictures = making.specs != (NOISE,)
+    images = _images(making.specs, making, request.device)
     if bench.best(Family.MOMENTS) is None:
         moments, name = None, "proxies" if pictures else NOISE
         yield from (candidates.on_images(source, grid, images, name) for grid in grids)
@@ -104,7 +103,7 @@ def _candidates(
         return
     grid = best.grid
     if pictures:
-        yield candidates.on_images(source, grid, _images(NOISE, making, request.device), NOISE)
+        yield candidates.on_images(source, grid, _images((NOISE,), making, request.device), NOISE)
         if moments is not None:
             yield candidates.on_images(source, grid, images, "proxies")
         aimed = candidates.on_images(source, grid, replace(images, target=Target.FLOAT), "proxies")
@@ -114,8 +113,8 @@ def _candidates(
         yield from vectors.anchored(aimed)
 
 
-def _images(spec: str, making: ProxyWish, device: str) -> Calibration:
-    return Calibration(spec, making.samples, making.loading, device)
+def _images(specs: tuple[str, ...], making: ProxyWish, device: str) -> Calibration:
+    return Calibration(specs, making.samples, making.loading, device)
 
 
 def _told(verdict: Verdict) -> Facts:

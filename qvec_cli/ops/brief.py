@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import MismatchError, SpecError
+from qvec_cli.errors import MismatchError
 from qvec_cli.learn.noise import NOISE
 from qvec_cli.ops import agree, candidates
 from qvec_cli.ops.examples import Examples, open_for
@@ -57,13 +57,7 @@ def find(
 
     Raises:
         MismatchError: vectors or images that do not belong to the receiver.
-        SpecError: several data sets of proxies.
     """
-    if len(request.proxy.specs) > 1:
-        raise SpecError(
-            "--proxy: one data set is taken here",
-            hint="A folder of pictures may hold several, at any depth.",
-        )
     require_float(theta)
     if request.moments is not None:
         _check_moments(request, request.moments)

@@ -11,18 +11,16 @@ import numpy as np
 from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, NotFiniteError, SpecError
-from qvec_cli.ops.examples import Examples
-from qvec_cli.ops.metrics import Input
 from qvec_cli.ops.patched import Patched
 from qvec_cli.ops.plan import TORCH
-from qvec_cli.ops.proxies import draw
+from qvec_cli.ops.proxies import Proxies, draw_each
 from qvec_cli.quant.aim import aim
 from qvec_cli.quant.distortion import sqnr_db
 from qvec_cli.quant.inputs import Inputs
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import QTensor
 from qvec_cli.quant.rtn import rtn
-from qvec_cli.specs import Calibration, Grid, Listener, Method, Target, Use
+from qvec_cli.specs import Calibration, Grid, Listener, Method, Target
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -44,18 +42,7 @@ class Images:
     """Calibration images that have been found, not yet decoded."""
 
     wanted: Calibration
-    examples: Examples
-    use: Use  # what a model costs that has seen them
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """How many images of which split will be decoded."""
-        return {"train": len(self.examples.task.split("train"))}
-
-    @property
-    def input(self) -> Input:
-        """The data set as metrics list it."""
-        return Input(self.wanted.data, "data", self.examples.task.digest)
+    pool: Proxies
 
     def memory(self, theta: Checkpoint, targets: Iterable[str]) -> int:
         """Bytes that calibration takes, about; a batch's way through a block comes on top.
@@ -63,7 +50,7 @@ class Images:
         Beside torch and the network: the images as decoded and as floats, the inputs of a block
         and what comes out of it, which are about as large, and the method's own matrices.
         """
-        pixels = self.examples.nbytes(self.counts)
+        pixels = self.pool.nbytes()
         largest = max(sum(theta[name].shape) ** 2 for name in targets)
         numbers = sum(entry.size for entry in theta.values())
         twice = 2 if self.wanted.target is Target.FLOAT else 1  # what the float network takes
@@ -71,13 +58,8 @@ class Images:
 
     def facts(self) -> dict[str, Any]:
         """As cards and metrics name them."""
-        task, target = self.examples.task, self.wanted.target
-        facts = {
-            "name": task.name,
-            "digest": task.digest,
-            "samples": self.counts["train"],
-            "bias_correction": self.wanted.bias_correction,
-        }
+        target, corrected = self.wanted.target, self.wanted.bias_correction
+        facts = {"images": self.pool.facts(), "bias_correction": corrected}
         return facts if target is Target.QUANTIZED else {**facts, "target": target}
 
 
@@ -109,15 +91,14 @@ def check_wanted(method: Method, wanted: Calibration | None) -> None:
 def find_images(
     theta: Checkpoint, model: dict[str, Any] | None, wanted: Calibration | None
 ) -> Images | None:
-    """The images, drawn from the train split; whether they are the receiver's own, cards tell.
+    """The images, drawn from the train splits; whether they are the receiver's own, cards tell.
 
     Raises:
         DataError: no such data set.
     """
     if wanted is None or model is None:
         return None
-    found = draw(theta, model, wanted.data, wanted.samples, wanted.loading)
-    return Images(wanted, found.examples, found.use)
+    return Images(wanted, draw_each(theta, model, wanted))
 
 
 def calibrate(
@@ -141,11 +122,11 @@ def calibrate(
     from qvec_cli.model.build import normalise
     from qvec_cli.model.calibrate import Walk, abreast, mean_inputs
 
-    model = images.examples.model
+    model = images.pool.model
     theta = source.theta if isinstance(source, Patched) else source
     network = load_float(source, model, images.wanted.device)
     weights = linear_weights(network, theta, targets)
-    decoded, _ = images.examples.decoded("train", listener)
+    decoded = images.pool.decoded(listener)
     device, step = next(network.parameters()).device, images.wanted.loading.batch_size
     batches = [normalise(model)(part.to(device)) for part in torch.split(decoded, step)]
     try:

@@ -104,7 +104,7 @@ def on_moments(source: Path, grid: Grid, file: Path, before: tuple[str, ...] = (
 
 def on_images(source: Path, grid: Grid, images: Calibration, name: str) -> Candidate:
     """GPTQ on images: noise, or pictures that are not the receiver's."""
-    family = Family.NOISE if images.data == NOISE else Family.IMAGES
+    family = Family.NOISE if images.specs == (NOISE,) else Family.IMAGES
     aim = ", float target" if images.target is Target.FLOAT else ""
     request = replace(_request(source, grid), method=Method.GPTQ, calibration=images)
     way = "float" if aim else str(family)
@@ -178,7 +178,9 @@ def _words(request: Request, grid: Grid) -> Iterator[str]:
 
 
 def _image_words(request: Request, images: Calibration) -> Iterator[str]:
-    yield from ("--calib", images.data, "--calib-samples", str(images.samples))
+    for spec in images.specs:
+        yield from ("--calib", spec)
+    yield from ("--calib-samples", str(images.samples))
     if images.target is Target.FLOAT:
         yield from ("--target", "float")
     if request.refinement and request.refinement.proxies:

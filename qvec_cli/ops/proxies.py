@@ -14,7 +14,7 @@ from qvec_cli.learn.unlabelled import any_split
 from qvec_cli.ops.examples import Examples, open_images
 from qvec_cli.ops.lineage import digest_of, has_seen
 from qvec_cli.ops.metrics import Input
-from qvec_cli.specs import DataUse, Listener, Loading, Use, spent
+from qvec_cli.specs import Calibration, DataUse, Listener, Loading, Use, check_pool, spent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,11 +38,7 @@ class ProxyWish:
                 "--proxy is missing",
                 hint="Some hundred images of anything do, without labels; or --proxy noise.",
             )
-        for place, spec in enumerate(self.specs):
-            if spec in self.specs[:place]:
-                raise SpecError(f"--proxy {spec} stands twice", hint="Once is enough.")
-        if self.samples < 2 * len(self.specs):
-            raise SpecError(f"--proxy-samples {self.samples} is too few: two a data set at least")
+        check_pool("--proxy", self.specs, self.samples, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +79,11 @@ class Proxies:
         return tuple(Input(s.spec, "data", s.examples.task.digest) for s in self.sources)
 
     @property
+    def model(self) -> dict[str, Any]:
+        """The configuration of the network that they are decoded for."""
+        return self.sources[0].examples.model
+
+    @property
     def only_noise(self) -> bool:
         """Whether no picture is among them."""
         return all(source.examples.task.name == NOISE for source in self.sources)
@@ -117,16 +118,27 @@ def find_proxies(
     Raises:
         DataError, SpecError: no such data set, or a single image.
     """
-    shares = _shares(wish.samples, len(wish.specs))
-    found = Proxies(
-        tuple(
-            draw(theta, model, spec, count, wish.loading, start=count if held_back else 0)
-            for spec, count in zip(wish.specs, shares, strict=True)
-        )
-    )
-    if sum(source.count for source in found.sources) < 2:
+    found = draw_each(theta, model, wish, held_back=held_back)
+    if found.count < 2:
         raise DataError(f"{wish.specs[0]}: has one image, and one cannot tell how sure a choice is")
     return found
+
+
+def draw_each(
+    theta: Checkpoint,
+    model: dict[str, Any],
+    wanted: ProxyWish | Calibration,
+    *,
+    held_back: bool = False,
+) -> Proxies:
+    """A share of the images from each data set, see ``draw`` and ``find_proxies``."""
+    shares = _shares(wanted.samples, len(wanted.specs))
+    return Proxies(
+        tuple(
+            draw(theta, model, spec, count, wanted.loading, start=count if held_back else 0)
+            for spec, count in zip(wanted.specs, shares, strict=True)
+        )
+    )
 
 
 def draw(

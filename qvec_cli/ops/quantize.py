@@ -148,27 +148,30 @@ class _Found(NamedTuple):
     proxies: Proxies | None  # to refine with
 
     @property
+    def pools(self) -> dict[str, Proxies]:
+        """Those that there are, by what they are decoded for."""
+        first = {"train": self.calibration.pool} if self.calibration else {}
+        return first | ({"proxy": self.proxies} if self.proxies else {})
+
+    @property
     def counts(self) -> dict[str, int]:
         """Images that are decoded."""
-        found = dict(self.calibration.counts) if self.calibration else {}
-        return found | ({"proxy": self.proxies.count} if self.proxies else {})
+        return {what: pool.count for what, pool in self.pools.items()}
 
     @property
     def uses(self) -> list[Use]:
         """What they cost."""
-        return [images.use for images in self if images]
+        return [pool.use for pool in self.pools.values()]
 
     @property
     def specs(self) -> list[str]:
         """The data sets as typed."""
-        proxies = [source.spec for source in self.proxies.sources] if self.proxies else []
-        return [*([self.calibration.wanted.data] if self.calibration else []), *proxies]
+        return [source.spec for pool in self.pools.values() for source in pool.sources]
 
     @property
     def inputs(self) -> list[Input]:
         """Each data set once."""
-        first = (self.calibration.input,) if self.calibration else ()
-        return [*dict.fromkeys((*first, *(self.proxies.inputs if self.proxies else ())))]
+        return [*dict.fromkeys(found for pool in self.pools.values() for found in pool.inputs)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from qvec_cli.model.targets import head_tensors
 from qvec_cli.ops.calibration import Calibrated, load_float
 from qvec_cli.ops.patched import Patched
 from qvec_cli.ops.plan import TORCH
-from qvec_cli.ops.proxies import Proxies, ProxyWish, draw, find_proxies
+from qvec_cli.ops.proxies import Proxies, ProxyWish, draw_each, find_proxies
 from qvec_cli.quant.distortion import sqnr_db
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import QTensor
@@ -96,8 +96,7 @@ def find(
     if wanted.proxies:
         found = find_proxies(theta, model, wanted.proxies)
     elif calibration:
-        told = calibration.data, calibration.samples, calibration.loading
-        found = Proxies((draw(theta, model, *told),))
+        found = draw_each(theta, model, calibration)
     else:
         raise SpecError(
             "--refine needs images: --proxy and --calib are missing",

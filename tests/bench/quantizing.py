@@ -225,7 +225,7 @@ def watched(source: Path, images: Path, out: Path, scale: str) -> dict[str, floa
 
     linears = calibrate._linears  # a forward tells it of each product; it takes the moments
     calibrate._linears = lambda seen: linears(clock.timed("moments of inputs", seen))
-    wanted, seen = Wanted(3, scale=Scale(scale)), Calibration(str(images), 512)
+    wanted, seen = Wanted(3, scale=Scale(scale)), Calibration((str(images),), 512)
     quantize(Request(source, out, wanted, Method.GPTQ, calibration=seen, force=True), Silence())
     clock.seconds["all else"] = time.perf_counter() - started - clock.seconds.total()
     return clock.seconds
