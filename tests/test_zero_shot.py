@@ -175,6 +175,15 @@ def test_decisions_are_held_against_the_best_candidate_of_equal_bits(table: Modu
     assert "worse than the best plain grid in 0%" in lines[1]
 
 
+def test_accuracy_is_averaged_over_the_candidates_that_keep_as_much(table: ModuleType) -> None:
+    def told(full: int, *rows: tuple[float, int]) -> dict:  # type: ignore[type-arg]
+        found = [{"kept": kept, "test": {"n": 100, "n_correct": n}} for kept, n in rows]
+        return {"results": {"fp": {"n": 100, "n_correct": full}, "candidates": found}}
+
+    files = [("s0", "a", told(80, (0.61, 40), (1.0, 80))), ("s0", "b", told(50, (0.69, 50)))]
+    assert table._kept(files).endswith("from: 0.6 0.75, 0.9 1.00")
+
+
 def test_a_rules_row_has_each_receivers_chosen_vector_against_its_own_rounding(
     table: ModuleType,
 ) -> None:

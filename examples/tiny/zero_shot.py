@@ -94,7 +94,7 @@ def main(out: Path, grids: Sequence[str]) -> None:
         several = (*_ruled(ruled), *_advised(runs, advised))
         for row in (*_one_donor(runs), *_baselines(runs), *several):
             print(row.text(gaps))
-        for line in (*_regret(runs), *_ranks(runs), *_decisions(advised)):
+        for line in (*_regret(runs), *_ranks(runs), *_decisions(advised), _kept(advised)):
             print(line)
 
 
@@ -284,6 +284,17 @@ def _decisions(advised: Sequence[tuple[str, str, Json]]) -> Iterator[str]:
         f"{100 * fmean(lost):.1f} points below it on average, {100 * max(lost):.1f} at most; "
         f"worse than the best plain grid in {fmean(below):.0%}"
     )
+
+
+def _kept(advised: Sequence[tuple[str, str, Json]]) -> str:
+    """What the share of float answers that a candidate keeps on others' images says of accuracy."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for _, _, document in advised:
+        full = _score(document["results"]["fp"]).top1
+        for row in document["results"]["candidates"]:
+            found[min(9, int(10 * row["kept"]))].append(_score(row["test"]).top1 / full)
+    told = (f"{tenth / 10:.1f} {fmean(shares):.2f}" for tenth, shares in sorted(found.items()))
+    return f"share of float accuracy by share of float answers kept, from: {', '.join(told)}"
 
 
 if __name__ == "__main__":
