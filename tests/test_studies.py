@@ -34,9 +34,9 @@ class Study:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return done.stdout
 
-    def commands(self, out: Path) -> list[list[str]]:
+    def commands(self, out: Path, *words: str) -> list[list[str]]:
         """What a dry run would start, flags on one line."""
-        plan = self.make("-n", f"OUT={out}", self.target).replace("\\\n", " ")
+        plan = self.make("-n", f"OUT={out}", *words, self.target).replace("\\\n", " ")
         return [shlex.split(line)[1:] for line in plan.splitlines() if line.startswith("qvec ")]
 
 

@@ -21,8 +21,8 @@ TASKS := digits $(if $(wildcard $(FASHION)/train-images-idx3-ubyte.gz),fashion) 
 NUMBERED := digits fashion
 others = $(filter-out $(1) $(if $(filter $(1),$(NUMBERED)),$(NUMBERED)),$(TASKS))
 LAMBDAS := 0,0.25,0.5,0.75,1,1.5
-# of the vectors that are combined by other rules than the mean
-RULES := ties dare
+# how vectors are combined beside their mean: RULES="ties dare", 13 minutes of CPU more
+RULES :=
 RULED_LAMBDAS := 0,0.5,1
 # of the moments that are kept as eigenpairs and a diagonal
 RANK := 16
@@ -30,7 +30,7 @@ NULL_DONOR := greek
 RESULTS := results
 
 runs = $(foreach s,$(SEEDS),$(OUT)/s$(s)/$(1)/grid.jsonl)
-judged = $(foreach s,$(SEEDS),$(foreach k,advise rules,$(TASKS:%=$(OUT)/s$(s)/$(1)/%_$(k).json)))
+judged = $(foreach s,$(SEEDS),$(foreach k,advise $(if $(RULES),rules),$(TASKS:%=$(OUT)/s$(s)/$(1)/%_$(k).json)))
 
 .PHONY: zero-shot all clean
 .DELETE_ON_ERROR:
@@ -86,8 +86,32 @@ $(OUT)/s$(1)/$(2)_rank_rho.st: $(OUT)/s$(1)/$(2).st $(OUT)/s$(1)/$(firstword $(G
 
 $(OUT)/s$(1)/$(2)_rank_mean.st: $(foreach o,$(call others,$(2)),$(OUT)/s$(1)/$(o)_rank_rho.st)
 	qvec combine $$^ -o $$@ --force
+
+$(OUT)/s$(1)/$(2)_mean.st: $(foreach o,$(call others,$(2)),$(OUT)/s$(1)/$(firstword $(GRIDS))/$(o)_rho.st)
+	qvec combine $$^ -o $$@ --force
 endef
 $(foreach s,$(SEEDS),$(foreach t,$(TASKS),$(eval $(call model,$(s),$(t)))))
+
+# GPTQ without a vector, one of a width for all grids: $(1) is the seed, $(2) the task, $(3) the bits
+GPTQ = qvec quantize $$< --bits $(3) --scale mse-full --method gptq -o $$@ --force
+define calibrated
+$(OUT)/s$(1)/$(2)_moments_$(3).st: $(OUT)/s$(1)/$(2).st $(OUT)/s$(1)/$(2)_mean.st
+	$(GPTQ) --moments $$(lastword $$^)
+
+$(OUT)/s$(1)/$(2)_ranked_$(3).st: $(OUT)/s$(1)/$(2).st $(OUT)/s$(1)/$(2)_rank_mean.st
+	$(GPTQ) --moments $$(lastword $$^)
+
+$(OUT)/s$(1)/$(2)_card_$(3).st: $(OUT)/s$(1)/$(2).st $(OUT)/card.st
+	$(GPTQ) --moments $$(lastword $$^)
+
+$(OUT)/s$(1)/$(2)_float_$(3).st: $(OUT)/s$(1)/$(2).st | $(OUT)/others/$(2)
+	$(GPTQ) --calib $(OUT)/others/$(2) --calib-samples 256 --target float
+
+# for comparison only: the receiver's own images
+$(OUT)/s$(1)/$(2)_own_$(3).st: $(OUT)/s$(1)/$(2).st | $(OUT)/images
+	$(GPTQ) --calib $(OUT)/images/$(2) --calib-samples 256
+endef
+$(foreach s,$(SEEDS),$(foreach b,$(sort $(foreach g,$(GRIDS),$(call bits,$(g)))),$(foreach t,$(TASKS),$(eval $(call calibrated,$(s),$(t),$(b))))))
 
 # what is made for a grid: $(1) is the seed, $(2) the task, $(3) the grid, $(4) their folder
 define made
@@ -98,35 +122,19 @@ $(4)/$(2)_qat.st: base.st recipe.yaml | $(OUT)/images
 $(4)/$(2)_rho.st: $(OUT)/s$(1)/$(2).st $(4)/$(2)_qat.st $(OUT)/s$(1)/$(2)_moments.st
 	qvec extract $$(wordlist 1,2,$$^) --moments $$(lastword $$^) -o $$@ --force
 
-$(4)/$(2)_mean.st: $(foreach o,$(call others,$(2)),$(4)/$(o)_rho.st)
-	qvec combine $$^ -o $$@ --force
-
-$(4)/$(2)_moments.st: $(OUT)/s$(1)/$(2).st $(4)/$(2)_mean.st
-	qvec quantize $$< --bits $(call bits,$(3)) --scale mse-full --method gptq --moments $$(lastword $$^) -o $$@ --force
-
-$(4)/$(2)_ranked.st: $(OUT)/s$(1)/$(2).st $(OUT)/s$(1)/$(2)_rank_mean.st
-	qvec quantize $$< --bits $(call bits,$(3)) --scale mse-full --method gptq --moments $$(lastword $$^) -o $$@ --force
-
-$(4)/$(2)_card.st: $(OUT)/s$(1)/$(2).st $(OUT)/card.st
-	qvec quantize $$< --bits $(call bits,$(3)) --scale mse-full --method gptq --moments $$(lastword $$^) -o $$@ --force
-
-$(4)/$(2)_float.st: $(OUT)/s$(1)/$(2).st | $(OUT)/others/$(2)
-	qvec quantize $$< --bits $(call bits,$(3)) --scale mse-full --method gptq --calib $(OUT)/others/$(2) --calib-samples 256 --target float -o $$@ --force
-
 $(RULES:%=$(4)/$(2)_%.st): $(4)/$(2)_%.st: $(foreach o,$(call others,$(2)),$(4)/$(o)_rho.st)
 	qvec combine $$^ --rule $$* -o $$@ --force
 
 $(4)/$(2)_rules.json: $(OUT)/s$(1)/$(2).st $(RULES:%=$(4)/$(2)_%.st) | $(OUT)/others/$(2)
 	qvec sweep-lambda $$^ --objective agreement --proxy $(OUT)/others/$(2) --data $(OUT)/images/$(2) --lambdas $(RULED_LAMBDAS) -o $$@ --force
 
-# for comparison only: the receiver's own images
-$(4)/$(2)_own.st: $(OUT)/s$(1)/$(2).st | $(OUT)/images
-	qvec quantize $$< --bits $(call bits,$(3)) --scale mse-full --method gptq --calib $(OUT)/images/$(2) --calib-samples 256 -o $$@ --force
-
 $(4)/$(2)_advise.json: $(OUT)/s$(1)/$(2).st $(foreach o,$(call others,$(2)),$(4)/$(o)_rho.st) | $(OUT)/others/$(2)
 	qvec advise $$< --bits $(call bits,$(3)) $(foreach o,$(call others,$(2)),--rho $(4)/$(o)_rho.st) --proxy $(OUT)/others/$(2) --data $(OUT)/images/$(2) --device cpu --metrics $$@ --force
 endef
 $(foreach s,$(SEEDS),$(foreach g,$(GRIDS),$(foreach t,$(TASKS),$(eval $(call made,$(s),$(t),$(g),$(OUT)/s$(s)/$(g))))))
+
+# baselines by name: $(1) is the seed, $(2) the task, $(3) the bits
+named = gptq moments: $(OUT)/s$(1)/$(2)_moments_$(3).st, gptq rank $(RANK): $(OUT)/s$(1)/$(2)_ranked_$(3).st, gptq base card: $(OUT)/s$(1)/$(2)_card_$(3).st, gptq float target: $(OUT)/s$(1)/$(2)_float_$(3).st, gptq own images: $(OUT)/s$(1)/$(2)_own_$(3).st
 
 # the matrix: $(1) is the seed, $(2) the grid, $(3) their folder
 define grid
@@ -139,11 +147,11 @@ $(3)/grid.yaml: zero.mk
 	echo "proxy: [$(foreach t,$(TASKS),$(OUT)/images/$(t)$(if $(filter-out $(lastword $(TASKS)),$(t)),$(comma)))]"; \
 	echo "device: cpu"; \
 	echo "receivers:"; \
-	$(foreach t,$(TASKS),echo "  $(t): {model: $(OUT)/s$(1)/$(t).st, data: $(OUT)/images/$(t), qat: $(3)/$(t)_qat.st, baselines: {gptq moments: $(3)/$(t)_moments.st, gptq rank $(RANK): $(3)/$(t)_ranked.st, gptq base card: $(3)/$(t)_card.st, gptq float target: $(3)/$(t)_float.st, gptq own images: $(3)/$(t)_own.st}}";) \
+	$(foreach t,$(TASKS),echo "  $(t): {model: $(OUT)/s$(1)/$(t).st, data: $(OUT)/images/$(t), qat: $(3)/$(t)_qat.st, baselines: {$(call named,$(1),$(t),$(call bits,$(2)))}}";) \
 	echo "donors:"; \
 	$(foreach t,$(TASKS),echo "  $(t): {rho: $(3)/$(t)_rho.st, model: $(OUT)/s$(1)/$(t).st}";) } > $$@
 
-$(3)/grid.jsonl: $(3)/grid.yaml $(TASKS:%=$(3)/%_rho.st) $(TASKS:%=$(3)/%_qat.st) $(foreach k,moments ranked card float own,$(TASKS:%=$(3)/%_$(k).st))
+$(3)/grid.jsonl: $(3)/grid.yaml $(TASKS:%=$(3)/%_rho.st) $(TASKS:%=$(3)/%_qat.st) $(foreach k,moments ranked card float own,$(TASKS:%=$(OUT)/s$(1)/%_$(k)_$(call bits,$(2)).st))
 	qvec transfer $$< -o $$@ --resume --force
 endef
 comma := ,
