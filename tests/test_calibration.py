@@ -159,7 +159,10 @@ def test_several_data_sets_share_the_samples(
         if samples == 15:
             images = found["parameters"]["calibration"]["images"]
             assert [(i["name"], i["samples"]) for i in images] == [("bars3", 8), ("noise", 7)]
-            assert found["data_use"] == {"level": "proxy_images", "counts": {"proxy": 15}}
+            assert found["data_use"] == {
+                "level": "proxy_images",
+                "counts": {"proxy": 8, "noise": 7},
+            }
             assert [i["path"] for i in found["inputs"][1:]] == [str(drawer.donor_data), "noise"]
     assert torch.equal(seen[0], torch.cat(seen[1:]))
 

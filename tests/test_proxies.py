@@ -44,7 +44,7 @@ def test_the_images_are_shared_between_the_sources(
     proxies = found(drawer, drawer.donor_data, pictures, "noise", samples=samples)
     assert [source.count for source in proxies.sources] == shares
     assert [fact["samples"] for fact in proxies.facts()] == shares
-    assert proxies.use.counts == {"proxy": sum(shares)}
+    assert proxies.use.counts == {"proxy": shares[0] + shares[1], "noise": shares[2]}
 
 
 def test_what_is_decoded_is_what_was_counted(drawer: Drawer, pictures: Path) -> None:
@@ -60,21 +60,27 @@ def test_what_is_decoded_is_what_was_counted(drawer: Drawer, pictures: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("specs", "use", "kind"),
+    ("specs", "use", "counts"),
     [
-        (("noise",), DataUse.NONE, "noise"),
-        (("donor_data",), DataUse.PROXY_IMAGES, "proxy"),
-        (("donor_data", "noise"), DataUse.PROXY_IMAGES, "proxy"),
-        (("receiver_data",), DataUse.RECEIVER_IMAGES, "train"),
-        (("donor_data", "receiver_data"), DataUse.RECEIVER_IMAGES, "train"),
+        (("noise",), DataUse.NONE, {"noise": 8}),
+        (("donor_data",), DataUse.PROXY_IMAGES, {"proxy": 8}),
+        (("donor_data", "noise"), DataUse.PROXY_IMAGES, {"proxy": 4, "noise": 4}),
+        (("receiver_data",), DataUse.RECEIVER_IMAGES, {"train": 8}),
+        (("donor_data", "receiver_data"), DataUse.RECEIVER_IMAGES, {"proxy": 4, "train": 4}),
+        (("donor_data", "PICTURES"), DataUse.PROXY_IMAGES, {"proxy": 8}),
     ],
 )
 def test_what_images_cost_hangs_on_whose_they_are(
-    specs: tuple[str, ...], use: DataUse, kind: str, drawer: Drawer
+    specs: tuple[str, ...],
+    use: DataUse,
+    counts: dict[str, int],
+    drawer: Drawer,
+    pictures: Path,
 ) -> None:
-    proxies = found(drawer, *(getattr(drawer, name, name) for name in specs))
+    named = {"PICTURES": pictures}
+    proxies = found(drawer, *(named.get(name, getattr(drawer, name, name)) for name in specs))
     assert proxies.use.level is use
-    assert proxies.use.counts == {kind: 8}
+    assert proxies.use.counts == counts
     assert proxies.only_noise is (specs == ("noise",))
 
 

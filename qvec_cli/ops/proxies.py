@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -63,10 +64,11 @@ class Proxies:
 
     @property
     def use(self) -> Use:
-        """What of the receiver's data they are, and how many there are in all."""
-        level = spent(*(source.use for source in self.sources)).level
-        kind = {DataUse.NONE: NOISE, DataUse.RECEIVER_IMAGES: "train"}.get(level, "proxy")
-        return Use(level, {kind: sum(source.count for source in self.sources)})
+        """What of the receiver's data they are, and how many there are of each kind."""
+        counts: Counter[str] = Counter()
+        for source in self.sources:
+            counts.update(source.use.counts)
+        return Use(spent(*(source.use for source in self.sources)).level, dict(counts))
 
     @property
     def count(self) -> int:
@@ -131,7 +133,11 @@ def draw_each(
     *,
     held_back: bool = False,
 ) -> Proxies:
-    """A share of the images from each data set, see ``draw`` and ``find_proxies``."""
+    """A share of the images from each data set, see ``find_proxies``; nothing is decoded.
+
+    Raises:
+        DataError: no such data set, or too few are left to be held back.
+    """
     shares = _shares(wanted.samples, len(wanted.specs))
     return Proxies(
         tuple(
