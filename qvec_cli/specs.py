@@ -349,7 +349,7 @@ class Calibration:
 
 
 def check_pool(flag: str, specs: tuple[str, ...], samples: int, least: int) -> None:
-    """Refuses a data set that stands twice, and samples that are too few for so many of each."""
+    """Refuses a data set that stands twice, and too few samples; SpecError says which."""
     if twice := [spec for spec in specs if specs.count(spec) > 1]:
         raise SpecError(f"{flag} {twice[0]} stands twice", hint="Once is enough.")
     if samples < least * len(specs):

@@ -293,8 +293,12 @@ def test_a_target_without_moments_is_refused_by_name(drawer: Drawer, tmp_path: P
     [
         (("--method", "awq"), 2, "--method awq needs images"),
         (("--method", "rtn"), 2, "--moments is of no use to --method rtn"),
-        (("--method", "gptq", "--calib", "x"), 2, "--moments does not go with --calib"),
-        (("--method", "gptq", "--calib-samples", 3), 2, "does not go with --calib-samples"),
+        (("--method", "gptq", "--calib", "x"), 2, "--calib does not go with --moments"),
+        (
+            ("--method", "gptq", "--calib-samples", 3),
+            2,
+            "--calib-samples does not go with --moments",
+        ),
         (("--compare",), 2, "--moments does not go with --compare"),
     ],
 )

@@ -247,11 +247,7 @@ def _moments(path: Path | None, bias_correction: bool, **images: object) -> Mome
 
     if path is None:
         return None
-    if typed := [name for name, value in images.items() if value is not None]:
-        raise SpecError(
-            f"--moments does not go with --{typed[0].replace('_', '-')}",
-            hint="Moments stand in place of images.",
-        )
+    refuse_typed("does not go with --moments", "Moments stand in place of images.", **images)
     return Moments(path, bias_correction)
 
 

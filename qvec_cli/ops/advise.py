@@ -93,7 +93,7 @@ def _candidates(
     if moments is not None:
         yield from (candidates.on_moments(source, grid, moments, before) for grid in grids)
     making = setting.making
-    pictures = making.specs != (NOISE,)
+    pictures = not setting.judging.only_noise
     images = _images(making.specs, making, request.device)
     if bench.best(Family.MOMENTS) is None:
         moments, name = None, "proxies" if pictures else NOISE
