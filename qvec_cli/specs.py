@@ -52,7 +52,7 @@ class Target(StrEnum):
 
 
 class ExportFormat(StrEnum):
-    """What other programs read; one row each in ops/export.py."""
+    """What other programs read; one row each in export/export.py."""
 
     ONNX = "onnx"  # one file
     TIMM = "timm"  # a folder
@@ -86,7 +86,7 @@ class Part(StrEnum):
 
 
 class FigureKind(StrEnum):
-    """What qvec plot draws; one row each in ops/figures.py."""
+    """What qvec plot draws; one row each in report/figures.py."""
 
     HEATMAP = "heatmap"  # donors times receivers
     CURVE = "curve"  # accuracy over lambda
@@ -229,7 +229,7 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class GridOptions:
     """The grid as a user types it; what is left out, the file's own grid fills in."""
 
     bits: int | None = None

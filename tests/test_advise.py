@@ -15,12 +15,13 @@ import jsonschema
 import pytest
 from conftest import Drawer, Planted, Result, call, light
 
+from qvec_cli.advise import measure
+from qvec_cli.advise.decision import Family
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.write import write
 from qvec_cli.errors import MismatchError
-from qvec_cli.ops import bench, fitted, judge
-from qvec_cli.ops.metrics import SCHEMA_FILE
-from qvec_cli.ops.verdict import Family
+from qvec_cli.outputs.metrics import SCHEMA_FILE
+from qvec_cli.selection import agreement, fit_mix
 
 VALIDATOR = jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_text()))
 FLAGS = ("--device", "cpu", "--proxy-samples", 40, "--batch-size", 16)
@@ -61,11 +62,11 @@ def advise(drawer: Drawer, *args: object, out: Path, trusted: bool = True) -> Ru
         made.append(request.out.read_bytes())
         return done
 
-    quantize = bench.quantize
+    quantize = measure.quantize
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "quantize", kept)
+        patch.setattr(measure, "quantize", kept)
         if trusted:
-            patch.setattr(judge, "_CLOSE", 0.0)
+            patch.setattr(agreement, "_CLOSE", 0.0)
         found = call("advise", drawer.receiver, *FLAGS, *args, "-o", out, "--json")
     names = [row["name"] for row in found.json["results"]["candidates"]]
     assert len(made) == len(names) + 1
@@ -156,7 +157,7 @@ def test_every_candidate_is_what_its_commands_write(
 ) -> None:
     """Grids that cross, lambdas, fits and paths with a space among them."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(judge, "_CLOSE", 0.0)  # the card of a fit says what proxies are
+    monkeypatch.setattr(agreement, "_CLOSE", 0.0)  # the card of a fit says what proxies are
     for place, (name, row) in enumerate(full.rows.items()):
         out = tmp_path / f"{place}.st"
         typed(row["commands"], out)
@@ -203,7 +204,7 @@ def test_labels_judge_and_do_not_choose(full: Run, drawer: Drawer) -> None:
     ]
     flags = (*named, "--moments", args["moments"], "--bits", 2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judge, "_CLOSE", 0.0)
+        patch.setattr(agreement, "_CLOSE", 0.0)
         found = call("advise", drawer.receiver, *FLAGS, *flags, "--json").json
     other, ours = found["results"], dict(full.results)
     assert "fp" in ours
@@ -259,9 +260,9 @@ def test_a_way_that_fails_is_left_out_and_the_others_go_on(
             raise MismatchError("a moment is not a number")
         return quantize(request, listener)
 
-    quantize = bench.quantize
-    monkeypatch.setattr(bench, "quantize", picky)
-    monkeypatch.setattr(fitted, "fit_mix", broken)
+    quantize = measure.quantize
+    monkeypatch.setattr(measure, "quantize", picky)
+    monkeypatch.setattr(fit_mix, "fit_mix", broken)
     rhos = [word for path in planted.parts for word in ("--rho", path)]
     args = ("advise", drawer.receiver, "--bits", 2, *rhos, *FLAGS)
     shown = call(*args)

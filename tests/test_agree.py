@@ -13,10 +13,10 @@ from conftest import FAST, Drawer, Result, call, light
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.write import write
-from qvec_cli.ops.metrics import SCHEMA_FILE
+from qvec_cli.outputs.metrics import SCHEMA_FILE
+from qvec_cli.selection.choose import NEGATIVE
 from qvec_cli.specs import Null
-from qvec_cli.vector.nulls import null
-from qvec_cli.vector.scaling import NEGATIVE
+from qvec_cli.transfer.nulls import null
 
 VALIDATOR = jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_text()))
 LAMBDAS = "0.5,1"

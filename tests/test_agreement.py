@@ -11,15 +11,14 @@ from torch import nn
 from torch.nn import functional
 
 from qvec_cli.errors import NotFiniteError
-from qvec_cli.learn.agreement import (
+from qvec_cli.learn.answers import Outputs, outputs
+from qvec_cli.selection.agreement import (
     TELLING,
-    Outputs,
     choose_measure,
     distances,
     diversity,
     information,
     log_softmax,
-    outputs,
 )
 from qvec_cli.specs import Measure
 

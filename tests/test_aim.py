@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from qvec_cli.model.calibrate import Walk, abreast
-from qvec_cli.quant.aim import PULL, aim
+from qvec_cli.calibration.walk import Walk, abreast
+from qvec_cli.quant.float_target import PULL, aim
 from qvec_cli.quant.gptq import gptq
-from qvec_cli.quant.inputs import Inputs, output_error
+from qvec_cli.quant.moments import Inputs, output_error
 from qvec_cli.specs import Grid
 
 RNG = np.random.default_rng(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qvec_cli.vector.alignment import Alignment
+from qvec_cli.transfer.cosines import Alignment
 
 RNG = np.random.default_rng(0)
 VECTORS = [

@@ -14,7 +14,7 @@ import timm
 import torch
 from torch import nn
 
-from qvec_cli.model.build import Wish, create
+from qvec_cli.model.build import NetworkOptions, create
 from qvec_cli.model.qat import plain_name, prepare, strip
 from qvec_cli.model.targets import head_tensors, of_network, of_outline
 from qvec_cli.quant.rtn import fake_quantize
@@ -148,7 +148,7 @@ every_row_and_more = pytest.mark.parametrize("name", [*ROWS, *MORE])
 def _network(name: str, classes: int = CLASSES) -> tuple[nn.Module, dict[str, Any]]:
     """A network without values, which is made in a moment, and its configuration."""
     with torch.device("meta"):
-        return create(Wish(name, classes))
+        return create(NetworkOptions(name, classes))
 
 
 def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -230,7 +230,7 @@ def tiny(name: str) -> tuple[nn.Module, dict[str, Any], torch.Tensor]:
     """A network in which every weight matters: many start with branches scaled to nothing."""
     torch.manual_seed(0)
     row = ROWS[name]
-    network, model = create(Wish(name, 3, img_size=row.pixels, args=row.tiny))
+    network, model = create(NetworkOptions(name, 3, img_size=row.pixels, args=row.tiny))
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(std=0.3)

@@ -11,9 +11,8 @@ import pytest
 from conftest import FAST, Drawer, bare, call
 from safetensors.numpy import load_file, save_file
 
+from qvec_cli.calibration.moments_file import Carried, Pooled
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.ops.attached import Carried
-from qvec_cli.ops.pooled import Pooled
 
 FLAGS = ("--batch-size", 16, "--device", "cpu")
 PREFIX = "moments/"

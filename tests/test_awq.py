@@ -7,7 +7,7 @@ import pytest
 from test_gptq import every_grid
 
 from qvec_cli.quant.awq import POWERS, SHRINKS, awq, clipped, factors, is_spared
-from qvec_cli.quant.inputs import Inputs, output_error
+from qvec_cli.quant.moments import Inputs, output_error
 from qvec_cli.quant.rtn import fake_quantize, rtn
 from qvec_cli.specs import Granularity, Grid
 

@@ -16,7 +16,7 @@ from PIL import Image
 from qvec_cli.errors import MismatchError, QvecError, SpecError
 from qvec_cli.model import build
 from qvec_cli.model.build import (
-    Wish,
+    NetworkOptions,
     channels,
     create,
     first_line,
@@ -27,17 +27,17 @@ from qvec_cli.model.build import (
     transform,
 )
 
-PICO = Wish("test_vit", 3, img_size=32)
+PICO = NetworkOptions("test_vit", 3, img_size=32)
 WISHES = [
     PICO,
-    Wish("test_vit", 7, img_size=64, in_chans=1),
-    Wish("test_vit2", 3, img_size=32, args={"depth": 2}),
-    Wish("vit_tiny_patch16_224", 10),
-    Wish("vit_tiny_patch16_224.augreg_in21k", 10, img_size=96),
-    Wish("deit_tiny_distilled_patch16_224", 10),
-    Wish("swin_tiny_patch4_window7_224", 10),
-    Wish("levit_128s", 10),
-    Wish("convnext_atto", 10, img_size=64),
+    NetworkOptions("test_vit", 7, img_size=64, in_chans=1),
+    NetworkOptions("test_vit2", 3, img_size=32, args={"depth": 2}),
+    NetworkOptions("vit_tiny_patch16_224", 10),
+    NetworkOptions("vit_tiny_patch16_224.augreg_in21k", 10, img_size=96),
+    NetworkOptions("deit_tiny_distilled_patch16_224", 10),
+    NetworkOptions("swin_tiny_patch4_window7_224", 10),
+    NetworkOptions("levit_128s", 10),
+    NetworkOptions("convnext_atto", 10, img_size=64),
 ]
 every_wish = pytest.mark.parametrize("wish", WISHES, ids=lambda w: f"{w.name}-{w.img_size}")
 
@@ -93,7 +93,7 @@ def test_the_same_seed_makes_the_same_network():
 
 
 def test_a_network_of_one_channel_sees_grey_images():
-    network, model = create(Wish("test_vit", 3, img_size=32, in_chans=1))
+    network, model = create(NetworkOptions("test_vit", 3, img_size=32, in_chans=1))
     assert channels(model) == 1
     images = torch.zeros(2, 1, 32, 32, dtype=torch.uint8)
     assert network(normalise(model)(images)).shape == (2, 3)
@@ -103,13 +103,13 @@ def test_a_crop_is_kept_and_may_be_wished(pico):
     assert pico[1]["pretrained_cfg"]["crop_pct"] == timm.create_model(
         "test_vit"
     ).pretrained_cfg.get("crop_pct")
-    _, model = create(Wish("test_vit", 3, img_size=32, crop_pct=0.5))
+    _, model = create(NetworkOptions("test_vit", 3, img_size=32, crop_pct=0.5))
     assert model["pretrained_cfg"]["crop_pct"] == 0.5
 
 
 def test_a_network_of_any_size_takes_an_image_size_without_keeping_it():
     with torch.device("meta"):
-        _, model = create(Wish("convnext_atto", 3, img_size=64))
+        _, model = create(NetworkOptions("convnext_atto", 3, img_size=64))
     assert model["model_args"] == {}
     assert model["pretrained_cfg"]["input_size"] == [3, 64, 64]
 
@@ -117,22 +117,22 @@ def test_a_network_of_any_size_takes_an_image_size_without_keeping_it():
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_244", "vit_tiny_patch16_244.augreg_in21k"])
 def test_an_unknown_network_is_refused_with_those_of_nearly_its_name(name):
     with pytest.raises(SpecError, match=name) as caught:
-        create(Wish(name, 3))
+        create(NetworkOptions(name, 3))
     assert "vit_tiny_patch16_224" in caught.value.hint
 
 
 @pytest.mark.parametrize(
     "wish",
     [
-        Wish("", 3),
-        Wish("no network has a name like this", 3),
-        Wish("hf-hub:org/model", 3),
-        Wish("../test_vit", 3),
-        Wish("test_vit.no_such_weights", 3),
-        Wish("test_vit", 3, args={"no_such_argument": 1}),
-        Wish("test_vit", 3, args={"depth": "many"}),
-        Wish("test_vit", 3, args={"patch_size": 0}),
-        Wish("swin_tiny_patch4_window7_224", 3, img_size=0),
+        NetworkOptions("", 3),
+        NetworkOptions("no network has a name like this", 3),
+        NetworkOptions("hf-hub:org/model", 3),
+        NetworkOptions("../test_vit", 3),
+        NetworkOptions("test_vit.no_such_weights", 3),
+        NetworkOptions("test_vit", 3, args={"no_such_argument": 1}),
+        NetworkOptions("test_vit", 3, args={"depth": "many"}),
+        NetworkOptions("test_vit", 3, args={"patch_size": 0}),
+        NetworkOptions("swin_tiny_patch4_window7_224", 3, img_size=0),
     ],
     ids=lambda w: f"{w.name}-{w.img_size}-{dict(w.args)}",
 )
@@ -148,7 +148,7 @@ def test_an_encoder_without_a_classifier_is_refused_as_usage(name):
     if not timm.is_model(name):
         pytest.skip("not in this timm")
     with torch.device("meta"), pytest.raises(SpecError, match=f"^{name} has no classifier$"):
-        create(Wish(name, 3))
+        create(NetworkOptions(name, 3))
 
 
 @pytest.mark.parametrize("fault", [OSError, RuntimeError, ConnectionError])
@@ -158,7 +158,7 @@ def test_weights_that_cannot_be_fetched_are_a_fault_with_a_way_out(fault, monkey
 
     monkeypatch.setattr(timm, "create_model", refuse)
     with pytest.raises(QvecError, match=r"test_vit cannot be had: no route to host$") as caught:
-        create(Wish("test_vit", 3, pretrained=True))
+        create(NetworkOptions("test_vit", 3, pretrained=True))
     assert caught.value.exit_code == 1
     assert "Offline" in caught.value.hint
 
@@ -201,8 +201,8 @@ def test_a_state_that_does_not_fit_is_refused_and_not_loaded(change, fault, pico
 @pytest.mark.parametrize("name", ["test_vit", "deit_tiny_distilled_patch16_224"])
 @pytest.mark.parametrize("classes", [3, 5])
 def test_a_start_brings_its_backbone_and_its_head_where_that_fits(name, classes):
-    source, _ = create(Wish(name, 3, img_size=32))
-    network, model = create(Wish(name, classes, img_size=32))
+    source, _ = create(NetworkOptions(name, 3, img_size=32))
+    network, model = create(NetworkOptions(name, classes, img_size=32))
     state, before = _shifted(source), {n: t.clone() for n, t in network.state_dict().items()}
     new = start_from(network, state, model, "base.st")
     heads = {n for n in before if n.startswith("head")}
@@ -221,10 +221,10 @@ def test_a_start_without_a_head_brings_its_backbone(pico):
 @pytest.mark.parametrize(
     "wish",
     [
-        Wish("test_vit", 3, img_size=64),
-        Wish("test_vit", 3, img_size=32, in_chans=1),
-        Wish("test_vit", 3, img_size=32, args={"depth": 2}),
-        Wish("test_vit2", 3, img_size=32),
+        NetworkOptions("test_vit", 3, img_size=64),
+        NetworkOptions("test_vit", 3, img_size=32, in_chans=1),
+        NetworkOptions("test_vit", 3, img_size=32, args={"depth": 2}),
+        NetworkOptions("test_vit2", 3, img_size=32),
     ],
     ids=["size", "channels", "depth", "name"],
 )

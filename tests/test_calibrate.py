@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from qvec_cli.calibration.walk import Walk, fold
 from qvec_cli.errors import MismatchError
-from qvec_cli.model.calibrate import Walk, fold
 from qvec_cli.model.targets import classifiers, modules
 from qvec_cli.quant.rtn import fake_quantize
 from qvec_cli.specs import Grid

@@ -16,13 +16,13 @@ from test_calibrate import listen
 from test_export import made
 
 from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.inputs import network as networks
+from qvec_cli.inputs.examples import open_for
+from qvec_cli.inputs.network import load_network
+from qvec_cli.inputs.proxies import Proxies
 from qvec_cli.model.build import normalise
-from qvec_cli.ops import state
-from qvec_cli.ops.examples import open_for
-from qvec_cli.ops.proxies import Proxies
-from qvec_cli.ops.state import load_network
-from qvec_cli.quant.distortion import sqnr_db
 from qvec_cli.quant.methods import QUANTIZERS
+from qvec_cli.quant.qtensor import sqnr_db
 from qvec_cli.specs import Loading, Method, Silence
 
 CALIBRATED = [method for method in Method if QUANTIZERS[method].calibrated]
@@ -309,7 +309,7 @@ def test_the_network_that_was_calibrated_is_the_one_that_is_written(
         loaded.append(load_network(*given))
         return loaded[-1]
 
-    monkeypatch.setattr(state, "load_network", listening)
+    monkeypatch.setattr(networks, "load_network", listening)
     results = call("quantize", theta, *flags, *SMALL, *args, "--calib", drawer.receiver_data,
                    "--fake", "-o", out, "--json").json["results"]  # fmt: skip
     assert results["changed"]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from conftest import FAST, Drawer, call
 
-from qvec_cli.ops import cells
-from qvec_cli.ops.matrix import Matrix, lines_of, parse
-from qvec_cli.ops.pool import pool
-from qvec_cli.ops.summary import summarise
-from qvec_cli.vector.scaling import NEGATIVE
+from qvec_cli.results.matrix import Matrix, lines_of, parse
+from qvec_cli.results.seeds import pool
+from qvec_cli.results.summary import summarise
+from qvec_cli.selection.choose import NEGATIVE
+from qvec_cli.transfer import cells
 
 GRID = """\
 bits: 2

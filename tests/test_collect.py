@@ -15,9 +15,9 @@ from safetensors.torch import save_file as save_tensors
 from test_architectures import ROWS
 from test_calibrate import calm, plain_inputs
 
+from qvec_cli.calibration.layer_moments import collect
+from qvec_cli.calibration.moments_file import Carried
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.model.collector import collect
-from qvec_cli.ops.attached import Carried
 
 SMALL = ("--samples", 24, "--batch-size", 16, "--device", "cpu")
 

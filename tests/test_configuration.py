@@ -7,10 +7,10 @@ import timm
 from timm.models import save_for_hf
 
 from qvec_cli.errors import MismatchError
-from qvec_cli.model.build import Wish, create, rebuild
+from qvec_cli.model.build import NetworkOptions, create, rebuild
 from qvec_cli.model.configuration import check, of_config, same_backbone
 
-PICO = create(Wish("test_vit", 3, img_size=32))[1]
+PICO = create(NetworkOptions("test_vit", 3, img_size=32))[1]
 
 
 def with_args(**args):
@@ -18,7 +18,7 @@ def with_args(**args):
 
 
 def test_configurations_of_one_backbone_do_not_differ_by_their_heads():
-    _, other = create(Wish("test_vit", 37, img_size=32))
+    _, other = create(NetworkOptions("test_vit", 37, img_size=32))
     assert same_backbone(PICO, other) == []
     assert same_backbone(PICO, {**other, "architecture": "x"}) == ["architecture test_vit vs x"]
     larger = {**other, "model_args": {"img_size": 64, "depth": 2}}

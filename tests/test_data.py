@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from test_idx import plant as plant_idx
 
+from qvec_cli.data import hub, torchvision_sets
+from qvec_cli.data.datasets import open_task
+from qvec_cli.data.samples import DataSource
+from qvec_cli.data.tasks import TASKS
 from qvec_cli.errors import DataError, QvecError, SpecError
-from qvec_cli.learn import hub, libraries
-from qvec_cli.learn.data import open_task
-from qvec_cli.learn.samples import Found
-from qvec_cli.learn.tasks import TASKS
 
 every_task = pytest.mark.parametrize("name", TASKS)
 
@@ -119,7 +119,7 @@ def test_a_task_that_is_not_there_is_answered_with_where_to_put_it(
     assert "--dataset-download" in hint
     assert "pip install 'qvec[hfds]'" in hint
     assert task.vision is None or f"{tmp_path}/{task.vision.place}" in hint
-    assert ("(torchvision" in hint) == libraries.fetches(task)
+    assert ("(torchvision" in hint) == torchvision_sets.fetches(task)
     assert "\n" not in hint
 
 
@@ -201,9 +201,9 @@ class Stage:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         self.calls: list[tuple[str, bool]] = []
         self.faults: dict[str, str] = {}
-        self.found = Found(tuple("0123456789"), {"test": self})
+        self.found = DataSource(tuple("0123456789"), {"test": self})
         self.labels = list(range(10))
-        monkeypatch.setattr(libraries, "open_torchvision", self.torchvision)
+        monkeypatch.setattr(torchvision_sets, "open_torchvision", self.torchvision)
         monkeypatch.setattr(hub, "open_hub", self.hub)
         monkeypatch.setattr(hub, "installed", lambda: True)
 
@@ -212,13 +212,13 @@ class Stage:
 
     def load(self, index: int) -> Any: ...
 
-    def torchvision(self, task: object, root: Path, *, download: bool) -> Found:
+    def torchvision(self, task: object, root: Path, *, download: bool) -> DataSource:
         return self._answer("torchvision", download)
 
-    def hub(self, name: str, *, download: bool) -> Found:
+    def hub(self, name: str, *, download: bool) -> DataSource:
         return self._answer("hub", download)
 
-    def _answer(self, who: str, download: bool) -> Found:
+    def _answer(self, who: str, download: bool) -> DataSource:
         self.calls.append((who, download))
         if who in self.faults:
             raise DataError(self.faults[who])
@@ -297,7 +297,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from qvec_cli.errors import QvecError
-from qvec_cli.learn.data import open_task
+from qvec_cli.data.datasets import open_task
 
 root = Path(sys.argv[1])
 toy = open_task(str(root / "toy"), None)

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from qvec_cli.quant.distortion import sqnr_db
+from qvec_cli.quant.qtensor import sqnr_db
 from qvec_cli.quant.rtn import fake_quantize
 from qvec_cli.specs import Grid
 

@@ -14,10 +14,10 @@ from test_fit import MODEL, normalise
 from torch import nn
 from torch.nn import functional
 
+from qvec_cli.data.datasets import open_task
 from qvec_cli.errors import RankError, SpecError
 from qvec_cli.learn import accuracy, ranks
-from qvec_cli.learn.batches import NO_LABEL, Training, View, decode
-from qvec_cli.learn.data import open_task
+from qvec_cli.learn.batches import NO_LABEL, TrainingBatches, View, decode
 from qvec_cli.learn.distributed import ALONE, World, here
 from qvec_cli.learn.fit import share_of_loss
 from qvec_cli.model import build
@@ -96,7 +96,7 @@ def test_the_ranks_together_see_the_batches_of_one_process(
     assert len(view.samples) == 13
 
     def batches(world: World) -> list[Any]:
-        made = Training(view, seed=1, batch_size=4, augmented=augmented, world=world)
+        made = TrainingBatches(view, seed=1, batch_size=4, augmented=augmented, world=world)
         return list(made.epoch(0, skip))
 
     shared = [batches(world) for world in worlds(3)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qvec_cli.errors import SpecError
-from qvec_cli.ops.drawer import Donor, Receiver, read_drawer
+from qvec_cli.transfer.grid_file import GridDonor, GridReceiver, read_grid_file
 
 WHOLE = """\
 bits: 2
@@ -26,21 +26,21 @@ donors:
 def read(tmp_path: Path, text: str) -> object:
     path = tmp_path / "grid.yaml"
     path.write_text(text)
-    return read_drawer(path)
+    return read_grid_file(path)
 
 
 def test_a_grid_file_names_receivers_donors_and_their_base(tmp_path: Path) -> None:
     (tmp_path / "grid.yaml").write_text(WHOLE)
-    drawer = read_drawer(tmp_path / "grid.yaml")
+    drawer = read_grid_file(tmp_path / "grid.yaml")
     baselines = {"gptq": Path("g.st"), "awq": Path("a.st")}
     assert drawer.base == Path("base.st")
     assert drawer.receivers == {
-        "digits": Receiver(Path("digits.st"), "images/digits", Path("q.st"), baselines),
-        "greek": Receiver(Path("greek.st"), "FashionMNIST"),
+        "digits": GridReceiver(Path("digits.st"), "images/digits", Path("q.st"), baselines),
+        "greek": GridReceiver(Path("greek.st"), "FashionMNIST"),
     }
     assert drawer.donors == {
-        "greek": Donor(Path("rho.st")),
-        "no": Donor(Path("other.st"), Path("no.st")),
+        "greek": GridDonor(Path("rho.st")),
+        "no": GridDonor(Path("other.st"), Path("no.st")),
     }
 
 

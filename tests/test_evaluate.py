@@ -15,9 +15,9 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch
 
 from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.inputs.files import model_of
+from qvec_cli.inputs.network import load_network
 from qvec_cli.learn.accuracy import measure
-from qvec_cli.ops.lineage import model_of
-from qvec_cli.ops.state import load_network
 
 SPECS = [
     *[("--bits", bits) for bits in range(2, 9)],

@@ -16,7 +16,7 @@ import pytest
 from conftest import call
 from PIL import Image
 
-from qvec_cli.learn.data import open_task
+from qvec_cli.data.datasets import open_task
 
 TINY = Path(__file__).parents[1] / "examples" / "tiny"
 

@@ -27,23 +27,26 @@ from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.write import write
+from qvec_cli.export import export
+from qvec_cli.export import onnx as onnx_export
+from qvec_cli.inputs.files import model_of
+from qvec_cli.inputs.network import load_network, load_packed
 from qvec_cli.model import build
-from qvec_cli.ops import export, onnx_file
-from qvec_cli.ops.lineage import model_of
-from qvec_cli.ops.metrics import SCHEMA_FILE
-from qvec_cli.ops.state import load_network, load_packed
+from qvec_cli.outputs.metrics import SCHEMA_FILE
 from qvec_cli.quant.qtensor import packed_weights
 
 DEIT = {"img_size": 32, "args": {"depth": 1, "embed_dim": 64, "num_heads": 2}}
 SWIN = {"img_size": 56, "args": {"embed_dim": 16, "depths": [1, 2], "num_heads": [2, 2]}}
 COAT = {"embed_dims": [16] * 4, "serial_depths": [1] * 4, "parallel_depth": 1, "num_heads": 8}
-MODELS: dict[str, build.Wish] = {
-    "vit": build.Wish("test_vit", 4, img_size=32, args={"depth": 1}),
-    "deit": build.Wish("deit_tiny_distilled_patch16_224", 4, **DEIT),
-    "swin": build.Wish("swin_tiny_patch4_window7_224", 4, **SWIN),
-    "grey": build.Wish("test_vit", 4, img_size=32, in_chans=1, args={"depth": 1}),
-    "coat": build.Wish("coat_tiny", 4, img_size=32, args=COAT),  # modules in several places
-    "two channels": build.Wish("test_vit", 4, img_size=32, in_chans=2, args={"depth": 1}),
+MODELS: dict[str, build.NetworkOptions] = {
+    "vit": build.NetworkOptions("test_vit", 4, img_size=32, args={"depth": 1}),
+    "deit": build.NetworkOptions("deit_tiny_distilled_patch16_224", 4, **DEIT),
+    "swin": build.NetworkOptions("swin_tiny_patch4_window7_224", 4, **SWIN),
+    "grey": build.NetworkOptions("test_vit", 4, img_size=32, in_chans=1, args={"depth": 1}),
+    "coat": build.NetworkOptions(
+        "coat_tiny", 4, img_size=32, args=COAT
+    ),  # modules in several places
+    "two channels": build.NetworkOptions("test_vit", 4, img_size=32, in_chans=2, args={"depth": 1}),
 }
 
 
@@ -253,7 +256,7 @@ def test_a_folder_for_timm_is_a_checkpoint_of_qvec_with_its_classes(
 def test_logits_that_would_be_others_are_a_fault_and_nothing_is_written(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_file, "BOUND", 1e-12)
+    monkeypatch.setattr(onnx_export, "BOUND", 1e-12)
     refused = call("export", packed, "-o", tmp_path / "x.onnx", code=1)
     assert "its logits on random images would be off by" in refused.errors[0]
     real = build.from_folder
@@ -284,7 +287,7 @@ def test_without_the_extra_the_hint_names_it(
 def test_without_onnxruntime_a_file_is_written_and_said_not_to_be_run(
     packed: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_file, "find_spec", lambda name: None)
+    monkeypatch.setattr(onnx_export, "find_spec", lambda name: None)
     shown = call("export", packed, "-o", tmp_path / "x.onnx", "--json")
     assert "onnxruntime is not installed: the file is not run" in shown.err
     assert shown.json["results"]["check"] is None

@@ -99,11 +99,11 @@ def distilled(path: Path, classes: int, seed: int, role: str) -> Arrays:
     """A tiny DeiT with two heads; without a role, its file says nothing but names."""
     import torch
 
-    from qvec_cli.model.build import Wish, create
+    from qvec_cli.model.build import NetworkOptions, create
 
     args = {"embed_dim": 32, "depth": 2, "num_heads": 2}
     torch.manual_seed(seed)
-    wish = Wish("deit_tiny_distilled_patch16_224", classes, img_size=32, args=args)
+    wish = NetworkOptions("deit_tiny_distilled_patch16_224", classes, img_size=32, args=args)
     network, model = create(wish)
     arrays = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
     if not role:

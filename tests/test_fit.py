@@ -12,9 +12,9 @@ from conftest import draw
 from torch import nn
 from torch.nn import functional
 
-from qvec_cli.learn.batches import Training, View, decode
-from qvec_cli.learn.data import Samples, open_task
-from qvec_cli.learn.fit import Fit, learning_rate, warmup_steps
+from qvec_cli.data.datasets import Samples, open_task
+from qvec_cli.learn.batches import TrainingBatches, View, decode
+from qvec_cli.learn.fit import TrainingRun, learning_rate, warmup_steps
 from qvec_cli.model import build
 from qvec_cli.specs import Recipe, Silence
 
@@ -24,7 +24,7 @@ def linear(seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 16), nn.GELU(), nn.Linear(16, 3))
 
 
-class Fixed(Training):
+class Fixed(TrainingBatches):
     """Batches that a test knows."""
 
     def __init__(self, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -57,7 +57,7 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
 def test_training_is_a_plain_loop_of_torchs_own_parts(clip: float, smoothing: float) -> None:
     recipe = Recipe(3, 1e-2, 0.1, 4, clip, 6, smoothing)
     data, network, reference = batches(5), linear(), linear()
-    fit = Fit(network, Fixed(data), recipe, normalise, Silence())
+    fit = TrainingRun(network, Fixed(data), recipe, normalise, Silence())
     fit.run(lambda: None, dict)
 
     optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-2, weight_decay=0.1)
@@ -119,9 +119,9 @@ MODEL = {
 }
 
 
-def training(samples: Samples, seed: int, workers: int, *, augmented: bool) -> Training:
+def training(samples: Samples, seed: int, workers: int, *, augmented: bool) -> TrainingBatches:
     view = View(samples, build.transform(MODEL, augment=augmented), 3, workers)
-    return Training(view, seed=seed, batch_size=8, augmented=augmented)
+    return TrainingBatches(view, seed=seed, batch_size=8, augmented=augmented)
 
 
 @pytest.mark.parametrize("augmented", [True, False])

@@ -17,36 +17,41 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "qvec_cli"
 FILES = sorted(PACKAGE.rglob("*.py"))
-FLOORS = {"cli": 3, "ops": 2, "quant": 1, "vector": 1, "model": 1, "learn": 1, "checkpoint": 1}
-FLOORS |= {"export": 1, "draw": 1}
-ROOMS = {room for room, floor in FLOORS.items() if floor == 1}
-SIDEWAYS = {("model", "quant"), ("export", "quant")}
-VERBS = {
-    "train",
-    "extract",
-    "combine",
-    "patch",
-    "quantize",
-    "evaluate",
-    "sweep",
-    "trial",
-    "describe",
+FLOORS = {
+    "cli": 9,
+    "advise": 8,
+    "pipeline": 7,
+    "transfer": 7,
+    "selection": 6,
+    "calibration": 6,
+    "export": 6,
+    "report": 6,
+    "inputs": 5,
+    "results": 5,
+    "outputs": 4,
+    "model": 3,
+    "learn": 2,
+    "quant": 2,
+    "vector": 2,
+    "data": 1,
+    "checkpoint": 1,
+    "": 0,
 }
-VERBS |= {"survey", "export", "transfer", "plot", "report"}
+"""Every room and its floor; imports go down only."""
+ROOMS = {f"qvec_cli.{name}" for name in FLOORS}
 EXTRAS = ("hfds", "onnx", "slurm", "plot")
-CHAIN = {("sweep", "trial"), ("survey", "trial")}
 DOORS = {
     "rich": {"cli/show.py"},
     "timm": {"model/build.py"},
-    "yaml": {"ops/mapping.py", "ops/drawer.py"},
-    "submitit": {"ops/jobs.py"},
+    "yaml": {"inputs/yaml_text.py", "transfer/grid_file.py"},
+    "submitit": {"transfer/slurm.py"},
     "typer": {"cli"},
-    "torchvision": {"learn"},
-    "datasets": {"learn"},
-    "matplotlib": {"draw"},
-    "jinja2": {"draw/page.py"},
+    "torchvision": {"data"},
+    "datasets": {"data"},
+    "matplotlib": {"report"},
+    "jinja2": {"report/page.py"},
     "onnxscript": {"export/graph.py"},
-    "onnxruntime": {"export/runtime.py"},
+    "onnxruntime": {"export/onnx.py"},
 }
 
 
@@ -80,7 +85,7 @@ def inner(path: Path) -> set[str]:
 
 def room(name: str) -> str:
     parts = name.split(".")
-    return parts[1] if len(parts) > 1 and parts[1] in FLOORS else ""
+    return parts[1] if len(parts) > 2 or name in ROOMS else ""
 
 
 @pytest.mark.parametrize("path", FILES, ids=module)
@@ -88,9 +93,8 @@ def test_imports_go_down(path: Path) -> None:
     here = room(module(path))
     for name in inner(path):
         there = room(name)
-        down = FLOORS.get(there, 0) < FLOORS.get(here, 0)
         outside = module(path) == "qvec_cli.__main__"
-        assert down or here == there or (here, there) in SIDEWAYS or outside, (
+        assert FLOORS[there] < FLOORS[here] or here == there or outside, (
             f"{module(path)} imports {name}"
         )
 
@@ -107,11 +111,12 @@ def test_files_and_vectors_are_numpys_even_inside_functions(path: Path) -> None:
         assert {name.split(".")[0] for name in imports(path)}.isdisjoint({"torch", "timm"})
 
 
-def test_the_verbs_do_not_know_each_other_but_in_one_chain() -> None:
-    for verb in VERBS:
-        known = {name.rsplit(".", 1)[1] for name in inner(PACKAGE / "ops" / f"{verb}.py")}
-        for other in known & VERBS:
-            assert (verb, other) in CHAIN, f"ops/{verb} imports ops/{other}"
+def test_the_verbs_do_not_know_each_other() -> None:
+    shared = {"session", "train_request"}
+    for path in FILES:
+        if room(module(path)) == "pipeline":
+            known = {name.rsplit(".", 1)[1] for name in inner(path) if room(name) == "pipeline"}
+            assert known <= shared, f"{path.name} imports {known - shared}"
 
 
 @pytest.mark.parametrize("library", DOORS)
@@ -165,7 +170,7 @@ def test_no_two_files_share_a_name_and_none_is_a_drawer() -> None:
 def test_a_file_says_what_it_is_and_is_short(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert ast.get_docstring(tree(path)), "no docstring"
-    assert len(text.splitlines()) <= 400
+    assert len(text.splitlines()) <= 500
 
 
 def test_the_top_level_is_the_owners() -> None:
@@ -185,11 +190,24 @@ def test_the_top_level_is_the_owners() -> None:
     }
 
 
-TORCHS_OWN = {"qvec_cli.learn.accuracy", "qvec_cli.learn.batches", "qvec_cli.learn.fit"}
-TORCHS_OWN |= {"qvec_cli.learn.snapshot", "qvec_cli.model.qat", "qvec_cli.ops.state"}
-TORCHS_OWN |= {"qvec_cli.model.calibrate", "qvec_cli.model.collector"}
-TORCHS_OWN |= {"qvec_cli.learn.agreement", "qvec_cli.learn.distill", "qvec_cli.ops.judge"}
-TORCHS_OWN |= {"qvec_cli.ops.rehearse", "qvec_cli.ops.session", "qvec_cli.ops.trial"}
+TORCHS_OWN = {
+    f"qvec_cli.{name}"
+    for name in (
+        "calibration.layer_moments",
+        "calibration.walk",
+        "inputs.network",
+        "learn.accuracy",
+        "learn.answers",
+        "learn.batches",
+        "learn.distill",
+        "learn.fit",
+        "learn.snapshot",
+        "model.qat",
+        "pipeline.session",
+        "selection.agreement",
+        "selection.trial",
+    )
+}
 
 
 def test_no_other_file_imports_torch_or_timm_before_a_function_needs_them() -> None:

@@ -20,10 +20,10 @@ from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.write import write
+from qvec_cli.inputs.foreign import stored_grid
+from qvec_cli.inputs.network import load_network
 from qvec_cli.model.configuration import of_config
-from qvec_cli.ops import folder as module
-from qvec_cli.ops.foreign import stored_grid
-from qvec_cli.ops.state import load_network
+from qvec_cli.outputs import hf_folder as module
 from qvec_cli.specs import Grid
 
 FILES = ["config.json", "model.safetensors"]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from qvec_cli.data.folders import has_splits, layout, read_folder
 from qvec_cli.errors import DataError
-from qvec_cli.learn.folders import has_splits, layout, read_folder
 
 PIXEL = Image.new("L", (1, 1), 7)
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from qvec_cli.vector.geometry import Norm
+from qvec_cli.vector.arithmetic import Norm
 
 RNG = np.random.default_rng(0)
 
@@ -61,7 +61,7 @@ def test_a_block_stays_as_it_is():
 
 THREADS = """
 import numpy as np
-from qvec_cli.vector.geometry import Norm
+from qvec_cli.vector.arithmetic import Norm
 norm = Norm()
 norm.add(np.random.default_rng(0).normal(size=1 << 20).astype(np.float32))
 print(norm.value.hex())

@@ -11,7 +11,7 @@ import pytest
 
 from qvec_cli.quant import gptq as module
 from qvec_cli.quant.gptq import DAMPING, gptq
-from qvec_cli.quant.inputs import Inputs, output_error
+from qvec_cli.quant.moments import Inputs, output_error
 from qvec_cli.quant.mse import ratios
 from qvec_cli.quant.rtn import rtn
 from qvec_cli.specs import Granularity, Grid, Scale

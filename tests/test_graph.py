@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qvec_cli.errors import MismatchError, QvecError
 from qvec_cli.export import graph
-from qvec_cli.export.runtime import logits
+from qvec_cli.export.onnx import logits
 from qvec_cli.quant.qtensor import QTensor
 from qvec_cli.quant.rtn import rtn
 from qvec_cli.specs import Granularity, Grid

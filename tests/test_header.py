@@ -22,7 +22,7 @@ import sys, time
 from pathlib import Path
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError
-from qvec_cli.ops.metrics import peak_rss_bytes
+from qvec_cli.outputs.metrics import peak_rss_bytes
 started = time.process_time()
 try:
     said = f"opened {len(Checkpoint(Path(sys.argv[1])))}"

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qvec_cli.data.datasets import open_task
+from qvec_cli.data.hub import installed, open_hub
+from qvec_cli.data.tasks import TASKS
 from qvec_cli.errors import DataError, SpecError
-from qvec_cli.learn.data import open_task
-from qvec_cli.learn.hub import installed, open_hub
-from qvec_cli.learn.tasks import TASKS
 
 
 class Picture:

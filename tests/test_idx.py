@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
+from qvec_cli.data.datasets import open_task
+from qvec_cli.data.idx import find_idx, open_idx, read_idx
+from qvec_cli.data.tasks import TASKS
 from qvec_cli.errors import DataError
-from qvec_cli.learn.data import open_task
-from qvec_cli.learn.idx import find_idx, open_idx, read_idx
-from qvec_cli.learn.tasks import TASKS
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 MNIST, FASHION, KMNIST, EMNIST = (

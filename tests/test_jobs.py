@@ -10,7 +10,9 @@ import pytest
 from conftest import Drawer, call
 
 from qvec_cli.errors import CheckpointError, QvecError, SpecError
-from qvec_cli.ops.jobs import (
+from qvec_cli.inputs.lambdas import parse_lambdas
+from qvec_cli.specs import Silence
+from qvec_cli.transfer.slurm import (
     Executor,
     check_parts,
     clear_parts,
@@ -19,8 +21,6 @@ from qvec_cli.ops.jobs import (
     part_of,
     run_jobs,
 )
-from qvec_cli.specs import Silence
-from qvec_cli.vector.lambdas import parse_lambdas
 
 submitit = pytest.importorskip("submitit")
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qvec_cli.errors import CheckpointError, MismatchError
-from qvec_cli.ops.journal import Journal, encoded, parse
+from qvec_cli.transfer.journal import Journal, encoded, parse
 
 RUN: dict[str, Any] = {
     "kind": "run",

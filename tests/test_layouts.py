@@ -26,9 +26,9 @@ from safetensors.numpy import load_file, save_file
 from qvec_cli.checkpoint.dtypes import FORMATS, Array, name_of
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import QvecError
-from qvec_cli.ops.state import load_state
-from qvec_cli.quant import layouts
-from qvec_cli.quant.layouts import DENSE, OLDER, UNKNOWN, File, packed
+from qvec_cli.inputs import packed_layouts
+from qvec_cli.inputs.network import load_state
+from qvec_cli.inputs.packed_layouts import DENSE, OLDER, UNKNOWN, PackedFile, packed
 
 OUT, IN = 64, 96
 PARAMETERS = OUT * IN + OUT
@@ -425,9 +425,9 @@ class Outline(NamedTuple):
     shape: tuple[int, ...]
 
 
-def look(held: dict[str, Array]) -> list[layouts.Packed]:
+def look(held: dict[str, Array]) -> list[packed_layouts.Packed]:
     tensors = {n: Outline(name_of(array.dtype), array.shape) for n, array in held.items()}
-    return packed(File(tensors, held.__getitem__))
+    return packed(PackedFile(tensors, held.__getitem__))
 
 
 def of_width(columns: int, words: int) -> dict[str, Array]:
@@ -457,9 +457,9 @@ def test_awq_is_told_by_rows_where_columns_agree() -> None:
 
 def test_a_file_may_hold_several_widths() -> None:
     found = look({**of_width(96, 9), **of_width(64, 8)})
-    assert layouts.widths(found) == [3, 4]
-    assert layouts.in_words(layouts.widths(found)) == "3 or 4 bits"
-    assert layouts.named(found) == DENSE
+    assert packed_layouts.widths(found) == [3, 4]
+    assert packed_layouts.in_words(packed_layouts.widths(found)) == "3 or 4 bits"
+    assert packed_layouts.named(found) == DENSE
 
 
 def test_large_tensors_are_never_read() -> None:
@@ -471,7 +471,7 @@ def test_large_tensors_are_never_read() -> None:
         asked.append(name)
         return np.zeros(1, np.int32)
 
-    (found,) = packed(File(tensors, read))
+    (found,) = packed(PackedFile(tensors, read))
     assert asked == ["group_size"]
     assert (found.layout, found.bits, found.size) == ("HQQ", frozenset(), None)
 
@@ -521,16 +521,16 @@ def test_whatever_names_and_shapes_there_are_nothing_breaks(
         kind = np.dtype({"U8": "u1", "I32": "i4"}.get(held[name].dtype, "i8"))
         return np.full(held[name].shape, number).astype(kind)
 
-    for weight in packed(File(held, read, stated)):
+    for weight in packed(PackedFile(held, read, stated)):
         assert weight.tensor in held
         assert weight.tensor in weight.parts
         assert weight.size is None or weight.size >= 0
         assert weight.bits <= frozenset(range(1, 9))
-        assert isinstance(layouts.in_words(sorted(weight.bits)), str)
+        assert isinstance(packed_layouts.in_words(sorted(weight.bits)), str)
 
 
 @settings(max_examples=300)
 @given(tensors(["F16", "F32", "F64", "BF16"]))
 def test_a_file_of_floats_alone_is_packed_only_if_it_says_so(held: dict[str, Outline]) -> None:
-    found = packed(File(held, lambda name: np.zeros(held[name].shape)))
+    found = packed(PackedFile(held, lambda name: np.zeros(held[name].shape)))
     assert all(w.layout == UNKNOWN and w.tensor.endswith("_packed") for w in found)

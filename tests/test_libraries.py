@@ -19,11 +19,11 @@ import pytest
 from PIL import Image
 from test_idx import LETTERS, plant
 
+from qvec_cli.data.idx import open_idx
+from qvec_cli.data.samples import DataSource, assemble
+from qvec_cli.data.tasks import TASKS, PaperTask
+from qvec_cli.data.torchvision_sets import fetches, open_torchvision, present
 from qvec_cli.errors import DataError
-from qvec_cli.learn.idx import open_idx
-from qvec_cli.learn.libraries import fetches, open_torchvision, present
-from qvec_cli.learn.samples import Found, assemble
-from qvec_cli.learn.tasks import TASKS, PaperTask
 
 PIXEL = Image.new("RGB", (2, 1), (9, 9, 9))
 
@@ -33,7 +33,7 @@ def save(path: Path) -> None:
     PIXEL.save(path)
 
 
-def opened(name: str, root: Path) -> Found:
+def opened(name: str, root: Path) -> DataSource:
     return open_torchvision(TASKS[name], root, download=False)
 
 

@@ -14,7 +14,7 @@ from conftest import FAST, Drawer, call
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from qvec_cli.learn.data import open_task
+from qvec_cli.data.datasets import open_task
 from qvec_cli.specs import DataUse
 
 ORDER = list(DataUse)
@@ -150,7 +150,7 @@ def test_a_data_set_is_known_by_its_contents_and_not_by_its_place(
 def test_a_sweep_does_not_go_on_with_other_images(
     drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qvec_cli.ops import trial
+    from qvec_cli.selection import trial
 
     def cut(*_: object) -> None:
         raise KeyboardInterrupt

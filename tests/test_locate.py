@@ -118,7 +118,7 @@ def test_tied_names_that_the_library_has_dropped_are_known(tmp_path: Path) -> No
 
 
 def test_an_alias_of_what_is_not_there_is_refused(tmp_path: Path) -> None:
-    from qvec_cli.ops.state import load_state
+    from qvec_cli.inputs.network import load_state
 
     metadata = {"qvec.kind": "checkpoint", "qvec.schema": "1", "qvec.aliases": '{"b":"gone"}'}
     save_file(ARRAYS, tmp_path / "a.st", metadata)

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qvec_cli.errors import MismatchError
 from qvec_cli.export.matmulnbits import arrays, layout
-from qvec_cli.export.runtime import logits
+from qvec_cli.export.onnx import logits
 from qvec_cli.quant.qtensor import QTensor
 from qvec_cli.quant.rtn import rtn
 from qvec_cli.specs import Granularity, Grid, Scale

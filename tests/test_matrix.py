@@ -12,7 +12,7 @@ import pytest
 from samples import LAMBDAS, TASKS, grid_lines, text
 
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
-from qvec_cli.ops.matrix import Matrix, lines_of, parse
+from qvec_cli.results.matrix import Matrix, lines_of, parse
 
 Lines = list[dict[str, Any]]
 

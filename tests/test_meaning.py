@@ -22,7 +22,8 @@ from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.write import write
 from qvec_cli.errors import CheckpointError
-from qvec_cli.ops import describe, trial
+from qvec_cli.pipeline import inspect
+from qvec_cli.selection import trial
 
 BODY = {"w.weight": np.ones((4, 6), np.float32), "head.weight": np.ones((3, 6), np.float32)}
 
@@ -129,7 +130,7 @@ def raising(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise fault
 
-    monkeypatch.setattr(describe, "describe", broken)
+    monkeypatch.setattr(inspect, "describe", broken)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import pytest
 
 from qvec_cli.errors import MismatchError
 from qvec_cli.quant.affine import scale_shape
-from qvec_cli.quant.inputs import Inputs
 from qvec_cli.quant.methods import QUANTIZERS
+from qvec_cli.quant.moments import Inputs
 from qvec_cli.quant.qtensor import from_named
 from qvec_cli.quant.rtn import fake_quantize
 from qvec_cli.specs import Granularity, Grid, Method, Scale, ScaleDtype

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 from conftest import FAST, Drawer, call
 
-from qvec_cli.ops.metrics import SCHEMA_FILE
+from qvec_cli.outputs.metrics import SCHEMA_FILE
 
 SCHEMA = json.loads(SCHEMA_FILE.read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)

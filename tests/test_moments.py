@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from qvec_cli.quant.gptq import gptq
-from qvec_cli.quant.inputs import Inputs
-from qvec_cli.quant.moments import is_smaller, pack, pool, rounded, shapes, unpack
+from qvec_cli.quant.moments import Inputs, is_smaller, pack, pool, rounded, shapes, unpack
 from qvec_cli.specs import Granularity, Grid, Scale
 
 RNG = np.random.default_rng(0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qvec_cli.learn.naming import fold, name_classes
-from qvec_cli.learn.tasks import TASKS
+from qvec_cli.data.samples import fold, name_classes
+from qvec_cli.data.tasks import TASKS
 
 
 @pytest.mark.parametrize("name", ["FashionMNIST", "fashion-mnist", "fashion_MNIST"])

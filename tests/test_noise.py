@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qvec_cli.learn.noise import COUNT, NOISE, NoiseImages, noise
+from qvec_cli.data.noise import COUNT, NOISE, NoiseImages, noise
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -51,7 +51,7 @@ def test_an_image_hangs_on_its_number_alone() -> None:
 
 
 def test_another_process_draws_the_same() -> None:
-    code = "import sys, hashlib; from qvec_cli.learn.noise import NoiseImages; "
+    code = "import sys, hashlib; from qvec_cli.data.noise import NoiseImages; "
     code += "print(hashlib.sha256(NoiseImages(28).load(7).tobytes()).hexdigest())"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

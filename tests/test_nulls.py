@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qvec_cli.specs import Null
-from qvec_cli.vector.nulls import NULLS, null
+from qvec_cli.transfer.nulls import NULLS, null
 
 RNG = np.random.default_rng(0)
 SHAPES = {"qkv": (6, 4), "bias": (6,), "pos": (1, 5, 4), "conv": (3, 2, 2, 2), "one": (1,)}

@@ -14,13 +14,13 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
+from qvec_cli.calibration.layer_moments import collect
+from qvec_cli.calibration.sequential import find_images, linear_weights
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.write import write
+from qvec_cli.inputs.files import model_of
+from qvec_cli.inputs.network import load_network
 from qvec_cli.model.build import normalise
-from qvec_cli.model.collector import collect
-from qvec_cli.ops.calibration import find_images, linear_weights
-from qvec_cli.ops.lineage import model_of
-from qvec_cli.ops.state import load_network
 from qvec_cli.quant.gptq import gptq
 from qvec_cli.quant.moments import rounded
 from qvec_cli.specs import Calibration, Grid, Loading, Scale, Silence

@@ -22,11 +22,11 @@ import yaml
 from conftest import Result, call, spawn
 from PIL import Image
 
+from qvec_cli.data.samples import draw_validation
+from qvec_cli.data.tasks import TASKS
 from qvec_cli.errors import SpecError
-from qvec_cli.learn.samples import draw_validation
-from qvec_cli.learn.tasks import TASKS
-from qvec_cli.model.build import Wish, create
-from qvec_cli.ops.start import Request
+from qvec_cli.model.build import NetworkOptions, create
+from qvec_cli.pipeline.train_request import TrainRequest
 from qvec_cli.specs import Grid, Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -82,15 +82,15 @@ def counts() -> dict[str, Any]:
     return {path.stem: budget.counted(path.stem) for path in RECIPES}
 
 
-def typed(words: list[object], monkeypatch: pytest.MonkeyPatch) -> Request:
+def typed(words: list[object], monkeypatch: pytest.MonkeyPatch) -> TrainRequest:
     """What a training command has understood; nothing is trained."""
-    heard: list[Request] = []
+    heard: list[TrainRequest] = []
 
-    def stop(request: Request, *_: object) -> None:
+    def stop(request: TrainRequest, *_: object) -> None:
         heard.append(request)
         raise SpecError("understood")
 
-    monkeypatch.setattr("qvec_cli.ops.train.train", stop)
+    monkeypatch.setattr("qvec_cli.pipeline.finetune.train", stop)
     call(*words, code=SpecError.exit_code)
     return heard[0]
 
@@ -296,7 +296,7 @@ def test_a_step_is_three_forwards_but_for_the_gradient_of_the_image(
 
 def test_a_network_without_numbers_counts_as_one_that_has_them(counts: dict[str, Any]) -> None:
     found = counts["vit_tiny_patch16_224.augreg_in21k"]
-    network, _ = create(Wish("vit_tiny_patch16_224", budget.CLASSES))
+    network, _ = create(NetworkOptions("vit_tiny_patch16_224", budget.CLASSES))
     assert budget._saved(network.train(), torch.zeros(1, 3, 224, 224)) == found.saved
     assert sum(p.numel() for p in network.parameters()) == found.parameters
     width, depth, tokens, patch = 192, 12, 197, 3 * 16 * 16

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from qvec_cli.checkpoint import bombs, locate
+from qvec_cli.checkpoint import locate, pickles
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError
 
@@ -125,7 +125,7 @@ def test_the_authors_pair_is_read_as_it_is(drawer: Drawer, tmp_path: Path) -> No
 
 def test_tied_tensors_are_kept_once_and_restored_in_the_network(tmp_path: Path) -> None:
     """Through every step: the names of the dropped ones travel with the card."""
-    from qvec_cli.ops.state import load_state
+    from qvec_cli.inputs.network import load_state
 
     tied = torch.randn(4, 4, generator=GENERATOR)
     for name, shift in (("donor", 0), ("qat", 1), ("receiver", 2)):
@@ -280,7 +280,7 @@ from pathlib import Path
 import torch
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError
-from qvec_cli.ops.metrics import peak_rss_bytes
+from qvec_cli.outputs.metrics import peak_rss_bytes
 for name in sys.argv[1:]:
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
@@ -332,7 +332,7 @@ def test_the_table_of_an_archive_is_read_only_up_to_a_size(
 ) -> None:
     torch.save(STATE, tmp_path / "a.pt")
     Checkpoint(tmp_path / "a.pt").close()
-    monkeypatch.setattr(bombs, "_MAX_DIRECTORY", 100)
+    monkeypatch.setattr(pickles, "_MAX_DIRECTORY", 100)
     refusal(tmp_path / "a.pt")
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qvec_cli.data.pixels import open_image, to_mode
 from qvec_cli.errors import DataError, SpecError
-from qvec_cli.learn.pixels import open_image, to_mode
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 GREY = Image.fromarray(RAMP)

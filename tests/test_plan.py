@@ -15,7 +15,7 @@ from conftest import FAST, MODEL, Drawer, call, spawn
 from safetensors.numpy import load_file, save_file
 
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.ops.metrics import SCHEMA_FILE
+from qvec_cli.outputs.metrics import SCHEMA_FILE
 from qvec_cli.specs import Grid
 
 COMMANDS: dict[str, tuple[str, ...]] = {

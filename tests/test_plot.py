@@ -16,7 +16,7 @@ import pytest
 from conftest import call, light
 from samples import TASKS, grid_lines, text, written
 
-from qvec_cli.draw.canvas import (
+from qvec_cli.report.canvas import (
     COLOURS,
     FORMATS,
     compact,
@@ -29,18 +29,18 @@ from qvec_cli.draw.canvas import (
     words_width,
     wrapped,
 )
-from qvec_cli.draw.curves import curves, wilson
-from qvec_cli.draw.heatmap import GAINS, heatmap, signed
-from qvec_cli.draw.plane import crossing, plane
-from qvec_cli.draw.spread import spread
-from qvec_cli.draw.strips import strips
-from qvec_cli.ops.agreed import Agreed
-from qvec_cli.ops.costs import break_even, costs_of, plane_of
-from qvec_cli.ops.documents import Extraction, Layers, Training, read
-from qvec_cli.ops.gains import heat_of
-from qvec_cli.ops.matrix import Matrix, lines_of, parse
-from qvec_cli.ops.strip import place_of, short, strips_of
-from qvec_cli.ops.traces import agreed_of, cells_of, spread_of
+from qvec_cli.report.curve_facts import agreed_of, cells_of, spread_of
+from qvec_cli.report.curves import curves, wilson
+from qvec_cli.report.heatmap import GAINS, heatmap, signed
+from qvec_cli.report.heatmap_facts import heat_of
+from qvec_cli.report.layer_facts import place_of, short, strips_of
+from qvec_cli.report.layers import strips
+from qvec_cli.report.plane import crossing, plane
+from qvec_cli.report.plane_facts import break_even, costs_of, plane_of
+from qvec_cli.report.spread import spread
+from qvec_cli.results.agreement_sweep import Agreed
+from qvec_cli.results.documents import Extraction, Layers, TrainingRecord, read
+from qvec_cli.results.matrix import Matrix, lines_of, parse
 from qvec_cli.specs import Cost
 
 
@@ -435,7 +435,7 @@ def test_seconds_are_those_of_the_training_runs(folder: Path) -> None:
     assert "of QAT" in done.out
     found = read([folder / "g.jsonl", *(folder / file for file in files)])
     assert found.matrix
-    told = costs_of(found.matrix, Cost.SECONDS, found.of(Training), found.of(Extraction))
+    told = costs_of(found.matrix, Cost.SECONDS, found.of(TrainingRecord), found.of(Extraction))
     assert told[0] == {name: 60 + len(name) for name in TASKS[:3]}
     assert told[1] == dict.fromkeys(TASKS[:3], 100)
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from samples import grid_lines
 
-from qvec_cli.ops.matrix import Matrix, parse
-from qvec_cli.ops.pool import alike, pool, pooled
-from qvec_cli.ops.records import Record
+from qvec_cli.results.matrix import Matrix, parse
+from qvec_cli.results.records import Record
+from qvec_cli.results.seeds import alike, pool, pooled
 
 NAMES = ("cars", "dtd", "eurosat")
 

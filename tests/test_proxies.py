@@ -15,15 +15,14 @@ from PIL import Image
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import DataError, SpecError
-from qvec_cli.ops.lineage import model_of
-from qvec_cli.ops.opening import opened
-from qvec_cli.ops.proxies import Proxies, ProxyWish, find_proxies, is_own
+from qvec_cli.inputs.files import model_of, opened
+from qvec_cli.inputs.proxies import Proxies, ProxyOptions, find_proxies, is_own
 from qvec_cli.specs import DataUse, Loading, Silence
 
 
 def found(drawer: Drawer, *specs: object, samples: int = 8) -> Proxies:
     with opened(drawer.receiver, Silence()) as theta:
-        return find_proxies(theta, model_of(theta), ProxyWish(tuple(map(str, specs)), samples))
+        return find_proxies(theta, model_of(theta), ProxyOptions(tuple(map(str, specs)), samples))
 
 
 @pytest.fixture
@@ -111,7 +110,7 @@ def test_a_file_that_does_not_say_its_data_may_know_any_images(card: Any, drawer
         model = model_of(theta)
     silent: Any = SimpleNamespace(card=card)
     for spec, use in ((drawer.donor_data, DataUse.RECEIVER_IMAGES), ("noise", DataUse.NONE)):
-        wish = ProxyWish((str(spec),), 8)
+        wish = ProxyOptions((str(spec),), 8)
         assert find_proxies(silent, model, wish).use.level is use
     assert not is_own(silent, model, str(drawer.donor_data), Loading())
 
@@ -129,7 +128,7 @@ def test_a_wish_that_makes_no_sense_is_refused(
     specs: tuple[str, ...], samples: int, message: str
 ) -> None:
     with pytest.raises(SpecError, match=message):
-        ProxyWish(specs, samples)
+        ProxyOptions(specs, samples)
 
 
 def test_one_image_is_refused(drawer: Drawer, tmp_path: Path) -> None:

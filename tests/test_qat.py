@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from qvec_cli.model.build import Wish, create
+from qvec_cli.model.build import NetworkOptions, create
 from qvec_cli.model.qat import float_forward, plain_name, prepare, strip
 from qvec_cli.model.targets import of_network
 from qvec_cli.quant.rtn import fake_quantize, rtn
@@ -50,7 +50,7 @@ class Attention(nn.Module):
 
 
 def _vit():
-    network, model = create(Wish("test_vit", 3, img_size=32))
+    network, model = create(NetworkOptions("test_vit", 3, img_size=32))
     return network, model, torch.randn(4, 3, 32, 32)
 
 

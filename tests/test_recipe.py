@@ -9,7 +9,7 @@ from conftest import MODEL, Drawer, call
 
 from qvec_cli.cli.recipe import load
 from qvec_cli.errors import SpecError
-from qvec_cli.ops.mapping import MAX_BYTES
+from qvec_cli.inputs.yaml_text import MAX_BYTES
 
 NAMES = {"epochs": "epochs", "lr": "lr", "no-aug": "no_aug", "model-arg": "model_arg"}
 

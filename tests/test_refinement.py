@@ -14,11 +14,11 @@ from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
 from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.inputs.examples import open_for
+from qvec_cli.inputs.network import load_network
 from qvec_cli.learn import distill as module
 from qvec_cli.learn.distill import Lesson, Pupils, distance, distill
 from qvec_cli.model.build import normalise
-from qvec_cli.ops.examples import open_for
-from qvec_cli.ops.state import load_network
 from qvec_cli.specs import Loading, Silence
 
 SMALL = ("--bits", 3, "--device", "cpu", "--batch-size", 16)

@@ -11,11 +11,10 @@ import pytest
 from conftest import call
 from samples import TASKS, grid_lines, text, written
 
-from qvec_cli.draw.heatmap import signed
-from qvec_cli.draw.inline import inline
-from qvec_cli.draw.page import Page, Section, Table, embedded, page
-from qvec_cli.ops.matrix import lines_of, parse
-from qvec_cli.ops.summary import summarise
+from qvec_cli.report.heatmap import signed
+from qvec_cli.report.page import Page, Section, Table, embedded, inline, page
+from qvec_cli.results.matrix import lines_of, parse
+from qvec_cli.results.summary import summarise
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 

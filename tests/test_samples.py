@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from qvec_cli.data.samples import DataSource, Subset, Task, assemble, draw_validation
 from qvec_cli.errors import DataError
-from qvec_cli.learn.samples import Found, Part, Task, assemble, draw_validation
 
 
 @dataclass
@@ -73,28 +73,28 @@ def test_too_few_images_to_draw_from_are_refused(count: int) -> None:
 
 def test_the_refusal_to_draw_names_the_data_set() -> None:
     with pytest.raises(DataError, match="toy: a train split of 3 images"):
-        assemble("toy", Found(("a",), {"train": Numbers([0, 0, 0])}))
+        assemble("toy", DataSource(("a",), {"train": Numbers([0, 0, 0])}))
 
 
 def test_a_val_split_that_is_there_is_not_drawn_again() -> None:
     train, val = Numbers([0] * 30), Numbers([0] * 4)
-    made = assemble("toy", Found(("a",), {"val": val, "train": train}))
+    made = assemble("toy", DataSource(("a",), {"val": val, "train": train}))
     assert made.splits == {"train": train, "val": val}
     assert list(made.splits) == ["train", "val"]
 
 
 def test_splits_come_in_their_usual_order_whatever_the_source() -> None:
-    found = Found(("a",), {"test": Numbers([0]), "train": Numbers([0] * 10)})
+    found = DataSource(("a",), {"test": Numbers([0]), "train": Numbers([0] * 10)})
     assert list(assemble("toy", found).splits) == ["train", "val", "test"]
 
 
 def test_an_empty_split_is_refused() -> None:
     with pytest.raises(DataError, match="toy: the test split is empty"):
-        assemble("toy", Found(("a",), {"test": Numbers([])}))
+        assemble("toy", DataSource(("a",), {"test": Numbers([])}))
 
 
 def test_a_mistyped_split_is_answered_with_the_real_ones() -> None:
-    made = assemble("toy", Found(("a",), {"train": Numbers([0] * 10), "test": Numbers([0])}))
+    made = assemble("toy", DataSource(("a",), {"train": Numbers([0] * 10), "test": Numbers([0])}))
     with pytest.raises(DataError, match="no split 'tets'; it has train, val, test") as caught:
         made.split("tets")
     assert caught.value.hint == "Did you mean test?"
@@ -113,7 +113,7 @@ def test_labels_that_are_classes_pass() -> None:
 def test_a_bad_label_is_found_in_the_whole_of_a_drawn_split() -> None:
     labels = [0] * 20
     labels[13] = 7
-    made = assemble("toy", Found(("a",), {"train": Numbers(labels)}))
+    made = assemble("toy", DataSource(("a",), {"train": Numbers(labels)}))
     for split in ("train", "val"):
         with pytest.raises(DataError, match=f"image 13 of {split} has the label 7"):
             made.split(split)
@@ -121,5 +121,5 @@ def test_a_bad_label_is_found_in_the_whole_of_a_drawn_split() -> None:
 
 def test_parts_of_one_whole_do_not_overlap() -> None:
     whole = Numbers(range(30))
-    first, second = Part(whole, 0, 12), Part(whole, 12, 30)
+    first, second = Subset(whole, 0, 12), Subset(whole, 12, 30)
     assert sorted([*first.labels, *second.labels]) == list(range(30))

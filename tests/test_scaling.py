@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qvec_cli.vector.scaling import GUARD, LEAST, NEGATIVE, Average, choose_lambda, removed
+from qvec_cli.selection.choose import GUARD, LEAST, NEGATIVE, Average, choose_lambda, removed
 
 LAMBDAS = (*NEGATIVE, 0.0, 0.25, 0.5, 1.0)
 Array = np.ndarray[Any, np.dtype[Any]]

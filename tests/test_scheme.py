@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from qvec_cli.errors import MismatchError
-from qvec_cli.quant.scheme import of_scheme, require_loadable, to_scheme
+from qvec_cli.quant.compressed_tensors import of_scheme, require_loadable, to_scheme
 from qvec_cli.specs import Granularity, Grid, Scale, ScaleDtype
 
 BLOCKS = [(Granularity.TENSOR, None), (Granularity.CHANNEL, None), (Granularity.GROUP, 16)]

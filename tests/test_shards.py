@@ -14,7 +14,7 @@ import pytest
 from conftest import Drawer, call
 from safetensors.numpy import load_file, save_file
 
-from qvec_cli.checkpoint import shards
+from qvec_cli.checkpoint import locate
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError
 
@@ -104,8 +104,8 @@ def test_the_name_of_a_shard_is_a_plain_one_or_nothing_is_opened(
 
     index = sharded(tmp_path / "model", spoil)
     opened = []
-    original = shards.open_file
-    monkeypatch.setattr(shards, "open_file", lambda p: (opened.append(p), original(p))[1])
+    original = locate.open_file
+    monkeypatch.setattr(locate, "open_file", lambda p: (opened.append(p), original(p))[1])
     message = refusal(index)
     assert message.startswith(f"{index}: count: its shard ")
     assert "is not the plain name of a .safetensors file" in message
@@ -173,7 +173,7 @@ def test_an_index_of_unreasonable_size_is_not_parsed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index = sharded(tmp_path / "model")
-    monkeypatch.setattr(shards, "_MAX_INDEX", index.stat().st_size - 1)
+    monkeypatch.setattr(locate, "_MAX_INDEX", index.stat().st_size - 1)
     assert "more than" in refusal(index)
 
 
@@ -189,7 +189,7 @@ import sys, time
 from pathlib import Path
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError
-from qvec_cli.ops.metrics import peak_rss_bytes
+from qvec_cli.outputs.metrics import peak_rss_bytes
 started = time.process_time()
 try:
     Checkpoint(Path(sys.argv[1]))
@@ -210,7 +210,7 @@ def cost(path: Path) -> tuple[str, float, float]:
 @pytest.mark.parametrize("case", [*PIECES, "tensors, in short", "shards, in short"])
 def test_a_hostile_index_costs_little(case: str, tmp_path: Path) -> None:
     start, piece, end = PIECES[case.removesuffix(", in short")]
-    count = (shards._MAX_INDEX - len(start + end)) // (len(piece) + 5 * piece.count(b"%d"))
+    count = (locate._MAX_INDEX - len(start + end)) // (len(piece) + 5 * piece.count(b"%d"))
     count = min(count, 358_000) if case.endswith("in short") else count
     whole = piece * count
     if b"%d" in piece:

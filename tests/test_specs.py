@@ -10,16 +10,8 @@ from hypothesis import strategies as st
 
 from qvec_cli import errors
 from qvec_cli.errors import QvecError, ReaderLeftError, SpecError
-from qvec_cli.specs import (
-    DataUse,
-    Granularity,
-    Grid,
-    Loading,
-    Recipe,
-    Use,
-    spent,
-)
-from qvec_cli.vector.lambdas import MAX_LAMBDAS, parse_lambda, parse_lambdas
+from qvec_cli.inputs.lambdas import MAX_LAMBDAS, parse_lambda, parse_lambdas
+from qvec_cli.specs import DataUse, Granularity, Grid, Loading, Recipe, Use, spent
 
 BITS = range(2, 9)
 GRIDS = [

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from qvec_cli.checkpoint.replace import SUFFIX, lock
-from qvec_cli.checkpoint.staging import check_folder, staging
 from qvec_cli.errors import CheckpointError, SpecError
+from qvec_cli.export.staging import check_folder, staging
 
 NAMES = ("a", "b")
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qvec_cli.ops import statistics
-from qvec_cli.ops.statistics import chance, interval, ranks, spearman
+from qvec_cli.results import summary
+from qvec_cli.results.summary import chance, interval, ranks, spearman
 
 RNG = np.random.default_rng(0)
 TIED = RNG.integers(0, 6, 40).astype(float)
@@ -89,4 +89,4 @@ def test_the_same_numbers_give_the_same_interval_and_chance() -> None:
     square, gain = RNG.standard_normal((5, 5)), RNG.standard_normal((5, 5))
     assert chance(square, gain) == chance(square, gain)
     assert interval([[1.0], [2.0]]) == interval([[1.0], [2.0]])
-    assert statistics.DRAWS == 10_000
+    assert summary.DRAWS == 10_000

@@ -17,9 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.inputs.files import model_of
+from qvec_cli.inputs.network import load_network
 from qvec_cli.model import build
-from qvec_cli.ops.lineage import model_of
-from qvec_cli.ops.state import load_network
 
 PEER = Path(__file__).parents[1] / ".bench" / "ct" / "bin" / "python"
 BITS = (2, 3, 4, 8)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import call
 
-from qvec_cli.ops.drawer import read_drawer
+from qvec_cli.transfer.grid_file import read_grid_file
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 README = EXAMPLES.parent / "README.md"
@@ -105,7 +105,7 @@ def test_a_grid_file_names_files_that_the_study_makes(name: str, grid: str, tmp_
     study, out = STUDIES[name], tmp_path / "out"
     path = out / study.grids[grid]
     study.make(f"OUT={out}", str(path))
-    drawer = read_drawer(path)
+    drawer = read_grid_file(path)
     made = {words[words.index("-o") + 1] for _, *words in study.commands(out) if "-o" in words}
     assert set(drawer.receivers) == set(drawer.donors)
     for receiver in drawer.receivers.values():

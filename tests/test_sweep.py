@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from conftest import Drawer, call
 
-from qvec_cli.ops import trial
-from qvec_cli.ops.sweep import choose
-from qvec_cli.ops.unfinished import unfinished
+from qvec_cli.checkpoint.replace import unfinished
+from qvec_cli.selection import trial
+from qvec_cli.selection.by_labels import choose
 
 LAMBDAS = "0:1.5:0.75"
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from qvec_cli.errors import MismatchError
-from qvec_cli.model.build import Wish, create
+from qvec_cli.model.build import NetworkOptions, create
 from qvec_cli.model.targets import (
     HEADS,
     classifiers,
@@ -20,7 +20,7 @@ from qvec_cli.model.targets import (
 def _network(name):
     """A network without values, which is made in a moment, and its configuration."""
     with torch.device("meta"):
-        return create(Wish(name, 10))
+        return create(NetworkOptions(name, 10))
 
 
 def _shapes(network):

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from qvec_cli.data.samples import draw_validation
+from qvec_cli.data.tasks import TASKS, PaperTask
+from qvec_cli.data.torchvision_sets import open_torchvision
 from qvec_cli.errors import DataError
-from qvec_cli.learn.libraries import open_torchvision
-from qvec_cli.learn.samples import draw_validation
-from qvec_cli.learn.tasks import TASKS, PaperTask
 
 # epochs, classes, HF id, training images after validation is drawn
 PAPER = {

@@ -385,12 +385,12 @@ def test_bytes_depend_on_nothing_but_the_inputs(folder: Path) -> None:
 def test_a_bug_is_not_dressed_up_as_the_users_fault(
     drawer: Drawer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qvec_cli.ops import describe
+    from qvec_cli.pipeline import inspect
 
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(describe, "describe", broken)
+    monkeypatch.setattr(inspect, "describe", broken)
     with pytest.raises(ZeroDivisionError):
         call("inspect", drawer.rho)
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qvec_cli.errors import SpecError
-from qvec_cli.model.build import Wish, create
+from qvec_cli.model.build import NetworkOptions, create
 from qvec_cli.model.targets import HEADS, classifiers, head_tensors, of_network, of_outline
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -41,7 +41,7 @@ UNUSUAL = {
 
 def _made(name: str, classes: int) -> tuple[nn.Module, dict[str, Any]]:
     with torch.device("meta"):
-        return create(Wish(name, classes))
+        return create(NetworkOptions(name, classes))
 
 
 def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:

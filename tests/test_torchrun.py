@@ -16,7 +16,7 @@ from conftest import FAST, MODEL, Drawer, Result, call
 from safetensors.numpy import load_file
 
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.ops.unfinished import unfinished
+from qvec_cli.checkpoint.replace import unfinished
 
 CLOSE = 1e-5
 """Largest distance of two checkpoints, of their norm; a dozen steps at 1e-3 leave 1e-6 or so."""

@@ -18,17 +18,17 @@ from conftest import FAST, MODEL, Drawer, call, draw, spawn
 from safetensors.numpy import load_file, save_file
 
 from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.checkpoint.replace import unfinished
+from qvec_cli.data.datasets import open_task
 from qvec_cli.learn import fit
-from qvec_cli.learn.data import open_task
-from qvec_cli.ops.session import Session
-from qvec_cli.ops.start import Request
-from qvec_cli.ops.unfinished import unfinished
+from qvec_cli.pipeline.session import Session
+from qvec_cli.pipeline.train_request import TrainRequest
 from qvec_cli.specs import Grid, Loading, Recipe, Silence
 
 
 def session(drawer: Drawer, out: Path, grid: Grid | None) -> Session:
     recipe = Recipe(epochs=1, batch_size=16, seed=3)
-    request = Request(
+    request = TrainRequest(
         str(drawer.base), str(drawer.donor_data), out, recipe, Loading(), grid, device="cpu"
     )
     return Session(request, open_task(str(drawer.donor_data), None), Silence())
@@ -105,20 +105,20 @@ def test_a_run_cut_off_at_any_step_resumes_to_the_same_bytes(
     call(*args, "-o", tmp_path / "whole.st")
 
     monkeypatch.setattr(fit, "SAVE_SECONDS", 0.0)
-    step, taken = fit.Fit._step, []
+    step, taken = fit.TrainingRun._step, []
 
-    def counted(self: fit.Fit, *batch: torch.Tensor) -> None:
+    def counted(self: fit.TrainingRun, *batch: torch.Tensor) -> None:
         if len(taken) == steps:
             raise CutOffError
         taken.append(0)
         step(self, *batch)
 
-    monkeypatch.setattr(fit.Fit, "_step", counted)
+    monkeypatch.setattr(fit.TrainingRun, "_step", counted)
     with pytest.raises(CutOffError):
         call(*args, "-o", tmp_path / "cut.st")
     assert [path.name for path in tmp_path.glob("cut*")] == ["cut.st.state"]
 
-    monkeypatch.setattr(fit.Fit, "_step", step)
+    monkeypatch.setattr(fit.TrainingRun, "_step", step)
     refused = call(*args, "-o", tmp_path / "cut.st", code=1)
     assert "an unfinished run is there" in refused.err
     resumed = call(*args, "-o", tmp_path / "cut.st", "--resume")
@@ -151,7 +151,7 @@ def test_a_state_of_another_run_is_refused(
     drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     args = ["finetune", drawer.base, "--data", drawer.donor_data, *FAST, "-o", tmp_path / "x.st"]
-    monkeypatch.setattr(fit.Fit, "_summary", lambda *_: exec("raise ZeroDivisionError"))
+    monkeypatch.setattr(fit.TrainingRun, "_summary", lambda *_: exec("raise ZeroDivisionError"))
     monkeypatch.setattr(fit, "SAVE_SECONDS", 0.0)
     with pytest.raises(ZeroDivisionError):
         call(*args)
@@ -301,7 +301,7 @@ def test_a_broken_image_stops_the_run_and_is_named(tmp_path: Path, workers: int)
 
 
 def test_the_paper_s_tasks_have_the_paper_s_epochs() -> None:
-    from qvec_cli.ops.train import EPOCHS, default_epochs
+    from qvec_cli.pipeline.finetune import EPOCHS, default_epochs
 
     assert default_epochs("Cars") == 35
     assert default_epochs("./Cars") == EPOCHS

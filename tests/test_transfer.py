@@ -11,12 +11,12 @@ import pytest
 from conftest import FAST, Drawer, Result, call, draw, light
 
 from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.checkpoint.replace import unfinished
 from qvec_cli.checkpoint.write import write
 from qvec_cli.errors import QvecError
-from qvec_cli.ops import cells
-from qvec_cli.ops import transfer as operation
-from qvec_cli.ops.jobs import folder, part_of
-from qvec_cli.ops.unfinished import unfinished
+from qvec_cli.transfer import cells
+from qvec_cli.transfer import transfer as operation
+from qvec_cli.transfer.slurm import folder, part_of
 
 GRID = """\
 bits: 2

@@ -9,9 +9,9 @@ import pytest
 from conftest import draw
 from PIL import Image
 
+from qvec_cli.data.datasets import any_split, open_unlabelled
+from qvec_cli.data.noise import COUNT
 from qvec_cli.errors import DataError, QvecError, SpecError
-from qvec_cli.learn.noise import COUNT
-from qvec_cli.learn.unlabelled import any_split, open_unlabelled
 
 SIDE = 32
 

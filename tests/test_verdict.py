@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qvec_cli.ops.verdict import (
+from qvec_cli.advise.decision import (
     EQUAL_BITS,
     NOTHING_LOST,
     TIE,

@@ -12,8 +12,8 @@ import pytest
 from conftest import call
 from test_studies import EXAMPLES, README, Study, words
 
-from qvec_cli.ops.drawer import read_drawer
-from qvec_cli.ops.records import Score
+from qvec_cli.results.records import Score
+from qvec_cli.transfer.grid_file import read_grid_file
 
 STUDIES = {
     "tiny": Study(*("tiny", "zero.mk", "all", 3), {"absmax-2": "s1/absmax-2/grid.yaml"}),
@@ -95,7 +95,7 @@ def test_the_grid_file_names_files_that_the_study_makes(name: str, tmp_path: Pat
     study, out = STUDIES[name], tmp_path / "out"
     path = out / next(iter(study.grids.values()))
     study.make(f"OUT={out}", str(path))
-    drawer = read_drawer(path)
+    drawer = read_grid_file(path)
     made = {line[line.index("-o") + 1] for line in study.commands(out) if "-o" in line}
     assert set(drawer.donors) <= set(drawer.receivers)
     for receiver in drawer.receivers.values():

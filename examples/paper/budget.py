@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qvec_cli.learn.tasks import TASKS, PaperTask
+from qvec_cli.data.tasks import TASKS, PaperTask
 
 HERE = Path(__file__).parent
 BATCH = 128  # of the paper
@@ -129,10 +129,10 @@ def counted(name: str) -> Network:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from qvec_cli.model.build import Wish, create
+    from qvec_cli.model.build import NetworkOptions, create
 
     with torch.device("meta"):
-        network, _ = create(Wish(spelled(name), CLASSES))
+        network, _ = create(NetworkOptions(spelled(name), CLASSES))
         image = torch.empty(1, 3, PIXELS, PIXELS)
     network.train()
     # attention as plain products: the counter does not know each of its kernels
@@ -221,20 +221,20 @@ def measured(name: str, batch: int, steps: int, device: str) -> Rate:
 def _seconds(name: str, batch: int, steps: int, device: str, *, qat: bool) -> float:
     import torch
 
-    from qvec_cli.learn.fit import Fit
-    from qvec_cli.model.build import Wish, create, normalise
+    from qvec_cli.learn.fit import TrainingRun
+    from qvec_cli.model.build import NetworkOptions, create, normalise
     from qvec_cli.model.qat import prepare
     from qvec_cli.specs import Grid, Recipe
 
     torch.manual_seed(0)
-    network, model = create(Wish(spelled(name), CLASSES))
+    network, model = create(NetworkOptions(spelled(name), CLASSES))
     if qat:
         prepare(network, model, Grid())
     images = torch.randint(0, 256, (batch, 3, PIXELS, PIXELS), dtype=torch.uint8)
     batches: Any = Same(images, torch.randint(0, CLASSES, (batch,)), steps + 1)
     clock = Clock(time.process_time if device == "cpu" else time.perf_counter)
     recipe = Recipe(epochs=1, batch_size=batch, warmup_steps=0)
-    fit = Fit(network.to(device), batches, recipe, normalise(model), clock)
+    fit = TrainingRun(network.to(device), batches, recipe, normalise(model), clock)
     clock.ticks[:] = [clock.now()]
     fit.run(save=lambda: None, validate=dict)
     return clock.median()
@@ -245,13 +245,13 @@ def prepared(name: str, count: int = 40) -> float:
     import torch
     from PIL import Image
 
-    from qvec_cli.model.build import Wish, create, transform
+    from qvec_cli.model.build import NetworkOptions, create, transform
 
     noise = torch.randint(0, 256, (25, 19, 3), dtype=torch.uint8).numpy()
     held = io.BytesIO()
     Image.fromarray(noise).resize((500, 375), Image.Resampling.BICUBIC).save(held, "JPEG")
     with torch.device("meta"):
-        _, model = create(Wish(spelled(name), CLASSES))
+        _, model = create(NetworkOptions(spelled(name), CLASSES))
     augment = transform(model, augment=True)
     started = time.process_time()
     for _ in range(count):

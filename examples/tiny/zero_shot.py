@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from qvec_cli.ops.matrix import OWN_QAT, PLAIN, Matrix, lines_of, parse
-from qvec_cli.ops.records import Score, difference_error
-from qvec_cli.ops.statistics import interval, spearman
-from qvec_cli.ops.summary import summarise
+from qvec_cli.results.matrix import OWN_QAT, PLAIN, Matrix, lines_of, parse
+from qvec_cli.results.records import Score, difference_error
+from qvec_cli.results.summary import interval, spearman, summarise
 
 Json = dict[str, Any]
 

@@ -13,6 +13,7 @@ from qvec_cli.errors import CheckpointError
 SCHEMA: Final = 1
 """The format's own version: a newer one is refused, an older one is read for ever."""
 
+
 NO_DIGEST: Final = "0" * 64
 """Stands in the header until the data are written and their digest is known."""
 
@@ -41,7 +42,7 @@ class Card:
     recipe: dict[str, Any] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)  # operation, parents, lambda, version
     aliases: dict[str, str] = field(default_factory=dict)  # tied names, and the one that is kept
-    moments: dict[str, Any] | None = None  # of what, if the file carries any (ops/attached.py)
+    moments: dict[str, Any] | None = None  # of what, if it carries any (calibration/moments_file)
     digest: str = NO_DIGEST  # of names, shapes, dtypes and data; not of this card
 
     def to_header(self) -> dict[str, str]:

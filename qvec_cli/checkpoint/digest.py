@@ -12,6 +12,7 @@ from qvec_cli.checkpoint.card import canonical
 from qvec_cli.checkpoint.dtypes import Array
 
 _DEPTH: Final = 4  # blocks that may wait to be hashed
+
 _SMALL: Final = 1 << 15  # bytes that are hashed sooner than handed to a thread
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from qvec_cli.checkpoint.header import MAX_HEADER
-from qvec_cli.checkpoint.layout import Layout
-from qvec_cli.checkpoint.shards import INDEX, inside, named_header, of_index, read_json
-from qvec_cli.checkpoint.source import STREAM, open_file
+from qvec_cli.checkpoint.card import refuse_constant
+from qvec_cli.checkpoint.contents import Contents
+from qvec_cli.checkpoint.header import MAX_HEADER, Entry, read_header, require_moderate, unique
+from qvec_cli.checkpoint.source import STREAM, File, open_file
 from qvec_cli.errors import CheckpointError
 
 _PICKLED: Final = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """How a file begins that ``torch.save`` wrote: a zip archive, or formerly a bare pickle."""
+
+
+INDEX: Final = ".safetensors.index.json"
 
 _IN_FOLDER: Final = (
     "model.safetensors",
@@ -25,7 +31,7 @@ _IN_FOLDER: Final = (
 """What is looked for in a folder; the first pattern that finds something must find one file."""
 
 
-def locate(path: Path) -> Layout:
+def locate(path: Path) -> Contents:
     """The tensors of a file, a stream, an index of shards or a folder of the hub.
 
     Raises:
@@ -38,9 +44,9 @@ def locate(path: Path) -> Layout:
     return layout
 
 
-def _of_file(path: Path) -> Layout:
+def _of_file(path: Path) -> Contents:
     file = open_file(path)
-    layout = Layout()
+    layout = Contents()
     layout.add(file)
     try:
         start = bytes(file.read(min(file.size, 16), 0))
@@ -61,7 +67,7 @@ def _of_file(path: Path) -> Layout:
     return layout
 
 
-def _of_folder(folder: Path) -> Layout:
+def _of_folder(folder: Path) -> Contents:
     for pattern in _IN_FOLDER:
         found = sorted(p.name for p in folder.glob(pattern))
         if len(found) > 1:
@@ -88,8 +94,112 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _find_aliases(layout: Layout) -> None:
+def _find_aliases(layout: Contents) -> None:
     """Tied names as the safetensors library notes them: the dropped one, and the one kept."""
     for dropped, kept in layout.metadata.items():
         if kept in layout.entries and dropped not in layout.entries:
             layout.aliases[dropped] = kept
+
+
+_MAX_INDEX: Final = MAX_HEADER  # bytes
+
+_MAX_SHARDS: Final = 10_000
+
+_PLAIN_NAME: Final = re.compile(r"[^/\\:\x00]+\.safetensors")
+
+
+def of_index(path: Path, folder: Path) -> Contents:
+    """The tensors of every shard that an index lists, all of them in one folder.
+
+    Raises:
+        CheckpointError: an index that is not one, a shard that is missing or holds other tensors
+            than the index says, a name that leads out of the folder.
+    """
+    shards = _shards(path, read_json(path))
+    layout = Contents()
+    try:
+        for name, tensors in shards.items():
+            _add(layout, inside(folder, name), tensors, path)
+    except BaseException:
+        layout.close()
+        raise
+    return layout
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file of a name in a folder, which may be a link within it or into its hub cache.
+
+    Raises:
+        CheckpointError: a name or a link that leads elsewhere.
+    """
+    if name in (".", "..") or "/" in name:
+        raise CheckpointError(f"{folder}: {name!r} leads out of the folder")
+    try:
+        home = folder.resolve()
+        path = (home / name).resolve()
+    except (OSError, RuntimeError):
+        raise CheckpointError(f"{folder / name}: is a link to itself") from None
+    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    if path.parent not in (home, blobs):
+        raise CheckpointError(f"{folder / name}: is a link that leads out of the folder")
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object in a file of moderate size.
+
+    Raises:
+        CheckpointError: too large, or not that.
+    """
+    file = open_file(path)
+    try:
+        if file.size > _MAX_INDEX:
+            raise CheckpointError(f"{path}: {file.size:,} bytes; more than {_MAX_INDEX:,} of JSON")
+        text = file.read(file.size, 0)
+        require_moderate(text, str(path))
+        document = json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant)
+    except (ValueError, RecursionError) as fault:
+        raise CheckpointError(f"{path}: is not valid JSON: {fault}") from None
+    finally:
+        file.close()
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{path}: is not a JSON object")
+    return document
+
+
+def _shards(path: Path, document: Mapping[str, Any]) -> dict[str, set[str]]:
+    """The tensors of each shard, whose name is data and must be a plain file name."""
+    table = document.get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise CheckpointError(f"{path}: has no weight_map: it is not the index of a checkpoint")
+    shards: dict[str, set[str]] = {}
+    for tensor, shard in table.items():
+        if not isinstance(shard, str) or not _PLAIN_NAME.fullmatch(shard):
+            raise CheckpointError(
+                f"{path}: {tensor}: its shard {shard!r} is not the plain name of a "
+                ".safetensors file"
+            )
+        shards.setdefault(shard, set()).add(tensor)
+        if len(shards) > _MAX_SHARDS:
+            raise CheckpointError(f"{path}: names more than {_MAX_SHARDS:,} shards")
+    return dict(sorted(shards.items()))
+
+
+def _add(layout: Contents, path: Path, listed: set[str], index: Path) -> None:
+    source = open_file(path)
+    part = layout.add(source)
+    entries, metadata = named_header(path, source)
+    for name in sorted(listed ^ entries.keys()):
+        where = "not in the shard" if name in listed else "not listed"
+        raise CheckpointError(f"{index}: {path.name}: {name} is {where}")
+    layout.metadata = layout.metadata or metadata
+    for name, e in entries.items():
+        layout.entries[name] = e._replace(part=part)
+
+
+def named_header(path: Path, source: File) -> tuple[dict[str, Entry], dict[str, str]]:
+    """A header whose errors name the file."""
+    try:
+        return read_header(source)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}", hint=error.hint) from None

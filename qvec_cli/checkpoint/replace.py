@@ -21,6 +21,7 @@ from qvec_cli.errors import CheckpointError, ReaderLeftError, SpecError
 SUFFIX: Final = ".qvec-tmp"
 """How the hidden sibling ends; the next writer to the same target sweeps those of dead ones."""
 
+
 _NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 """What file systems without hard links answer, as those of memory cards."""
 
@@ -245,3 +246,20 @@ def _streaming(path: Path) -> Iterator[BinaryIO]:
         raise ReaderLeftError(f"{path}: its reader has left") from None
     except OSError as fault:
         raise refused(path, fault) from None
+
+
+def unfinished(out: Path) -> Path:
+    """The state file of an output; gone when the output is there."""
+    return out.with_name(out.name + ".state")
+
+
+def check_unfinished(out: Path, *, resume: bool, force: bool) -> None:
+    """Refuses to lose work that was cut off, unless told what to do with it."""
+    if is_stream(out):
+        raise SpecError(f"-o {out}: the state of a run is kept beside its output: name a file")
+    check_target(unfinished(out), force=True)
+    if unfinished(out).exists() and not (resume or force):
+        raise CheckpointError(
+            f"{unfinished(out)}: an unfinished run is there",
+            hint="Pass --resume to go on with it, or --force to start anew.",
+        )

@@ -15,7 +15,9 @@ from qvec_cli.errors import CheckpointError, SpecError
 STREAM: Final = Path("-")
 """Stdin where a command reads, stdout where it writes."""
 
+
 _CHUNK: Final = 1 << 20
+
 
 _AHEAD: Final = 16 << 20
 """Bytes that are asked of the disk at a time."""

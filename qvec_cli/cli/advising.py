@@ -82,14 +82,14 @@ def advise(
     Every way is carried out: grids without data, the vectors, GPTQ on statistics, on noise and on
     --proxy images. As many other images of --proxy then tell which follows the float answers best.
     """
-    from qvec_cli.learn.noise import NOISE
-    from qvec_cli.ops.advise import Request
-    from qvec_cli.ops.advise import advise as run
+    from qvec_cli.advise.advise import AdviseRequest
+    from qvec_cli.advise.advise import advise as run
+    from qvec_cli.data.noise import NOISE
 
     loading = loading_of(data_dir, dataset_download, dry_run, workers, batch_size)
     images = proxies(proxy or [NOISE], proxy_samples, loading)
     named = tuple(rho or ())
-    request = Request(
+    request = AdviseRequest(
         receiver, bits, named, moments, images, data, refine, output, device, force, dry_run
     )
     show.deliver(

@@ -34,14 +34,18 @@ _SIGNALS: Final = {
     128 + signal.SIGTERM: "stopped by SIGTERM",
 }
 
+
 _SHARED: Final = ("finetune", "train-qat")
 """What several processes can do together."""
+
 
 _PATIENCE: Final = 1.0
 """Seconds that a clean-up has before a second signal is meant."""
 
+
 _NO_MEMORY: Final = ("out of memory", "allocate memory")
 """What torch says on a GPU and on a CPU, in errors that have no class of their own."""
+
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -50,26 +54,41 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Quantization vectors: make Vision Transformers survive 2- to 4-bit quantization.",
 )
+
 app.command()(training.finetune)
+
 app.command()(training.train_qat)
+
 app.command()(vectors.extract)
+
 app.command()(vectors.combine)
+
 app.command()(vectors.moments)
+
 app.command()(vectors.patch)
+
 app.command()(quantization.quantize)
+
 app.command()(quantization.export)
+
 app.command("eval")(measurement.evaluate)
+
 app.command()(measurement.sweep_lambda)
+
 app.command()(study.transfer)
+
 app.command()(advising.advise)
+
 app.command()(study.inspect)
+
 app.command()(drawing.plot)
+
 app.command()(drawing.report)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from qvec_cli.ops.metrics import version
+        from qvec_cli.outputs.provenance import version
 
         typer.echo(f"qvec {version('qvec')}")
         raise typer.Exit

@@ -41,11 +41,11 @@ def plot(
     as_json: AsJson = False,
 ) -> None:
     """Draw the figure that FILES make: .png, .svg or .pdf."""
-    from qvec_cli.ops.figures import Wish
-    from qvec_cli.ops.plot import Request
-    from qvec_cli.ops.plot import plot as run
+    from qvec_cli.report.figures import FigureOptions
+    from qvec_cli.report.plot import PlotRequest
+    from qvec_cli.report.plot import plot as run
 
-    request = Request(tuple(files), output, Wish(figure, receiver, donor, cost), force)
+    request = PlotRequest(tuple(files), output, FigureOptions(figure, receiver, donor, cost), force)
     show.deliver(
         lambda listener: run(request, listener),
         as_json=as_json,
@@ -65,10 +65,10 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write one HTML page of all that FILES hold: figures, tables and the numbers as JSON."""
-    from qvec_cli.ops.report import Request
-    from qvec_cli.ops.report import report as run
+    from qvec_cli.report.report import ReportRequest
+    from qvec_cli.report.report import report as run
 
-    request = Request(tuple(files), output, title, force)
+    request = ReportRequest(tuple(files), output, title, force)
     show.deliver(
         lambda listener: run(request, listener),
         as_json=as_json,

@@ -11,11 +11,12 @@ from qvec_cli.cli.advice import advised
 from qvec_cli.cli.seen import moments, moments_in_words
 from qvec_cli.cli.words import size, some
 from qvec_cli.errors import QvecError
-from qvec_cli.ops.metrics import Metrics
-from qvec_cli.quant.layouts import in_words
+from qvec_cli.inputs.packed_layouts import in_words
+from qvec_cli.outputs.metrics import Metrics
 from qvec_cli.specs import Grid
 
 Facts = Mapping[str, Any]
+
 
 _LONGEST: Final = 1000
 """Characters of a line that a card may fill."""

@@ -47,11 +47,11 @@ from qvec_cli.cli.options import (
     wish,
 )
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Listener, Loading, Method, Objective, Wanted
-from qvec_cli.vector.lambdas import parse_lambdas
+from qvec_cli.inputs.lambdas import parse_lambdas
+from qvec_cli.specs import GridOptions, Listener, Loading, Method, Objective
 
 if TYPE_CHECKING:
-    from qvec_cli.ops.metrics import Metrics
+    from qvec_cli.outputs.metrics import Metrics
 
 
 def evaluate(
@@ -77,8 +77,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure the accuracy of CHECKPOINT; it knows its own architecture."""
-    from qvec_cli.ops.evaluate import Request
-    from qvec_cli.ops.evaluate import evaluate as run
+    from qvec_cli.pipeline.evaluate import EvaluateRequest
+    from qvec_cli.pipeline.evaluate import evaluate as run
 
     named = wish(model, img_size, in_chans, crop_pct, model_arg)
     loading = Loading(
@@ -88,7 +88,7 @@ def evaluate(
         workers=workers,
         batch_size=batch_size,
     )
-    request = Request(checkpoint, data, loading, split, named, device, output, dry_run)
+    request = EvaluateRequest(checkpoint, data, loading, split, named, device, output, dry_run)
     show.deliver(
         lambda listener: run(request, listener),
         as_json=as_json,
@@ -149,28 +149,28 @@ def sweep_lambda(
     test. --objective agreement takes the one at which the quantized model follows the receiver's
     own float answers most closely on --proxy images; --data, if given, only judges the choice.
     """
-    from qvec_cli.ops.unfinished import unfinished
+    from qvec_cli.checkpoint.replace import unfinished
 
-    wanted = Wanted(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid)
+    wanted = GridOptions(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid)
     loading = loading_of(data_dir, dataset_download, dry_run, workers, batch_size)
     points = parse_lambdas(lambdas)
     work: Callable[[Listener], Metrics]
     if objective is Objective.AGREEMENT:
-        from qvec_cli.ops import agree
+        from qvec_cli.selection import by_agreement
 
         if resume:
             raise SpecError("--resume goes with --objective accuracy: this one takes seconds")
         images = proxies(proxy, proxy_samples, loading)
-        judged = agree.Request(
+        judged = by_agreement.AgreementRequest(
             receiver, tuple(rhos), output, points, wanted, images, data, method, measure,
             device, force, dry_run,
         )  # fmt: skip
-        work = partial(agree.agree, judged)
+        work = partial(by_agreement.agree, judged)
     else:
-        from qvec_cli.ops.sweep import Request, sweep
+        from qvec_cli.selection.by_labels import SweepRequest, sweep
 
         _by_labels(rhos, data, proxy=proxy, proxy_samples=proxy_samples, measure=measure)
-        labelled = Request(
+        labelled = SweepRequest(
             receiver, rhos[0], data or "", output, points, wanted, loading, method,
             device, resume, force, dry_run,
         )  # fmt: skip

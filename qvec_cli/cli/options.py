@@ -15,22 +15,30 @@ from qvec_cli.errors import SpecError
 from qvec_cli.specs import Granularity, Loading, Measure, Method, Part, Scale, ScaleDtype, Target
 
 if TYPE_CHECKING:
-    from qvec_cli.model.build import Wish
-    from qvec_cli.ops.proxies import ProxyWish
+    from qvec_cli.inputs.proxies import ProxyOptions
+    from qvec_cli.model.build import NetworkOptions
+
 
 Word = TypeVar("Word", bound=StrEnum)
 
+
 Out = Annotated[Path, typer.Option("-o", "--output", help="File to write.", show_default=False)]
+
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace what exists.")]
+
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Read headers, say what would be done, and write nothing."),
 ]
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print the metrics as one JSON document.")]
+
 MetricsFile = Annotated[
     Path | None, typer.Option("--metrics", help="Also write the metrics to this JSON file.")
 ]
+
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut off.")]
+
 Recipe = Annotated[
     Path | None,
     typer.Option(
@@ -41,6 +49,7 @@ Recipe = Annotated[
     ),
 ]
 
+
 Data = Annotated[
     str,
     typer.Option(
@@ -50,17 +59,22 @@ Data = Annotated[
         show_default=False,
     ),
 ]
+
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where named data sets lie.")]
+
 Download = Annotated[
     bool, typer.Option("--dataset-download", help="Let a named data set be downloaded.")
 ]
+
 ClassMap = Annotated[
     Path | None,
     typer.Option(help="Class names in the order of the head, one a line, for bare files."),
 ]
+
 Workers = Annotated[
     int, typer.Option("--workers", "-j", min=0, help="Processes that decode images.")
 ]
+
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per forward.")]
 
 
@@ -72,32 +86,41 @@ def _device(name: str) -> str:
 
 
 Device = Annotated[str, typer.Option(callback=_device, help="cpu, cuda, mps or auto.")]
+
 ModelName = Annotated[
     str | None, typer.Option("--model", help="timm's name, for a file that does not say.")
 ]
+
 ImgSize = Annotated[int | None, typer.Option(min=1, help="Side of the square input, pixels.")]
+
 InChans = Annotated[
     int | None, typer.Option(min=1, max=3, help="Colour channels of the input; 3 by default.")
 ]
+
 CropPct = Annotated[
     float | None, typer.Option(min=0.01, max=1.0, help="Share of the image that is cropped.")
 ]
+
 ModelArg = Annotated[
     list[str] | None,
     typer.Option(metavar="KEY=VALUE", help="Argument for timm's constructor; repeat it."),
 ]
 
+
 Bits = Annotated[
     int | None, typer.Option(min=2, max=8, help="Width of a code.", show_default="the file's own")
 ]
+
 GranularityChoice = Annotated[
     Granularity | None,
     typer.Option("--granularity", help="What shares a scale.", show_default="channel"),
 ]
+
 ScaleChoice = Annotated[
     Scale | None,
     typer.Option("--scale", help="How scales are chosen.", show_default="absmax, the paper's"),
 ]
+
 Symmetric = Annotated[
     bool | None,
     typer.Option(
@@ -106,13 +129,17 @@ Symmetric = Annotated[
         show_default="symmetric, the paper's",
     ),
 ]
+
 ScaleDtypeChoice = Annotated[
     ScaleDtype | None,
     typer.Option("--scale-dtype", help="How a file holds scales.", show_default="float32"),
 ]
+
 GroupSize = Annotated[int | None, typer.Option(min=1, help="Input features per scale.")]
+
 LAMBDAS = "0:1.5:0.15"
 """The curve that is measured unless another is typed."""
+
 Lambdas = Annotated[
     str,
     typer.Option(
@@ -122,9 +149,11 @@ Lambdas = Annotated[
         help="start:stop:step with the stop included, or 0,0.5,1. 0 always takes part.",
     ),
 ]
+
 Cross = Annotated[
     bool, typer.Option("--cross-grid", help="Take what was made for another grid all the same.")
 ]
+
 Parts = Annotated[
     str | None,
     typer.Option(
@@ -134,7 +163,9 @@ Parts = Annotated[
         show_default="all",
     ),
 ]
+
 MethodChoice = Annotated[Method, typer.Option("--method", help="How codes are chosen.")]
+
 
 Proxy = Annotated[
     list[str] | None,
@@ -145,10 +176,12 @@ Proxy = Annotated[
         show_default=False,
     ),
 ]
+
 ProxySamples = Annotated[
     int | None,
     typer.Option(min=2, help="Of them in all, drawn with seed 0.", show_default="256"),
 ]
+
 MeasureChoice = Annotated[
     Measure | None,
     typer.Option(
@@ -158,6 +191,7 @@ MeasureChoice = Annotated[
     ),
 ]
 
+
 Calib = Annotated[
     list[str] | None,
     typer.Option(
@@ -165,10 +199,12 @@ Calib = Annotated[
         help="Images to calibrate with, named as --data is; labels are not read. Repeat it to mix.",
     ),
 ]
+
 CalibSamples = Annotated[
     int | None,
     typer.Option(min=1, help="Of the train splits in all, drawn with seed 0.", show_default="512"),
 ]
+
 MomentsFile = Annotated[
     Path | None,
     typer.Option(
@@ -177,9 +213,11 @@ MomentsFile = Annotated[
         help="What qvec moments wrote, or a vector that carries it; in place of images.",
     ),
 ]
+
 BiasCorrection = Annotated[
     bool, typer.Option("--bias-correction", help="Let biases make good the outputs' mean error.")
 ]
+
 
 TargetChoice = Annotated[
     Target,
@@ -189,14 +227,17 @@ TargetChoice = Annotated[
         "behind the quantized layers.",
     ),
 ]
+
 Anchor = Annotated[
     Path | None,
     typer.Option(readable=False, help="Vector that is added before, as patch does.", metavar="RHO"),
 ]
+
 AnchorLambda = Annotated[
     str | None,
     typer.Option("--lambda", "-l", metavar="NUMBER", help="Of --anchor.", show_default="1"),
 ]
+
 Refine = Annotated[
     int | None,
     typer.Option(
@@ -230,18 +271,20 @@ def wish(
     in_chans: int | None,
     crop_pct: float | None,
     pairs: list[str] | None,
-) -> Wish | None:
+) -> NetworkOptions | None:
     """The architecture that a user names for a file that does not say; its head tells the classes.
 
     Raises:
         SpecError: a shape without a name.
     """
-    from qvec_cli.model.build import Wish
+    from qvec_cli.model.build import NetworkOptions
 
     args = model_args(pairs)
     if model is None and (img_size or in_chans or crop_pct or args):
         raise SpecError("--img-size, --in-chans, --crop-pct and --model-arg go with --model")
-    return Wish(model, 0, False, img_size, in_chans or 3, crop_pct, args) if model else None
+    return (
+        NetworkOptions(model, 0, False, img_size, in_chans or 3, crop_pct, args) if model else None
+    )
 
 
 def loading_of(
@@ -269,15 +312,15 @@ def refuse_typed(why: str, hint: str | None = None, /, **typed: object) -> None:
             raise SpecError(f"{flag} {why}", hint=hint)
 
 
-def proxies(specs: list[str] | None, samples: int | None, loading: Loading) -> ProxyWish:
+def proxies(specs: list[str] | None, samples: int | None, loading: Loading) -> ProxyOptions:
     """The images that a user names.
 
     Raises:
         SpecError: none, or too few.
     """
-    from qvec_cli.ops.proxies import ProxyWish
+    from qvec_cli.inputs.proxies import ProxyOptions
 
-    return ProxyWish(tuple(specs or ()), samples or 256, loading)
+    return ProxyOptions(tuple(specs or ()), samples or 256, loading)
 
 
 def chosen_parts(text: str | None) -> tuple[Part, ...]:

@@ -51,13 +51,13 @@ from qvec_cli.cli.options import (
     wish,
 )
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Calibration, ExportFormat, Listener, Loading, Method, Target, Wanted
+from qvec_cli.specs import Calibration, ExportFormat, GridOptions, Listener, Loading, Method, Target
 
 if TYPE_CHECKING:
-    from qvec_cli.ops.metrics import Metrics
-    from qvec_cli.ops.oneshot import Moments
-    from qvec_cli.ops.patched import Anchor as Anchored
-    from qvec_cli.ops.refinement import Refinement
+    from qvec_cli.calibration.from_moments import Moments
+    from qvec_cli.calibration.refine import Refinement
+    from qvec_cli.inputs.patched import Anchor as Anchored
+    from qvec_cli.outputs.metrics import Metrics
 
 
 def quantize(
@@ -121,7 +121,7 @@ def quantize(
     as_json: AsJson = False,
 ) -> None:
     """Write CHECKPOINT with its linear weights in 2 to 8 bits; the head stays as it is."""
-    wanted = Wanted(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid)
+    wanted = GridOptions(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid)
     loading = loading_of(data_dir, dataset_download, dry_run, workers, batch_size)
     patterns = tuple(targets or ())
     named = wish(model, img_size, in_chans, crop_pct, model_arg)
@@ -130,7 +130,7 @@ def quantize(
     out: Path | None = None
     work: Callable[[Listener], Metrics]
     if compare:
-        from qvec_cli.ops import survey
+        from qvec_cli.pipeline import compare_grids
 
         refuse_typed(
             "does not go with --compare, which writes no checkpoint",
@@ -141,10 +141,10 @@ def quantize(
             proxy=proxy, proxy_samples=proxy_samples, dry_run=dry_run,
         )  # fmt: skip
         images_of = data, split or "val", loading, device
-        survey_ = survey.Request(checkpoint, wanted, patterns, *images_of, named)
-        work = partial(survey.survey, survey_)
+        survey_ = compare_grids.CompareGridsRequest(checkpoint, wanted, patterns, *images_of, named)
+        work = partial(compare_grids.survey, survey_)
     else:
-        from qvec_cli.ops import quantize as verb
+        from qvec_cli.pipeline import quantize as verb
 
         carried = _moments(moments, bias_correction, calib=calib, calib_samples=calib_samples)
         correction = bias_correction and carried is None
@@ -155,7 +155,7 @@ def quantize(
         if data is not None:
             raise SpecError("--data goes with --compare", hint="--calib names calibration images.")
         out = Path(output)
-        request = verb.Request(
+        request = verb.QuantizeRequest(
             checkpoint,
             out,
             wanted,
@@ -210,11 +210,11 @@ def export(
     In ONNX, packed weights stay codes, which onnxruntime multiplies with (MatMulNBits). The input
     is normalised pixels: (x / 255 - mean) / std, with mean and std from the file's metadata.
     """
-    from qvec_cli.ops.export import Request
-    from qvec_cli.ops.export import export as run
+    from qvec_cli.export.export import ExportRequest
+    from qvec_cli.export.export import export as run
 
     named = wish(model, img_size, in_chans, crop_pct, model_arg)
-    request = Request(checkpoint, output, to, check, force, dry_run, named)
+    request = ExportRequest(checkpoint, output, to, check, force, dry_run, named)
     show.deliver(
         lambda listener: run(request, listener),
         as_json=as_json,
@@ -243,7 +243,7 @@ def _calibration(told: Calibration, samples: int | None) -> Calibration | None:
 
 def _moments(path: Path | None, bias_correction: bool, **images: object) -> Moments | None:
     """Moments from a file, with which images do not go."""
-    from qvec_cli.ops.oneshot import Moments
+    from qvec_cli.calibration.from_moments import Moments
 
     if path is None:
         return None
@@ -252,7 +252,7 @@ def _moments(path: Path | None, bias_correction: bool, **images: object) -> Mome
 
 
 def _anchor(rho: Path | None, lam: str | None, cross: bool, dry_run: bool) -> Anchored | None:
-    from qvec_cli.ops.patched import Anchor as Wanted
+    from qvec_cli.inputs.patched import Anchor as Wanted
 
     if rho is None and lam is not None:
         raise SpecError("--lambda goes with --anchor RHO", hint="qvec patch adds a vector too.")
@@ -266,7 +266,7 @@ def _refinement(
     loading: Loading,
     device: str,
 ) -> Refinement | None:
-    from qvec_cli.ops.refinement import Refinement
+    from qvec_cli.calibration.refine import Refinement
 
     for flag, typed in (("--proxy", specs), ("--proxy-samples", samples)):
         if typed and steps is None:

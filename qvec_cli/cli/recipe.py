@@ -9,8 +9,8 @@ from typing import Final
 import typer
 
 from qvec_cli.errors import SpecError
-from qvec_cli.ops.drawer import PARTS
-from qvec_cli.ops.mapping import Value, entries, line, near, value
+from qvec_cli.inputs.yaml_text import Value, entries, line, near, value
+from qvec_cli.transfer.grid_file import PARTS
 
 _LISTED: Final = "--help lists the flags of a command."
 

@@ -19,15 +19,18 @@ from qvec_cli.specs import Listener, Silence
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from qvec_cli.ops.metrics import Metrics
+    from qvec_cli.outputs.metrics import Metrics
+
 
 _CONTROL: Final = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
 )
 """What could steer a terminal: control characters, and marks that turn text around."""
 
+
 _LONGEST: Final = 2000
 """Characters of a message: a name from a hostile file may have millions."""
+
 
 _QUIET_SECONDS: Final = 10.0
 """Without a live display, progress is a line this often."""
@@ -63,7 +66,7 @@ def deliver(
         return
     from qvec_cli.checkpoint.replace import dump, write_json
     from qvec_cli.cli.lines import lines
-    from qvec_cli.ops.metrics import check_documents
+    from qvec_cli.outputs.metrics import check_documents
 
     streamed = _streams(inputs, [path for path in (out, document) if path], as_json=as_json)
     check_documents(document, out, inputs, force=force)

@@ -38,8 +38,8 @@ from qvec_cli.cli.options import (
     proxies,
 )
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Method, Null, Wanted
-from qvec_cli.vector.lambdas import parse_lambdas
+from qvec_cli.inputs.lambdas import parse_lambdas
+from qvec_cli.specs import GridOptions, Method, Null
 
 
 def inspect(
@@ -54,12 +54,12 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Say what FILE is: kind, architecture, grid, lineage, tensors and norms."""
-    from qvec_cli.ops import describe
-    from qvec_cli.ops.compare import compare
+    from qvec_cli.pipeline import inspect
+    from qvec_cli.pipeline.inspect import compare
 
     if verify + lineage + (other is not None) > 1:
         raise SpecError("--verify, --lineage and a second file are three questions: ask one")
-    work = describe.verify if verify else describe.lineage if lineage else describe.describe
+    work = inspect.verify if verify else inspect.lineage if lineage else inspect.describe
     show.deliver(
         lambda heard: compare(file, other, heard) if other else work(file, heard),
         as_json=as_json,
@@ -145,17 +145,17 @@ def transfer(
     as_json: AsJson = False,
 ) -> None:
     """Measure every donor's vector on every receiver of GRID, a line of JSON each."""
-    from qvec_cli.ops.jobs import Executor
-    from qvec_cli.ops.lineup import Wishes
-    from qvec_cli.ops.transfer import Request, clear
-    from qvec_cli.ops.transfer import transfer as run
+    from qvec_cli.transfer.pairs import CellOptions
+    from qvec_cli.transfer.slurm import Executor
+    from qvec_cli.transfer.transfer import TransferRequest, clear
+    from qvec_cli.transfer.transfer import transfer as run
 
     if executor is None and executor_arg:
         raise SpecError("--executor-arg goes with --executor")
     loading = loading_of(data_dir, dataset_download, dry_run, workers, batch_size)
     images = proxies(proxy, proxy_samples, loading) if proxy or proxy_samples else None
-    wishes = Wishes(
-        Wanted(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid),
+    wishes = CellOptions(
+        GridOptions(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid),
         _points(parse_lambdas(lambdas), parse_lambdas(fixed), without_labels=images is not None),
         parse_lambdas(fixed),
         loading,
@@ -167,7 +167,7 @@ def transfer(
         device,
         images,
     )
-    request = Request(
+    request = TransferRequest(
         grid,
         output,
         wishes,
@@ -194,7 +194,7 @@ def _points(
     lambdas: tuple[float, ...], fixed: tuple[float, ...], *, without_labels: bool
 ) -> tuple[float, ...]:
     """The curve, ascending: with 0, the fixed lambdas, and those that a label-free choice wants."""
-    from qvec_cli.vector.scaling import NEGATIVE
+    from qvec_cli.selection.choose import NEGATIVE
 
     if not without_labels:
         return tuple(sorted({0.0, *lambdas, *fixed}))

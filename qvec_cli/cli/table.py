@@ -7,12 +7,15 @@ from typing import Any, Final
 
 Facts = Mapping[str, Any]
 
+
 _BASELINES: Final = {"fp": "float", "ptq": "RTN", "qat": "own QAT"}
+
 _WAYS: Final = {
     "val": "lambda* (labels)",
     "agreement": "lambda by agreement",
     "oracle": "best on test",
 }
+
 _HEAD: Final = ("with a vector", "gain", "95 %", "median", "wins", "losses", "gap closed", "regret")
 
 

@@ -9,28 +9,40 @@ from typing import Annotated, Any
 import typer
 
 from qvec_cli.cli import options, show
-from qvec_cli.specs import Grid, Loading, Recipe, Wanted
+from qvec_cli.specs import Grid, GridOptions, Loading, Recipe
 
 Model = Annotated[
     str, typer.Argument(help="timm's name of a network, or a checkpoint file to start from.")
 ]
+
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Fetch timm's weights by name.")]
+
 Initial = Annotated[
     Path | None,
     typer.Option("--initial-checkpoint", help="Weights for a named network, from a bare file."),
 ]
+
 Epochs = Annotated[
     int | None,
     typer.Option(min=1, help="Passes over the data.", show_default="the paper's for a task, or 10"),
 ]
+
 Lr = Annotated[float, typer.Option(help="Peak learning rate of AdamW.")]
+
 WeightDecay = Annotated[float, typer.Option(help="On every parameter.")]
+
 Warmup = Annotated[int, typer.Option(help="Linear, in steps; then cosine to zero.")]
+
 Clip = Annotated[float, typer.Option(help="Largest norm of the gradient; 0: none.")]
+
 Smoothing = Annotated[float, typer.Option(help="Label smoothing.")]
+
 Seed = Annotated[int, typer.Option(help="Of head, data order and augmentation.")]
+
 NoAug = Annotated[bool, typer.Option("--no-aug", help="Train on images as evaluation sees them.")]
+
 Amp = Annotated[bool, typer.Option("--amp", help="bfloat16 autocast instead of float32.")]
+
 TrainBatch = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per step.")]
 
 
@@ -107,15 +119,15 @@ def train_qat(
     as_json: options.AsJson = False,
 ) -> None:
     """Fine-tune MODEL with its weights rounded to low bits in each forward: the donor's twin."""
-    wanted = Wanted(bits, granularity, group_size, scale, symmetric, scale_dtype)
+    wanted = GridOptions(bits, granularity, group_size, scale, symmetric, scale_dtype)
     _train(locals(), wanted.grid(None))
 
 
 def _train(typed: Mapping[str, Any], grid: Grid | None) -> None:
     """Runs the training that was typed; both commands have the same flags but the grid's."""
     from qvec_cli.learn.distributed import here
-    from qvec_cli.ops.start import Request
-    from qvec_cli.ops.train import default_epochs, train
+    from qvec_cli.pipeline.finetune import default_epochs, train
+    from qvec_cli.pipeline.train_request import TrainRequest
 
     recipe = {name: typed[name] for name in Recipe.__dataclass_fields__}
     recipe["epochs"] = typed["epochs"] or default_epochs(typed["data"])
@@ -126,7 +138,7 @@ def _train(typed: Mapping[str, Any], grid: Grid | None) -> None:
         workers=typed["workers"],
         batch_size=typed["batch_size"],
     )
-    request = Request(
+    request = TrainRequest(
         model=typed["model"],
         data=typed["data"],
         out=typed["output"],

@@ -44,7 +44,7 @@ from qvec_cli.cli.options import (
     wish,
 )
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Rule, Wanted
+from qvec_cli.specs import GridOptions, Rule
 
 
 def extract(
@@ -63,7 +63,7 @@ def extract(
     as_json: AsJson = False,
 ) -> None:
     """Write the quantization vector rho = DONOR_QAT - DONOR."""
-    from qvec_cli.ops.extract import extract as run
+    from qvec_cli.pipeline.extract import extract as run
 
     show.deliver(
         lambda listener: run(
@@ -116,10 +116,10 @@ def moments(
     as_json: AsJson = False,
 ) -> None:
     """Write what each layer of CHECKPOINT sees of images, for others to be quantized on."""
-    from qvec_cli.ops.collect import Request, collect
+    from qvec_cli.calibration.collect import MomentsRequest, collect
 
     loading = loading_of(data_dir, dataset_download, dry_run, workers, batch_size)
-    request = Request(
+    request = MomentsRequest(
         checkpoint,
         data,
         output,
@@ -207,29 +207,29 @@ def combine(
     With --parts the other parts are zeros. A --mix scales one vector too. A vector of --fit is for
     one receiver, at lambda 1.
     """
-    from qvec_cli.ops.combine import Request
-    from qvec_cli.ops.combine import combine as run
-    from qvec_cli.vector.lambdas import parse_mix
-    from qvec_cli.vector.rules import Merge
+    from qvec_cli.inputs.lambdas import parse_mix
+    from qvec_cli.pipeline.combine import CombineRequest
+    from qvec_cli.pipeline.combine import combine as run
+    from qvec_cli.vector.merge import Merge
 
     merge = Merge(rule, parse_mix(mix) if mix is not None else (), density, seed)
-    wanted = Wanted(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid)
+    wanted = GridOptions(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid)
     loading = loading_of(data_dir, dataset_download, dry_run, workers, batch_size)
     wish = None
     if fit:
         refuse_typed("does not go with --fit, which finds the coefficients itself",
                      rule=rule is not Rule.MEAN, mix=mix, density=density, seed=seed)  # fmt: skip
-        from qvec_cli.ops.fitted import FitWish
+        from qvec_cli.selection.fit_mix import FitOptions
 
         if receiver is None:
             raise SpecError("--fit needs --receiver, the model that the vectors are for")
-        wish = FitWish(receiver, wanted, proxies(proxy, proxy_samples, loading), measure, device)
+        wish = FitOptions(receiver, wanted, proxies(proxy, proxy_samples, loading), measure, device)
     else:
         refuse_typed("goes with --fit", receiver=receiver, proxy=proxy,
                      proxy_samples=proxy_samples, measure=measure, bits=bits,
                      granularity=granularity, group_size=group_size, scale=scale,
                      symmetric=symmetric, scale_dtype=scale_dtype)  # fmt: skip
-    request = Request(
+    request = CombineRequest(
         *(tuple(rhos), output, merge, chosen_parts(parts), cross_grid, force, dry_run), fit=wish
     )
     show.deliver(
@@ -286,19 +286,19 @@ def patch(
     --lambda auto takes the lambda at which the quantized model follows the receiver's own float
     answers most closely on --proxy images, on the vector's grid or the one of --bits.
     """
-    from qvec_cli.ops.choice import AUTO
-    from qvec_cli.ops.patch import Request
-    from qvec_cli.ops.patch import patch as run
+    from qvec_cli.inputs.lambdas import AUTO
+    from qvec_cli.pipeline.patch import PatchRequest
+    from qvec_cli.pipeline.patch import patch as run
 
-    wanted = Wanted(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid)
+    wanted = GridOptions(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid)
     loading = loading_of(data_dir, dataset_download, dry_run, workers, batch_size)
     chosen, auto = chosen_parts(parts), None
     if lam == AUTO:
-        from qvec_cli.ops import agree
-        from qvec_cli.vector.lambdas import parse_lambdas
+        from qvec_cli.inputs.lambdas import parse_lambdas
+        from qvec_cli.selection import by_agreement
 
         images = proxies(proxy, proxy_samples, loading)
-        auto = agree.Request(
+        auto = by_agreement.AgreementRequest(
             receiver, (rho,), output, parse_lambdas(LAMBDAS), wanted, images, measure=measure,
             device=device, dry_run=dry_run, parts=chosen,
         )  # fmt: skip
@@ -307,7 +307,7 @@ def patch(
                      measure=measure, bits=bits, granularity=granularity,
                      group_size=group_size, scale=scale, symmetric=symmetric,
                      scale_dtype=scale_dtype)  # fmt: skip
-    request = Request(
+    request = PatchRequest(
         *(receiver, rho, output, lam, cross_grid, force, dry_run), parts=chosen, auto=auto
     )
     show.deliver(

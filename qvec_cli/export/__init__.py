@@ -1,1 +1,1 @@
-"""Forms in which other programs run a network: graphs and configurations, no files."""
+"""What other programs read: ONNX graphs and timm folders."""

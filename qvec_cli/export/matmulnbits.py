@@ -24,17 +24,20 @@ from qvec_cli.specs import Granularity, Grid
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+
 _BLOCKS: Final = (128, 64, 32)
 """Block lengths for scales that serve a whole row; the smallest result wins, then the longest."""
 
+
 _SHORTEST: Final = 16
+
 _LONGEST: Final = 256
 """Block lengths that the operator has. At 512 some versions answer with zeros on a CPU
 (github.com/microsoft/onnxruntime/issues/28551)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class BlockLayout:
     """How the codes of a weight lie in the operator's first array."""
 
     bits: int  # width of one field, 4 or 8
@@ -49,7 +52,7 @@ class Layout:
         return self.count(columns) * (self.block * self.bits // 8 + 4)
 
 
-def layout(columns: int, grid: Grid) -> Layout:
+def layout(columns: int, grid: Grid) -> BlockLayout:
     """The layout of a weight with ``columns`` input features.
 
     Raises:
@@ -57,7 +60,7 @@ def layout(columns: int, grid: Grid) -> Layout:
     """
     bits = 4 if grid.bits <= 4 else 8
     if grid.granularity is not Granularity.GROUP:
-        fits = (Layout(bits, block) for block in _BLOCKS)
+        fits = (BlockLayout(bits, block) for block in _BLOCKS)
         return min(fits, key=lambda found: found.row_bytes(columns))
     assert grid.group_size is not None
     block = min(grid.group_size & -grid.group_size, _LONGEST)
@@ -67,7 +70,7 @@ def layout(columns: int, grid: Grid) -> Layout:
             f"{_SHORTEST}, 32, 64, 128 or {_LONGEST} long",
             hint="Quantize with a --group-size that 16 divides, or by channel.",
         )
-    return Layout(bits, block)
+    return BlockLayout(bits, block)
 
 
 def arrays(weight: QTensor) -> dict[str, Array]:

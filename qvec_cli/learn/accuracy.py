@@ -16,7 +16,7 @@ from qvec_cli.errors import NotFiniteError
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class Accuracy:
     """Counts over one split; accuracies are shares in [0, 1]."""
 
     n: int
@@ -54,7 +54,7 @@ class Score:
         }
 
 
-class Part(NamedTuple):
+class BatchCounts(NamedTuple):
     """What one batch adds to a score."""
 
     n: int
@@ -71,7 +71,7 @@ def measure(
     normalise: Callable[[Tensor], Tensor],
     batch_size: int,
     heard: Callable[[int], None] = lambda done: None,
-) -> Score:
+) -> Accuracy:
     """The score of a network on decoded images; see ``parts`` for the arguments.
 
     Raises:
@@ -82,7 +82,7 @@ def measure(
     return score(found, time.perf_counter() - started)
 
 
-def score(found: Sequence[Part], seconds: float) -> Score:
+def score(found: Sequence[BatchCounts], seconds: float) -> Accuracy:
     """The sum over batches, in their order: the same parts give the same score to the bit.
 
     Raises:
@@ -98,7 +98,7 @@ def score(found: Sequence[Part], seconds: float) -> Score:
         )
     n = sum(part.n for part in found)
     right, right5 = sum(p.n_correct for p in found), sum(p.n_correct_top5 for p in found)
-    return Score(n, right, right5, loss / n, seconds)
+    return Accuracy(n, right, right5, loss / n, seconds)
 
 
 @torch.inference_mode()
@@ -110,7 +110,7 @@ def parts(
     normalise: Callable[[Tensor], Tensor],
     batch_size: int,
     heard: Callable[[int], None] = lambda done: None,
-) -> list[Part]:
+) -> list[BatchCounts]:
     """Evaluates on decoded images, batch by batch.
 
     Args:
@@ -131,7 +131,7 @@ def parts(
         logits = network(batch).float()
         loss = float(functional.cross_entropy(logits, target, reduction="sum"))
         best = logits.topk(min(5, logits.shape[1])).indices == target[:, None]
-        found.append(Part(len(batch), int(best[:, 0].sum()), int(best.sum()), loss))
+        found.append(BatchCounts(len(batch), int(best[:, 0].sum()), int(best.sum()), loss))
         heard(min(start + batch_size, len(images)))
     network.train(was_training)
     return found

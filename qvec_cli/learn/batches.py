@@ -16,21 +16,26 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from qvec_cli.data.datasets import Samples, to_mode
 from qvec_cli.errors import DataError
-from qvec_cli.learn.data import Samples, to_mode
 from qvec_cli.learn.distributed import ALONE, World
 
 if TYPE_CHECKING:
     from PIL import Image
 
+
 Transform = Callable[["Image.Image"], Tensor]
+
 Batch = tuple[Tensor, Tensor]
 """uint8 images [N, C, H, W], int64 labels [N]."""
+
 
 NO_LABEL: Final = -100
 """Of an image that does not count: torch's own word, which cross-entropy leaves out."""
 
+
 _DECODE_BATCH = 256
+
 _RESIDENT_BYTES = 4 << 30
 """Unaugmented training images are decoded once if they fit in this much memory of a machine."""
 
@@ -97,7 +102,7 @@ def decode(
     return images, labels
 
 
-class Training:
+class TrainingBatches:
     """The batches of each epoch, in an order drawn from (seed, epoch).
 
     Args:

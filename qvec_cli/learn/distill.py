@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from qvec_cli.errors import NotFiniteError
-from qvec_cli.learn.agreement import Normalise, logits
+from qvec_cli.learn.answers import Normalise, logits
 
 FEW: Final = 4
 """Classes below which a softmax says too little of a network: logits themselves are compared."""

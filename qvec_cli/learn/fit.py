@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from qvec_cli.errors import TrainingError
 from qvec_cli.learn import ranks
-from qvec_cli.learn.batches import NO_LABEL, Training
+from qvec_cli.learn.batches import NO_LABEL, TrainingBatches
 from qvec_cli.learn.distributed import ALONE, World
 from qvec_cli.specs import Listener, Recipe
 
@@ -82,7 +82,7 @@ def share_of_loss(
     return summed * (world.size / count)
 
 
-class Fit:
+class TrainingRun:
     """One training run that can stop between any two steps.
 
     Args:
@@ -98,7 +98,7 @@ class Fit:
     def __init__(
         self,
         network: nn.Module,
-        batches: Training,
+        batches: TrainingBatches,
         recipe: Recipe,
         normalise: Callable[[Tensor], Tensor],
         listener: Listener,

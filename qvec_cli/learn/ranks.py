@@ -24,17 +24,25 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+
 T = TypeVar("T")
 
+
 _READY, _CLAIM, _TOLD, _HEARD = "qvec/ready", "qvec/claim", "qvec/told", "qvec/heard"
+
 _POLL: Final = 0.02
+
 _CONNECTING: Final = timedelta(minutes=2)
+
 _GRACE: Final = 1.0
 """Seconds that the others leave the first rank to tell of a fault that all may have."""
+
 _ECHO: Final = 10.0
 """Seconds that whoever lost a rank waits for that one's own words."""
+
 _WRITING: Final = 3600.0
 """Seconds that a rank has for its last state before it tells."""
+
 _MARKS: Final = ("gloo", "Connection closed", "Connection reset", "NCCL", "Broken pipe")
 """In what torch says when another rank has gone."""
 

@@ -9,18 +9,21 @@ import numpy as np
 import torch
 
 from qvec_cli.learn import ranks
-from qvec_cli.learn.fit import Fit
+from qvec_cli.learn.fit import TrainingRun
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
 
 Naming = Callable[[str], str]
 """From a parameter's name in the network to its name in files, wrappers or not."""
 
+
 _MOMENTS: Final = ("step", "exp_avg", "exp_avg_sq")
+
 _RNG: Final = "rng.torch"
 
 
-def take(fit: Fit, plain_name: Naming) -> dict[str, Array]:
+def take(fit: TrainingRun, plain_name: Naming) -> dict[str, Array]:
     """Everything that the next step depends on but the place in the run."""
     arrays = {
         f"network.{plain_name(name)}": tensor.detach().cpu().numpy()
@@ -32,7 +35,7 @@ def take(fit: Fit, plain_name: Naming) -> dict[str, Array]:
     return {**arrays, _RNG: torch.get_rng_state().numpy()}
 
 
-def restore(fit: Fit, arrays: Mapping[str, Array], plain_name: Naming) -> None:
+def restore(fit: TrainingRun, arrays: Mapping[str, Array], plain_name: Naming) -> None:
     """Puts a run back to where ``take`` saw it."""
     own = fit.network.state_dict()
     fit.network.load_state_dict(
@@ -48,7 +51,7 @@ def restore(fit: Fit, arrays: Mapping[str, Array], plain_name: Naming) -> None:
     torch.set_rng_state(_tensor(arrays[_RNG]))
 
 
-def align(fit: Fit) -> None:
+def align(fit: TrainingRun) -> None:
     """Gives every rank the moments of the first one; weights follow when training begins."""
     if fit.world.size == 1:
         return

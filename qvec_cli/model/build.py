@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib.util
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +20,7 @@ from qvec_cli.model.targets import head_tensors
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
+
 
 _WRONG_ARGUMENTS: Final = (
     TypeError,
@@ -29,12 +33,13 @@ _WRONG_ARGUMENTS: Final = (
 )
 """What timm's constructors answer to arguments that cannot be."""
 
+
 _PATIENCE: Final = 5.0
 """Seconds within which the hub must answer anything at all."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class NetworkOptions:
     """What the user says about a network."""
 
     name: str  # timm's
@@ -55,7 +60,7 @@ class Wish:
         return bool(self.img_size or self.in_chans != 3 or self.crop_pct or self.args)
 
 
-def create(wish: Wish) -> tuple[nn.Module, dict[str, Any]]:
+def create(wish: NetworkOptions) -> tuple[nn.Module, dict[str, Any]]:
     """A network, and the configuration from which ``rebuild`` makes it again.
 
     Raises:
@@ -228,7 +233,9 @@ def _notice_no_network() -> None:
         constants.HF_HUB_OFFLINE = True
 
 
-def _configuration(network: nn.Module, wish: Wish, args: Mapping[str, Any]) -> dict[str, Any]:
+def _configuration(
+    network: nn.Module, wish: NetworkOptions, args: Mapping[str, Any]
+) -> dict[str, Any]:
     from timm.data import resolve_data_config
 
     given: Any = network.pretrained_cfg
@@ -269,3 +276,38 @@ def _classifier(network: nn.Module, named: Any, name: str) -> str | list[str]:
 def first_line(fault: BaseException) -> str:
     """The first line of an exception's message."""
     return (str(fault).splitlines() or [type(fault).__name__])[0]
+
+
+_NAME: Final = re.compile(r"^def (\w+)\(|^\s*'(\w+)'\s*:", re.MULTILINE)
+"""A function, or a row of a table of old names; what is more than a network, timm refuses."""
+
+
+@cache
+def known_names() -> frozenset[str]:
+    """Every architecture that timm can make, without pretrained tags, and other words."""
+    spec = importlib.util.find_spec("timm")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    found: set[str] = set()
+    for source in Path(spec.submodule_search_locations[0], "models").glob("*.py"):
+        text = source.read_text(encoding="utf-8")
+        found.update(made or renamed for made, renamed in _NAME.findall(text))
+    return frozenset(found)
+
+
+def check_name(name: str) -> None:
+    """Refuses a network that timm does not have, before timm is imported.
+
+    Raises:
+        SpecError: with the names that come near.
+    """
+    architecture = name.split(".", maxsplit=1)[0]
+    if architecture in known_names():
+        return
+    near = difflib.get_close_matches(architecture, sorted(known_names()), n=3)
+    raise SpecError(
+        f"model {name!r} is not known to timm",
+        hint=f"Did you mean {', '.join(near)}?"
+        if near
+        else "A checkpoint file must exist; timm's names are listed by timm.list_models().",
+    )

@@ -10,12 +10,14 @@ from qvec_cli.errors import MismatchError
 Model = Mapping[str, Any]
 """timm's own JSON configuration: architecture, num_classes, model_args, pretrained_cfg."""
 
+
 _FIELDS: Final = {
     "architecture": str,
     "num_classes": int,
     "model_args": dict,
     "pretrained_cfg": dict,
 }
+
 FLAGS: Final = {
     "img_size": "--img-size",
     "in_chans": "--in-chans",
@@ -27,7 +29,9 @@ FLAGS: Final = {
 }
 """Arguments of timm that would go past qvec, and what says them here."""
 
+
 _COLOURS: Final = 3
+
 DATA_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 
 

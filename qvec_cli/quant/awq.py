@@ -14,18 +14,21 @@ from typing import Any, Final
 import numpy as np
 
 from qvec_cli.quant.affine import block_shape
-from qvec_cli.quant.inputs import Inputs, output_error
+from qvec_cli.quant.moments import Inputs, output_error
 from qvec_cli.quant.qtensor import QTensor
 from qvec_cli.quant.rtn import fake_quantize, rtn
 from qvec_cli.specs import Granularity, Grid
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+
 POWERS: Final = tuple(step / 20 for step in range(20))
 """Exponents of the mean |x| that are tried; 0 leaves everything as it is."""
 
+
 SHRINKS: Final = tuple(1 - step / 20 for step in range(10))
 """Shares of max|w| at which a block is clipped."""
+
 
 _UNCLIPPED: Final = ("qkv", "q_proj", "k_proj", "query", "key", "in_proj")
 """Layers that make queries and keys, whose product clipping would bend (official rule)."""

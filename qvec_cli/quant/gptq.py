@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from qvec_cli.quant.affine import QParams, block_shape, dequantize, quantize
-from qvec_cli.quant.inputs import Inputs
+from qvec_cli.quant.moments import Inputs
 from qvec_cli.quant.mse import candidates
 from qvec_cli.quant.qtensor import QTensor, of_blocks
 from qvec_cli.quant.rtn import rtn
@@ -27,14 +27,19 @@ from qvec_cli.specs import Granularity, Grid, Scale
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+
 DAMPING: Final = 0.01
 """Share of the mean diagonal that is added to it; ten times as much where that does not do."""
+
 
 TRIED: Final = 12
 """Scales that a row tries: those of least error when each column stands alone."""
 
+
 _SMALL: Final = 64
+
 _COLUMNS: Final = 32
+
 _RESIDENT: Final = 1 << 23
 """Weights in flight at once, every scale that is tried counted."""
 

@@ -5,6 +5,7 @@ Names, types and layouts are those of compressed-tensors 0.18 and later (``pack-
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,12 +19,16 @@ from qvec_cli.specs import Granularity, Grid, ScaleDtype
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+
 PACKED: Final = "_packed"
 """What follows a weight's name where its codes are."""
 
+
 _PARTS: Final = (PACKED, "_scale", "_shape", "_zero_point")
 
+
 _BYTES: Final = {"I8": 1, "F16": 2, "I32": 4, "F32": 4, "I64": 8}
+
 _NUMPY: Final = {"I8": "|i1", "F16": "<f2", "I32": "<i4", "F32": "<f4", "I64": "<i8"}
 
 
@@ -166,3 +171,25 @@ def stored_bits(shape: tuple[int, ...], grid: Grid) -> int:
     planned = parts("", shape, grid)
     del planned["_shape"]
     return sum(8 * _BYTES[dtype] * int(np.prod(size)) for dtype, size in planned.values())
+
+
+_SOME: Final = 1 << 16
+"""Numbers that are squared at once, which fit into a core's cache."""
+
+
+def sqnr_db(weight: Array, quantized: Array) -> float | None:
+    """Signal-to-quantization-noise ratio, 10 log10(sum w^2 / sum (w - q)^2), in decibels.
+
+    None where it is not finite: no noise at all, or no signal.
+    """
+    signal, noise = energy(weight), energy(weight - quantized)
+    return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
+
+
+def energy(values: Array) -> float:
+    """The sum of squares, in float64: some at a time, so that no copy of a matrix is made."""
+    flat, total = values.reshape(-1), 0.0
+    for start in range(0, len(flat), _SOME):
+        part = flat[start : start + _SOME].astype(np.float64)
+        total += float(np.dot(part, part))
+    return total

@@ -23,10 +23,15 @@ from qvec_cli.specs import Part
 from qvec_cli.vector.pairing import Outline
 
 _NORM: Final = re.compile(r"norm|^bn\d*$|^ln(_\w+)?$|layer_?scale|^ls_?\d*$")
+
 _GAMMA: Final = re.compile(r"^(gamma|lambda)_?\d*$|layer_?scale")
+
 _POSITION: Final = re.compile(r"embed|position|rel_pos|rope|absolute_pos|attention_biases")
+
 _ENCODING: Final = re.compile(r"^c(r)?pe\d*$")  # convolutional position encodings, CoaT's
+
 _STEM: Final = re.compile(r"^(stem|conv1)$")
+
 _BIAS: Final = re.compile(r"^(bias|\w+_bias)$")
 
 

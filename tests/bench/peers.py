@@ -28,8 +28,8 @@ def work(donor, qat, receiver, rho, out):
 _OURS = """
 import sys
 from pathlib import Path
-from qvec_cli.ops.extract import extract
-from qvec_cli.ops.patch import Request, patch
+from qvec_cli.pipeline.extract import extract
+from qvec_cli.pipeline.patch import Request, patch
 from qvec_cli.specs import Silence
 
 def work(donor, qat, receiver, rho, out):

@@ -23,7 +23,7 @@ LABEL = "llm-compressor 0.14.0.1"
 
 _OURS = """
 from pathlib import Path
-from qvec_cli.ops.quantize import Request, quantize
+from qvec_cli.pipeline.quantize import Request, quantize
 from qvec_cli.specs import Silence, Wanted
 
 def work(source, out):
@@ -170,15 +170,15 @@ def _squared(weight: Any, packed: Any, scale: Any) -> float:
 
 
 PARTS = {
-    "qvec_cli.ops.state:load_network": "building the network",
-    "qvec_cli.ops.examples:Examples.decoded": "decoding images",
-    "qvec_cli.model.calibrate:Walk._reach": "forwards up to a layer",
-    "qvec_cli.model.calibrate:_moments": "forwards up to a layer",
-    "qvec_cli.model.calibrate:_after": "forwards to the next block",
+    "qvec_cli.inputs.network:load_network": "building the network",
+    "qvec_cli.inputs.examples:Examples.decoded": "decoding images",
+    "qvec_cli.calibration.walk:Walk._reach": "forwards up to a layer",
+    "qvec_cli.calibration.walk:_moments": "forwards up to a layer",
+    "qvec_cli.calibration.walk:_after": "forwards to the next block",
     "qvec_cli.quant.gptq:_factor": "factorisation",
     "qvec_cli.quant.gptq:_tries": "scales to try",
     "qvec_cli.quant.gptq:_feed_back": "columns",
-    "qvec_cli.ops.quantize:write_output": "packing and writing",
+    "qvec_cli.pipeline.quantize:write_output": "packing and writing",
 }
 """Functions of qvec, and under which name their seconds count; what they call counts apart."""
 
@@ -219,14 +219,16 @@ def watched(source: Path, images: Path, out: Path, scale: str) -> dict[str, floa
     for place, label in PARTS.items():
         clock.watch(place, label)
 
-    from qvec_cli.model import calibrate
-    from qvec_cli.ops.quantize import Request, quantize
-    from qvec_cli.specs import Calibration, Method, Scale, Silence, Wanted
+    from qvec_cli.calibration import walk
+    from qvec_cli.pipeline.quantize import QuantizeRequest, quantize
+    from qvec_cli.specs import Calibration, GridOptions, Method, Scale, Silence
 
-    linears = calibrate._linears  # a forward tells it of each product; it takes the moments
-    calibrate._linears = lambda seen: linears(clock.timed("moments of inputs", seen))
-    wanted, seen = Wanted(3, scale=Scale(scale)), Calibration((str(images),), 512)
-    quantize(Request(source, out, wanted, Method.GPTQ, calibration=seen, force=True), Silence())
+    linears = walk._linears  # a forward tells it of each product; it takes the moments
+    walk._linears = lambda seen: linears(clock.timed("moments of inputs", seen))
+    wanted, seen = GridOptions(3, scale=Scale(scale)), Calibration((str(images),), 512)
+    quantize(
+        QuantizeRequest(source, out, wanted, Method.GPTQ, calibration=seen, force=True), Silence()
+    )
     clock.seconds["all else"] = time.perf_counter() - started - clock.seconds.total()
     return clock.seconds
 
@@ -235,7 +237,7 @@ def _import() -> None:
     from qvec_cli.learn import batches  # noqa: F401
     from qvec_cli.model import build
 
-    build.create(build.Wish("test_vit", 2))  # loads timm
+    build.create(build.NetworkOptions("test_vit", 2))  # loads timm
 
 
 def calibrating(folder: Path, write_pair: Callable[[Path, str], None], threads: int = 2) -> None:

@@ -52,10 +52,10 @@ def write_pair(folder: Path, name: str, side: int | None = None) -> None:
     from qvec_cli.checkpoint.card import Card, Kind
     from qvec_cli.checkpoint.header import Entry
     from qvec_cli.checkpoint.write import write
-    from qvec_cli.model.build import Wish, create
+    from qvec_cli.model.build import NetworkOptions, create
 
     with torch.device("meta"):
-        network, model = create(Wish(name, 1000, img_size=side))
+        network, model = create(NetworkOptions(name, 1000, img_size=side))
     plan = {n: Entry("F32", tuple(t.shape)) for n, t in network.state_dict().items()}
     rng = np.random.default_rng(0)
     for file, role in (("donor.st", "fp"), ("donor_qat.st", "qat")):
@@ -167,13 +167,13 @@ def _draw(data: Path) -> Path:
 def sweep(folder: Path) -> None:
     """Eleven lambdas in one process against twelve evaluations of decoded images."""
     from qvec_cli.checkpoint.read import Checkpoint
+    from qvec_cli.inputs.examples import open_for
+    from qvec_cli.inputs.lambdas import parse_lambdas
+    from qvec_cli.inputs.network import load_network
     from qvec_cli.learn.accuracy import measure
     from qvec_cli.model.build import normalise
-    from qvec_cli.ops import sweep as swept
-    from qvec_cli.ops.examples import open_for
-    from qvec_cli.ops.state import load_network
-    from qvec_cli.specs import Loading, Silence, Wanted
-    from qvec_cli.vector.lambdas import parse_lambdas
+    from qvec_cli.selection import by_labels as swept
+    from qvec_cli.specs import GridOptions, Loading, Silence
 
     data = _draw(folder / "images")
     names = {name: str(folder / f"s_{name}.st") for name in ("base", "fp", "qat", "rho")}
@@ -208,13 +208,13 @@ def sweep(folder: Path) -> None:
         return time.perf_counter() - started
 
     def ours() -> float:
-        request = swept.Request(
+        request = swept.SweepRequest(
             Path(names["fp"]),
             Path(names["rho"]),
             str(data),
             folder / "out.json",
             parse_lambdas("0:1.5:0.15"),
-            Wanted(3),
+            GridOptions(3),
             loading,
             device="cpu",
             force=True,  # the points of the pair before, which the command line would clear away
@@ -250,7 +250,7 @@ def _stepper(name: str, side: int = 224) -> Callable[[Grid | None, int], float]:
     from qvec_cli.specs import Recipe
 
     torch.manual_seed(0)
-    network, model = build.create(build.Wish(name, 10, img_size=side))
+    network, model = build.create(build.NetworkOptions(name, 10, img_size=side))
     optimizer = make_optimizer(network, Recipe())  # wrappers hold the very same parameters
 
     def step(grid: Grid | None, batch: int) -> float:

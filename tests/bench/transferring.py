@@ -38,11 +38,11 @@ def transferring(folder: Path, qvec: list[str]) -> None:
 
 def _timed(grid: Path, out: Path, scale: str) -> tuple[float, float, int]:
     """Seconds of a whole grid, seconds of them in the network, and how often it was measured."""
-    from qvec_cli.ops import trial
-    from qvec_cli.ops.lineup import Wishes
-    from qvec_cli.ops.transfer import Request, transfer
-    from qvec_cli.specs import Loading, Scale, Silence, Wanted
-    from qvec_cli.vector.lambdas import parse_lambdas
+    from qvec_cli.inputs.lambdas import parse_lambdas
+    from qvec_cli.selection import trial
+    from qvec_cli.specs import GridOptions, Loading, Scale, Silence
+    from qvec_cli.transfer.pairs import CellOptions
+    from qvec_cli.transfer.transfer import TransferRequest, transfer
 
     measure, took = trial.measure, []
 
@@ -53,10 +53,10 @@ def _timed(grid: Path, out: Path, scale: str) -> tuple[float, float, int]:
         return score
 
     trial.measure = timed  # type: ignore[attr-defined]
-    wanted = Wanted(2, scale=Scale(scale), cross=True)
-    wishes = Wishes(wanted, parse_lambdas("0:1.5:0.15"), (1.0,), Loading(), device="cpu")
+    wanted = GridOptions(2, scale=Scale(scale), cross=True)
+    wishes = CellOptions(wanted, parse_lambdas("0:1.5:0.15"), (1.0,), Loading(), device="cpu")
     started = time.perf_counter()
-    transfer(Request(grid, out, wishes), Silence())
+    transfer(TransferRequest(grid, out, wishes), Silence())
     whole = time.perf_counter() - started
     trial.measure = measure  # type: ignore[attr-defined]
     return whole, sum(took), len(took)

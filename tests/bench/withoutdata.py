@@ -73,11 +73,11 @@ def _bound(start: int, width: int = 3072) -> str:
 
 def write_moments(source: Path, out: Path) -> None:
     """Whole moments of random positive definite matrices, as ``qvec moments`` lays them out."""
+    from qvec_cli.calibration.moments_file import Facts, MomentsSource, plan
     from qvec_cli.checkpoint.card import Card, Kind
     from qvec_cli.checkpoint.read import Checkpoint
     from qvec_cli.checkpoint.write import write
-    from qvec_cli.ops.architecture import targets_in
-    from qvec_cli.ops.attached import Facts, Source, plan
+    from qvec_cli.inputs.architecture import targets_in
     from qvec_cli.specs import Silence
 
     with Checkpoint(source) as theta:
@@ -86,7 +86,7 @@ def write_moments(source: Path, out: Path) -> None:
         assert model is not None
         targets = targets_in(theta, model, (), Silence())
         widths = {name: theta[name].shape[1] for name in targets}
-    made = Source("noise", "1", "2", 64, "3", "4", _BASE)
+    made = MomentsSource("noise", "1", "2", 64, "3", "4", _BASE)
     facts = Facts(None, dict.fromkeys(targets, 64 * 197), {}, (made,))
     card = Card(Kind.MOMENTS, model=model, targets=targets, base=_BASE, moments=facts.to_json())
     write(out, plan(widths, None), _random(widths), card, force=True)
@@ -95,8 +95,8 @@ def write_moments(source: Path, out: Path) -> None:
 def _random(widths: dict[str, int]) -> Iterator[tuple[str, Any]]:
     import numpy as np
 
-    from qvec_cli.ops.attached import packed
-    from qvec_cli.quant.inputs import Inputs
+    from qvec_cli.calibration.moments_file import packed
+    from qvec_cli.quant.moments import Inputs
 
     rng = np.random.default_rng(0)
     for name, width in widths.items():

@@ -1,0 +1,164 @@
+"""The decision that measured candidates allow: as it is, another grid, a patch, images, or QAT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+import numpy as np
+
+from qvec_cli.selection.choose import Average
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+NOTHING_LOST: Final = 0.98
+"""Share of the float answers that plain quantization keeps where there is nothing to recover."""
+
+
+WEAK: Final = 0.6
+"""Share of the float answers below which the best candidate is not enough.
+
+On others' pictures answers change sooner than accuracy: in the zero-data studies what keeps .6 to
+.7 of them has about nine tenths of the float accuracy, and what keeps .3 to .4 about half.
+"""
+
+
+TIE: Final = 0.05
+"""Share of the best plain grid's distance by which two candidates may differ and count as equal:
+the measure is a guard, and no judge of half points."""
+
+
+UNMOVED: Final = 0.05
+"""Mean distance from which on kept answers do not count: all images may be of one class."""
+
+
+EQUAL_BITS: Final = 0.05
+"""Bits per weight by which a candidate may be dearer and still count as equally dear."""
+
+
+class Decision(StrEnum):
+    """What to do with a receiver."""
+
+    NOTHING = "nothing to recover"  # plain quantization keeps the answers
+    GRID = "another grid"  # that costs no more bits
+    PATCH = "patch"
+    CALIBRATE = "calibrate"  # on statistics or images
+    QAT = "QAT after all"  # nothing else comes near the float answers
+
+
+class Family(StrEnum):
+    """What kind of candidate it is, the cheapest first."""
+
+    PLAIN = "plain"  # rounding: nothing but the receiver
+    PATCH = "patch"  # a vector
+    MOMENTS = "moments"  # statistics that came in a file
+    NOISE = "noise"  # through the receiver
+    IMAGES = "images"  # that are not the receiver's
+    REFINED = "refined"  # short training on them
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A candidate, measured on images that it has not seen."""
+
+    name: str
+    family: Family
+    bits_per_weight: float
+    distances: Array  # [N], to the float answers
+    kept: float  # share of images whose first class is the float one's
+
+    @property
+    def mean(self) -> float:
+        """The mean distance."""
+        return Average.of(self.distances).mean
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is recommended, and how sure that is."""
+
+    decision: Decision
+    chosen: Judged
+    plain: Judged  # the best plain grid of equal bits
+    sure: str
+    why: str
+
+
+def decide(candidates: Sequence[Judged], bits: float, *, trusted: bool) -> Verdict:
+    """The candidate to take, never one that is measured worse than the best plain grid.
+
+    Args:
+        candidates: at least one of them plain and of equal bits.
+        bits: per weight, that candidates may cost.
+        trusted: whether the images are pictures to the model; noise is no judge, and then only
+            what needs no choice between families is recommended: the best plain grid, or moments.
+    """
+    equal = [c for c in candidates if c.bits_per_weight <= bits + EQUAL_BITS]
+    plain = min((c for c in equal if c.family is Family.PLAIN), key=_rank)
+    if plain.kept >= NOTHING_LOST and plain.mean < UNMOVED:
+        why = f"plain quantization keeps {plain.kept:.1%} of the float answers"
+        sure = "sure" if trusted else "likely, by noise alone"
+        return Verdict(Decision.NOTHING, plain, plain, sure, why)
+    if not trusted:
+        return _untrusted(equal, plain)
+    able = [c for c in equal if c.mean <= plain.mean]
+    chosen = _cheapest(able, TIE * plain.mean)
+    decision = _DECISIONS[chosen.family]
+    why = f"it keeps {chosen.kept:.1%} of the float answers, the best plain grid {plain.kept:.1%}"
+    if chosen is plain:
+        why = f"the best plain grid keeps {plain.kept:.1%} of the float answers"
+    if chosen.kept < WEAK:
+        decision, why = Decision.QAT, f"{why}: too few"
+    return Verdict(decision, chosen, plain, _sure(chosen, plain), why)
+
+
+_DECISIONS: Final = {
+    Family.PLAIN: Decision.GRID,
+    Family.PATCH: Decision.PATCH,
+    Family.MOMENTS: Decision.CALIBRATE,
+    Family.NOISE: Decision.CALIBRATE,
+    Family.IMAGES: Decision.CALIBRATE,
+    Family.REFINED: Decision.CALIBRATE,
+}
+
+
+def _cheapest(candidates: Sequence[Judged], margin: float) -> Judged:
+    """Of those that count as equal to the best, the one of the cheapest family, then the best."""
+    best = min(candidates, key=_rank)
+    order = [*Family]
+    near = [c for c in candidates if _equal(c, best, margin)]
+    return min(near, key=lambda c: (order.index(c.family), *_rank(c)))
+
+
+def _rank(candidate: Judged) -> tuple[float, float, str]:
+    """The nearest first, of those that are as near the smallest; their names settle the rest."""
+    return candidate.mean, candidate.bits_per_weight, candidate.name
+
+
+def _equal(candidate: Judged, best: Judged, margin: float) -> bool:
+    apart = Average.of(candidate.distances - best.distances)
+    return apart.mean <= max(apart.standard_error, margin)
+
+
+def _untrusted(equal: Sequence[Judged], plain: Judged) -> Verdict:
+    """Without pictures: moments, whose images were real, unless noise finds them worse."""
+    moments = [c for c in equal if c.family is Family.MOMENTS and c.mean <= plain.mean]
+    chosen = min(moments, key=_rank) if moments else plain
+    decision = Decision.CALIBRATE if moments else Decision.GRID
+    why = (
+        "images that are little more than noise to the model cannot judge the other ways: "
+        "name pictures with --proxy"
+    )
+    return Verdict(decision, chosen, plain, "not sure", why)
+
+
+def _sure(chosen: Judged, plain: Judged) -> str:
+    """In words, from how many standard errors lie between it and the best plain grid."""
+    if chosen is plain:
+        return "no other way is clearly better"
+    gain = Average.of(plain.distances - chosen.distances)
+    errors = gain.mean / gain.standard_error if gain.standard_error else 0.0
+    return "sure" if errors > 3 else "likely" if errors > 1 else "not sure"

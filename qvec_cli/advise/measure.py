@@ -1,0 +1,160 @@
+"""Makes candidates, one file at a time, and measures them on images that they have not seen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from qvec_cli.advise.candidates import Candidate
+from qvec_cli.advise.decision import Family, Judged, Verdict, decide
+from qvec_cli.advise.setup import AdviseInputs, AdviseRequest
+from qvec_cli.errors import QvecError
+from qvec_cli.inputs.data_use import inherited_use
+from qvec_cli.inputs.files import opened
+from qvec_cli.pipeline.quantize import quantize
+from qvec_cli.quant.qtensor import stored_bits
+from qvec_cli.selection.choose import Average
+from qvec_cli.specs import Grid, Listener, Silence, Use, spent
+
+if TYPE_CHECKING:
+    from qvec_cli.selection.agreement import Judge
+    from qvec_cli.selection.trial import Trial
+
+
+Facts = dict[str, Any]
+
+
+MINE: Final = "OUT.st"
+"""Stands for the output in commands, where none is named."""
+
+
+CHOSEN: Final = frozenset({"chosen", "anchored"})
+"""Ways whose lambda was chosen on images, which the number in their commands does not tell."""
+
+
+class Bench:
+    """Makes candidates, one file at a time, and measures them."""
+
+    def __init__(
+        self, request: AdviseRequest, setting: AdviseInputs, folder: Path, listener: Listener
+    ) -> None:
+        from qvec_cli.selection.agreement import load_judge, told
+        from qvec_cli.selection.trial import load_trial
+
+        self._setting, self._folder, self._listener = setting, folder, listener
+        examples = setting.labelled or setting.judging.sources[0].examples
+        splits = ("test",) if setting.labelled else ()
+        self.trial: Trial = load_trial(
+            setting.theta, examples, setting.targets, splits, request.device, listener
+        )
+        self._judge: Judge = load_judge(self.trial, setting.model, setting.judging, listener)
+        self._proxies = told(self._judge, setting.judging, listener)
+        self._rows: list[Facts] = []
+        self._judged: list[Judged] = []
+        self._skipped: list[Facts] = []
+        self._shapes = {name: setting.theta[name].shape for name in setting.targets}
+        self.made: dict[str, Candidate] = {}
+        self.uses: dict[str, Use] = {}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the weights that are quantized."""
+        return self._shapes
+
+    def add(self, candidate: Candidate) -> Judged | None:
+        """Makes and measures one; what cannot be made is told, and left out."""
+        started, path = time.perf_counter(), self._folder / "candidate.st"
+        try:
+            quantize(replace(candidate.request, out=path, force=True), Silence())
+        except QvecError as error:
+            self.leave_out(candidate.name, str(error))
+            return None
+        seconds = time.perf_counter() - started
+        judged = self._measure(candidate, path)
+        row = {
+            "name": candidate.name,
+            "way": candidate.way,
+            "family": candidate.family,
+            "grid": candidate.grid.to_json(),
+            "bits_per_weight": judged.bits_per_weight,
+            "distance": judged.mean,
+            "standard_error": Average.of(judged.distances).standard_error,
+            "kept": judged.kept,
+            "data_use": self.uses[candidate.name].to_json(),
+            "seconds": seconds,
+            "commands": self.commands(candidate, MINE),
+        }
+        if self._setting.labelled:
+            row["test"] = self.trial.measured("test").to_json()
+        self._rows.append(row)
+        self._judged.append(judged)
+        self._listener.milestone(f"{candidate.name}: distance {judged.mean:.3g}")
+        return judged
+
+    def _measure(self, candidate: Candidate, path: Path) -> Judged:
+        from qvec_cli.inputs.network import load_state
+        from qvec_cli.model.build import load
+
+        with opened(path, Silence()) as file:
+            load(self.trial.network, load_state(file), str(path))
+            chosen = (self._setting.seen,) if candidate.way in CHOSEN else ()
+            self.uses[candidate.name] = spent(inherited_use(file), *chosen)
+        answers = self._judge.answers()
+        same = answers.logits.argmax(axis=1) == self._judge.teacher.logits.argmax(axis=1)
+        self.made[candidate.name] = candidate
+        return Judged(
+            candidate.name,
+            candidate.family,
+            bits_per_weight(candidate.grid, self._shapes),
+            self._judge.distances(answers),
+            float(same.mean()),
+        )
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Tells of what is no candidate, and why."""
+        self._skipped.append({"name": name, "reason": reason})
+
+    def best(self, *families: Family) -> Candidate | None:
+        """The candidate of some families that is nearest to the float answers so far."""
+        found = [judged for judged in self._judged if judged.family in families]
+        return self.made[min(found, key=lambda judged: judged.mean).name] if found else None
+
+    def verdict(self, bits: int) -> Verdict:
+        """The decision between candidates that cost as much as a scale and a zero point a row."""
+        allowed = bits_per_weight(Grid(bits, symmetric=False), self._shapes)
+        return decide(self._judged, allowed, trusted=not self._proxies["close_to_noise"])
+
+    def commands(self, candidate: Candidate, out: str) -> list[str]:
+        """What the user would type; files that were made on the way go by their names."""
+        own = self._setting.theta.card.quant if self._setting.theta.card else None
+        made = Grid.from_json(own) if own else None
+        if candidate.request.anchor:
+            made = self._setting.grid
+        crossing = made is not None and made != candidate.grid
+        lines = candidate.commands(out, crossing=crossing)
+        return [line.replace(f"{self._folder}/", "") for line in lines]
+
+    def carry_out(self, candidate: Candidate, out: Path) -> None:
+        """Writes the model that is recommended: the same bytes as its commands give."""
+        quantize(replace(candidate.request, out=out, force=True), self._listener)
+
+    def facts(self) -> Facts:
+        """All that was measured."""
+        facts: Facts = {
+            "measure": self._judge.measure,
+            "proxies": self._proxies,
+            "candidates": self._rows,
+            "skipped": self._skipped,
+        }
+        if self._setting.labelled:
+            facts["fp"] = self.trial.float_score("test").to_json()
+        return facts
+
+
+def bits_per_weight(grid: Grid, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    """Scales and zero points counted."""
+    weights = sum(rows * columns for rows, columns in shapes.values())
+    return sum(stored_bits(shape, grid) for shape in shapes.values()) / weights

@@ -1,0 +1,1 @@
+"""Quantizing with images, or with the moments of what layers saw of them."""

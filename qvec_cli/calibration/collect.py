@@ -1,0 +1,220 @@
+"""What each target layer of a float model sees of some images, into a file that can travel."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from qvec_cli.calibration.moments_file import Facts, MomentsSource, packed, plan
+from qvec_cli.calibration.sequential import linear_weights
+from qvec_cli.checkpoint.card import Card, Kind
+from qvec_cli.checkpoint.dtypes import Array
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.checkpoint.replace import check_target
+from qvec_cli.checkpoint.write import size_of, write
+from qvec_cli.data.samples import Subset, Task
+from qvec_cli.errors import MismatchError, NotFiniteError
+from qvec_cli.inputs.architecture import architecture, targets_in
+from qvec_cli.inputs.data_use import digest_of
+from qvec_cli.inputs.examples import Examples, open_images
+from qvec_cli.inputs.files import opened, require_float
+from qvec_cli.inputs.grids import require_some
+from qvec_cli.model.build import NetworkOptions
+from qvec_cli.outputs.dry_run import TORCH, Plan
+from qvec_cli.outputs.metrics import Input, Metrics
+from qvec_cli.outputs.provenance import backbone_digest, provenance
+from qvec_cli.quant.moments import Inputs, is_smaller
+from qvec_cli.specs import DataUse, Listener, Loading, Use
+
+SAMPLES: Final = 64
+"""Images that are enough: more of them hardly change what GPTQ makes of their moments."""
+
+
+@dataclass(frozen=True, slots=True)
+class MomentsRequest:
+    """What the user asks for."""
+
+    source: Path  # a float checkpoint
+    data: str
+    out: Path
+    samples: int = SAMPLES
+    rank: int | None = None  # eigenpairs to keep of each moment; None: all of it
+    split: str = "train"
+    loading: Loading = field(default_factory=Loading)
+    patterns: tuple[str, ...] = ()  # globs that name the targets; else the card or a rule does
+    device: str = "auto"
+    wish: NetworkOptions | None = None  # the architecture, for a file that does not say
+    force: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Collection:
+    """A model, its targets and the images that go through it."""
+
+    theta: Checkpoint
+    model: dict[str, Any]
+    targets: tuple[str, ...]
+    task: Task  # the whole data set
+    examples: Examples  # the images that were drawn
+    count: int
+
+    @property
+    def use(self) -> Use:
+        """What is asked of whoever has the images; of a receiver, nothing."""
+        return Use(DataUse.NONE, {"moments": self.count})
+
+
+def collect(request: MomentsRequest, listener: Listener) -> Metrics:
+    """Writes the moments of every target's inputs, float32.
+
+    Raises:
+        MismatchError: a target whose inputs cannot be seen, a rank that saves nothing.
+        DataError: no such data set or split.
+        NotFiniteError: inputs that overflow.
+    """
+    started = time.perf_counter()
+    check_target(request.out, force=request.force)
+    with opened(request.source, listener) as theta:
+        job = _job(request, theta, listener)
+        parameters = {
+            "data": request.data,
+            "split": request.split,
+            "samples": job.count,
+            "rank": request.rank,
+        }
+        if request.dry_run:
+            return _planned(request, job, parameters).metrics((theta,), started)
+        sites, facts = _seen(request, job, listener)
+        planned = plan({site: len(inputs.mean) for site, inputs in sites.items()}, facts.rank)
+        tensors = _tensors(theta, sites, facts.rank)
+        card = _card(job, facts)
+        written = write(request.out, planned, tensors, card, force=request.force)
+        read = (Input.of(theta), Input(request.data, "data", job.task.digest))
+        results = {
+            "output": str(request.out),
+            "digest": written.digest,
+            "layers": len(job.targets),
+            "tokens": dict(facts.sites),
+            **facts.in_words(),
+            "bytes": size_of(planned, written),
+            "model_bytes": theta.nbytes,
+        }
+    return Metrics("moments", read, parameters, results, job.use, started=started)
+
+
+def _job(request: MomentsRequest, theta: Checkpoint, listener: Listener) -> _Collection:
+    require_float(theta)
+    model = architecture(theta, request.wish)
+    targets = targets_in(theta, model, request.patterns, listener)
+    require_some(targets, str(theta.path))
+    _check_rank(request.rank, max(theta[name].shape[1] for name in targets))
+    task = open_images(request.data, model, request.loading)
+    whole = task.split(request.split)
+    count = min(request.samples, len(whole))
+    drawn = Task(task.name, task.classes, {request.split: Subset(whole, 0, count)})
+    relabel = tuple(range(len(task.classes)))
+    examples = Examples(drawn, model, relabel, request.loading)
+    return _Collection(theta, model, targets, task, examples, count)
+
+
+def _check_rank(rank: int | None, widest: int) -> None:
+    if rank is not None and not is_smaller(widest, rank):
+        most = max((k for k in range(1, widest) if is_smaller(widest, k)), default=0)
+        raise MismatchError(
+            f"--rank {rank}: the widest layer has {widest} inputs, and a factor of more than "
+            f"{most} rows is no smaller than its whole moment",
+            hint="Leave --rank out to keep whole moments.",
+        )
+
+
+def _planned(request: MomentsRequest, job: _Collection, parameters: Mapping[str, Any]) -> Plan:
+    """Which layers share their inputs only a forward tells, so the size is not foretold."""
+    from qvec_cli.inputs.network import check_network
+
+    theta = job.theta
+    network = check_network(theta, job.model, request.device)
+    linear_weights(network, theta, job.targets)
+    chosen = set(job.targets)
+    fates = {n: "inputs are measured" if n in chosen else "no target" for n in theta}
+    numbers = sum(entry.size for entry in theta.values())
+    squares = sum(theta[name].shape[1] ** 2 for name in job.targets)
+    images = {request.split: job.count}
+    memory = TORCH + 12 * numbers + 8 * job.examples.nbytes(images) + 12 * squares
+    return Plan("moments", request.out, fates, theta, parameters, memory, images, data=request.data)
+
+
+def _seen(
+    request: MomentsRequest, job: _Collection, listener: Listener
+) -> tuple[dict[str, Inputs], Facts]:
+    """One pass of the network: what each site has seen, and what the card says of it."""
+    import torch
+
+    from qvec_cli.calibration.layer_moments import collect as seen
+    from qvec_cli.inputs.network import load_network
+    from qvec_cli.model.build import normalise
+
+    theta = job.theta
+    network = load_network(theta, job.model, request.device).float().eval()
+    weights = linear_weights(network, theta, job.targets)
+    decoded, _ = job.examples.decoded(request.split, listener)
+    device, step = next(network.parameters()).device, request.loading.batch_size
+    batches = [normalise(job.model)(part.to(device)) for part in torch.split(decoded, step)]
+    sites: dict[str, Inputs] = {}
+    tokens: dict[str, int] = {}
+    aliases: dict[str, str] = {}
+    try:
+        for site, inputs, count in seen(
+            network,
+            weights,
+            batches,
+            lambda done: listener.progress("moments", done, len(batches)),
+        ):
+            first, *others = site.names
+            sites[first], tokens[first] = _finite(theta, first, inputs), count
+            aliases |= dict.fromkeys(others, first)
+    except MismatchError as error:
+        raise MismatchError(f"{theta.path}: {error}", hint=error.hint) from None
+    start = backbone_digest(network, job.model)
+    return sites, Facts(request.rank, tokens, aliases, (_source(job, start),))
+
+
+def _source(job: _Collection, start: str) -> MomentsSource:
+    card, task = job.theta.card, job.task
+    base, name = card.base if card else None, Path(task.name).name
+    classes, model = digest_of(task.classes), job.theta.settle()
+    return MomentsSource(name, task.digest, classes, job.count, model, start, base)
+
+
+def _finite(theta: Checkpoint, name: str, inputs: Inputs) -> Inputs:
+    if not inputs.finite:
+        raise NotFiniteError(
+            f"{theta.path}: {name}: its inputs on the images overflow",
+            hint="qvec eval tells whether the float checkpoint still works.",
+        )
+    return inputs
+
+
+def _tensors(
+    theta: Checkpoint, sites: Mapping[str, Inputs], rank: int | None
+) -> Iterator[tuple[str, Iterable[Array]]]:
+    for site, inputs in sites.items():
+        try:
+            yield from packed(site, inputs, rank)
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{theta.path}: {error}") from None
+
+
+def _card(job: _Collection, facts: Facts) -> Card:
+    theta = job.theta
+    return Card(
+        Kind.MOMENTS,
+        model=job.model,
+        targets=job.targets,
+        base=theta.card.base if theta.card else None,
+        provenance=provenance("moments", {"model": theta}, job.use, of=facts.in_words()),
+        moments=facts.to_json(),
+    )

@@ -1,0 +1,302 @@
+"""The input moments that a file carries: checked from its header, read a layer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from qvec_cli.checkpoint.card import canonical
+from qvec_cli.checkpoint.dtypes import Array
+from qvec_cli.checkpoint.header import Entry
+from qvec_cli.checkpoint.read import ATTACHED, Checkpoint
+from qvec_cli.errors import CheckpointError, MismatchError, NotFiniteError
+from qvec_cli.inputs.data_use import has_seen
+from qvec_cli.inputs.kinship import require_same_architecture
+from qvec_cli.quant import moments
+from qvec_cli.quant.moments import Inputs
+from qvec_cli.specs import DataUse, Listener, Use
+
+_FLOATS: Final = "F32"
+
+_MAKE: Final = "qvec moments MODEL --data SPEC -o moments.st makes some."
+
+
+@dataclass(frozen=True, slots=True)
+class MomentsSource:
+    """One set of images through one model."""
+
+    name: str  # of the data set
+    digest: str  # of it
+    classes: str  # of the names of its classes, see ``digest_of``
+    images: int  # that went through
+    model: str  # digest of the model's tensors
+    start: str  # of its tensors without the head: if it is itself what others start from
+    base: str | None  # of what it started from
+
+    def is_from(self, base: str) -> bool:
+        """Whether the model is a certain base, or was fine-tuned from it."""
+        return base in (self.start, self.base)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the card of a file says of its moments."""
+
+    rank: int | None  # eigenpairs of each moment, see quant/moments.py; None: whole moments
+    sites: Mapping[str, int]  # tokens, by the weight under whose name they are held
+    aliases: Mapping[str, str]  # of the other weights with the same inputs
+    sources: tuple[MomentsSource, ...]
+
+    @property
+    def images(self) -> int:
+        """How many images they are of."""
+        return sum(source.images for source in self.sources)
+
+    @property
+    def targets(self) -> set[str]:
+        """Every weight whose inputs are known."""
+        return {*self.sites, *self.aliases}
+
+    def to_json(self) -> dict[str, Any]:
+        """As a card holds it."""
+        listed = [
+            {key: getattr(one, key) for key in MomentsSource.__slots__} for one in self.sources
+        ]
+        return {
+            "rank": self.rank,
+            "sites": dict(self.sites),
+            "aliases": dict(self.aliases),
+            "sources": listed,
+        }
+
+    def in_words(self) -> dict[str, Any]:
+        """As metrics and the cards of what is made with them name them."""
+        return {
+            "images": self.images,
+            "rank": self.rank,
+            "sources": [
+                {"name": one.name, "digest": one.digest, "images": one.images}
+                for one in self.sources
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Facts:
+        """What a card holds.
+
+        Raises:
+            ValueError: something else.
+        """
+        try:
+            sources = tuple(MomentsSource(**one) for one in value["sources"])
+            found = cls(value["rank"], dict(value["sites"]), dict(value["aliases"]), sources)
+        except (KeyError, TypeError) as fault:
+            raise ValueError(str(fault)) from None
+        counts = [*found.sites.values(), *(s.images for s in sources), found.rank or 1]
+        whole = all(type(count) is int and count > 0 for count in counts)
+        if not (sources and found.sites and whole and {*found.aliases.values()} <= {*found.sites}):
+            raise ValueError("moments")
+        return found
+
+
+class Carried:
+    """The moments of an open file.
+
+    Args:
+        checkpoint: a moments file, or a vector that carries moments.
+
+    Raises:
+        CheckpointError: a file without moments, or whose tensors are not those that its card
+            tells of.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        told = checkpoint.card.moments if checkpoint.card else None
+        if told is None:
+            raise CheckpointError(f"{checkpoint.path}: carries no moments", hint=_MAKE)
+        try:
+            self.facts = Facts.from_json(told)
+        except ValueError as fault:
+            raise self._damaged(f"({fault})") from None
+        self.widths = {site: self._width(site) for site in self.facts.sites}
+        planned = plan(self.widths, self.facts.rank)
+        for name in sorted(planned.keys() ^ checkpoint.attached.keys()):
+            what = "missing" if name in planned else "not one of its moments"
+            raise CheckpointError(f"{checkpoint.path}: {name}: is {what}")
+        for name, expected in planned.items():
+            found = checkpoint.attached[name]
+            if (found.dtype, found.shape) != (expected.dtype, expected.shape):
+                raise CheckpointError(
+                    f"{checkpoint.path}: {name}: is {found.dtype} {list(found.shape)}, "
+                    f"{expected.dtype} {list(expected.shape)} belongs here"
+                )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the moments alone."""
+        return sum(entry.nbytes for entry in self.checkpoint.attached.values())
+
+    def inputs(self, weight: str) -> Inputs:
+        """What a weight is multiplied with, by the name of any weight.
+
+        Raises:
+            CheckpointError: numbers that are not finite.
+        """
+        return self.of_site(self.facts.aliases.get(weight, weight))
+
+    def of_site(self, site: str) -> Inputs:
+        """The same by the name under which it is held."""
+        parts = moments.shapes(self.widths[site], self.facts.rank)
+        held = {part: self.checkpoint.finite(part_name(site, part)) for part in parts}
+        return moments.unpack(held)
+
+    def blocks(self) -> Iterator[tuple[str, Iterable[Array]]]:
+        """Every array as it stands, to be copied."""
+        for name in self.checkpoint.attached:
+            yield name, self.checkpoint.checked(name)
+
+    def _width(self, site: str) -> int:
+        name = part_name(site, moments.MEAN)
+        entry = self.checkpoint.attached.get(name)
+        if entry is None:
+            raise CheckpointError(f"{self.checkpoint.path}: {name}: is missing")
+        if len(entry.shape) != 1 or not entry.size:
+            raise self._damaged(f"({name})")
+        return entry.size
+
+    def _damaged(self, why: str) -> CheckpointError:
+        return CheckpointError(f"{self.checkpoint.path}: its qvec card is damaged {why}")
+
+
+def part_name(site: str, part: str) -> str:
+    """What an array of a weight's inputs is called."""
+    return f"{ATTACHED}{site}/{part}"
+
+
+def plan(widths: Mapping[str, int], rank: int | None) -> dict[str, Entry]:
+    """The arrays for layers of so many inputs each."""
+    return {
+        part_name(site, part): Entry(_FLOATS, shape)
+        for site, width in widths.items()
+        for part, shape in moments.shapes(width, rank).items()
+    }
+
+
+def packed(site: str, inputs: Inputs, rank: int | None) -> Iterator[tuple[str, list[Array]]]:
+    """The arrays of one layer, each as the one block that it is written in.
+
+    Raises:
+        NotFiniteError: a moment beyond float32.
+    """
+    width = len(inputs.mean)
+    kept = rank if rank is not None and moments.is_smaller(width, rank) else None
+    for part, array in moments.pack(inputs, kept).items():
+        if not np.isfinite(array).all():
+            raise NotFiniteError(f"{site}: moments of its inputs overflow float32")
+        yield part_name(site, part), [np.ascontiguousarray(array).reshape(-1)]
+
+
+def check_fit(carried: Carried, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuses moments that lack a target, or are of another width.
+
+    Args:
+        carried: the moments.
+        shapes: [out, in] of each target.
+
+    Raises:
+        MismatchError: names the file and the first such target.
+    """
+    path = carried.checkpoint.path
+    if missing := [name for name in shapes if name not in carried.facts.targets]:
+        raise MismatchError(
+            f"{path}: has no moments of {missing[0]}",
+            hint="--targets can leave it out; or make moments with the same --targets.",
+        )
+    for name, shape in shapes.items():
+        width = carried.widths[carried.facts.aliases.get(name, name)]
+        if width != shape[1]:
+            raise MismatchError(f"{path}: {name}: moments of {width} inputs, it has {shape[1]}")
+
+
+def require_same_base(theta: Checkpoint, carried: Carried, listener: Listener) -> None:
+    """Refuses moments of another architecture or another pretrained base.
+
+    They fit the models of one base: the base itself, and whatever was fine-tuned from it.
+
+    Raises:
+        MismatchError: names both files.
+    """
+    path = carried.checkpoint.path
+    require_same_architecture(theta, carried.checkpoint)
+    base = theta.card.base if theta.card else None
+    own = {source.model for source in carried.facts.sources} == {theta.stated}
+    if base is None and not own:
+        listener.note(f"{theta.path} does not say its base: that of {path} cannot be checked")
+    if base is None or own:
+        return
+    if strange := [one for one in carried.facts.sources if not one.is_from(base)]:
+        bases = " or ".join(dict.fromkeys(d[:12] for d in (strange[0].base, strange[0].start) if d))
+        raise MismatchError(
+            f"{theta.path} and {path} come from different bases ({base[:12]} and {bases})",
+            hint="Moments belong to a base and to the models that were fine-tuned from it.",
+        )
+
+
+def use_of(theta: Checkpoint, facts: Facts) -> Use:
+    """What of a receiver's data its quantization on such moments has used.
+
+    Nothing, if the images and the model that they went through are others'.
+    """
+    own = [one for one in facts.sources if has_seen(theta, one.digest, one.classes)]
+    if own:
+        return Use(DataUse.RECEIVER_IMAGES, {"train": sum(one.images for one in own)})
+    if any(one.model == theta.stated for one in facts.sources):
+        return Use(DataUse.PROXY_IMAGES, {"proxy": facts.images})
+    return Use(DataUse.NONE, {"moments": facts.images})
+
+
+class Pooled:
+    """What the images of all of several files together would have given.
+
+    Args:
+        many: of one architecture; the same moments twice count once.
+
+    Raises:
+        MismatchError: files whose layers are not the same.
+    """
+
+    def __init__(self, many: Sequence[Carried]) -> None:
+        unlike = {canonical(one.facts.to_json()): one for one in reversed(many)}
+        self._many = [*reversed(unlike.values())]
+        first = self._many[0]
+        for other in self._many[1:]:
+            if _outline(first) != _outline(other):
+                raise MismatchError(
+                    f"{first.checkpoint.path} and {other.checkpoint.path} have moments of "
+                    "different layers",
+                    hint="Make them with the same --targets.",
+                )
+        sources = [source for one in self._many for source in one.facts.sources]
+        tokens = {s: sum(one.facts.sites[s] for one in self._many) for s in first.facts.sites}
+        ranks = [one.facts.rank for one in self._many]
+        rank = None if None in ranks else max(r for r in ranks if r is not None)
+        self.facts = Facts(rank, tokens, first.facts.aliases, tuple(dict.fromkeys(sources)))
+        self.plan = plan(first.widths, rank)
+
+    def blocks(self) -> Iterator[tuple[str, Iterable[Array]]]:
+        """Every array of ``plan``, a layer at a time; one file's go as they stand."""
+        if len(self._many) == 1:
+            yield from self._many[0].blocks()
+            return
+        for site in self.facts.sites:
+            counts = [one.facts.sites[site] for one in self._many]
+            inputs = moments.pool((one.of_site(site) for one in self._many), counts)
+            yield from packed(site, inputs, self.facts.rank)
+
+
+def _outline(carried: Carried) -> tuple[Mapping[str, int], Mapping[str, str]]:
+    return carried.widths, carried.facts.aliases

@@ -1,0 +1,377 @@
+"""Calibration images on their way through a network, layer by layer behind quantized ones.
+
+A segment is a part of the network that is run on its own: a block, from the inputs that the
+quantized blocks before it gave. Where one block's output is the next one's input, which the first
+images tell, it is carried over; else the network is run anew up to there. What lies in no block
+has the whole network for its segment.
+
+What a layer sees is what ``torch.nn.functional.linear`` multiplies with its weight: BEiT, EVA and
+SwinV2 use the weights of layers that they never call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qvec_cli.errors import MismatchError
+from qvec_cli.quant.moments import Inputs
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a module is called with."""
+
+
+_SAME: Final = 1e-4
+"""Largest change of a block's output, relative to its largest number, that is only rounding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Weights that are multiplied with one and the same tensor: queries, keys and values, say."""
+
+    names: list[str]  # in the state dict
+    weights: list[nn.Parameter]
+    norms: list[nn.LayerNorm]  # as wide, called before them in their segment and nowhere else
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A part of the network, and its sites in the order in which they are reached."""
+
+    module: nn.Module
+    sites: list[Site] = field(default_factory=list)
+
+
+class _Reached(Exception):  # noqa: N818 - not an error
+    """A forward has come as far as it was to come."""
+
+
+class Walk:
+    """Visits every weight in execution order.
+
+    Args:
+        network: in evaluation mode; its weights are read anew at each step, so that what the
+            caller has changed before is what the images go through.
+        weights: those that are to be visited, by state-dict name.
+        batches: inputs of the network, normalised.
+
+    Raises:
+        MismatchError: a weight that is not used exactly once in a forward.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        weights: Mapping[str, nn.Parameter],
+        batches: Sequence[Tensor],
+    ) -> None:
+        self._network, self._batches = network, batches
+        trace = _Trace(network, weights, batches[0][:2])
+        self.segments, self._linked = trace.segments, trace.linked
+
+    @torch.inference_mode()
+    def steps(self) -> Iterator[tuple[Segment, Site, Inputs, list[Call]]]:
+        """Each site with the moments of its inputs; change its weights before asking for more."""
+        for segment, site, calls in self.places():
+            yield segment, site, _moments(segment.module, site.weights[0], calls), calls
+
+    @torch.inference_mode()
+    def places(self) -> Iterator[tuple[Segment, Site, list[Call]]]:
+        """The same without moments."""
+        calls: list[Call] | None = None
+        for place, segment in enumerate(self.segments):
+            if calls is None:
+                calls = self._reach(segment.module)
+            for site in segment.sites:
+                yield segment, site, calls
+            linked = place + 1 < len(self.segments) and self._linked[place]
+            calls = [_after(segment.module, call) for call in calls] if linked else None
+
+    def _reach(self, module: nn.Module) -> list[Call]:
+        """What a module is called with, batch by batch, by the network as it is now."""
+        whole: list[Call] = [((batch,), {}) for batch in self._batches]
+        if module is self._network:
+            return whole
+        found: list[Call] = []
+
+        def seize(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.append((args, kwargs))
+            raise _Reached
+
+        handle = module.register_forward_pre_hook(seize, with_kwargs=True)
+        try:
+            for call in whole:
+                _run(self._network, call)
+        finally:
+            handle.remove()
+        return found
+
+
+@torch.inference_mode()
+def abreast(walk: Walk, twin: Walk) -> Iterator[tuple[Segment, Site, Inputs, list[Call]]]:
+    """The steps of a walk, with ``Inputs.cross`` to those of its twin.
+
+    Args:
+        walk: through the network that is quantized.
+        twin: the same images, batches and weights of a network of the same build, in float.
+    """
+    pairs = zip(walk.places(), twin.places(), strict=True)
+    for (segment, site, calls), (theirs, place, others) in pairs:
+        spot = theirs.module, place.weights[0]
+        floats = (_reached(*spot, call) for call in others)
+        yield segment, site, _moments(segment.module, site.weights[0], calls, floats), calls
+
+
+@torch.inference_mode()
+def mean_inputs(
+    network: nn.Module, weights: Mapping[str, nn.Parameter], batches: Sequence[Tensor]
+) -> dict[str, Any]:
+    """What each weight is multiplied with on average, float64 [in], by the network as it is."""
+    sums: dict[int, Any] = {id(weight): 0 for weight in weights.values()}
+    tokens = dict.fromkeys(sums, 0)
+
+    def add(used: nn.Parameter, inputs: Tensor) -> None:
+        if id(used) in sums:
+            flat = inputs.reshape(-1, inputs.shape[-1])
+            sums[id(used)] = sums[id(used)] + flat.sum(0, dtype=torch.float64)
+            tokens[id(used)] += len(flat)
+
+    with linears(add):
+        for batch in batches:
+            network(batch)
+    return {n: (sums[id(w)] / tokens[id(w)]).cpu().numpy() for n, w in weights.items()}
+
+
+@torch.inference_mode()
+def fold(segment: Segment, site: Site, by: Tensor, call: Call) -> bool:
+    """Divides a site's inputs in the LayerNorm before it and multiplies its weights.
+
+    Leaves everything as it was, and says so, if the segment's output changes: then others use the
+    LayerNorm's output too, or something that is not linear lies between.
+    """
+    if not site.norms:
+        return False
+    norm, before = site.norms[-1], [*_tensors(segment.module(*call[0], **call[1]))]
+    owned = [p for p in (norm.weight, norm.bias) if p is not None]
+    kept = [p.detach().clone() for p in (*owned, *site.weights)]
+    for parameter in owned:
+        parameter.div_(by)
+    for weight in site.weights:
+        weight.mul_(by)
+    after = [*_tensors(segment.module(*call[0], **call[1]))]
+    if before and all(_same(*pair) for pair in zip(after, before, strict=True)):
+        return True
+    for parameter, old in zip((*owned, *site.weights), kept, strict=True):
+        parameter.copy_(old)
+    return False
+
+
+class _Trace:
+    """One forward of a few images that tells the order of things."""
+
+    def __init__(
+        self, network: nn.Module, weights: Mapping[str, nn.Parameter], images: Tensor
+    ) -> None:
+        self._calls: dict[nn.Module, list[Call]] = {}
+        self._outputs: dict[nn.Module, Any] = {}
+        self._order: list[nn.LayerNorm | nn.Parameter] = []
+        self._seen: dict[int, list[Tensor]] = {id(weight): [] for weight in weights.values()}
+        blocks = [*_blocks(network, set(self._seen))]
+        norms = [m for m in network.modules() if isinstance(m, nn.LayerNorm) and _affine(m)]
+        handles = [m.register_forward_pre_hook(self._enter, with_kwargs=True) for m in blocks]
+        handles += [m.register_forward_hook(self._leave) for m in blocks]
+        handles += [m.register_forward_pre_hook(lambda m, _: self._order.append(m)) for m in norms]
+        try:
+            with torch.inference_mode(), linears(self._multiply):
+                network(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._check(weights)
+        self.segments = [*self._segments(network, weights, blocks)]
+        pairs = zip(self.segments, self.segments[1:], strict=False)
+        self.linked = [self._follows(first.module, second.module) for first, second in pairs]
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._calls.setdefault(module, []).append((args, kwargs))
+
+    def _leave(self, module: nn.Module, _: tuple[Any, ...], output: Any) -> None:
+        self._outputs[module] = output
+
+    def _multiply(self, weight: nn.Parameter, inputs: Tensor) -> None:
+        if id(weight) in self._seen:
+            self._seen[id(weight)].append(inputs)
+            self._order.append(weight)
+
+    def _check(self, weights: Mapping[str, nn.Parameter]) -> None:
+        for name, weight in weights.items():
+            if (times := len(self._seen[id(weight)])) != 1:
+                raise MismatchError(
+                    f"{name}: is used {times} times in a forward, not once: what it is "
+                    "multiplied with cannot be told",
+                    hint="Use a method without calibration, or leave it out with --targets.",
+                )
+
+    def _segments(
+        self,
+        network: nn.Module,
+        weights: Mapping[str, nn.Parameter],
+        blocks: Sequence[nn.Module],
+    ) -> Iterator[Segment]:
+        """Segments in order; a block that is called twice is none."""
+        once = [block for block in blocks if len(self._calls.get(block, ())) == 1]
+        home = {id(weight): block for block in once for weight in block.parameters()}
+        named: dict[int, list[str]] = {}
+        for name, weight in weights.items():
+            named.setdefault(id(weight), []).append(name)
+        segment: Segment | None = None
+        norms: list[nn.LayerNorm] = []
+        for used in self._order:
+            if isinstance(used, nn.LayerNorm):
+                norms.append(used)
+                continue
+            place = home.get(id(used), network)
+            if segment is None or segment.module is not place:
+                if segment is not None:
+                    yield segment
+                segment = Segment(place)
+            self._add(segment, named[id(used)], used, norms)
+        if segment is not None:
+            yield segment
+
+    def _add(
+        self, segment: Segment, names: list[str], weight: nn.Parameter, norms: list[nn.LayerNorm]
+    ) -> None:
+        (seen,) = self._seen[id(weight)]
+        for site in segment.sites:
+            if self._seen[id(site.weights[0])][0] is seen:
+                site.names.extend(names)
+                site.weights.append(weight)
+                return
+        inside, width = {*segment.module.modules()}, (seen.shape[-1],)
+        fitting = [n for n in norms if n in inside and tuple(n.normalized_shape) == width]
+        fitting = [n for n in fitting if self._times(n) == 1]
+        segment.sites.append(Site([*names], [weight], fitting))
+
+    def _times(self, norm: nn.LayerNorm) -> int:
+        """How often the weights of a norm are used in a forward, by whatever module."""
+        norms = (used for used in self._order if isinstance(used, nn.LayerNorm))
+        return sum(used.weight is norm.weight for used in norms)
+
+    def _follows(self, first: nn.Module, second: nn.Module) -> bool:
+        """Whether the second is called with what the first gave, and all else as the first was."""
+        if first not in self._outputs or second not in self._outputs:
+            return False
+        (old, old_named), (new, new_named) = self._calls[first][0], self._calls[second][0]
+        if not (new and new[0] is self._outputs[first] and len(new) == len(old)):
+            return False
+        others = zip(new[1:], old[1:], strict=True)
+        return old_named.keys() == new_named.keys() and all(
+            one is other or (not isinstance(one, Tensor) and one == other)
+            for one, other in (*others, *((new_named[k], old_named[k]) for k in old_named))
+        )
+
+
+def _blocks(network: nn.Module, chosen: set[int]) -> Iterator[nn.Module]:
+    """The innermost items of lists of modules that hold two chosen weights or more."""
+    items = [
+        item
+        for container in network.modules()
+        if isinstance(container, nn.Sequential | nn.ModuleList)
+        for item in container
+        if sum(id(weight) in chosen for weight in item.parameters()) > 1
+    ]
+    known = set(items)
+    for item in items:
+        if not any(part in known for part in item.modules() if part is not item):
+            yield item
+
+
+def _affine(norm: nn.LayerNorm) -> bool:
+    return norm.elementwise_affine
+
+
+def _moments(
+    segment: nn.Module,
+    weight: nn.Parameter,
+    calls: Sequence[Call],
+    floats: Iterable[Tensor] | None = None,
+) -> Inputs:
+    """Moments of what a weight is multiplied with in the calls of its segment.
+
+    In float32 within a call, in float64 over calls. ``floats`` are the float network's inputs.
+    """
+    sums: dict[str, Any] = {}
+    tokens = 0
+    beside: Iterator[Tensor | None] = iter([None] * len(calls) if floats is None else floats)
+    for call, other in zip(calls, beside, strict=True):
+        flat = _reached(segment, weight, call)
+        ones = flat.new_ones(len(flat))  # a product is ten times as fast as a sum over rows
+        found = {"moment": flat.T @ flat, "mean": ones @ flat, "magnitude": ones @ flat.abs()}
+        if other is not None:
+            found["cross"] = other.T @ flat
+        for name, part in found.items():
+            sums[name] = sums.get(name, 0) + part.double()
+        tokens += len(flat)
+    return Inputs(**{name: (part / tokens).cpu().numpy() for name, part in sums.items()})
+
+
+def _reached(segment: nn.Module, weight: nn.Parameter, call: Call) -> Tensor:
+    """What a weight is multiplied with in a call of its segment, float32 [tokens, in]."""
+    seen: list[Tensor] = []
+
+    def seize(used: nn.Parameter, inputs: Tensor) -> None:
+        if used is weight:
+            seen.append(inputs.reshape(-1, inputs.shape[-1]).float())
+            raise _Reached
+
+    with linears(seize):
+        _run(segment, call)
+    return seen[0]
+
+
+@contextlib.contextmanager
+def linears(seen: Callable[[nn.Parameter, Tensor], None]) -> Iterator[None]:
+    """Tells of every product with a weight, also of those inside nn.MultiheadAttention."""
+    plain, fast = functional.linear, torch.backends.mha.get_fastpath_enabled()
+
+    def linear(input: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+        seen(weight, input)
+        return plain(input, weight, bias)
+
+    functional.linear = linear
+    torch.backends.mha.set_fastpath_enabled(False)  # it would multiply unseen
+    try:
+        yield
+    finally:
+        functional.linear = plain
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _same(after: Tensor, before: Tensor) -> bool:
+    return float((after - before).abs().max()) <= _SAME * float(before.abs().max())
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """What a segment gives: one tensor, or several, as MViT's and TNT's blocks do."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, list | tuple):
+        for part in output:
+            yield from _tensors(part)
+
+
+def _after(segment: nn.Module, call: Call) -> Call:
+    args, kwargs = call
+    return (segment(*args, **kwargs), *args[1:]), kwargs
+
+
+def _run(module: nn.Module, call: Call) -> None:
+    with contextlib.suppress(_Reached):
+        module(*call[0], **call[1])

@@ -1,0 +1,1 @@
+"""Data sets: folders, torchvision's, the hub's, pictures of noise."""

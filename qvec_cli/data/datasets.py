@@ -1,0 +1,201 @@
+"""Which data set ``--data`` means: an image folder, a task of the paper, torch/NAME or hfds/ID."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+
+from qvec_cli.data import hub, torchvision_sets
+from qvec_cli.data.folders import has_splits, layout, read_flat, read_folder
+from qvec_cli.data.idx import find_idx, open_idx
+from qvec_cli.data.noise import NOISE, noise
+from qvec_cli.data.pixels import to_mode
+from qvec_cli.data.samples import SPLITS, DataSource, Samples, Task, assemble, draw_validation, fold
+from qvec_cli.data.tasks import TASKS, PaperTask
+from qvec_cli.errors import DataError, SpecError
+
+__all__ = ["Samples", "Task", "draw_validation", "open_task", "to_mode"]
+
+
+def open_task(spec: str, folder: Path | None, *, download: bool = False) -> Task:
+    """Opens a data set without decoding an image, and without torch where torch is not needed.
+
+    Args:
+        spec: the path of an image folder, the name of one of the paper's 22 tasks,
+            ``torch/NAME`` or ``hfds/ORG/NAME``. A path wins over a name if it exists and has
+            a separator, or if no task has that name.
+        folder: where named data sets lie.
+        download: whether the network may be used.
+
+    Raises:
+        SpecError: nothing has that name.
+        DataError: it is not there, or not what it should be.
+    """
+    try:
+        return _open(spec, folder, download=download)
+    except OSError as error:  # a folder that we may not look into, a disk that fails
+        raise DataError(f"{error.filename or spec}: {error.strerror or error}") from None
+
+
+def _open(spec: str, folder: Path | None, *, download: bool) -> Task:
+    has_separator = any(mark in spec for mark in (os.sep, os.altsep) if mark)
+    if spec and (has_separator or spec not in TASKS) and _exists(Path(spec)):
+        path = Path(spec)
+        return assemble(path.resolve().name or spec, read_folder(path))
+    if spec in TASKS:
+        return _checked(TASKS[spec], _find(TASKS[spec], folder, download=download))
+    source, _, name = spec.partition("/")
+    if source == "torch":
+        return _open_torch(name, folder, download=download)
+    if source == "hfds":
+        if name.count("/") != 1 or not all(name.split("/")):
+            raise SpecError(f"{spec!r} is not hfds/ORG/NAME")
+        return assemble(spec, hub.open_hub(name, download=download))
+    if has_separator:
+        raise DataError(f"{spec}: no such folder", hint=layout(Path(spec)))
+    raise SpecError(
+        f"{spec!r} is neither a folder nor a known data set",
+        hint=_did_you_mean(spec, list(TASKS)),
+    )
+
+
+def _find(task: PaperTask, folder: Path | None, *, download: bool) -> DataSource:
+    """A task in the first of the places where it may be: folder, idx, torchvision, hub."""
+    if folder is not None and (found := _on_disk(task, folder)):
+        return found
+    failures = []
+    for source in _sources(task, folder, download=download):
+        try:
+            return source(download=download)
+        except DataError as error:
+            failures.append(error)
+    if failures and (download or torchvision_sets.present(task, folder)):
+        raise failures[0]
+    raise _absent(task, folder)
+
+
+def _sources(
+    task: PaperTask, folder: Path | None, *, download: bool
+) -> Iterator[Callable[..., DataSource]]:
+    """Where else to look. Files that torchvision finds broken hide the hub's cache."""
+    here = torchvision_sets.present(task, folder)
+    if folder is not None and (here or (download and torchvision_sets.fetches(task))):
+        yield partial(torchvision_sets.open_torchvision, task, folder)
+    if hub.installed() and (download or not here):
+        yield partial(hub.open_hub, task.hub.id)
+
+
+def _on_disk(task: PaperTask, folder: Path) -> DataSource | None:
+    if home := _image_folder(task, folder):
+        found = read_folder(home)
+        if task.tests_on_val and "test" not in found.splits and "val" in found.splits:
+            found.splits["test"] = found.splits.pop("val")
+        return found
+    home = find_idx(task, folder) if task.idx else None
+    return open_idx(task, home) if home else None
+
+
+def _image_folder(task: PaperTask, folder: Path) -> Path | None:
+    """DIR/NAME, or DIR itself when it has that name; case and punctuation do not matter.
+
+    Its own val folder is used if it has one. RenderedSST2 as torchvision keeps it is no image
+    folder here: the paper draws val from train and leaves the official one alone.
+    """
+    if not folder.is_dir():
+        return None
+    named = [(entry.name, entry) for entry in sorted(folder.iterdir())]
+    for name, home in (*named, (folder.resolve().name, folder)):
+        library = task.split_folders and task.vision and name == task.vision.place
+        if fold(name) == fold(task.name) and has_splits(home) and not library:
+            return home
+    return None
+
+
+def _open_torch(name: str, folder: Path | None, *, download: bool) -> Task:
+    known = {fold(task.name): task for task in TASKS.values() if task.vision is not None}
+    task = known.get(fold(name))
+    if task is None:
+        raise SpecError(
+            f"torchvision has no task of the paper called {name!r}",
+            hint=_did_you_mean(name.lower(), list(known)),
+        )
+    here = torchvision_sets.present(task, folder) or (download and torchvision_sets.fetches(task))
+    if folder is not None and not here and (found := _on_disk(task, folder)):
+        return _checked(task, found)
+    if folder is None or not here:
+        raise _absent(task, folder)
+    return _checked(task, torchvision_sets.open_torchvision(task, folder, download=download))
+
+
+def _checked(task: PaperTask, found: DataSource) -> Task:
+    """A task that has as many classes as it should, each with images to learn from."""
+    opened = assemble(task.name, found)
+    count = len(opened.classes)
+    if count == task.classes and "train" in found.splits:
+        opened.split("train")
+        labels = found.splits["train"]
+        count = len(set(labels.labels))
+    if count != task.classes:
+        raise DataError(f"{task.name} has {task.classes} classes, but {count} were found in it")
+    return opened
+
+
+def _absent(task: PaperTask, folder: Path | None) -> DataError:
+    where = f"not in {folder}" if folder else "not here: no --data-dir is given"
+    home = folder or Path("DIR")
+    splits = "{train,val}" if task.tests_on_val else "{train,test}"
+    places = f"{home / task.name}/{splits}/<class>/*.png"
+    if task.vision:
+        places += f", or {home / task.vision.place} as torchvision has it"
+    ways = "torchvision, or " if torchvision_sets.fetches(task) else ""
+    extra = "" if hub.installed() else f", which needs {hub.EXTRA}"
+    return DataError(
+        f"{task.name} is {where}",
+        hint=f"Put it into {places}; or pass --dataset-download ({ways}{task.hub.id} of the "
+        f"Hugging Face hub{extra}). Its home is {task.source}",
+    )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long, a folder closed to us
+        return False
+
+
+def _did_you_mean(name: str, known: list[str]) -> str:
+    folded = {fold(other): other for other in known}
+    close = [folded[match] for match in get_close_matches(fold(name), folded, 3)]
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
+    return f"Known are {', '.join(known)}."
+
+
+def open_unlabelled(spec: str, folder: Path | None, side: int, *, download: bool = False) -> Task:
+    """Opens images as ``open_task`` does, and also what it does not take.
+
+    Args:
+        spec: ``noise``, a folder with pictures at any depth, or what ``--data`` may name.
+        folder: where named data sets lie.
+        side: of noise images, in pixels.
+        download: whether the network may be used.
+
+    Raises:
+        SpecError: nothing has that name.
+        DataError: it is not there, or holds no image.
+    """
+    if spec == NOISE:
+        return noise(side)
+    place = Path(spec)
+    if place.is_dir() and not has_splits(place):
+        found = read_flat(place)
+        return Task(place.resolve().name or spec, found.classes, found.splits)
+    return open_task(spec, folder, download=download)
+
+
+def any_split(task: Task) -> Samples:
+    """The train split, or the first that there is."""
+    return next(task.splits[name] for name in SPLITS if name in task.splits)

@@ -1,1 +1,0 @@
-"""Figures and pages from plain numbers: arrays and words in, bytes out."""

@@ -1,0 +1,113 @@
+"""A model in a form that other programs run; the table of forms is here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+from qvec_cli.errors import QvecError, SpecError
+from qvec_cli.export import onnx, timm_folder
+from qvec_cli.export.form import ExportSource, ExportTarget, Form
+from qvec_cli.inputs.data_use import inherited_use
+from qvec_cli.inputs.files import opened
+from qvec_cli.model.build import NetworkOptions
+from qvec_cli.outputs.dry_run import TORCH, Plan
+from qvec_cli.outputs.metrics import Input, Metrics
+from qvec_cli.quant.qtensor import part_names
+from qvec_cli.specs import ExportFormat, Listener
+
+FORMS: Final[Mapping[ExportFormat, Form]] = {
+    ExportFormat.ONNX: onnx.FORM,
+    ExportFormat.TIMM: timm_folder.FORM,
+}
+
+
+_SUFFIXES: Final = {".onnx": ExportFormat.ONNX}
+"""What the name of the output tells without --to."""
+
+
+_COPIES: Final = 6
+"""Float32 copies of the network that are alive while it is exported, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRequest:
+    """What the user asks for."""
+
+    source: Path  # a float or packed checkpoint
+    out: Path
+    to: ExportFormat | None = None  # None: the suffix of ``out`` tells
+    check: bool = True  # run what was made, and compare it with our network
+    force: bool = False
+    dry_run: bool = False
+    wish: NetworkOptions | None = None  # the architecture, for a file that does not say
+
+
+def export(request: ExportRequest, listener: Listener) -> Metrics:
+    """Writes a model in another form.
+
+    Raises:
+        SpecError: a target whose name does not tell its format.
+        MismatchError: a grid that the form cannot hold.
+        QvecError: a package that is missing, logits that would be others than ours.
+        CheckpointError: a file that cannot be read or written.
+    """
+    started = time.perf_counter()
+    chosen = request.to or _told(request.out)
+    form, target = FORMS[chosen], ExportTarget(request.out, request.force, request.check)
+    _require(form.needs)
+    form.refuse(target)
+    parameters = {"to": chosen, "check": request.check}
+    with opened(request.source, listener) as checkpoint:
+        source = ExportSource.of(checkpoint, request.wish)
+        fates = {name: form.fate(source, shape) for name, shape in source.packed.items()}
+        if request.dry_run:
+            plan = _planned(request.out, source, fates, parameters)
+            return plan.metrics((checkpoint,), started)
+        from qvec_cli.inputs.network import load_network
+
+        network = load_network(checkpoint, source.model, "cpu").eval()
+        inputs = (Input.of(checkpoint),)
+        results = {
+            "output": str(request.out),
+            "format": chosen,
+            "grid": source.grid and source.grid.to_json(),
+            "bytes_before": checkpoint.nbytes,
+            **form.write(source, network, target, listener),
+        }
+        use = inherited_use(checkpoint)
+    return Metrics("export", inputs, parameters, results, use, started=started)
+
+
+def _told(out: Path) -> ExportFormat:
+    if found := _SUFFIXES.get(out.suffix.lower()):
+        return found
+    raise SpecError(
+        f"-o {out} does not tell the format", hint="Pass --to onnx or --to timm, or name it .onnx."
+    )
+
+
+def _require(packages: tuple[str, ...]) -> None:
+    for name in packages:
+        if find_spec(name) is None:
+            raise QvecError(f"the package {name} is not installed", hint="pip install 'qvec[onnx]'")
+
+
+def _planned(
+    out: Path, source: ExportSource, fates: Mapping[str, str], parameters: Mapping[str, Any]
+) -> Plan:
+    from qvec_cli.inputs.network import check_network
+
+    checkpoint = source.checkpoint
+    check_network(checkpoint, source.model, "cpu")
+    each = {name: "float32" if entry.floating else "kept" for name, entry in checkpoint.items()}
+    for name, fate in fates.items():
+        assert source.grid is not None
+        each |= dict.fromkeys(part_names(name, source.grid), fate)
+    numbers = sum(entry.size for entry in checkpoint.values())
+    numbers += sum(rows * columns for rows, columns in source.packed.values())
+    return Plan("export", out, each, checkpoint, parameters, TORCH + _COPIES * 4 * numbers)

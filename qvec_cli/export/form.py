@@ -1,0 +1,122 @@
+"""What every form of an export starts from, and the comparison that it ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.errors import QvecError
+from qvec_cli.inputs.architecture import architecture
+from qvec_cli.inputs.files import require_model
+from qvec_cli.inputs.foreign import stored_grid
+from qvec_cli.model.build import NetworkOptions
+from qvec_cli.quant.qtensor import packed_weights, shape_of
+from qvec_cli.specs import Grid, Listener
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+IMAGES: Final = 4
+"""Random images of a comparison: another batch size than a graph is traced with."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSource:
+    """An open model, and what is known of it before a number is read."""
+
+    checkpoint: Checkpoint
+    model: dict[str, Any]  # timm's configuration
+    packed: Mapping[str, tuple[int, int]]  # shapes [out, in] of its packed weights
+    grid: Grid | None  # theirs
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, wish: NetworkOptions | None) -> ExportSource:
+        """Looks at a checkpoint, whose network the user may have to name.
+
+        Raises:
+            CheckpointError: no model, or one whose architecture is not known.
+            MismatchError: packed by another tool, or without a shape.
+        """
+        require_model(checkpoint)
+        model, names = architecture(checkpoint, wish), packed_weights(checkpoint)
+        shapes = {}
+        for name in names:
+            part = f"{name}_shape"
+            held = {part: checkpoint.array(part)} if part in checkpoint else {}
+            shapes[name] = shape_of(name, held)
+        return cls(checkpoint, model, shapes, stored_grid(checkpoint) if names else None)
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the classes in the order of the head, if the card has them."""
+        card = self.checkpoint.card
+        names = (card.data or {}).get("classes") if card else None
+        fits = isinstance(names, list) and len(names) == self.model["num_classes"]
+        return list(map(str, names)) if fits and names else None
+
+    @property
+    def image(self) -> list[int]:
+        """The shape [C, H, W] of an image that the network takes."""
+        return list(self.model["pretrained_cfg"]["input_size"])
+
+
+@dataclass(frozen=True, slots=True)
+class ExportTarget:
+    """Where the result goes, and on what terms."""
+
+    out: Path
+    force: bool
+    check: bool  # whether it is run and compared before it takes its name
+
+
+class Form(NamedTuple):
+    """How one format is made."""
+
+    refuse: Callable[[ExportTarget], None]  # what could not be written afterwards
+    fate: Callable[[ExportSource, tuple[int, int]], str]  # what becomes of a packed weight
+    write: Callable[[ExportSource, nn.Module, ExportTarget, Listener], dict[str, Any]]  # results
+    needs: tuple[str, ...] = ()  # packages of an extra
+
+
+def compare(
+    target: ExportTarget,
+    network: nn.Module,
+    shape: list[int],
+    theirs: Callable[[Tensor], Tensor],
+    bound: float,
+) -> dict[str, Any]:
+    """How far another program's logits are from ours, on random images that are always the same.
+
+    Args:
+        target: what the message names.
+        network: ours, in evaluation mode.
+        shape: of an image.
+        theirs: from normalised images [N, C, H, W] to logits.
+        bound: the largest difference that is taken, as a share of our largest logit.
+
+    Raises:
+        QvecError: a larger one.
+    """
+    import torch
+
+    images = torch.randn(IMAGES, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        ours = network(images)
+        difference = float((theirs(images) - ours).abs().max())
+    largest = float(ours.abs().max())
+    if not difference <= bound * largest:  # so a difference that is no number is refused too
+        raise QvecError(
+            f"{target.out}: its logits on random images would be off by {difference:.3g}, and the "
+            f"largest is {largest:.3g}",
+            hint="--no-check writes it all the same.",
+        )
+    return {
+        "images": IMAGES,
+        "max_abs_diff": difference,
+        "max_abs_logit": largest,
+        "bound": bound * largest,
+    }

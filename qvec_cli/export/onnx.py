@@ -1,0 +1,164 @@
+"""Export as an ONNX file: packed weights as MatMulNBits, all else in float32."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from qvec_cli.checkpoint.card import canonical
+from qvec_cli.checkpoint.replace import check_target, replacing
+from qvec_cli.errors import MismatchError, QvecError
+from qvec_cli.export.form import ExportSource, ExportTarget, Form, compare
+from qvec_cli.export.matmulnbits import BlockLayout, layout
+from qvec_cli.outputs.provenance import version
+from qvec_cli.specs import Listener
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+BOUND: Final = 1e-4
+"""How far logits may be from ours, as a share of the largest.
+
+Both sides compute in float32 and differ in the order of their sums.
+"""
+
+
+def refuse(target: ExportTarget) -> None:
+    """Refuses a file that could not be written afterwards."""
+    check_target(target.out, force=target.force)
+
+
+def fate(source: ExportSource, shape: tuple[int, int]) -> str:
+    """What becomes of a packed weight."""
+    found = _layout(source, shape)
+    return f"MatMulNBits: {found.bits} bits, blocks of {found.block}"
+
+
+def write(
+    source: ExportSource, network: nn.Module, target: ExportTarget, listener: Listener
+) -> dict[str, Any]:
+    """Writes the file once onnxruntime has answered as our network does.
+
+    Raises:
+        QvecError: a network that cannot be exported, or is another one afterwards.
+    """
+    from qvec_cli.export.graph import export
+    from qvec_cli.inputs.network import load_packed
+
+    checkpoint = source.checkpoint
+    packed = {name: load_packed(checkpoint, name) for name in source.packed}
+    # Of a weight with several names, the graph has one, and not always the file's.
+    tied = {other: packed[kept] for other, kept in checkpoint.aliases.items() if kept in packed}
+    made = export(network, source.image, packed | tied, _facts(source), version("qvec"))
+    placed = {checkpoint.aliases.get(name, name) for name in {*packed, *tied} - {*made.left}}
+    left = [name for name in packed if name not in placed]
+    if left:
+        listener.note(
+            f"{checkpoint.path}: {len(left)} packed weights become float numbers, because they "
+            f"serve more than linear layers: {', '.join(left[:3])}"
+        )
+    checked = _checked(made.content, source, network, target, listener)
+    with replacing(target.out, force=target.force) as file:
+        file.write(made.content)
+    layouts = {name: _layout(source, shape) for name, shape in source.packed.items()}
+    return {
+        "digest": hashlib.sha256(made.content).hexdigest(),
+        "bytes_after": len(made.content),
+        "quantized": {
+            name: {"bits": found.bits, "block_size": found.block}
+            for name, found in layouts.items()
+            if name in placed
+        },
+        "left": left,
+        "check": checked,
+    }
+
+
+FORM: Final = Form(refuse, fate, write, needs=("onnx", "onnxscript"))
+
+
+def _layout(source: ExportSource, shape: tuple[int, int]) -> BlockLayout:
+    assert source.grid is not None
+    try:
+        return layout(shape[1], source.grid)
+    except MismatchError as error:
+        raise MismatchError(f"{source.checkpoint.path}: {error}", hint=error.hint) from None
+
+
+def _facts(source: ExportSource) -> dict[str, str]:
+    """What the file says of itself; onnxruntime shows it as ``custom_metadata_map``."""
+    data = source.model["pretrained_cfg"]
+    values = {
+        "qvec.digest": source.checkpoint.digest,
+        "qvec.grid": source.grid and source.grid.to_json(),
+        "timm": source.model,
+        "mean": data["mean"],
+        "std": data["std"],
+        "classes": source.classes,
+    }
+    return {
+        key: value if isinstance(value, str) else canonical(value)
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def _checked(
+    content: bytes,
+    source: ExportSource,
+    network: nn.Module,
+    target: ExportTarget,
+    listener: Listener,
+) -> dict[str, Any] | None:
+    if not target.check:
+        return None
+    if find_spec("onnxruntime") is None:
+        listener.note(
+            "onnxruntime is not installed: the file is not run (pip install 'qvec[onnx]')"
+        )
+        return None
+
+    def theirs(images: Tensor) -> Tensor:
+        import torch
+
+        return torch.from_numpy(logits(content, images.numpy()))
+
+    return compare(target, network, source.image, theirs, BOUND)
+
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+_FATAL: Final = 4
+"""onnxruntime's level of messages; lower ones it would write to stderr, beside its exceptions."""
+
+
+def logits(content: bytes, images: Array) -> Array:
+    """What a file answers.
+
+    Args:
+        content: the whole file.
+        images: float32 [N, C, H, W], normalised.
+
+    Returns:
+        float32 [N, classes].
+
+    Raises:
+        QvecError: a file that onnxruntime refuses.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.intra_op_num_threads = 1  # a few images: more threads would only be started
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        (answer,) = session.run(None, {session.get_inputs()[0].name: images})
+    except Exception as fault:  # its exceptions share no class of their own
+        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
+        raise QvecError(f"onnxruntime cannot run what was exported: {reason}") from None
+    return np.asarray(answer)

@@ -1,0 +1,1 @@
+"""What a command starts from: files that belong together, grids, lambdas, images."""

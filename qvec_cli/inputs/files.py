@@ -1,0 +1,123 @@
+"""TODO qvec_cli.inputs.files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from qvec_cli.checkpoint.card import Card, Kind
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.errors import CheckpointError, MismatchError
+from qvec_cli.inputs.foreign import refuse_foreign
+from qvec_cli.model.configuration import check, of_config
+from qvec_cli.specs import Grid, Listener
+
+FAKE: Final = "fake-quantized"
+"""The role of a float checkpoint whose targets lie on a grid."""
+
+
+_INSTEAD = {
+    Kind.VECTOR: "A vector comes from qvec extract.",
+    Kind.CHECKPOINT: "A float checkpoint comes from qvec finetune, train-qat or patch.",
+    Kind.MOMENTS: "Moments come from qvec moments.",
+}
+
+
+def require(checkpoint: Checkpoint, kind: Kind) -> None:
+    """Refuses a file of another kind than the operation needs, and one that another tool packed.
+
+    Raises:
+        MismatchError: names both kinds, or the layout.
+    """
+    if checkpoint.kind is not kind or (kind is Kind.VECTOR and checkpoint.card is None):
+        raise MismatchError(
+            f"{checkpoint.path}: is {_a(checkpoint.kind)}, {_a(kind)} belongs here",
+            hint=_INSTEAD[kind],
+        )
+    card = checkpoint.card
+    if kind is Kind.CHECKPOINT and card and card.role == FAKE:
+        raise MismatchError(
+            f"{checkpoint.path}: is quantized already, to {Grid.from_json(card.quant or {})}",
+            hint="Use the float checkpoint it was made from.",
+        )
+    refuse_foreign(checkpoint, floats=True)
+
+
+def _a(kind: Kind) -> str:
+    return "a file of moments" if kind is Kind.MOMENTS else f"a {kind}"
+
+
+def require_float(theta: Checkpoint) -> None:
+    """Refuses what cannot be quantized, and says to which grid a file is quantized already.
+
+    Raises:
+        MismatchError: names the grid.
+    """
+    if theta.kind is Kind.QUANTIZED and theta.card and theta.card.quant:
+        raise MismatchError(
+            f"{theta.path}: is quantized already, to {Grid.from_json(theta.card.quant)}",
+            hint="Use the float checkpoint it was made from.",
+        )
+    require(theta, Kind.CHECKPOINT)
+
+
+def require_model(checkpoint: Checkpoint) -> None:
+    """Refuses a file that holds no network, float or packed by qvec.
+
+    Raises:
+        CheckpointError: a vector or the state of a run.
+        MismatchError: packed by another tool.
+    """
+    if checkpoint.kind not in (Kind.CHECKPOINT, Kind.QUANTIZED):
+        raise CheckpointError(
+            f"{checkpoint.path}: is {_a(checkpoint.kind)}, not a model",
+            hint="qvec inspect FILE tells what a file is.",
+        )
+    refuse_foreign(checkpoint)
+
+
+def stated_model(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The configuration of timm from the card, or from the folder of a bare checkpoint.
+
+    Raises:
+        MismatchError: one that cannot be.
+    """
+    if not (checkpoint.card and checkpoint.card.model):
+        return of_config(checkpoint.config) if checkpoint.config else None
+    try:
+        return dict(check(checkpoint.card.model))
+    except MismatchError as error:
+        raise MismatchError(f"{checkpoint.path}: {error}") from None
+
+
+def card_of(checkpoint: Checkpoint, kind: Kind) -> Card:
+    """The card to write for what is made from a file; a bare one brings what its folder says."""
+    card = checkpoint.card or Card(kind, model=stated_model(checkpoint))
+    return replace(card, kind=kind, aliases=checkpoint.aliases, moments=None)
+
+
+def model_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The configuration of timm from the card.
+
+    Raises:
+        CheckpointError: a file that does not say its architecture.
+    """
+    if model := stated_model(checkpoint):
+        return model
+    raise CheckpointError(
+        f"{checkpoint.path}: does not say its architecture",
+        hint="A checkpoint of qvec does; eval and quantize take --model NAME, timm's name of it.",
+    )
+
+
+def opened(path: Path, listener: Listener) -> Checkpoint:
+    """An open checkpoint, to be used as a context.
+
+    Raises:
+        CheckpointError: see ``Checkpoint``.
+    """
+    checkpoint = Checkpoint(path)
+    for note in checkpoint.notes:
+        listener.note(f"{path}: {note}")
+    return checkpoint

@@ -1,0 +1,101 @@
+"""Which weights are quantized on which grid: the user's word, the card's, or a rule's."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.errors import CheckpointError, MismatchError, QvecError
+from qvec_cli.inputs.files import stated_model
+from qvec_cli.inputs.kinship import CROSS
+from qvec_cli.model.targets import matching, of_outline
+from qvec_cli.quant.affine import block_shape
+from qvec_cli.quant.methods import QUANTIZERS
+from qvec_cli.specs import Grid, GridOptions, Listener, Method
+
+
+def choose_targets(
+    theta: Checkpoint, patterns: Iterable[str], listener: Listener
+) -> tuple[str, ...]:
+    """Names of the weights to quantize: the user's, the card's, or those a rule finds.
+
+    Raises:
+        MismatchError: a glob that matches nothing.
+        CheckpointError: a card whose targets are not in the file.
+    """
+    shapes = {name: entry.shape for name, entry in theta.items() if entry.floating}
+    patterns = tuple(patterns)
+    if patterns:
+        targets = matching(patterns, shapes)
+    elif theta.card and theta.card.targets is not None:
+        targets = tuple(dict.fromkeys(theta.card.targets))
+        if missing := [name for name in targets if len(shapes.get(name, ())) != 2]:
+            raise CheckpointError(
+                f"{theta.path}: {missing[0]}: its card names it a target, "
+                "but it is not a matrix of the file"
+            )
+    else:
+        targets = of_outline(shapes, stated_model(theta))
+        listener.note(
+            f"{theta.path} does not list its targets: {len(targets)} matrices chosen by "
+            "name and shape"
+        )
+    return targets
+
+
+def choose_grid(
+    wanted: GridOptions,
+    method: Method,
+    made: Checkpoint,
+    theta: Checkpoint,
+    targets: Iterable[str],
+    swept: Mapping[str, Any] | None = None,
+) -> Grid:
+    """The grid for the targets of ``theta``: the user's, or the one that ``made`` was made for.
+
+    ``swept`` is that of the sweep that has chosen lambda for ``made``, and comes before its own.
+
+    Raises:
+        SpecError: no bits given, and none in the file; a rule of scales that is not the method's.
+        MismatchError: made for another grid, and crossing was not asked for.
+        QvecError, MismatchError: see ``check_fit``.
+    """
+    made = next((c for c in (made, theta) if c.card and c.card.quant), made)
+    stated = swept or (made.card.quant if made.card else None)
+    own = Grid.from_json(stated) if stated else None
+    grid = wanted.ruled(QUANTIZERS[method].scale).grid(own)
+    if own and own != grid and not wanted.cross:
+        raise MismatchError(f"{made.path} was made for {own}, not for {grid}", hint=CROSS)
+    check_fit({name: theta[name].shape for name in targets}, grid, str(theta.path))
+    return grid
+
+
+def check_fit(shapes: Mapping[str, tuple[int, ...]], grid: Grid, source: str) -> None:
+    """Refuses a grid that a target cannot lie on, and a network without any target.
+
+    Raises:
+        QvecError: no target.
+        MismatchError: a group size that does not divide the input features.
+    """
+    require_some(shapes, source)
+    for name, shape in shapes.items():
+        if 0 in shape:
+            raise MismatchError(f"{source}: {name}: has no elements")
+        try:
+            block_shape(shape, grid)
+        except MismatchError as error:
+            raise MismatchError(f"{source}: {name}: {error}", hint=error.hint) from None
+
+
+def require_some(targets: Collection[str], source: str) -> None:
+    """Refuses a network without any target.
+
+    Raises:
+        QvecError: names the file.
+    """
+    if not targets:
+        raise QvecError(
+            f"{source}: no weight to quantize",
+            hint="Only linear layers outside the head are quantized.",
+        )

@@ -1,0 +1,127 @@
+"""A checkpoint file as the torch tensors of a network, packed weights unpacked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.errors import CheckpointError, MismatchError, QvecError
+from qvec_cli.inputs.foreign import refuse_foreign, stored_grid
+from qvec_cli.model import build
+from qvec_cli.quant.qtensor import QTensor, from_named, packed_weights, part_names, parts
+from qvec_cli.specs import Grid
+
+_DTYPES: Final = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float32,
+}
+
+
+def load_state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Tensors under the network's own names; every floating one finite; F64 as float32.
+
+    Raises:
+        CheckpointError: weights that are not finite.
+        MismatchError: packed by another tool, or parts that do not belong together.
+    """
+    refuse_foreign(checkpoint)  # of a stream, nobody has looked yet
+    packed = packed_weights(checkpoint)
+    state = {name: torch.from_numpy(load_packed(checkpoint, name).weight()) for name in packed}
+    inside = {part for name in packed for part in part_names(name, _grid(checkpoint, name))}
+    for name, entry in checkpoint.items():
+        if name in inside:
+            continue
+        if entry.floating:
+            state[name] = torch.from_numpy(checkpoint.finite(name)).to(_DTYPES[entry.dtype])
+        else:
+            state[name] = torch.from_numpy(np.array(checkpoint.array(name)))
+    for dropped, kept in checkpoint.aliases.items():
+        if kept not in state:
+            raise CheckpointError(f"{checkpoint.path}: {dropped}: tied to {kept}, which is missing")
+        state[dropped] = state[kept]
+    return state
+
+
+def load_network(checkpoint: Checkpoint, model: dict[str, Any], on: str) -> torch.nn.Module:
+    """The network of a file on a device, every tensor in its place."""
+    target = device(on)
+    network = build.rebuild(model)
+    build.load(network, load_state(checkpoint), str(checkpoint.path))
+    return network.to(target)
+
+
+def check_network(checkpoint: Checkpoint, model: dict[str, Any], on: str) -> torch.nn.Module:
+    """Refuses, by headers alone, what ``load_network`` would; the network is without numbers."""
+    device(on)
+    with torch.device("meta"):
+        network = build.rebuild(model)
+    own, state = network.state_dict(), outline(checkpoint)
+    for name in packed_weights(checkpoint):
+        grid = _grid(checkpoint, name)
+        shapes = [tuple(state.pop(part).shape) for part in part_names(name, grid)]
+        shape = tuple(own[name].shape) if name in own else ()
+        planned = parts(name, shape, grid).values() if len(shape) == 2 else ()
+        if [size for _, size in planned] == shapes:
+            state[name] = torch.empty(shape, device="meta")
+    build.load(network, state, str(checkpoint.path))
+    return network
+
+
+def outline(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """The state of a float file without its numbers, tied tensors under each of their names."""
+    state = {n: torch.empty(entry.shape, device="meta") for n, entry in checkpoint.items()}
+    tied = {dropped: state[kept] for dropped, kept in checkpoint.aliases.items() if kept in state}
+    return {**state, **tied}
+
+
+def device(name: str) -> torch.device:
+    """The device a user names; "auto" is a GPU where there is one.
+
+    Raises:
+        QvecError: a device that is not here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(name)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as fault:
+        raise QvecError(
+            f"--device {name}: {build.first_line(fault)}", hint="Try --device cpu."
+        ) from None
+    return chosen
+
+
+def load_packed(checkpoint: Checkpoint, name: str) -> QTensor:
+    """One packed weight.
+
+    Raises:
+        MismatchError: parts that do not belong together.
+        CheckpointError: packed by another tool.
+    """
+    grid = _grid(checkpoint, name)
+    arrays: Mapping[str, Any] = {n: checkpoint.array(n) for n in part_names(name, grid)}
+    try:
+        return from_named(name, arrays, grid)
+    except MismatchError as error:
+        raise MismatchError(f"{checkpoint.path}: {error}", hint=error.hint) from None
+
+
+def _grid(checkpoint: Checkpoint, name: str) -> Grid:
+    """The grid of a packed weight that is whole."""
+    grid = stored_grid(checkpoint)
+    if grid is None:
+        raise CheckpointError(
+            f"{checkpoint.path}: {name}: packed by another tool",
+            hint="This version reads what qvec quantize has packed, and folders whose config.json "
+            "tells how compressed-tensors has.",
+        )
+    if missing := [part for part in part_names(name, grid) if part not in checkpoint]:
+        raise MismatchError(f"{checkpoint.path}: {name}: {missing[0]} is missing")
+    return grid

@@ -1,0 +1,189 @@
+"""Unlabelled images that speak for the receiver's own: found, counted, decoded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.data.datasets import any_split
+from qvec_cli.data.noise import NOISE
+from qvec_cli.data.samples import Subset, Task
+from qvec_cli.errors import DataError, SpecError
+from qvec_cli.inputs.data_use import digest_of, has_seen
+from qvec_cli.inputs.examples import Examples, open_images
+from qvec_cli.outputs.metrics import Input
+from qvec_cli.specs import Calibration, DataUse, Listener, Loading, Use, check_pool, spent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+LEAST: Final = 16
+"""Images that are held back at the least, where more are asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyOptions:
+    """Which images, as the user says it."""
+
+    specs: tuple[str, ...]
+    samples: int = 256  # in all, shared between the data sets
+    loading: Loading = field(default_factory=Loading)
+
+    def __post_init__(self) -> None:
+        if not self.specs:
+            raise SpecError(
+                "--proxy is missing",
+                hint="Some hundred images of anything do, without labels; or --proxy noise.",
+            )
+        check_pool("--proxy", self.specs, self.samples, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class ProxySource:
+    """A part of one data set."""
+
+    spec: str
+    examples: Examples
+    use: Use  # what a choice costs that has seen its images
+
+    @property
+    def count(self) -> int:
+        """Images that will be decoded."""
+        return len(self.examples.task.split("train"))
+
+
+@dataclass(frozen=True, slots=True)
+class Proxies:
+    """Images that have been found, not yet decoded."""
+
+    sources: tuple[ProxySource, ...]
+
+    @property
+    def use(self) -> Use:
+        """What of the receiver's data they are, and how many there are of each kind."""
+        counts: Counter[str] = Counter()
+        for source in self.sources:
+            counts.update(source.use.counts)
+        return Use(spent(*(source.use for source in self.sources)).level, dict(counts))
+
+    @property
+    def count(self) -> int:
+        """Images in all."""
+        return sum(source.count for source in self.sources)
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The data sets as metrics list them."""
+        return tuple(Input(s.spec, "data", s.examples.task.digest) for s in self.sources)
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The configuration of the network that they are decoded for."""
+        return self.sources[0].examples.model
+
+    @property
+    def only_noise(self) -> bool:
+        """Whether no picture is among them."""
+        return all(source.examples.task.name == NOISE for source in self.sources)
+
+    def nbytes(self) -> int:
+        """Bytes of the decoded images."""
+        return sum(s.examples.nbytes({"train": s.count}) for s in self.sources)
+
+    def facts(self) -> list[dict[str, Any]]:
+        """As cards and metrics name them."""
+        tasks = [(source.examples.task, source.count) for source in self.sources]
+        return [{"name": t.name, "digest": t.digest, "samples": n} for t, n in tasks]
+
+    def decoded(self, listener: Listener) -> Tensor:
+        """All of them, uint8 [N, C, H, W], source after source."""
+        import torch
+
+        return torch.cat([s.examples.decoded("train", listener)[0] for s in self.sources])
+
+
+def find_proxies(
+    theta: Checkpoint, model: dict[str, Any], wish: ProxyOptions, *, held_back: bool = False
+) -> Proxies:
+    """Images of each data set, drawn with seed 0; nothing is decoded.
+
+    Args:
+        theta: the receiver.
+        model: its configuration.
+        wish: which data sets, and how many images in all.
+        held_back: as many others, that come after them in the draw.
+
+    Raises:
+        DataError, SpecError: no such data set, or a single image.
+    """
+    found = draw_each(theta, model, wish, held_back=held_back)
+    if found.count < 2:
+        raise DataError(f"{wish.specs[0]}: has one image, and one cannot tell how sure a choice is")
+    return found
+
+
+def draw_each(
+    theta: Checkpoint,
+    model: dict[str, Any],
+    wanted: ProxyOptions | Calibration,
+    *,
+    held_back: bool = False,
+) -> Proxies:
+    """A share of the images from each data set, see ``find_proxies``; nothing is decoded.
+
+    Raises:
+        DataError: no such data set, or too few are left to be held back.
+    """
+    shares = _shares(wanted.samples, len(wanted.specs))
+    return Proxies(
+        tuple(
+            draw(theta, model, spec, count, wanted.loading, start=count if held_back else 0)
+            for spec, count in zip(wanted.specs, shares, strict=True)
+        )
+    )
+
+
+def draw(
+    theta: Checkpoint,
+    model: dict[str, Any],
+    spec: str,
+    count: int,
+    loading: Loading,
+    start: int = 0,
+) -> ProxySource:
+    """At most so many images of a data set; whether they are the receiver's own, cards tell.
+
+    Raises:
+        DataError: too few are left from ``start`` on.
+    """
+    task = open_images(spec, model, loading)
+    samples = any_split(task)
+    if start > 0 and len(samples) - start < min(count, LEAST):
+        half = len(samples) // 2
+        raise DataError(
+            f"{spec}: has {len(samples)} images, and the first {start} are used otherwise",
+            hint=f"--proxy-samples {half} leaves as many to judge by." if half > 1 else None,
+        )
+    count = min(count, len(samples) - start)
+    chosen = Task(task.name, task.classes, {"train": Subset(samples, start, start + count)})
+    use = Use(DataUse.PROXY_IMAGES, {"proxy": count})
+    if task.name == NOISE:
+        use = Use(DataUse.NONE, {NOISE: count})
+    elif has_seen(theta, task.digest, digest_of(task.classes)):
+        use = Use(DataUse.RECEIVER_IMAGES, {"train": count})
+    labels = tuple(range(len(task.classes)))
+    return ProxySource(spec, Examples(chosen, model, labels, loading), use)
+
+
+def is_own(theta: Checkpoint, model: dict[str, Any], spec: str, loading: Loading) -> bool:
+    """Whether a data set is known to be the receiver's own."""
+    own = draw(theta, model, spec, 1, loading).use.level is DataUse.RECEIVER_IMAGES
+    return own and bool(theta.card and theta.card.data)
+
+
+def _shares(total: int, parts: int) -> Iterable[int]:
+    return [total // parts + (place < total % parts) for place in range(parts)]

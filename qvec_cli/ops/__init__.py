@@ -1,1 +1,0 @@
-"""The verbs: paths in, a file out, a frozen result back."""

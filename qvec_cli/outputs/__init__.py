@@ -1,0 +1,1 @@
+"""What a command leaves beside its artefact: metrics, provenance, dry runs, folders."""

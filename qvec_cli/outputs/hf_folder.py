@@ -1,0 +1,170 @@
+"""What quantize leaves on disk: one file, or a folder that transformers' stock loader takes.
+
+A folder holds model.safetensors, the same bytes as the single file, and config.json. A stock loader
+needs both, so it loads nothing while config.json is away: it is written last, and an old one is
+removed before a new model.safetensors takes the place of the one that it described. Neither a
+crash nor a full disk can so leave a config.json beside weights that it does not describe. Whatever
+reads with qvec goes by the card in the weights' own header, and may do so all the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from qvec_cli.checkpoint.card import Card
+from qvec_cli.checkpoint.contents import WRAPPED
+from qvec_cli.checkpoint.header import Entry
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.checkpoint.replace import check_target, dump, refused, write_json
+from qvec_cli.checkpoint.write import Blocks, size_of, write
+from qvec_cli.errors import CheckpointError, MismatchError
+from qvec_cli.model.configuration import to_config
+from qvec_cli.model.targets import may_be_linear
+from qvec_cli.quant.compressed_tensors import require_loadable, to_scheme
+from qvec_cli.specs import Grid
+
+ALIGN: Final = 64
+"""Bytes at whose multiples tensors start on disk, so that a loader that maps the file has them
+there in memory too: the last bit of a product of matrices hangs on it (with MKL, on x86)."""
+
+
+WEIGHTS: Final = "model.safetensors"
+
+CONFIG: Final = "config.json"
+
+
+Config = Mapping[str, Any]
+"""What config.json says; empty where a single file is meant."""
+
+
+def check_output(path: Path, *, folder: bool, force: bool, size: int = 0) -> None:
+    """Refuses, before any work, an output that could not be written afterwards.
+
+    Args:
+        path: a file or, if ``folder``, a folder, which is made where it is missing.
+        folder: which of them.
+        force: whether what exists may be replaced.
+        size: bytes that it will have, if that is known.
+    """
+    if not folder:
+        check_target(path, force=force, size=size)
+    elif _is_folder(path):
+        for name in (CONFIG, WEIGHTS):
+            check_target(path / name, force=force, size=size)
+    elif path.exists():
+        raise CheckpointError(f"{path}: is no folder", hint="Leave the last / out for a file.")
+    else:
+        check_target(path, force=False, size=size)
+
+
+def config_of(
+    theta: Checkpoint, model: Mapping[str, Any], targets: Iterable[str], grid: Grid | None
+) -> Config:
+    """What config.json has to say of a network and, if there is a grid, of its packed targets.
+
+    Raises:
+        MismatchError: what a stock loader would fail on, or would not load to the same numbers.
+    """
+    if theta.aliases:
+        dropped, kept = min(theta.aliases.items())
+        raise MismatchError(
+            f"{theta.path}: {dropped}: is tied to {kept}, which stock loaders do not know",
+            hint="A single file may hold it: -o FILE.",
+        )
+    config = to_config(model, _classes(theta, model))
+    if grid is not None:
+        chosen = {name: theta[name].shape for name in sorted(targets)}
+        _require_loadable(theta, chosen, grid)
+        # A linear layer has a matrix for its weight. Those that are not targets have to be named,
+        # and naming an embedding as well does no harm, so that no network need be built.
+        matrices = [name for name, entry in theta.items() if len(entry.shape) == 2]
+        left = [name for name in matrices if name.endswith(".weight") and name not in chosen]
+        ignored = [WRAPPED + name.removesuffix(".weight") for name in left]
+        config["quantization_config"] = to_scheme(grid, ignored)
+    return config
+
+
+def size_of_output(plan: Mapping[str, Entry], card: Card, config: Config) -> int:
+    """Bytes of what ``write_output`` would write."""
+    beside = len(dump(config).encode()) if config else 0
+    return size_of(plan, card, ALIGN) + beside
+
+
+def write_output(
+    out: Path,
+    plan: Mapping[str, Entry],
+    tensors: Blocks,
+    card: Callable[[], Card],
+    config: Config,
+    *,
+    force: bool,
+) -> Card:
+    """Streams tensors into a file, or into a folder if there is a config; see ``write``."""
+    if not config:
+        return write(out, plan, tensors, card, force=force, align=ALIGN)
+    made = _make(out)
+    try:
+        blocks = _then_without(tensors, out / CONFIG) if force else tensors
+        written = write(out / WEIGHTS, plan, blocks, card, force=force, align=ALIGN)
+        write_json(out / CONFIG, config, force=force)
+    except BaseException:
+        if made:
+            with contextlib.suppress(OSError):  # it is not empty
+                out.rmdir()
+        raise
+    return written
+
+
+def _require_loadable(theta: Checkpoint, shapes: Mapping[str, tuple[int, ...]], grid: Grid) -> None:
+    stated = set(theta.card.targets or ()) if theta.card else set()
+    if strange := [name for name in shapes if name not in stated and not may_be_linear(name)]:
+        raise MismatchError(
+            f"{theta.path}: {strange[0]}: looks like an embedding, and a folder holds packed "
+            "weights of linear layers only",
+            hint="Choose others with --targets, or write a single file: -o FILE.",
+        )
+    try:
+        require_loadable(shapes, grid)
+    except MismatchError as error:
+        raise MismatchError(f"{theta.path}: {error}", hint=error.hint) from None
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as fault:
+        raise refused(path, fault) from None
+
+
+def _make(folder: Path) -> bool:
+    """Makes a folder and tells whether it was not there before."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    except OSError as fault:
+        raise refused(folder, fault) from None
+    return True
+
+
+def _then_without(tensors: Blocks, config: Path) -> Blocks:
+    """The tensors; once the last of them is written, and none was refused, the old config goes."""
+    yield from tensors
+    try:
+        config.unlink(missing_ok=True)
+    except OSError as fault:
+        raise refused(config, fault) from None
+
+
+def _classes(theta: Checkpoint, model: Mapping[str, Any]) -> list[str] | None:
+    """Names in the order of the head from the card, if there is one."""
+    names: list[str] | None = (theta.card.data or {}).get("classes") if theta.card else None
+    if names is None:
+        return None
+    sound = isinstance(names, list) and set(map(type, names)) == {str}
+    if not (sound and len(set(names)) == len(names) == model["num_classes"]):
+        raise MismatchError(f"{theta.path}: its qvec card is damaged (classes)")
+    return names

@@ -1,0 +1,137 @@
+"""What each grid without data would make of a checkpoint: the answer to quantize --compare."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.inputs.architecture import architecture, targets_in
+from qvec_cli.inputs.data_use import inherited_use
+from qvec_cli.inputs.examples import open_for
+from qvec_cli.inputs.files import opened, require_float
+from qvec_cli.inputs.grids import check_fit
+from qvec_cli.model.build import NetworkOptions
+from qvec_cli.outputs.metrics import Input, Metrics
+from qvec_cli.quant.qtensor import energy, stored_bits
+from qvec_cli.quant.rtn import fake_quantize
+from qvec_cli.specs import (
+    DataUse,
+    Granularity,
+    Grid,
+    GridOptions,
+    Listener,
+    Loading,
+    Scale,
+    Use,
+    spent,
+)
+
+if TYPE_CHECKING:
+    from qvec_cli.selection.trial import Trial
+
+
+_GROUPS: Final = (128, 64, 32, 16)
+"""Group sizes that are tried for one that every layer takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompareGridsRequest:
+    """What the user asks for."""
+
+    source: Path  # a float checkpoint
+    grid: GridOptions  # bits, and what else is typed holds for every row
+    patterns: tuple[str, ...] = ()
+    data: str | None = None  # for a column of accuracies
+    split: str = "val"
+    loading: Loading = Loading()  # noqa: RUF009 - frozen
+    device: str = "auto"
+    wish: NetworkOptions | None = None  # the architecture, for a file that does not say
+
+
+def survey(request: CompareGridsRequest, listener: Listener) -> Metrics:
+    """Quantizes every target on every grid, in memory, and compares what comes out.
+
+    Raises:
+        MismatchError: a file of another kind, a group size that does not divide.
+        SpecError: no bits given, and none in the file.
+    """
+    started = time.perf_counter()
+    with opened(request.source, listener) as theta:
+        require_float(theta)
+        known = request.wish or request.data is not None
+        model = architecture(theta, request.wish) if known else None
+        targets = targets_in(theta, model, request.patterns, listener)
+        shapes = {name: theta[name].shape for name in targets}
+        check_fit(shapes, Grid(2), str(theta.path))
+        own = theta.card.quant if theta.card else None
+        base = request.grid.grid(Grid.from_json(own) if own else None)
+        grids = [*_grids(base, request.grid, {shape[1] for shape in shapes.values()})]
+        for grid in grids:
+            check_fit(shapes, grid, str(theta.path))
+        examples = None
+        if model and request.data is not None:
+            examples = open_for(theta, model, request.data, request.loading)
+        trial = None
+        if examples:
+            from qvec_cli.selection.trial import load_trial
+
+            splits = (request.split,)
+            trial = load_trial(theta, examples, targets, splits, request.device, listener)
+        rows = []
+        for done, grid in enumerate(grids, start=1):
+            rows.append(_row(theta, targets, grid, trial, request.split))
+            listener.progress("compare grids", done, len(grids))
+        inputs = [Input.of(theta)]
+        use = inherited_use(theta)
+    results: dict[str, Any] = {"compared": rows, "bytes_before": theta.nbytes}
+    if examples and trial:
+        results["fp"] = trial.float_score(request.split).to_json()
+        inputs.append(Input(str(request.data), "data", examples.task.digest))
+        use = spent(use, Use(DataUse.RECEIVER_LABELS, {request.split: results["fp"]["n"]}))
+    parameters = {"bits": base.bits, "targets": list(targets), "split": request.split}
+    return Metrics("quantize", tuple(inputs), parameters, results, use, started=started)
+
+
+def _grids(base: Grid, typed: GridOptions, columns: set[int]) -> Iterator[Grid]:
+    """Channel and the largest usual group, each with every rule of scales; a typed word holds."""
+    kinds: list[tuple[Granularity, int | None]] = [(base.granularity, base.group_size)]
+    if typed.granularity is None and typed.group_size is None:
+        shared = math.gcd(*columns)
+        usual = next((size for size in _GROUPS if shared % size == 0), None)
+        kinds = [(Granularity.CHANNEL, None)]
+        kinds += [(Granularity.GROUP, usual)] if usual else []
+    for granularity, size in kinds:
+        for symmetric in (True, False) if typed.symmetric is None else (typed.symmetric,):
+            for scale in Scale if typed.scale is None else (typed.scale,):
+                if symmetric or scale is not Scale.MSE_FULL:
+                    yield Grid(base.bits, granularity, size, scale, symmetric, base.scale_dtype)
+
+
+def _row(
+    theta: Checkpoint, targets: tuple[str, ...], grid: Grid, trial: Trial | None, split: str
+) -> dict[str, Any]:
+    """One grid: what it costs, and how far its weights are from the float ones."""
+    signal, noise, stored, weights = 0.0, 0.0, 0, 0
+    for name in targets:
+        weight = theta.finite(name)
+        signal += energy(weight)
+        noise += energy(fake_quantize(weight, grid) - weight)
+        stored += stored_bits(weight.shape, grid)
+        weights += weight.size
+    rest = sum(entry.nbytes for name, entry in theta.items() if name not in set(targets))
+    row = {
+        "grid": grid.to_json(),
+        "name": str(grid),
+        "bits_per_weight": stored / weights,
+        "tensor_bytes": rest + stored // 8,
+        "sqnr_db": 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None,
+        "data_use": DataUse.NONE,
+    }
+    if trial is not None:
+        row[split] = replace(trial, grid=grid).score(0.0, split).to_json()
+    return row

@@ -1,0 +1,121 @@
+"""The accuracy of a checkpoint, float or packed, on one split of a data set."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.inputs.architecture import architecture
+from qvec_cli.inputs.data_use import inherited_use
+from qvec_cli.inputs.examples import Examples, open_for
+from qvec_cli.inputs.files import opened, require_model
+from qvec_cli.inputs.foreign import stored_grid
+from qvec_cli.model import build
+from qvec_cli.outputs.dry_run import TORCH, Plan
+from qvec_cli.outputs.metrics import Input, Metrics
+from qvec_cli.quant.qtensor import packed_weights, part_names
+from qvec_cli.specs import Grid, Listener, Loading
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from qvec_cli.learn.accuracy import Accuracy
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateRequest:
+    """What the user asks for."""
+
+    source: Path  # a float or packed checkpoint
+    data: str
+    loading: Loading
+    split: str = "test"
+    wish: build.NetworkOptions | None = None  # the architecture, for a file that does not say
+    device: str = "auto"
+    out: Path | None = None  # where the caller puts the metrics
+    dry_run: bool = False
+
+
+def evaluate(request: EvaluateRequest, listener: Listener) -> Metrics:
+    """Loads a model strictly and measures it.
+
+    Raises:
+        MismatchError: a model and a data set, or a file and an architecture, that do not match.
+    """
+    started = time.perf_counter()
+    with opened(request.source, listener) as checkpoint:
+        require_model(checkpoint)
+        model = architecture(checkpoint, request.wish)
+        examples = open_for(checkpoint, model, request.data, request.loading)
+        images = {request.split: len(examples.task.split(request.split))}
+        if request.dry_run:
+            from qvec_cli.inputs.network import check_network
+
+            check_network(checkpoint, model, request.device)
+            fates = dict.fromkeys(checkpoint, "loaded")
+            memory = TORCH + 2 * checkpoint.nbytes + examples.nbytes(images)
+            planned = Plan("eval", request.out, fates, checkpoint, {}, memory, images, request.data)
+            return planned.metrics((checkpoint,), started)
+        from qvec_cli.inputs.network import load_network
+
+        network = load_network(checkpoint, model, request.device)
+        inputs = (Input.of(checkpoint), Input(request.data, "data", examples.task.digest))
+        use = inherited_use(checkpoint)
+        card = checkpoint.card
+        cost = _cost(checkpoint, network)
+    score = _measure(network, examples, request, listener)
+    results: dict[str, Any] = {
+        **score.to_json(),
+        "split": request.split,
+        "role": card.role if card else "",
+        "grid": card.quant if card else None,
+        "cost": cost,
+    }
+    parameters = {
+        "data": request.data,
+        "split": request.split,
+        "batch_size": request.loading.batch_size,
+    }
+    device = str(next(network.parameters()).device)
+    return Metrics("eval", inputs, parameters, results, use, device=device, started=started)
+
+
+def _cost(checkpoint: Checkpoint, network: nn.Module) -> dict[str, int]:
+    """Bytes of the file and of the weights in memory, where packed ones are floats again.
+
+    ``float_bytes`` is what the tensors would take if no weight were packed.
+    """
+    packed = packed_weights(checkpoint)
+    grid = stored_grid(checkpoint) or Grid()
+    parts = {part for name in packed for part in part_names(name, grid)}
+    rest = sum(entry.nbytes for name, entry in checkpoint.items() if name not in parts)
+    state = network.state_dict()
+    return {
+        "file_bytes": checkpoint.nbytes,
+        "float_bytes": rest + sum(state[name].nbytes for name in packed),
+        "memory_bytes": sum({t.data_ptr(): t.nbytes for t in state.values()}.values()),
+        "packed": len(packed),
+    }
+
+
+def _measure(
+    network: nn.Module, examples: Examples, request: EvaluateRequest, listener: Listener
+) -> Accuracy:
+    from qvec_cli.learn.accuracy import measure
+
+    images, labels = examples.decoded(request.split, listener)
+
+    def heard(done: int) -> None:
+        listener.progress("evaluate", done, len(images))
+
+    return measure(
+        network,
+        images,
+        labels,
+        normalise=build.normalise(examples.model),
+        batch_size=request.loading.batch_size,
+        heard=heard,
+    )

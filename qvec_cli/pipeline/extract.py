@@ -1,0 +1,172 @@
+"""rho = theta_QAT - theta_FP, from two checkpoint files into a vector file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from qvec_cli.calibration.moments_file import Carried, check_fit, require_same_base
+from qvec_cli.checkpoint.card import Card, Kind
+from qvec_cli.checkpoint.dtypes import Array
+from qvec_cli.checkpoint.header import Entry
+from qvec_cli.checkpoint.read import Checkpoint, finite
+from qvec_cli.checkpoint.replace import check_target
+from qvec_cli.checkpoint.write import size_of, write
+from qvec_cli.errors import CheckpointError, MismatchError
+from qvec_cli.inputs.files import card_of, opened, require, stated_model
+from qvec_cli.inputs.kinship import require_same_start, require_twins
+from qvec_cli.model.targets import head_tensors
+from qvec_cli.outputs.dry_run import STREAMING, Plan
+from qvec_cli.outputs.metrics import Input, Metrics
+from qvec_cli.outputs.provenance import provenance
+from qvec_cli.specs import NOTHING, Listener
+from qvec_cli.vector.arithmetic import Norm, difference
+from qvec_cli.vector.pairing import Pairing, pair
+
+
+def extract(
+    donor: Path,
+    donor_qat: Path,
+    out: Path,
+    listener: Listener,
+    *,
+    moments: Path | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+) -> Metrics:
+    """Writes the quantization vector of a donor, float32, every floating tensor but the head.
+
+    Args:
+        donor: the plain checkpoint.
+        donor_qat: its twin.
+        out: the file to write.
+        listener: hears what the cards do not tell.
+        moments: a file of moments that the vector is to carry.
+        force: whether ``out`` may be replaced.
+        dry_run: whether only headers are read.
+
+    Raises:
+        MismatchError: the two are not twins.
+        CheckpointError: a file that cannot be read or written, or holds NaN.
+    """
+    started = time.perf_counter()
+    check_target(out, force=force)
+    with (
+        opened(donor, listener) as fp,
+        opened(donor_qat, listener) as qat,
+        opened(moments, listener) if moments else nullcontext() as file,
+    ):
+        pairing = _match(fp, qat, listener)
+        carried = _carried(qat, file, listener) if file is not None else None
+        rho, base = Norm(), Norm()
+        plan = {name: Entry("F32", fp[name].shape) for name in pairing.names}
+        attached = carried.checkpoint.attached if carried else {}
+        whole = {**plan, **attached}
+        inputs = (fp, qat, *((carried.checkpoint,) if carried else ()))
+        if dry_run:
+            fates = pairing.fates(fp, "subtracted", "left out")
+            fates |= dict.fromkeys(attached, "carried")
+            planned = Plan("extract", out, fates, {**fp, **attached}, {}, STREAMING)
+            return planned.metrics(inputs, started, size_of(whole, _card(fp, qat, carried)))
+        tensors = chain(_tensors(fp, qat, plan, rho, base), _copied(carried))
+        card = write(out, whole, tensors, lambda: _card(fp, qat, carried), force=force)
+        read = tuple(map(Input.of, inputs))
+    results = {
+        "output": str(out),
+        "digest": card.digest,
+        "tensors": len(plan),
+        "norm": rho.value,
+        "relative_norm": rho.value / base.value if base.value else None,
+        "left_out": [*pairing.head, *pairing.buffers],
+        "bytes": sum(entry.nbytes for entry in plan.values()),
+        "moments": {**carried.facts.in_words(), "bytes": carried.nbytes} if carried else None,
+    }
+    return Metrics("extract", read, {}, results, started=started)
+
+
+def _match(fp: Checkpoint, qat: Checkpoint, listener: Listener) -> Pairing:
+    """Pairs two files that are twins."""
+    for checkpoint in (fp, qat):
+        require(checkpoint, Kind.CHECKPOINT)
+    require_twins(fp, qat, listener)
+    require_same_start(fp, qat, listener)
+    pairing = pair(fp, qat, (str(fp.path), str(qat.path)), head_tensors(fp, stated_model(qat)))
+    if not pairing.names:
+        raise MismatchError(f"{fp.path} holds no floating tensor outside its head")
+    _warn_half(fp, qat, pairing, listener)
+    return pairing
+
+
+def _carried(qat: Checkpoint, file: Checkpoint, listener: Listener) -> Carried:
+    """Moments that fit a donor."""
+    require(file, Kind.MOMENTS)
+    carried = Carried(file)
+    require_same_base(qat, carried, listener)
+    targets = qat.card.targets if qat.card else None
+    check_fit(carried, {n: qat[n].shape for n in targets or carried.facts.sites if n in qat})
+    if strange := sorted(carried.facts.targets - {*(targets or qat)}):
+        raise MismatchError(
+            f"{file.path}: has moments of {strange[0]}, which is no target of {qat.path}",
+            hint="Make them with the donor's own --targets.",
+        )
+    return carried
+
+
+def _copied(carried: Carried | None) -> Iterator[tuple[str, Iterable[Array]]]:
+    if carried:
+        yield from carried.blocks()
+        carried.checkpoint.settle()
+
+
+def _tensors(
+    fp: Checkpoint, qat: Checkpoint, plan: Iterable[str], rho: Norm, base: Norm
+) -> Iterator[tuple[str, Iterable[Array]]]:
+    for name in plan:
+        yield name, _difference(fp, qat, name, rho, base)
+    if rho.value == 0:
+        raise MismatchError(f"{fp.path} and {qat.path} are equal: rho would be zero")
+    fp.settle()
+    qat.settle()
+
+
+def _difference(
+    fp: Checkpoint, qat: Checkpoint, name: str, rho: Norm, base: Norm
+) -> Iterator[Array]:
+    for theta_fp, theta_qat in zip(fp.floats(name), qat.floats(name), strict=True):
+        with np.errstate(over="ignore", invalid="ignore"):  # found below, by name
+            block = difference(theta_qat, theta_fp)
+        if not finite(block):  # as it is if either is not
+            fp.require_finite(name)
+            qat.require_finite(name)
+            raise CheckpointError(f"{qat.path}: {name}: rho overflows float32")
+        rho.add(block)
+        base.add(theta_fp)
+        yield block
+
+
+def _card(fp: Checkpoint, qat: Checkpoint, carried: Carried | None) -> Card:
+    # what the donor's twin has cost is the donor's own; of a receiver nothing is used here
+    parents = {"donor": fp, "donor_qat": qat}
+    parents |= {"moments": carried.checkpoint} if carried else {}
+    return replace(
+        card_of(qat, Kind.VECTOR),
+        role="",
+        provenance=provenance("extract", parents, NOTHING),
+        moments=carried.facts.to_json() if carried else None,
+    )
+
+
+def _warn_half(fp: Checkpoint, qat: Checkpoint, pairing: Pairing, listener: Listener) -> None:
+    for checkpoint in (fp, qat):
+        half = [n for n in pairing.names if checkpoint[n].dtype in ("F16", "BF16")]
+        if half:
+            listener.note(
+                f"{checkpoint.path}: {len(half)} tensors are {checkpoint[half[0]].dtype}:"
+                " rho from half precision is mostly rounding error; use the float32 files"
+            )

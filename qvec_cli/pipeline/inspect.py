@@ -1,0 +1,198 @@
+"""What a file is: its kind, what its card says, and every tensor with its norm."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qvec_cli.calibration.moments_file import Carried
+from qvec_cli.checkpoint.card import Card
+from qvec_cli.checkpoint.dtypes import to_float32
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.errors import CheckpointError
+from qvec_cli.inputs.data_use import inherited_use
+from qvec_cli.inputs.files import opened, stated_model
+from qvec_cli.inputs.foreign import layout, packed_in
+from qvec_cli.inputs.packed_layouts import Packed
+from qvec_cli.outputs.metrics import Input, Metrics
+from qvec_cli.specs import Listener
+from qvec_cli.vector.arithmetic import Norm
+
+
+def describe(path: Path, listener: Listener) -> Metrics:
+    """Reads a file once; tensors that are not finite are counted, not refused.
+
+    Raises:
+        CheckpointError: not a whole and valid checkpoint.
+    """
+    started = time.perf_counter()
+    with opened(path, listener) as checkpoint:
+        found = packed_in(checkpoint)
+        tensors = [_tensor(checkpoint, name) for name in checkpoint]
+        attached = [_tensor(checkpoint, name) for name in checkpoint.attached]
+        digest = checkpoint.contents()
+        results = {
+            "kind": checkpoint.kind,
+            "digest": digest,
+            "digest_holds": checkpoint.stated in (None, digest),
+            "bytes": checkpoint.nbytes,
+            "parameters": _parameters(checkpoint, found),
+            "layout": layout(checkpoint, found),
+            "model": stated_model(checkpoint),
+            "card": _card(checkpoint.card) if checkpoint.card else None,
+            "metadata": checkpoint.metadata if checkpoint.card is None else {},
+            "tensors": tensors,
+            "attached": attached,
+            "moments": Carried(checkpoint).facts.in_words() if attached else None,
+        }
+        inputs = (Input(str(path), checkpoint.kind, digest),)
+        use = inherited_use(checkpoint)
+    return Metrics("inspect", inputs, {}, results, use, started=started)
+
+
+def verify(path: Path, listener: Listener) -> Metrics:
+    """Reads a file once and compares its tensors with the digest that its card tells.
+
+    Raises:
+        CheckpointError: they differ, or there is no card to compare with.
+    """
+    started = time.perf_counter()
+    with opened(path, listener) as checkpoint:
+        if checkpoint.stated is None:
+            raise CheckpointError(
+                f"{path}: does not say its digest: nothing to verify",
+                hint="Only files that qvec wrote do; without --verify the digest is shown.",
+            )
+        results = {"verified": checkpoint.settle(), "bytes": checkpoint.nbytes}
+        inputs, use = (Input.of(checkpoint),), inherited_use(checkpoint)
+    return Metrics("inspect", inputs, {"verify": True}, results, use, started=started)
+
+
+def lineage(path: Path, listener: Listener) -> Metrics:
+    """Reads a header and tells the family of a file.
+
+    Raises:
+        CheckpointError: a file without a card.
+    """
+    started = time.perf_counter()
+    with opened(path, listener) as checkpoint:
+        if checkpoint.card is None:
+            raise CheckpointError(f"{path}: has no qvec card: its lineage is not known")
+        results = {
+            "kind": checkpoint.kind,
+            "role": checkpoint.card.role,
+            "digest": checkpoint.stated,
+            "base": checkpoint.card.base,
+            "provenance": checkpoint.card.provenance,
+        }
+        inputs = (Input(str(path), checkpoint.kind, checkpoint.stated),)
+        use = inherited_use(checkpoint)
+    return Metrics("inspect", inputs, {"lineage": True}, results, use, started=started)
+
+
+def _parameters(checkpoint: Checkpoint, found: Iterable[Packed]) -> int | None:
+    """How many numbers the network has, a packed weight as what it was; None: it is not told."""
+    sizes = [weight.size for weight in found]
+    inside = {part for weight in found for part in weight.parts}
+    stored = sum(entry.size for name, entry in checkpoint.items() if name not in inside)
+    known = [size for size in sizes if size is not None]
+    return stored + sum(known) if len(known) == len(sizes) else None
+
+
+def _card(card: Card) -> dict[str, Any]:
+    return {
+        "role": card.role,
+        "model": card.model,
+        "data": card.data,
+        "grid": card.quant,
+        "targets": list(card.targets) if card.targets is not None else None,
+        "base": card.base,
+        "recipe": card.recipe,
+        "provenance": card.provenance,
+        "digest": card.digest,
+    }
+
+
+def _tensor(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    entry = checkpoint.attached.get(name) or checkpoint[name]
+    facts: dict[str, Any] = {"name": name, "dtype": entry.dtype, "shape": list(entry.shape)}
+    if not entry.floating:
+        return facts
+    norm, bad = Norm(), 0
+    for raw in checkpoint.blocks(name):
+        block = to_float32(raw, entry.dtype)
+        wrong = block.size - int(np.isfinite(block).sum())
+        bad += wrong
+        norm.add(np.nan_to_num(block, nan=0, posinf=0, neginf=0) if wrong else block)
+    return {**facts, "norm": norm.value, "not_finite": bad}
+
+
+def compare(first: Path, second: Path, listener: Listener) -> Metrics:
+    """Reads both files once, tensor by tensor in the order of the first.
+
+    Raises:
+        CheckpointError: not a whole and valid checkpoint.
+    """
+    started = time.perf_counter()
+    with opened(first, listener) as a, opened(second, listener) as b:
+        ours, theirs = ([*c, *c.attached] for c in (a, b))
+        shared = [name for name in ours if name in set(theirs)]
+        apart, size = Norm(), Norm()
+        rows = [_row(a, b, name, apart, size) for name in shared]
+        digests = a.contents(), b.contents()
+        results = {
+            "same": digests[0] == digests[1],
+            "only_in_first": [name for name in ours if name not in set(theirs)],
+            "only_in_second": [name for name in theirs if name not in set(ours)],
+            "tensors": rows,
+            "norm": _number(apart.value),
+            "relative_norm": _ratio(apart, size),
+        }
+        inputs = tuple(
+            Input(str(c.path), c.kind, digest) for c, digest in zip((a, b), digests, strict=True)
+        )
+    return Metrics("inspect", inputs, {"compare": True}, results, started=started)
+
+
+def _row(a: Checkpoint, b: Checkpoint, name: str, apart: Norm, size: Norm) -> dict[str, Any]:
+    """One tensor: its norm of b - a, in float32, or how many of its integers differ."""
+    ours, theirs = (c.attached.get(name) or c[name] for c in (a, b))
+    facts: dict[str, Any] = {
+        "name": name,
+        "dtype": [ours.dtype, theirs.dtype],
+        "shape": [list(ours.shape), list(theirs.shape)],
+    }
+    if ours.shape != theirs.shape or ours.floating != theirs.floating:
+        return facts
+    own, base, unequal = Norm(), Norm(), 0
+    for raw, other in zip(a.blocks(name), b.blocks(name), strict=True):
+        if ours.floating:
+            x, y = to_float32(raw, ours.dtype), to_float32(other, theirs.dtype)
+            with np.errstate(over="ignore", invalid="ignore"):
+                difference = y - x
+            for norm in (own, apart):
+                norm.add(difference)
+            for norm in (base, size):
+                norm.add(x)
+            unequal += int((x != y).sum())
+        else:
+            unequal += int((raw != other).sum())
+    facts["unequal"] = unequal
+    if ours.floating:
+        facts["norm"] = _number(own.value)
+        facts["relative_norm"] = _ratio(own, base)
+    return facts
+
+
+def _ratio(norm: Norm, of: Norm) -> float | None:
+    return _number(norm.value / of.value) if of.value else None
+
+
+def _number(value: float) -> float | None:
+    """None for what JSON cannot say: the norm of weights that are not finite."""
+    return value if math.isfinite(value) else None

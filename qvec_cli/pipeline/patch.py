@@ -1,0 +1,105 @@
+"""theta_R + lambda * rho, from two files into one; the receiver keeps its head."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qvec_cli.checkpoint.card import Card, Kind
+from qvec_cli.checkpoint.dtypes import Array
+from qvec_cli.checkpoint.replace import check_target
+from qvec_cli.checkpoint.write import size_of, write
+from qvec_cli.inputs.files import card_of, opened
+from qvec_cli.inputs.lambdas import AUTO, LambdaChoice, read_choice
+from qvec_cli.inputs.patched import PATCHED, Patched, match
+from qvec_cli.outputs.dry_run import STREAMING, Plan
+from qvec_cli.outputs.metrics import Input, Metrics
+from qvec_cli.outputs.provenance import provenance
+from qvec_cli.specs import Listener, Part
+
+if TYPE_CHECKING:
+    from qvec_cli.selection import by_agreement
+    from qvec_cli.selection.by_agreement import Curve
+
+
+@dataclass(frozen=True, slots=True)
+class PatchRequest:
+    """What the user asks for."""
+
+    receiver: Path  # a float checkpoint
+    vector: Path  # from ``extract``
+    out: Path
+    lam: str = "1"  # a number, the JSON file of a sweep, whose choice is taken, or auto
+    cross: bool = False  # whether the two may have been made for different grids
+    force: bool = False
+    dry_run: bool = False
+    parts: tuple[Part, ...] = ()  # of the network that the vector is added to; none named: all
+    auto: by_agreement.AgreementRequest | None = None  # how lambda is chosen, if it is auto
+
+
+def patch(request: PatchRequest, listener: Listener) -> Metrics:
+    """Writes the patched receiver in the receiver's own number formats.
+
+    Raises:
+        MismatchError: files that do not belong together.
+        CheckpointError: a file that cannot be read or written, or holds NaN.
+    """
+    started = time.perf_counter()
+    check_target(request.out, force=request.force)
+    choice, curve = _choice(request, listener)
+    with opened(request.receiver, listener) as theta, opened(request.vector, listener) as rho:
+        patched = match(theta, rho, choice, request, listener)
+        use, pairing = patched.use, patched.pairing
+        others = [name for name in pairing.names if name not in patched.names]
+        parts = {"parts": [str(part) for part in request.parts]} if request.parts else {}
+        told = {"objective": "agreement", **curve.score()} if curve else {}
+        lam = AUTO if request.auto and not curve else choice.lam
+        parameters = {"lambda": lam, **parts, **told}
+
+        def card() -> Card:
+            return _card(patched, parameters)
+
+        if request.dry_run:
+            fates = pairing.fates(theta, "patched", "kept")
+            fates |= dict.fromkeys(others, "kept: of another part")
+            planned = Plan("patch", request.out, fates, theta, parameters, STREAMING)
+            return planned.metrics((theta, rho), started, size_of(theta, card()))
+        written = write(request.out, theta, _tensors(patched), card, force=request.force)
+        inputs = (Input.of(theta), Input.of(rho))
+    results = {
+        "output": str(request.out),
+        "digest": written.digest,
+        **parameters,
+        **({"curve": curve.points()} if curve else {}),
+        "tensors": len(patched.names),
+        "kept": [*pairing.head, *pairing.buffers, *others],
+    }
+    return Metrics("patch", inputs, parameters, results, use, started=started)
+
+
+def _choice(request: PatchRequest, listener: Listener) -> tuple[LambdaChoice, Curve | None]:
+    """The lambda, and the curve of one that is chosen here; only then is a network needed."""
+    if request.auto is None:
+        return read_choice(request.lam), None
+    from qvec_cli.selection.by_agreement import choose
+
+    return choose(request.auto, listener)
+
+
+def _tensors(patched: Patched) -> Iterator[tuple[str, Iterable[Array]]]:
+    for name in patched.theta:
+        yield name, patched.checked(name)
+    patched.settle()
+
+
+def _card(patched: Patched, facts: Mapping[str, Any]) -> Card:
+    parents = {"receiver": patched.theta, "rho": patched.rho}
+    return replace(
+        card_of(patched.theta, Kind.CHECKPOINT),
+        role=PATCHED,
+        quant=patched.grid,
+        provenance=provenance("patch", parents, patched.use, **facts),
+    )

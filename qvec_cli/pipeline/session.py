@@ -1,0 +1,355 @@
+"""One training run: network, images and place in the run, from the first step to the file."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from qvec_cli.checkpoint.card import Card, Kind, canonical
+from qvec_cli.checkpoint.dtypes import name_of
+from qvec_cli.checkpoint.header import Entry
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.checkpoint.replace import unfinished
+from qvec_cli.checkpoint.write import write
+from qvec_cli.data.datasets import Task
+from qvec_cli.errors import CheckpointError, MismatchError, NotFiniteError, TrainingError
+from qvec_cli.inputs.data_use import inherited_use
+from qvec_cli.inputs.files import opened
+from qvec_cli.inputs.grids import check_fit
+from qvec_cli.inputs.network import device, load_state, outline
+from qvec_cli.learn import ranks, snapshot
+from qvec_cli.learn.accuracy import parts, score
+from qvec_cli.learn.batches import TrainingBatches, View, decode
+from qvec_cli.learn.distributed import ALONE, World
+from qvec_cli.learn.fit import Progress, TrainingRun, warmup_steps
+from qvec_cli.model import build, qat
+from qvec_cli.model.targets import of_network
+from qvec_cli.outputs.dry_run import TORCH, Plan
+from qvec_cli.outputs.metrics import Input, Metrics
+from qvec_cli.outputs.provenance import backbone_digest, provenance
+from qvec_cli.pipeline.train_request import TrainRequest, stored_model
+from qvec_cli.specs import NOTHING, DataUse, Listener, Use, spent
+
+_LOWER: Final = "A lower --lr or a longer --warmup-steps may hold it; start anew with --force."
+
+
+class Session:
+    """Everything of one run.
+
+    The order matters: the seed is set, then the network is made, then wrapped; wrapping draws
+    no random number, so twins share their head and every later draw. Every rank of a world has
+    a session; they make the same network, and the first one reads and writes the files of the run.
+    """
+
+    def __init__(
+        self, request: TrainRequest, task: Task, listener: Listener, world: World = ALONE
+    ) -> None:
+        self.request, self.task, self.listener, self.world = request, task, listener, world
+        self.device = device(world.place(request.device))
+        torch.manual_seed(request.recipe.seed)
+        self.start = _start(request, task, listener, world)
+        self.network, self.model = self.start.network, self.start.model
+        self.targets = of_network(self.network, self.model)
+        self.card = self._card()
+        if request.grid:
+            shapes = {name: tuple(self.network.state_dict()[name].shape) for name in self.targets}
+            check_fit(shapes, request.grid, request.model)
+            qat.prepare(self.network, self.model, request.grid)
+        self.network.to(self.device)
+        self.fit = TrainingRun(
+            self.network,
+            self._training(),
+            request.recipe,
+            build.normalise(self.model),
+            listener,
+            world,
+        )
+        own = world.whole_batches(len(task.splits["val"]), request.recipe.batch_size)
+        places = [place for batch in own for place in batch]
+        heard = self._heard("val", len(places))
+        self._val = decode(self._view("val", augment=False), heard, places)
+
+    def run(self) -> None:
+        """Trains to the end, from the saved state if so asked.
+
+        Raises:
+            TrainingError: with the place of the state before the bad step.
+        """
+        self._note_warmup()
+        self._note_ranks()
+        ranks.join(self.world, self.device)
+        if self.request.resume:
+            self._resume()
+        try:
+            self.fit.run(self._save, self._validate)
+        except TrainingError as error:
+            state = unfinished(self.request.out)
+            kept = f"; the last good state is in {state}" if state.exists() else ""
+            raise TrainingError(f"{error}{kept}", hint=error.hint or _LOWER) from None
+
+    def write(self) -> Card:
+        """Writes the checkpoint, without wrappers, and returns its card."""
+        qat.strip(self.network)
+        state = self.network.state_dict()
+        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in state.items()}
+        return _write(self.request.out, arrays, self.card, force=self.request.force)
+
+    @property
+    def use(self) -> Use:
+        """What the run has cost."""
+        lineage = self.start.lineage
+        return Use(lineage["data_use"], lineage["counts"])
+
+    def facts(self) -> dict[str, Any]:
+        """What the metrics say of the run."""
+        history = self.fit.at.history
+        return {
+            "steps": self.fit.total,
+            "warmup_steps": warmup_steps(self.request.recipe, self.fit.total),
+            "epochs": history,
+            "val": {key: history[-1][key] for key in ("float", "quantized") if key in history[-1]},
+            "targets": len(self.targets),
+            "data": self.card.data,
+            "model": self.model,
+        }
+
+    def _training(self) -> TrainingBatches:
+        recipe = self.request.recipe
+        return TrainingBatches(
+            self._view("train", augment=not recipe.no_aug),
+            seed=recipe.seed,
+            batch_size=recipe.batch_size,
+            augmented=not recipe.no_aug,
+            heard=self._heard("train", len(self.task.splits["train"])),
+            world=self.world,
+        )
+
+    def _view(self, split: str, *, augment: bool) -> View:
+        return View(
+            self.task.split(split),
+            build.transform(self.model, augment=augment),
+            build.channels(self.model),
+            self.request.loading.workers,
+        )
+
+    def _heard(self, split: str, total: int) -> Callable[[int], None]:
+        return lambda done: self.listener.progress(f"decode {split}", done, total)
+
+    def _card(self) -> Card:
+        grid = self.request.grid
+        splits = self.task.splits
+        return Card(
+            Kind.CHECKPOINT,
+            role="qat" if grid else "fp",
+            model=self.model,
+            data={
+                "name": Path(self.task.name).name,
+                "classes": list(self.task.classes),
+                "images": {name: len(samples) for name, samples in splits.items()},
+                "digest": self.task.digest,
+            },
+            quant=grid.to_json() if grid else None,
+            targets=self.targets,
+            base=backbone_digest(self.network, self.model),
+            recipe=self.request.recipe.to_json(),
+            provenance=self.start.lineage,
+        )
+
+    def _validate(self) -> dict[str, Any]:
+        """Scores on the validation split; of both forwards when training through a grid."""
+        ranks.align(self.world, self.network.buffers())  # running means are each rank's own
+        try:
+            with qat.float_forward(self.network) as wrapped:
+                result = {"float": self._score()}
+            return {**result, "quantized": self._score()} if wrapped else result
+        except NotFiniteError as error:
+            at = self.fit.at
+            raise TrainingError(
+                f"{error}: validation after epoch {at.epoch + 1}, step {at.step} "
+                f"(lr {self.request.recipe.lr:.3g})"
+            ) from None
+
+    def _score(self) -> dict[str, float]:
+        started = time.perf_counter()
+        own = parts(
+            self.network,
+            *self._val,
+            normalise=self.fit.normalise,
+            batch_size=self.request.recipe.batch_size,
+        )
+        found = ranks.gathered(self.world, own)
+        return score(found, time.perf_counter() - started).to_json()
+
+    def _save(self) -> None:
+        if not self.world.leads:
+            return
+        place = {"op": "train", "progress": asdict(self.fit.at), "run": self._fingerprint()}
+        card = Card(Kind.STATE, provenance=place)
+        _write(
+            unfinished(self.request.out), snapshot.take(self.fit, qat.plain_name), card, force=True
+        )
+
+    def _resume(self) -> None:
+        """Goes on where the first rank's file stands."""
+        if self.world.leads:
+            self._read()
+        self.fit.at = ranks.from_first(self.world, self.fit.at)
+        snapshot.align(self.fit)
+
+    def _read(self) -> None:
+        path = unfinished(self.request.out)
+        if not path.exists():
+            self.listener.note(f"{path} is not there: starting from the beginning")
+            return
+        with Checkpoint(path) as saved:
+            if saved.card is None or saved.kind is not Kind.STATE:
+                raise CheckpointError(f"{path}: is not the state of a run")
+            place = saved.card.provenance
+            if not all(isinstance(place.get(key), dict) for key in ("run", "progress")):
+                raise CheckpointError(f"{path}: its qvec card is damaged (run, progress)")
+            if not self._is_same_run(path, place["run"]):
+                return
+            tensors = {name: saved.array(name) for name in saved}
+            saved.settle()
+            snapshot.restore(self.fit, tensors, qat.plain_name)
+            self.fit.at = Progress(**place["progress"])
+        at = self.fit.at
+        self.listener.note(f"resumed at epoch {at.epoch + 1}, step {at.step + 1}")
+
+    def _is_same_run(self, path: Path, stored: Mapping[str, Any]) -> bool:
+        asked = json.loads(canonical(self._fingerprint()))  # as the file has it: lists, not tuples
+        changed = [f"{k} {stored.get(k)} vs {asked[k]}" for k in asked if stored.get(k) != asked[k]]
+        if changed and not self.request.force:
+            raise MismatchError(
+                f"{path}: is of another run: {'; '.join(changed)}",
+                hint="Repeat the flags of that run, or start anew with --force.",
+            )
+        if changed:
+            self.listener.note(f"{path}: is of another run: starting anew")
+        return not changed
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What must not change between the parts of one run."""
+        assert self.card.data is not None
+        return {
+            **self.request.recipe.to_json(),
+            "base": self.card.base,
+            "grid": self.card.quant,
+            "model": self.model,
+            "data": self.card.data,
+            "device": str(self.device) if self.world.size == 1 else self.device.type,
+        }
+
+    def _note_ranks(self) -> None:
+        size, batch = self.world.size, self.request.recipe.batch_size
+        if size == 1:
+            return
+        self.listener.note(f"{size} processes share each batch of {batch} images")
+        if any(isinstance(module, _BatchNorm) for module in self.network.modules()):
+            self.listener.note("each process has its own batch norms: one process gives others")
+
+    def _note_warmup(self) -> None:
+        asked, steps = self.request.recipe.warmup_steps, self.fit.total
+        if (shortened := warmup_steps(self.request.recipe, steps)) < asked:
+            self.listener.note(
+                f"the run has {steps} steps: warm-up shortened from {asked} to {shortened}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """A network at its first step, and where it comes from."""
+
+    network: torch.nn.Module
+    model: dict[str, Any]
+    lineage: dict[str, Any]
+    inputs: tuple[Input, ...] = ()
+
+
+def _start(request: TrainRequest, task: Task, listener: Listener, world: World) -> _Start:
+    use, op = _own_use(request, task), "train-qat" if request.grid else "finetune"
+    facts = {"ranks": world.size} if world.size > 1 else {}
+    classes = len(task.classes)
+    if request.source is None:
+        return _Start(*build.create(request.wish(classes)), provenance(op, {}, use, **facts))
+    with opened(request.source, listener) as base:
+        if request.initial_checkpoint is not None:
+            network, model = build.create(request.wish(classes))
+        else:
+            model = stored_model(request, base, classes)
+            network = build.rebuild(model)
+        fresh = build.start_from(network, load_state(base), model, str(request.source))
+        fate = f"is replaced by a new one with {classes} classes" if fresh else "is kept"
+        listener.note(f"{request.source}: its head {fate}")
+        if base.card and (base.card.data or {}).get("digest") == task.digest:
+            use = spent(use, inherited_use(base))
+        base.settle()
+        lineage = provenance(op, {"base": base}, use, **facts)
+        return _Start(network, model, lineage, (Input.of(base),))
+
+
+def _own_use(request: TrainRequest, task: Task) -> Use:
+    """QAT is what a vector would spare its receiver; plain fine-tuning is where all begin."""
+    if request.grid is None:
+        return NOTHING
+    counts = {split: len(task.splits[split]) for split in ("train", "val")}
+    return Use(DataUse.RECEIVER_LABELS, counts)
+
+
+def _write(path: Path, arrays: Mapping[str, Any], card: Card, *, force: bool) -> Card:
+    plan = {name: Entry(name_of(a.dtype), a.shape) for name, a in arrays.items()}
+    return write(path, plan, ((n, [a.reshape(-1)]) for n, a in arrays.items()), card, force=force)
+
+
+_PER_WEIGHT: Final = 5 * 4
+"""Bytes: the weight, its gradient, two moments of AdamW, and the state that is written."""
+
+
+def rehearse(request: TrainRequest, task: Task, listener: Listener, started: float) -> Metrics:
+    """The plan of a run; activations, which depend on the network, are not in its memory.
+
+    Raises:
+        QvecError: what the run would be refused for.
+    """
+    device(request.device)
+    classes = len(task.classes)
+    if request.source is None:
+        with torch.device("meta"):
+            network, model = build.create(replace(request.wish(classes), pretrained=False))
+        return _plan(request, task, network, model).metrics((), started)
+    with opened(request.source, listener) as base:
+        with torch.device("meta"):
+            if request.initial_checkpoint is not None:
+                network, model = build.create(request.wish(classes))
+            else:
+                model = stored_model(request, base, classes)
+                network = build.rebuild(model)
+        build.start_from(network, outline(base), model, str(request.source))
+        return _plan(request, task, network, model).metrics((base,), started)
+
+
+def _plan(
+    request: TrainRequest, task: Task, network: torch.nn.Module, model: dict[str, Any]
+) -> Plan:
+    state = network.state_dict()
+    outline = {n: Entry(name_of(t.dtype), tuple(t.shape)) for n, t in state.items()}
+    fates = dict.fromkeys(outline, "trained")
+    fates |= {name: "kept: not floating" for name, e in outline.items() if not e.floating}
+    if request.grid:
+        targets = of_network(network, model)
+        check_fit({name: outline[name].shape for name in targets}, request.grid, request.model)
+        fates |= dict.fromkeys(targets, f"trained through {request.grid}")
+    images = {name: len(samples) for name, samples in task.splits.items()}
+    held = sum(e.size for e in outline.values()) * _PER_WEIGHT
+    pixels = build.pixels(model) * (images.get("train", 0) + images.get("val", 0))
+    command = "train-qat" if request.grid else "finetune"
+    parameters = {"epochs": request.recipe.epochs, "batch_size": request.recipe.batch_size}
+    memory = TORCH + held + pixels
+    return Plan(command, request.out, fates, outline, parameters, memory, images, request.data)

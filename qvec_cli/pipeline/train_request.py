@@ -1,0 +1,116 @@
+"""What a training run starts from: the user's wish, refused before torch is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qvec_cli.checkpoint.card import Kind
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.checkpoint.replace import is_stream
+from qvec_cli.errors import CheckpointError, MismatchError, SpecError
+from qvec_cli.inputs.files import model_of, require
+from qvec_cli.inputs.grids import check_fit
+from qvec_cli.model.build import NetworkOptions, check_name
+from qvec_cli.specs import Grid, Loading, Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRequest:
+    """What the user asks for."""
+
+    model: str  # timm's name, or a checkpoint file with a card
+    data: str
+    out: Path
+    recipe: Recipe
+    loading: Loading
+    grid: Grid | None = None  # train through this grid; None: plain fine-tuning
+    initial_checkpoint: Path | None = None  # weights to start a named model from
+    pretrained: bool = False
+    img_size: int | None = None
+    in_chans: int | None = None
+    crop_pct: float | None = None
+    args: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+    resume: bool = False
+    force: bool = False
+    dry_run: bool = False
+
+    @property
+    def source(self) -> Path | None:
+        """The checkpoint file or stream that the weights come from, if it is one."""
+        if self.initial_checkpoint is not None:
+            return self.initial_checkpoint
+        path = Path(self.model)
+        named = path.suffix in (".st", ".safetensors")
+        return path if named or is_stream(path) or _is_file(path) else None
+
+    def wish(self, classes: int) -> NetworkOptions:
+        """The network to make."""
+        return NetworkOptions(
+            self.model,
+            classes,
+            self.pretrained,
+            self.img_size,
+            self.in_chans or 3,
+            self.crop_pct,
+            self.args,
+        )
+
+
+def check_start(request: TrainRequest) -> None:
+    """Refuses a start that cannot be, before torch and timm are imported."""
+    request.wish(classes=1)  # checks itself
+    if request.source is None or request.initial_checkpoint is not None:
+        check_name(request.model)
+    if request.source is None:
+        return
+    if request.pretrained:
+        raise SpecError("--pretrained goes with a timm name, not with a checkpoint file")
+    if is_stream(request.source):  # it can be read once
+        return
+    with Checkpoint(request.source) as checkpoint:
+        require(checkpoint, Kind.CHECKPOINT)
+        targets = checkpoint.card.targets if checkpoint.card else None
+        shapes = {name: checkpoint[name].shape for name in targets or () if name in checkpoint}
+        if request.grid and shapes:
+            check_fit(shapes, request.grid, str(request.source))
+        if request.initial_checkpoint is None:
+            stored_model(request, checkpoint, classes=1)
+
+
+def stored_model(request: TrainRequest, checkpoint: Checkpoint, classes: int) -> dict[str, Any]:
+    """The configuration of a file's network, with a head for the task at hand.
+
+    Raises:
+        CheckpointError: a file that does not say its architecture.
+        MismatchError: flags that contradict the file.
+    """
+    try:
+        stored = model_of(checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(
+            str(error), hint="Name it: qvec finetune NAME --initial-checkpoint FILE ..."
+        ) from None
+    asked = {**request.args, "img_size": request.img_size, "in_chans": request.in_chans}
+    own = stored["model_args"]
+    for key, value in asked.items():
+        if value is not None and own.get(key, 3 if key == "in_chans" else None) != value:
+            raise MismatchError(
+                f"{checkpoint.path} was made with {key} {own.get(key)}, not {value}",
+                hint="A checkpoint file brings its own architecture.",
+            )
+    config = {**stored["pretrained_cfg"], "num_classes": classes}
+    if request.crop_pct is not None:
+        config["crop_pct"] = request.crop_pct
+    return {**stored, "num_classes": classes, "pretrained_cfg": config}
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is a checkpoint, in a file or in a folder of the hub."""
+    try:
+        return path.is_file() or (path / "config.json").is_file()
+    except OSError:  # a folder closed to us; then it is the name of a network, or nothing
+        return False

@@ -1,0 +1,1 @@
+"""Figures, tables and the page, each figure beside the facts that it draws."""

@@ -1,0 +1,207 @@
+"""What all figures share: style, sizes in inches, colours that everybody can tell, bytes."""
+
+from __future__ import annotations
+
+import functools
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, ParamSpec
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+P = ParamSpec("P")
+
+
+FORMATS: Final = ("png", "svg", "pdf")
+
+
+LAMBDA: Final = "\N{GREEK SMALL LETTER LAMDA}"
+
+
+INK: Final = "#1b1b1b"
+
+SOFT: Final = "#5c5c5c"
+
+FAINT: Final = "#d5d5d5"
+
+
+COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#a6761d", "#56b4e9", "#7a5fa8")
+"""Lines and points: after Okabe and Ito, without their yellow, which white paper swallows."""
+
+
+SMALL: Final = 7.0
+"""Points of the smallest words; numbers in cells of large grids may be smaller."""
+
+
+_STYLE: Final[dict[str, Any]] = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 8.0,
+    "text.color": INK,
+    "text.parse_math": False,  # a $ in a name is a $
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8.0,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "hatch.linewidth": 0.5,
+    "hatch.color": "#9a9a9a",
+    "svg.hashsalt": "qvec",
+    "svg.fonttype": "path",  # the same letters wherever the file is shown
+    "pdf.fonttype": 42,
+    "savefig.dpi": 200,
+    "figure.dpi": 100,
+}
+
+
+_NAMELESS: Final[dict[str, dict[str, Any]]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
+}
+"""No time and no version stands in a figure: the same numbers give the same bytes."""
+
+
+_ONE_LINE: Final = 14
+"""Letters of a name beside a column; a longer one is broken."""
+
+
+_LONGEST: Final = 26
+"""Letters of a name in a figure."""
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """A drawing function under qvec's style alone, whatever the user's matplotlibrc says."""
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        import matplotlib as mpl
+
+        with mpl.rc_context():
+            mpl.rcdefaults()
+            mpl.rcParams.update(_STYLE)
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def render(figure: Figure, suffix: str) -> bytes:
+    """A figure as the bytes of a file of one of ``FORMATS``."""
+    import matplotlib as mpl
+
+    file = io.BytesIO()
+    with mpl.rc_context(), warnings.catch_warnings():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_STYLE)
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # it is drawn as a box
+        figure.savefig(file, format=suffix, metadata=_NAMELESS[suffix])
+    return file.getvalue()
+
+
+class Sheet:
+    """A figure whose axes are placed in inches from its upper left corner."""
+
+    def __init__(self, width: float, height: float) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        self.width, self.height = width, height
+        self.figure = Figure(figsize=(width, height), facecolor="white")
+        FigureCanvasAgg(self.figure)
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        """Axes of so many inches."""
+        bottom = self.height - top - height
+        box = (left / self.width, bottom / self.height, width / self.width, height / self.height)
+        return self.figure.add_axes(box)
+
+    def write(self, left: float, top: float, text: str, **style: Any) -> None:
+        """Words whose upper left corner stands there."""
+        place = left / self.width, 1 - top / self.height
+        self.figure.text(*place, text, **{"ha": "left", "va": "top", **style})
+
+
+def words_width(texts: Sequence[str], points: float = 7.5) -> float:
+    """Inches that the longest of some texts takes, from DejaVu's own widths."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(family="DejaVu Sans", size=points)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        sizes = [text_to_path.get_text_width_height_descent(t, font, False)[0] for t in texts if t]
+    return max(sizes, default=0.0) / 72
+
+
+def wrapped(text: str, width: float, points: float) -> list[str]:
+    """Words in lines of at most so many inches."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and words_width([longer], points) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def name(text: str, longest: int = _LONGEST) -> str:
+    """A name as a label: on one line, without what cannot be printed, cut in its middle."""
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    if len(shown) <= longest:
+        return shown
+    half = (longest - 1) // 2
+    return f"{shown[:half]}\N{HORIZONTAL ELLIPSIS}{shown[-half:]}"
+
+
+def two_lines(text: str) -> str:
+    """A long name broken before its bracket if that comes soon, else near its middle."""
+    shown = name(text, 44)
+    spaces = [place for place, letter in enumerate(shown) if letter == " "]
+    if len(shown) <= _ONE_LINE or not spaces:
+        return name(text)
+    bracket = shown.find(" (")
+    middle = bracket if 0 < bracket <= _ONE_LINE + 4 else len(shown) / 2
+    cut = min(spaces, key=lambda place: abs(place - middle))
+    return f"{shown[:cut]}\n{shown[cut + 1 :]}"
+
+
+def lacking(text: str) -> str:
+    """The letters of a text that figures cannot show: DejaVu has none for them."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font = get_font(findfont(FontProperties(family="DejaVu Sans")))
+    return "".join(dict.fromkeys(c for c in text if not font.get_char_index(ord(c))))
+
+
+def compact(value: float) -> str:
+    """A count in three digits: 840, 16.2 k, 1.28 M."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if abs(value) >= 0.9995 * size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g}"
+
+
+def ink_on(colour: Sequence[float]) -> str:
+    """Black or white, whichever stands out more from a colour (WCAG's contrast)."""
+    light = luminance(colour)
+    return "#ffffff" if 1.05 / (light + 0.05) > (light + 0.05) / 0.05 else "#000000"
+
+
+def luminance(colour: Sequence[float]) -> float:
+    """Relative luminance of an sRGB colour in [0, 1], as WCAG 2 defines it."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -1,0 +1,111 @@
+"""The error of each layer, block by block; several models on one scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from qvec_cli.report.canvas import SMALL, SOFT, Sheet, name, styled, words_width, wrapped
+from qvec_cli.report.heatmap import Paint
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+RATIOS: Final = "cividis"
+"""Dark is noisy, bright is faithful; the map is made for all kinds of colour vision."""
+
+
+_NUMBERED: Final = 32
+"""Blocks up to which each shows its number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """One quantized model."""
+
+    title: str
+    ratios: Array  # [layers, blocks], dB; NaN where there is no such layer, inf: no noise
+
+
+@dataclass(frozen=True, slots=True)
+class Strips:
+    """A whole figure."""
+
+    title: str
+    subtitle: str
+    layers: tuple[str, ...]
+    blocks: tuple[str, ...]
+    strips: tuple[Strip, ...]
+    footnote: str
+
+
+@styled
+def strips(given: Strips) -> Figure:
+    """Rows are kinds of layers, columns blocks, one strip below the other."""
+    import matplotlib as mpl
+
+    rows, columns = len(given.layers), len(given.blocks)
+    cell = 0.36 if columns <= _NUMBERED else 0.16
+    left, step = words_width([*map(name, given.layers), "layer"]) + 0.3, rows * 0.24 + 0.5
+    foot = max(words_width(given.blocks) + 0.1, 0.2)
+    width = max(left + columns * cell + 0.3, words_width([given.title], 11) + 0.3, 5.0)
+    notes = wrapped(given.footnote, width - 0.3, SMALL)
+    below = 0.6 + len(given.strips) * step + foot + 0.25
+    sheet = Sheet(width, below + 0.45 + 0.14 * len(notes) + 0.1)
+    sheet.write(0.15, 0.12, given.title, fontsize=10, fontweight="bold")
+    sheet.write(0.15, 0.34, given.subtitle, fontsize=7.5, color=SOFT)
+    finite = np.concatenate([strip.ratios[np.isfinite(strip.ratios)] for strip in given.strips])
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    high = max(high, low + 0.1)
+    paint = Paint(mpl.colormaps[RATIOS], mpl.colors.Normalize(low, high))
+    for place, strip in enumerate(given.strips):
+        top = 0.62 + place * step
+        sheet.write(left, top, name(strip.title, 60), fontsize=8.5, fontweight="bold")
+        axes = sheet.axes(left, top + 0.22, columns * cell, rows * 0.24)
+        _strip(axes, given, strip, paint, last=strip is given.strips[-1])
+    _bar(sheet.axes(left, below, 2.0, 0.11), low, high)
+    for place, line in enumerate(notes):
+        sheet.write(0.15, below + 0.45 + 0.14 * place, line, fontsize=SMALL, color=SOFT)
+    return sheet.figure
+
+
+def _bar(axes: Axes, low: float, high: float) -> None:
+    values = np.linspace(low, high, 129)
+    axes.pcolormesh(values, [0, 1], values[None, :-1], cmap=RATIOS)
+    axes.set_yticks([])
+    axes.tick_params(axis="x", labelsize=6.5, length=2)
+    axes.set_xlabel("signal to quantization noise, dB", fontsize=6.5, labelpad=1)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _strip(axes: Axes, given: Strips, strip: Strip, paint: Paint, *, last: bool) -> None:
+    rows, columns = strip.ratios.shape
+    axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
+    shown = np.where(np.isposinf(strip.ratios), paint.scale.vmax, strip.ratios)
+    paint.cells(axes, shown, 0)
+    if columns <= _NUMBERED:
+        for r, c in np.argwhere(~np.isnan(strip.ratios)):
+            value = strip.ratios[r, c]
+            text = f"{value:.1f}" if np.isfinite(value) else "\N{INFINITY}"
+            style: dict[str, Any] = {
+                "ha": "center",
+                "va": "center",
+                "color": paint.ink(shown[r, c]),
+            }
+            axes.text(c, r, text, fontsize=6.2, **style)
+    axes.set_yticks(range(rows), list(map(name, given.layers)))
+    step = 1 if columns <= _NUMBERED else 4
+    axes.set_xticks(range(0, columns, step), given.blocks[::step] if last else [])
+    axes.tick_params(length=0, pad=3)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if last:
+        axes.set_xlabel("block", labelpad=2)

@@ -1,0 +1,1 @@
+"""Metrics documents, read back."""

@@ -1,0 +1,1 @@
+"""Which lambda and which donor, by labels or by agreement with the float answers."""

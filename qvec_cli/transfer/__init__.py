@@ -1,0 +1,1 @@
+"""Every donor's vector on every receiver."""
