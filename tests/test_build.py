@@ -17,7 +17,6 @@ from qvec_cli.errors import MismatchError, QvecError, SpecError
 from qvec_cli.model import build
 from qvec_cli.model.build import (
     NetworkOptions,
-    channels,
     create,
     first_line,
     load,
@@ -64,15 +63,15 @@ def test_a_network_is_made_again_from_its_configuration(wish):
 def test_a_configuration_says_size_channels_classes_and_head(wish):
     with torch.device("meta"):
         network, model = create(wish)
-    size = model["pretrained_cfg"]["input_size"]
+    size = model.pretrained_cfg["input_size"]
     own = network.pretrained_cfg["input_size"][1:]
     assert size == [wish.in_chans, *((wish.img_size,) * 2 if wish.img_size else own)]
-    assert channels(model) == wish.in_chans
-    assert model["architecture"] == wish.name.split(".")[0]
-    assert model["num_classes"] == model["pretrained_cfg"]["num_classes"] == wish.num_classes
-    assert len(model["pretrained_cfg"]["mean"]) == wish.in_chans
-    assert len(model["pretrained_cfg"]["std"]) == wish.in_chans
-    heads = model["pretrained_cfg"]["classifier"]
+    assert model.input_size[0] == wish.in_chans
+    assert model.architecture == wish.name.split(".")[0]
+    assert model.num_classes == model.pretrained_cfg["num_classes"] == wish.num_classes
+    assert len(model.pretrained_cfg["mean"]) == wish.in_chans
+    assert len(model.pretrained_cfg["std"]) == wish.in_chans
+    heads = model.pretrained_cfg["classifier"]
     for head in [heads] if isinstance(heads, str) else heads:
         assert network.get_submodule(head).out_features == wish.num_classes
 
@@ -94,24 +93,24 @@ def test_the_same_seed_makes_the_same_network():
 
 def test_a_network_of_one_channel_sees_grey_images():
     network, model = create(NetworkOptions("test_vit", 3, img_size=32, in_chans=1))
-    assert channels(model) == 1
+    assert model.input_size[0] == 1
     images = torch.zeros(2, 1, 32, 32, dtype=torch.uint8)
     assert network(normalise(model)(images)).shape == (2, 3)
 
 
 def test_a_crop_is_kept_and_may_be_wished(pico):
-    assert pico[1]["pretrained_cfg"]["crop_pct"] == timm.create_model(
-        "test_vit"
-    ).pretrained_cfg.get("crop_pct")
+    assert pico[1].pretrained_cfg["crop_pct"] == timm.create_model("test_vit").pretrained_cfg.get(
+        "crop_pct"
+    )
     _, model = create(NetworkOptions("test_vit", 3, img_size=32, crop_pct=0.5))
-    assert model["pretrained_cfg"]["crop_pct"] == 0.5
+    assert model.pretrained_cfg["crop_pct"] == 0.5
 
 
 def test_a_network_of_any_size_takes_an_image_size_without_keeping_it():
     with torch.device("meta"):
         _, model = create(NetworkOptions("convnext_atto", 3, img_size=64))
-    assert model["model_args"] == {}
-    assert model["pretrained_cfg"]["input_size"] == [3, 64, 64]
+    assert model.model_args == {}
+    assert model.pretrained_cfg["input_size"] == [3, 64, 64]
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_244", "vit_tiny_patch16_244.augreg_in21k"])

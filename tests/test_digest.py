@@ -127,7 +127,7 @@ def test_the_digest_depends_neither_on_the_card_nor_on_the_order_in_the_file(tmp
     other = _save(tmp_path / "other.st", backwards, Card(Kind.VECTOR, role="qat", data={"a": 1}))
     safetensors.numpy.save_file(TENSORS, tmp_path / "library.st")
     with Checkpoint(tmp_path / "library.st") as library:
-        assert library.card is None
+        assert library.bare
         assert plain.digest == other.digest == library.settle() == combine(_described(TENSORS))
 
 

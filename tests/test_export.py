@@ -65,7 +65,7 @@ def made(name: str, path: Path) -> Path:
     dtypes = {torch.float32: "F32", torch.int64: "I64"}
     plan = {name: Entry(dtypes[tensor.dtype], (*tensor.shape,)) for name, tensor in state.items()}
     blocks = ((name, [tensor.numpy().reshape(-1)]) for name, tensor in state.items())
-    card = Card(Kind.CHECKPOINT, role="fp", model=model, aliases=aliases)
+    card = Card(Kind.CHECKPOINT, role="fp", model=model.to_json(), aliases=aliases)
     write(path, plan, blocks, card, force=False)
     return path
 
@@ -110,7 +110,7 @@ def test_onnxruntime_gives_the_logits_of_qvec_and_the_file_holds_its_codes(
     network, model = network_of(source)
     running = session(out)
     for count in (1, 7):
-        images = torch.randn(count, *model["pretrained_cfg"]["input_size"])
+        images = torch.randn(count, *model.pretrained_cfg["input_size"])
         with torch.inference_mode():
             ours = network(images).numpy()
         (theirs,) = running.run(None, {"pixel_values": images.numpy()})
@@ -178,7 +178,7 @@ def test_top1_on_images_is_that_of_eval_with_what_the_file_says_of_itself(
     mean, std, classes, model = (
         json.loads(facts[key]) for key in ("mean", "std", "classes", "timm")
     )
-    data = timm.data.resolve_data_config(pretrained_cfg=model["pretrained_cfg"])
+    data = timm.data.resolve_data_config(pretrained_cfg=model.pretrained_cfg)
     assert (list(data["mean"]), list(data["std"])) == (mean, std)
     transform = timm.data.create_transform(**data)
     right = count = 0
@@ -228,12 +228,12 @@ def test_timm_makes_the_very_network_of_the_folder(name: str, tmp_path: Path) ->
         assert all(t.dtype != torch.float16 for t in load_file(out / "model.safetensors").values())
         network, model = network_of(tmp_path / source)
         theirs = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
-        images = torch.randn(5, *model["pretrained_cfg"]["input_size"])
+        images = torch.randn(5, *model.pretrained_cfg["input_size"])
         with torch.inference_mode():
             assert torch.equal(theirs(images), network(images))
         for key in ("mean", "std", "input_size", "crop_pct", "interpolation"):
             told = theirs.pretrained_cfg[key]
-            assert (list(told) if isinstance(told, tuple) else told) == model["pretrained_cfg"][key]
+            assert (list(told) if isinstance(told, tuple) else told) == model.pretrained_cfg[key]
 
 
 def test_a_folder_for_timm_is_a_checkpoint_of_qvec_with_its_classes(

@@ -133,7 +133,7 @@ def test_metadata_are_text_and_make_no_card(metadata, write):
     header = {"a": F32} if metadata is None else {"__metadata__": metadata, "a": F32}
     with Checkpoint(write(_bytes(header, b"\0" * 4))) as ours:
         assert ours.metadata == (metadata or {})
-        assert ours.card is None
+        assert ours.bare
         assert ours.kind is Kind.CHECKPOINT
 
 

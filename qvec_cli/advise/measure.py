@@ -129,7 +129,7 @@ class Bench:
 
     def commands(self, candidate: Candidate, out: str) -> list[str]:
         """What the user would type; files that were made on the way go by their names."""
-        own = self._setting.theta.card.quant if self._setting.theta.card else None
+        own = self._setting.theta.card.quant
         made = Grid.from_json(own) if own else None
         if candidate.request.anchor:
             made = self._setting.grid

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.data.noise import NOISE
@@ -14,6 +13,7 @@ from qvec_cli.inputs.examples import Examples, open_for
 from qvec_cli.inputs.files import model_of, require_float
 from qvec_cli.inputs.grids import choose_targets
 from qvec_cli.inputs.proxies import Proxies, ProxyOptions, find_proxies
+from qvec_cli.model.configuration import Model
 from qvec_cli.selection import by_agreement
 from qvec_cli.specs import Grid, GridOptions, Listener, Use
 
@@ -40,7 +40,7 @@ class AdviseInputs:
     """The receiver and all that its candidates are made and judged with."""
 
     theta: Checkpoint
-    model: dict[str, Any]
+    model: Model
     targets: tuple[str, ...]
     making: ProxyOptions  # images that candidates may see
     judging: Proxies  # images that they may not

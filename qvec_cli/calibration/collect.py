@@ -23,6 +23,7 @@ from qvec_cli.inputs.examples import Examples, open_images
 from qvec_cli.inputs.files import opened, require_float
 from qvec_cli.inputs.grids import require_some
 from qvec_cli.model.build import NetworkOptions
+from qvec_cli.model.configuration import Model
 from qvec_cli.outputs.dry_run import TORCH, Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.outputs.provenance import backbone_digest, provenance
@@ -56,7 +57,7 @@ class _Collection:
     """A model, its targets and the images that go through it."""
 
     theta: Checkpoint
-    model: dict[str, Any]
+    model: Model
     targets: tuple[str, ...]
     task: Task  # the whole data set
     examples: Examples  # the images that were drawn
@@ -184,7 +185,7 @@ def _seen(
 
 def _source(job: _Collection, start: str) -> MomentsSource:
     card, task = job.theta.card, job.task
-    base, name = card.base if card else None, Path(task.name).name
+    base, name = card.base, Path(task.name).name
     classes, model = digest_of(task.classes), job.theta.settle()
     return MomentsSource(name, task.digest, classes, job.count, model, start, base)
 
@@ -212,9 +213,9 @@ def _card(job: _Collection, facts: Facts) -> Card:
     theta = job.theta
     return Card(
         Kind.MOMENTS,
-        model=job.model,
+        model=job.model.to_json(),
         targets=job.targets,
-        base=theta.card.base if theta.card else None,
+        base=theta.card.base,
         provenance=provenance("moments", {"model": theta}, job.use, of=facts.in_words()),
         moments=facts.to_json(),
     )

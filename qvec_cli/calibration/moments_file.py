@@ -115,7 +115,7 @@ class Carried:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        told = checkpoint.card.moments if checkpoint.card else None
+        told = checkpoint.card.moments
         if told is None:
             raise CheckpointError(f"{checkpoint.path}: carries no moments", hint=_MAKE)
         try:
@@ -232,7 +232,7 @@ def require_same_base(theta: Checkpoint, carried: Carried, listener: Listener) -
     """
     path = carried.checkpoint.path
     require_same_architecture(theta, carried.checkpoint)
-    base = theta.card.base if theta.card else None
+    base = theta.card.base
     own = {source.model for source in carried.facts.sources} == {theta.stated}
     if base is None and not own:
         listener.note(f"{theta.path} does not say its base: that of {path} cannot be checked")

@@ -14,6 +14,7 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import DataError, SpecError
 from qvec_cli.inputs.patched import Patched
 from qvec_cli.inputs.proxies import Proxies, ProxyOptions, draw_each, find_proxies
+from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import head_tensors
 from qvec_cli.outputs.dry_run import TORCH
 from qvec_cli.quant.methods import QUANTIZERS
@@ -61,7 +62,7 @@ class Subject:
     grid: Grid
     method: Method
 
-    model: dict[str, Any]
+    model: Model
     device: str
 
     @property
@@ -87,7 +88,7 @@ class Subject:
 
 
 def find(
-    theta: Checkpoint, model: dict[str, Any], wanted: Refinement, calibration: Calibration | None
+    theta: Checkpoint, model: Model, wanted: Refinement, calibration: Calibration | None
 ) -> Proxies:
     """The images to refine with, not yet decoded.
 

@@ -13,6 +13,7 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, NotFiniteError, SpecError
 from qvec_cli.inputs.patched import Patched
 from qvec_cli.inputs.proxies import Proxies, draw_each
+from qvec_cli.model.configuration import Model
 from qvec_cli.outputs.dry_run import TORCH
 from qvec_cli.quant.float_target import aim
 from qvec_cli.quant.methods import QUANTIZERS
@@ -88,7 +89,7 @@ def check_wanted(method: Method, wanted: Calibration | None) -> None:
 
 
 def find_images(
-    theta: Checkpoint, model: dict[str, Any] | None, wanted: Calibration | None
+    theta: Checkpoint, model: Model | None, wanted: Calibration | None
 ) -> Images | None:
     """The images, drawn from the train splits; whether they are the receiver's own, cards tell.
 
@@ -158,9 +159,7 @@ def calibrate(
     return run.made
 
 
-def check_images(
-    theta: Checkpoint, targets: Iterable[str], model: dict[str, Any], device: str
-) -> None:
+def check_images(theta: Checkpoint, targets: Iterable[str], model: Model, device: str) -> None:
     """Refuses, by headers alone, what ``calibrate`` would refuse; how often a layer is used,
     only a forward tells.
 
@@ -173,7 +172,7 @@ def check_images(
     linear_weights(network, theta, targets)
 
 
-def load_float(source: Checkpoint | Patched, model: dict[str, Any], device: str) -> nn.Module:
+def load_float(source: Checkpoint | Patched, model: Model, device: str) -> nn.Module:
     """The network of a file, patched or not, computing in float32, in evaluation mode."""
     from qvec_cli.inputs import network as networks
 

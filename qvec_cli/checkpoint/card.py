@@ -45,6 +45,11 @@ class Card:
     moments: dict[str, Any] | None = None  # of what, if it carries any (calibration/moments_file)
     digest: str = NO_DIGEST  # of names, shapes, dtypes and data; not of this card
 
+    @property
+    def data_digest(self) -> str | None:
+        """The digest of the data set that the file was trained on."""
+        return (self.data or {}).get("digest")
+
     def to_header(self) -> dict[str, str]:
         """Metadata strings, sorted; no time, no path: the same inputs give the same bytes."""
         values = {

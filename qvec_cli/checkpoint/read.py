@@ -50,11 +50,13 @@ class Checkpoint(Mapping[str, Entry]):
         self._whole: set[str] = set()  # and has read to the end
         self.digest = NO_DIGEST  # of the contents, from ``settle`` on
         try:
-            self.card = Card.from_header(self.metadata)
+            card = Card.from_header(self.metadata)
         except CheckpointError as error:
             self.close()
             raise CheckpointError(f"{path}: {error}", hint=error.hint) from None
-        carries = self.card is not None and self.card.moments is not None
+        self.bare = card is None  # no card: a file that qvec did not write
+        self.card = card or Card(Kind.CHECKPOINT, aliases=self._layout.aliases)
+        carries = self.card.moments is not None
         self._own, attached = _apart(self._layout.entries, ATTACHED if carries else None)
         self.attached: Mapping[str, Entry] = attached
 
@@ -91,7 +93,7 @@ class Checkpoint(Mapping[str, Entry]):
     @property
     def kind(self) -> Kind:
         """What the file is; one without a card is taken for a bare checkpoint."""
-        return self.card.kind if self.card else Kind.CHECKPOINT
+        return self.card.kind
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -106,7 +108,19 @@ class Checkpoint(Mapping[str, Entry]):
     @property
     def aliases(self) -> dict[str, str]:
         """Names of tied tensors that are not in the file, and the name that each goes by."""
-        return self.card.aliases if self.card else self._layout.aliases
+        return self.card.aliases
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Class names in the order of the head, where the card lists them.
+
+        Raises:
+            CheckpointError: a card that lists something else.
+        """
+        names: list[str] | None = (self.card.data or {}).get("classes")
+        if names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+            return names
+        raise CheckpointError(f"{self.path}: its qvec card is damaged (classes)")
 
     @property
     def notes(self) -> list[str]:
@@ -126,7 +140,7 @@ class Checkpoint(Mapping[str, Entry]):
     @property
     def stated(self) -> str | None:
         """The digest that the card tells; ``settle`` finds out whether it holds."""
-        return self.card.digest if self.card and self.card.digest != NO_DIGEST else None
+        return self.card.digest if self.card.digest != NO_DIGEST else None
 
     def is_file_of(self, other: Checkpoint) -> bool:
         """Whether both are names of one file."""

@@ -13,6 +13,7 @@ from qvec_cli.inputs.architecture import architecture
 from qvec_cli.inputs.files import require_model
 from qvec_cli.inputs.foreign import stored_grid
 from qvec_cli.model.build import NetworkOptions
+from qvec_cli.model.configuration import Model
 from qvec_cli.quant.qtensor import packed_weights, shape_of
 from qvec_cli.specs import Grid, Listener
 
@@ -29,7 +30,7 @@ class ExportSource:
     """An open model, and what is known of it before a number is read."""
 
     checkpoint: Checkpoint
-    model: dict[str, Any]  # timm's configuration
+    model: Model  # timm's configuration
     packed: Mapping[str, tuple[int, int]]  # shapes [out, in] of its packed weights
     grid: Grid | None  # theirs
 
@@ -53,15 +54,13 @@ class ExportSource:
     @property
     def classes(self) -> list[str] | None:
         """Names of the classes in the order of the head, if the card has them."""
-        card = self.checkpoint.card
-        names = (card.data or {}).get("classes") if card else None
-        fits = isinstance(names, list) and len(names) == self.model["num_classes"]
-        return list(map(str, names)) if fits and names else None
+        names = self.checkpoint.classes
+        return names if names and len(names) == self.model.num_classes else None
 
     @property
     def image(self) -> list[int]:
         """The shape [C, H, W] of an image that the network takes."""
-        return list(self.model["pretrained_cfg"]["input_size"])
+        return list(self.model.input_size)
 
 
 @dataclass(frozen=True, slots=True)

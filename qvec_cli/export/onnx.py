@@ -91,11 +91,11 @@ def _layout(source: ExportSource, shape: tuple[int, int]) -> BlockLayout:
 
 def _facts(source: ExportSource) -> dict[str, str]:
     """What the file says of itself; onnxruntime shows it as ``custom_metadata_map``."""
-    data = source.model["pretrained_cfg"]
+    data = source.model.pretrained_cfg
     values = {
         "qvec.digest": source.checkpoint.digest,
         "qvec.grid": source.grid and source.grid.to_json(),
-        "timm": source.model,
+        "timm": source.model.to_json(),
         "mean": data["mean"],
         "std": data["std"],
         "classes": source.classes,

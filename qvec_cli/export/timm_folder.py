@@ -16,6 +16,7 @@ from qvec_cli.export.staging import check_folder, staging
 from qvec_cli.inputs.data_use import inherited_use
 from qvec_cli.inputs.files import FAKE, card_of
 from qvec_cli.model import build
+from qvec_cli.model.configuration import Model
 from qvec_cli.outputs.provenance import provenance
 from qvec_cli.specs import Listener
 
@@ -35,7 +36,7 @@ _COLOURS: Final = 3
 
 
 def config(
-    model: Mapping[str, Any],
+    model: Model,
     known: Mapping[str, Any],
     features: int,
     classes: Sequence[str] | None,
@@ -48,17 +49,17 @@ def config(
         features: width of what the head sees.
         classes: their names in the order of the head, if they are known.
     """
-    data = dict(model["pretrained_cfg"])
+    data = dict(model.pretrained_cfg)
     channels = data["input_size"][0]
     data["fixed_input_size"] = bool(known.get("fixed_input_size"))
     if channels == _COLOURS and known.get("first_conv"):
         # Otherwise timm 1.0.22 would convert that convolution, which fits already.
         data["first_conv"] = known["first_conv"]
     document = {
-        "architecture": model["architecture"],
-        "num_classes": model["num_classes"],
+        "architecture": model.architecture,
+        "num_classes": model.num_classes,
         "num_features": features,
-        "model_args": dict(model["model_args"]),
+        "model_args": dict(model.model_args),
         "pretrained_cfg": data,
     }
     if classes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError
@@ -12,11 +11,12 @@ from qvec_cli.inputs.files import model_of, stated_model
 from qvec_cli.inputs.grids import choose_targets
 from qvec_cli.model import build
 from qvec_cli.model.build import check_name
+from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import HEADS, head_tensors, of_network
 from qvec_cli.specs import Listener
 
 
-def architecture(checkpoint: Checkpoint, wish: build.NetworkOptions | None) -> dict[str, Any]:
+def architecture(checkpoint: Checkpoint, wish: build.NetworkOptions | None) -> Model:
     """timm's configuration of the network.
 
     Raises:
@@ -31,9 +31,9 @@ def architecture(checkpoint: Checkpoint, wish: build.NetworkOptions | None) -> d
                 f"{checkpoint.path} knows its own --img-size, --in-chans, --crop-pct and arguments",
                 hint="Leave them out, and --model too.",
             )
-        if wish.name.split(".", maxsplit=1)[0] != model["architecture"]:
+        if wish.name.split(".", maxsplit=1)[0] != model.architecture:
             raise MismatchError(
-                f"{checkpoint.path} is a {model['architecture']}, not a {wish.name}",
+                f"{checkpoint.path} is a {model.architecture}, not a {wish.name}",
                 hint="Leave --model out: the file knows.",
             )
         return model
@@ -42,7 +42,7 @@ def architecture(checkpoint: Checkpoint, wish: build.NetworkOptions | None) -> d
 
 
 def targets_in(
-    theta: Checkpoint, model: dict[str, Any] | None, patterns: Iterable[str], listener: Listener
+    theta: Checkpoint, model: Model | None, patterns: Iterable[str], listener: Listener
 ) -> tuple[str, ...]:
     """Names of the weights to quantize; the network decides for a file whose card does not.
 
@@ -55,14 +55,14 @@ def targets_in(
     Raises:
         MismatchError: tensors that are not those of the network.
     """
-    if model is None or (theta.card and theta.card.model):
+    if model is None or theta.card.model:
         return choose_targets(theta, patterns, listener)
     linear = _of_network(theta, model)
-    said = patterns or (theta.card and theta.card.targets is not None)
+    said = patterns or theta.card.targets is not None
     return choose_targets(theta, patterns, listener) if said else linear
 
 
-def _of_network(theta: Checkpoint, model: dict[str, Any]) -> tuple[str, ...]:
+def _of_network(theta: Checkpoint, model: Model) -> tuple[str, ...]:
     import torch
 
     from qvec_cli.inputs.network import outline

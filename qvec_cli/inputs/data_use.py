@@ -18,7 +18,7 @@ def inherited_use(checkpoint: Checkpoint) -> Use:
     Raises:
         CheckpointError: a card that says what cannot be.
     """
-    lineage = checkpoint.card.provenance if checkpoint.card else {}
+    lineage = checkpoint.card.provenance
     try:
         return Use(lineage.get("data_use", DataUse.NONE), dict(lineage.get("counts", {})))
     except (ValueError, TypeError, QvecError) as fault:
@@ -40,7 +40,7 @@ def patched_use(theta: Checkpoint, rho: Checkpoint) -> Use:
     return cost
 
 
-def same_data(first: Card | None, second: Card | None) -> bool:
+def same_data(first: Card, second: Card) -> bool:
     """Whether two files were trained on the very same images and labels, a mixture on some."""
     return not digests(first).isdisjoint(digests(second))
 
@@ -61,19 +61,19 @@ def has_seen(theta: Checkpoint, digest: str, classes: str) -> bool:
         digest: of the data set.
         classes: of the names of its classes, see ``digest_of``.
     """
-    data = (theta.card.data or {}) if theta.card else {}
+    data = theta.card.data or {}
     if not data:
         return True
-    names = data.get("classes")
-    return data.get("digest") == digest or (isinstance(names, list) and digest_of(names) == classes)
+    names = theta.classes
+    return data.get("digest") == digest or (names is not None and digest_of(names) == classes)
 
 
-def digests(card: Card | None) -> frozenset[str]:
+def digests(card: Card) -> frozenset[str]:
     """What tells the data sets that a file was trained on."""
     return frozenset(str(d["digest"]) for d in _trained_on(card) if d.get("digest") is not None)
 
 
-def joined_data(cards: Iterable[Card | None]) -> dict[str, Any] | None:
+def joined_data(cards: Iterable[Card]) -> dict[str, Any] | None:
     """The data of a file that is made of several: one data set as it is, more as ``joined``."""
     found: dict[str, dict[str, Any]] = {}
     for data in (data for card in cards for data in _trained_on(card)):
@@ -89,8 +89,8 @@ def _identity(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: data[key] for key in ("name", "digest", "images") if key in data}
 
 
-def _trained_on(card: Card | None) -> list[dict[str, Any]]:
+def _trained_on(card: Card) -> list[dict[str, Any]]:
     """The data sets on a card, one or those that were joined."""
-    data = (card.data if card else None) or {}
+    data = card.data or {}
     listed = data.get("joined", [data] if data else [])
     return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.data.datasets import Task, open_task, open_unlabelled
 from qvec_cli.errors import DataError, MismatchError
-from qvec_cli.model.build import pixels
+from qvec_cli.model.configuration import Model
 from qvec_cli.specs import Listener, Loading
 
 if TYPE_CHECKING:
@@ -23,13 +24,13 @@ class Examples:
     """A data set seen through a model."""
 
     task: Task
-    model: dict[str, Any]
+    model: Model
     relabel: tuple[int, ...]  # from the data set's class index to the head's
     loading: Loading
 
     def nbytes(self, images: Mapping[str, int]) -> int:
         """Bytes of so many decoded images."""
-        return pixels(self.model) * sum(images.values())
+        return math.prod(self.model.input_size) * sum(images.values())
 
     def decoded(self, split: str, listener: Listener) -> Batch:
         """Every image of a split, uint8 [N, C, H, W], with the head's labels."""
@@ -42,7 +43,7 @@ class Examples:
         view = View(
             samples,
             build.transform(self.model, augment=False),
-            build.channels(self.model),
+            self.model.input_size[0],
             self.loading.workers,
         )
         images, labels = decode(
@@ -57,29 +58,25 @@ def open_data(spec: str, loading: Loading) -> Task:
     return open_task(spec, folder, download=loading.download)
 
 
-def open_images(spec: str, model: dict[str, Any], loading: Loading) -> Task:
+def open_images(spec: str, model: Model, loading: Loading) -> Task:
     """Images whose labels do not count, for one network: a data set, any folder, or noise."""
     folder = Path(loading.data_dir) if loading.data_dir else None
-    side = int(model["pretrained_cfg"]["input_size"][-1])
+    side = model.input_size[-1]
     return open_unlabelled(spec, folder, side, download=loading.download)
 
 
-def open_for(
-    checkpoint: Checkpoint, model: dict[str, Any], spec: str, loading: Loading
-) -> Examples:
+def open_for(checkpoint: Checkpoint, model: Model, spec: str, loading: Loading) -> Examples:
     """A data set whose classes are matched with the head's, by name where the card has names.
 
     Raises:
         MismatchError: classes that the head does not know, or another number of them.
     """
     task = open_data(spec, loading)
-    known = (checkpoint.card.data or {}).get("classes") if checkpoint.card else None
+    known: Sequence[str] | None = checkpoint.classes
     if known is not None and loading.class_map:
         raise MismatchError(f"{checkpoint.path} names its classes itself: leave --class-map out")
-    if known is not None and not (isinstance(known, list) and set(map(type, known)) == {str}):
-        raise MismatchError(f"{checkpoint.path}: its qvec card is damaged (classes)")
     if known is None:
-        known = _unnamed(task, model["num_classes"], spec, checkpoint, loading)
+        known = _unnamed(task, model.num_classes, spec, checkpoint, loading)
     return Examples(task, model, _relabel(task, known, spec, checkpoint), loading)
 
 

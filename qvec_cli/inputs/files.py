@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError
 from qvec_cli.inputs.foreign import refuse_foreign
-from qvec_cli.model.configuration import check, of_config
+from qvec_cli.model.configuration import Model, of_config
 from qvec_cli.specs import Grid, Listener
 
 FAKE: Final = "fake-quantized"
@@ -30,13 +30,13 @@ def require(checkpoint: Checkpoint, kind: Kind) -> None:
     Raises:
         MismatchError: names both kinds, or the layout.
     """
-    if checkpoint.kind is not kind or (kind is Kind.VECTOR and checkpoint.card is None):
+    if checkpoint.kind is not kind or (kind is Kind.VECTOR and checkpoint.bare):
         raise MismatchError(
             f"{checkpoint.path}: is {_a(checkpoint.kind)}, {_a(kind)} belongs here",
             hint=_INSTEAD[kind],
         )
     card = checkpoint.card
-    if kind is Kind.CHECKPOINT and card and card.role == FAKE:
+    if kind is Kind.CHECKPOINT and card.role == FAKE:
         raise MismatchError(
             f"{checkpoint.path}: is quantized already, to {Grid.from_json(card.quant or {})}",
             hint="Use the float checkpoint it was made from.",
@@ -54,7 +54,7 @@ def require_float(theta: Checkpoint) -> None:
     Raises:
         MismatchError: names the grid.
     """
-    if theta.kind is Kind.QUANTIZED and theta.card and theta.card.quant:
+    if theta.kind is Kind.QUANTIZED and theta.card.quant:
         raise MismatchError(
             f"{theta.path}: is quantized already, to {Grid.from_json(theta.card.quant)}",
             hint="Use the float checkpoint it was made from.",
@@ -77,27 +77,28 @@ def require_model(checkpoint: Checkpoint) -> None:
     refuse_foreign(checkpoint)
 
 
-def stated_model(checkpoint: Checkpoint) -> dict[str, Any] | None:
+def stated_model(checkpoint: Checkpoint) -> Model | None:
     """The configuration of timm from the card, or from the folder of a bare checkpoint.
 
     Raises:
         MismatchError: one that cannot be.
     """
-    if not (checkpoint.card and checkpoint.card.model):
+    if not checkpoint.card.model:
         return of_config(checkpoint.config) if checkpoint.config else None
     try:
-        return dict(check(checkpoint.card.model))
+        return Model.from_json(checkpoint.card.model)
     except MismatchError as error:
         raise MismatchError(f"{checkpoint.path}: {error}") from None
 
 
 def card_of(checkpoint: Checkpoint, kind: Kind) -> Card:
     """The card to write for what is made from a file; a bare one brings what its folder says."""
-    card = checkpoint.card or Card(kind, model=stated_model(checkpoint))
-    return replace(card, kind=kind, aliases=checkpoint.aliases, moments=None)
+    card = replace(checkpoint.card, kind=kind, moments=None)
+    model = stated_model(checkpoint) if checkpoint.bare else None
+    return replace(card, model=model.to_json()) if model else card
 
 
-def model_of(checkpoint: Checkpoint) -> dict[str, Any]:
+def model_of(checkpoint: Checkpoint) -> Model:
     """The configuration of timm from the card.
 
     Raises:

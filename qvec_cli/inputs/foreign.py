@@ -34,7 +34,7 @@ def layout(checkpoint: Checkpoint, found: Sequence[Packed]) -> dict[str, Any] | 
     """What there is to tell of packed weights: bits only where a file leaves no doubt."""
     if not found:
         return None
-    grid = (checkpoint.card.quant if checkpoint.card else None) or {}
+    grid = checkpoint.card.quant or {}
     bits, groups = widths(found), {weight.group_size for weight in found}
     bits = [width for width in bits if width == grid.get("bits")] or bits
     return {
@@ -55,10 +55,10 @@ def refuse_foreign(checkpoint: Checkpoint, *, floats: bool = False) -> None:
         MismatchError: names the tensor and its layout.
     """
     card = checkpoint.card
-    own = card is not None and card.kind is Kind.QUANTIZED and bool(card.quant)
+    own = card.kind is Kind.QUANTIZED and bool(card.quant)
     found = packed_in(checkpoint)
     for weight in found:
-        told = card is None and not floats
+        told = checkpoint.bare and not floats
         if is_ours(weight) and (own or (told and stored_grid(checkpoint))):
             continue
         alike = [other for other in found if other.layout == weight.layout]
@@ -76,7 +76,7 @@ def stored_grid(checkpoint: Checkpoint) -> Grid | None:
     Raises:
         MismatchError: packed in a way that is not known here.
     """
-    if checkpoint.card:
+    if not checkpoint.bare:
         return Grid.from_json(checkpoint.card.quant) if checkpoint.card.quant else None
     scheme = (checkpoint.config or {}).get("quantization_config")
     if not isinstance(scheme, dict):

@@ -28,7 +28,7 @@ def choose_targets(
     patterns = tuple(patterns)
     if patterns:
         targets = matching(patterns, shapes)
-    elif theta.card and theta.card.targets is not None:
+    elif theta.card.targets is not None:
         targets = tuple(dict.fromkeys(theta.card.targets))
         if missing := [name for name in targets if len(shapes.get(name, ())) != 2]:
             raise CheckpointError(
@@ -61,8 +61,8 @@ def choose_grid(
         MismatchError: made for another grid, and crossing was not asked for.
         QvecError, MismatchError: see ``check_fit``.
     """
-    made = next((c for c in (made, theta) if c.card and c.card.quant), made)
-    stated = swept or (made.card.quant if made.card else None)
+    made = next((c for c in (made, theta) if c.card.quant), made)
+    stated = swept or made.card.quant
     own = Grid.from_json(stated) if stated else None
     grid = wanted.ruled(QUANTIZERS[method].scale).grid(own)
     if own and own != grid and not wanted.cross:

@@ -18,15 +18,15 @@ CROSS: Final = "Pass --cross-grid to cross them all the same."
 
 def note_twice(theta: Checkpoint, rho: Checkpoint, listener: Listener) -> None:
     """Says that a receiver has been patched with this vector, or one it was made of, before."""
-    lineage = theta.card.provenance if theta.card else {}
-    ours = {rho.stated, *_members(rho.card.provenance if rho.card else {})}
+    lineage = theta.card.provenance
+    ours = {rho.stated, *_members(rho.card.provenance)}
     if ours.intersection(_patches(lineage)):
         listener.note(f"{theta.path} was patched with {rho.path} before: the lambdas add up")
 
 
 def note_fit(theta: Checkpoint, rho: Checkpoint, listener: Listener) -> None:
     """Says that the coefficients of a combination were fitted to another receiver."""
-    lineage = rho.card.provenance if rho.card else {}
+    lineage = rho.card.provenance
     told = lineage.get("fit")
     meant = told.get("receiver") if isinstance(told, dict) else None
     if isinstance(meant, dict) and theta.stated and meant.get("digest") != theta.stated:
@@ -63,7 +63,7 @@ def require_same_grid(theta: Checkpoint, rho: Checkpoint, *, cross: bool) -> Non
     Raises:
         MismatchError: names both.
     """
-    ours, theirs = ((c.card.quant if c.card else None) for c in (theta, rho))
+    ours, theirs = (c.card.quant for c in (theta, rho))
     if ours and theirs and ours != theirs and not cross:
         raise MismatchError(
             f"{theta.path} was made for {Grid.from_json(ours)}, {rho.path} for "
@@ -80,8 +80,8 @@ def require_same_start(first: Checkpoint, second: Checkpoint, listener: Listener
     """
     require_same_architecture(first, second)
     names = f"{first.path} and {second.path}"
-    if first.card is None or second.card is None:
-        bare = first if first.card is None else second
+    if first.bare or second.bare:
+        bare = first if first.bare else second
         listener.note(f"{bare.path} has no card: its base cannot be checked")
         return
     if first.card.base is None or second.card.base is None:
@@ -114,7 +114,7 @@ def require_twins(donor: Checkpoint, donor_qat: Checkpoint, listener: Listener) 
     """
     if donor.is_file_of(donor_qat):
         raise MismatchError(f"{donor.path} and {donor_qat.path} are one file: rho would be zero")
-    if donor.card is None or donor_qat.card is None:
+    if donor.bare or donor_qat.bare:
         listener.note("without cards, nothing tells the donor from its QAT twin: mind their order")
         return
     roles = donor.card.role, donor_qat.card.role
@@ -125,7 +125,7 @@ def require_twins(donor: Checkpoint, donor_qat: Checkpoint, listener: Listener) 
             hint=f"qvec extract {donor_qat.path} {donor.path} ...",
         )
     for checkpoint, expected in ((donor, "fp"), (donor_qat, "qat")):
-        if checkpoint.card and checkpoint.card.role != expected:
+        if checkpoint.card.role != expected:
             raise MismatchError(
                 f"{checkpoint.path}: its role is {checkpoint.card.role!r}, "
                 f"{expected!r} belongs here",

@@ -12,6 +12,7 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
 from qvec_cli.inputs.foreign import refuse_foreign, stored_grid
 from qvec_cli.model import build
+from qvec_cli.model.configuration import Model
 from qvec_cli.quant.qtensor import QTensor, from_named, packed_weights, part_names, parts
 from qvec_cli.specs import Grid
 
@@ -48,7 +49,7 @@ def load_state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     return state
 
 
-def load_network(checkpoint: Checkpoint, model: dict[str, Any], on: str) -> torch.nn.Module:
+def load_network(checkpoint: Checkpoint, model: Model, on: str) -> torch.nn.Module:
     """The network of a file on a device, every tensor in its place."""
     target = device(on)
     network = build.rebuild(model)
@@ -56,7 +57,7 @@ def load_network(checkpoint: Checkpoint, model: dict[str, Any], on: str) -> torc
     return network.to(target)
 
 
-def check_network(checkpoint: Checkpoint, model: dict[str, Any], on: str) -> torch.nn.Module:
+def check_network(checkpoint: Checkpoint, model: Model, on: str) -> torch.nn.Module:
     """Refuses, by headers alone, what ``load_network`` would; the network is without numbers."""
     device(on)
     with torch.device("meta"):

@@ -77,7 +77,7 @@ class Patched:
     @property
     def grid(self) -> dict[str, Any] | None:
         """What it is made for: the sweep's grid, the vector's or the receiver's."""
-        theirs, ours = (c.card.quant if c.card else None for c in (self.rho, self.theta))
+        theirs, ours = (c.card.quant for c in (self.rho, self.theta))
         return self.choice.grid or theirs or ours
 
     def checked(self, name: str) -> Iterator[Array]:

@@ -14,6 +14,7 @@ from qvec_cli.data.samples import Subset, Task
 from qvec_cli.errors import DataError, SpecError
 from qvec_cli.inputs.data_use import digest_of, has_seen
 from qvec_cli.inputs.examples import Examples, open_images
+from qvec_cli.model.configuration import Model
 from qvec_cli.outputs.metrics import Input
 from qvec_cli.specs import Calibration, DataUse, Listener, Loading, Use, check_pool, spent
 
@@ -81,7 +82,7 @@ class Proxies:
         return tuple(Input(s.spec, "data", s.examples.task.digest) for s in self.sources)
 
     @property
-    def model(self) -> dict[str, Any]:
+    def model(self) -> Model:
         """The configuration of the network that they are decoded for."""
         return self.sources[0].examples.model
 
@@ -107,7 +108,7 @@ class Proxies:
 
 
 def find_proxies(
-    theta: Checkpoint, model: dict[str, Any], wish: ProxyOptions, *, held_back: bool = False
+    theta: Checkpoint, model: Model, wish: ProxyOptions, *, held_back: bool = False
 ) -> Proxies:
     """Images of each data set, drawn with seed 0; nothing is decoded.
 
@@ -128,7 +129,7 @@ def find_proxies(
 
 def draw_each(
     theta: Checkpoint,
-    model: dict[str, Any],
+    model: Model,
     wanted: ProxyOptions | Calibration,
     *,
     held_back: bool = False,
@@ -149,7 +150,7 @@ def draw_each(
 
 def draw(
     theta: Checkpoint,
-    model: dict[str, Any],
+    model: Model,
     spec: str,
     count: int,
     loading: Loading,
@@ -179,10 +180,10 @@ def draw(
     return ProxySource(spec, Examples(chosen, model, labels, loading), use)
 
 
-def is_own(theta: Checkpoint, model: dict[str, Any], spec: str, loading: Loading) -> bool:
+def is_own(theta: Checkpoint, model: Model, spec: str, loading: Loading) -> bool:
     """Whether a data set is known to be the receiver's own."""
     own = draw(theta, model, spec, 1, loading).use.level is DataUse.RECEIVER_IMAGES
-    return own and bool(theta.card and theta.card.data)
+    return own and bool(theta.card.data)
 
 
 def _shares(total: int, parts: int) -> Iterable[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib.util
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -60,7 +59,7 @@ class NetworkOptions:
         return bool(self.img_size or self.in_chans != 3 or self.crop_pct or self.args)
 
 
-def create(wish: NetworkOptions) -> tuple[nn.Module, dict[str, Any]]:
+def create(wish: NetworkOptions) -> tuple[nn.Module, Model]:
     """A network, and the configuration from which ``rebuild`` makes it again.
 
     Raises:
@@ -82,7 +81,7 @@ def create(wish: NetworkOptions) -> tuple[nn.Module, dict[str, Any]]:
 def rebuild(model: Model) -> nn.Module:
     """The network of a configuration, with random weights."""
     return _create_model(
-        model["architecture"], model["num_classes"], dict(model["model_args"]), pretrained=False
+        model.architecture, model.num_classes, dict(model.model_args), pretrained=False
     )
 
 
@@ -136,23 +135,13 @@ def start_from(
     return keep
 
 
-def channels(model: Model) -> int:
-    """Colour channels that the network takes."""
-    return int(model["pretrained_cfg"]["input_size"][0])
-
-
-def pixels(model: Model) -> int:
-    """Numbers in one image that the network takes."""
-    return math.prod(int(n) for n in model["pretrained_cfg"]["input_size"])
-
-
 def transform(model: Model, *, augment: bool) -> Callable[[Image.Image], Tensor]:
     """From a decoded image to a uint8 tensor [C, H, W], as timm prepares it."""
     from timm.data import create_transform
 
-    data = model["pretrained_cfg"]
+    data = model.pretrained_cfg
     made: Callable[[Image.Image], Tensor] = create_transform(
-        tuple(data["input_size"]),
+        model.input_size,
         is_training=augment,
         use_prefetcher=True,
         interpolation=data["interpolation"],
@@ -167,7 +156,7 @@ def normalise(model: Model) -> Callable[[Tensor], Tensor]:
     import torch
 
     mean, std = (
-        torch.tensor(model["pretrained_cfg"][key], dtype=torch.float32).view(1, -1, 1, 1)
+        torch.tensor(model.pretrained_cfg[key], dtype=torch.float32).view(1, -1, 1, 1)
         for key in ("mean", "std")
     )
 
@@ -233,9 +222,7 @@ def _notice_no_network() -> None:
         constants.HF_HUB_OFFLINE = True
 
 
-def _configuration(
-    network: nn.Module, wish: NetworkOptions, args: Mapping[str, Any]
-) -> dict[str, Any]:
+def _configuration(network: nn.Module, wish: NetworkOptions, args: Mapping[str, Any]) -> Model:
     from timm.data import resolve_data_config
 
     given: Any = network.pretrained_cfg
@@ -253,12 +240,7 @@ def _configuration(
     }
     config["classifier"] = _classifier(network, given.get("classifier"), wish.name)
     config["num_classes"] = wish.num_classes
-    return {
-        "architecture": wish.name.split(".")[0],
-        "num_classes": wish.num_classes,
-        "model_args": dict(args),
-        "pretrained_cfg": config,
-    }
+    return Model(wish.name.split(".")[0], wish.num_classes, dict(args), config)
 
 
 def _classifier(network: nn.Module, named: Any, name: str) -> str | list[str]:

@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from qvec_cli.errors import MismatchError
-
-Model = Mapping[str, Any]
-"""timm's own JSON configuration: architecture, num_classes, model_args, pretrained_cfg."""
-
-
-_FIELDS: Final = {
-    "architecture": str,
-    "num_classes": int,
-    "model_args": dict,
-    "pretrained_cfg": dict,
-}
 
 FLAGS: Final = {
     "img_size": "--img-size",
@@ -35,31 +25,62 @@ _COLOURS: Final = 3
 DATA_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 
 
-def check(model: Model) -> Model:
-    """Refuses a configuration that ``create`` would not have made; cards are only text.
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Which network timm builds, and how its images are prepared; fields have timm's names."""
 
-    Raises:
-        MismatchError: names the field.
-    """
-    for name, kind in _FIELDS.items():
-        if not isinstance(model.get(name), kind):
-            raise MismatchError(f"its configuration for timm is damaged: {name}")
-    if past := model["model_args"].keys() & FLAGS.keys() - {"img_size", "in_chans"}:
-        raise MismatchError(f"its configuration for timm is damaged: {min(past)}")
-    data = model["pretrained_cfg"]
-    named = data.get("classifier")
-    if not all(isinstance(part, str) for part in (named if isinstance(named, list) else [named])):
-        raise MismatchError("its configuration for timm is damaged: classifier")
-    size = data.get("input_size")
-    if not (isinstance(size, list) and len(size) == 3 and all(type(n) is int for n in size)):
-        raise MismatchError("its configuration for timm is damaged: input_size")
-    if missing := [key for key in DATA_KEYS if key not in data]:
-        raise MismatchError(f"its configuration for timm is damaged: {missing[0]} is missing")
-    return model
+    architecture: str
+    num_classes: int
+    model_args: dict[str, Any]  # of timm's constructor
+    pretrained_cfg: dict[str, Any]  # preprocessing, and the names of the classifier's modules
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Model:
+        """The model that a card states; cards are only text, so each field is checked.
+
+        Raises:
+            MismatchError: names the field.
+        """
+        kinds = {"architecture": str, "num_classes": int, "model_args": dict}
+        for name, kind in {**kinds, "pretrained_cfg": dict}.items():
+            if not isinstance(value.get(name), kind):
+                raise _damaged(name)
+        if past := value["model_args"].keys() & FLAGS.keys() - {"img_size", "in_chans"}:
+            raise _damaged(min(past))
+        data = value["pretrained_cfg"]
+        named = data.get("classifier")
+        if not all(isinstance(n, str) for n in (named if isinstance(named, list) else [named])):
+            raise _damaged("classifier")
+        size = data.get("input_size")
+        if not (isinstance(size, list) and len(size) == 3 and all(type(n) is int for n in size)):
+            raise _damaged("input_size")
+        if missing := [key for key in DATA_KEYS if key not in data]:
+            raise _damaged(f"{missing[0]} is missing")
+        return cls(value["architecture"], value["num_classes"], value["model_args"], data)
+
+    def to_json(self) -> dict[str, Any]:
+        """The form that cards keep."""
+        return asdict(self)
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images that the network takes."""
+        channels, height, width = self.pretrained_cfg["input_size"]
+        return channels, height, width
+
+    @property
+    def classifier(self) -> tuple[str, ...]:
+        """Names of the modules that tell the classes apart."""
+        named = self.pretrained_cfg.get("classifier") or ()
+        return (named,) if isinstance(named, str) else tuple(named)
 
 
-def of_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The configuration in a config.json of timm or of transformers' wrapper for it."""
+def _damaged(what: str) -> MismatchError:
+    return MismatchError(f"its configuration for timm is damaged: {what}")
+
+
+def of_config(config: Mapping[str, Any]) -> Model | None:
+    """The model in a config.json of timm or of transformers' wrapper for it."""
     given, args = config.get("pretrained_cfg"), config.get("model_args", {})
     if not (isinstance(given, Mapping) and isinstance(args, Mapping)):
         return None
@@ -81,7 +102,7 @@ def of_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
         "pretrained_cfg": data,
     }
     try:
-        return dict(check(model))
+        return Model.from_json(model)
     except MismatchError:
         return None
 
@@ -93,14 +114,14 @@ def to_config(model: Model, classes: Sequence[str] | None) -> dict[str, Any]:
         model: of a card.
         classes: names in the order of the head, if they are known.
     """
-    count = model["num_classes"]
+    count = model.num_classes
     config = {
         "model_type": "timm_wrapper",
         "architectures": ["TimmWrapperForImageClassification"],
         "dtype": "float32",  # as qvec computes, whatever the file holds
-        "architecture": model["architecture"],
-        "model_args": dict(model["model_args"]),
-        "pretrained_cfg": {**model["pretrained_cfg"], "num_classes": count},
+        "architecture": model.architecture,
+        "model_args": dict(model.model_args),
+        "pretrained_cfg": {**model.pretrained_cfg, "num_classes": count},
         "num_classes": count,  # timm and its wrapper read these two words,
         "num_labels": count,  # everything else of transformers these
     }
@@ -116,8 +137,8 @@ def same_backbone(first: Model, second: Model) -> list[str]:
 
     Pooling, which is the head's, and dropout, which is training's, do not.
     """
-    pairs = {"architecture": (first["architecture"], second["architecture"])}
-    ours, theirs = dict(first["model_args"]), dict(second["model_args"])
+    pairs: dict[str, Any] = {"architecture": (first.architecture, second.architecture)}
+    ours, theirs = first.model_args, second.model_args
     keys = sorted({*ours, *theirs} - {"global_pool"} - {k for k in ours | theirs if "drop" in k})
     pairs |= {k: (ours.get(k), theirs.get(k)) for k in keys}
     return [f"{key} {a} vs {b}" for key, (a, b) in pairs.items() if a != b]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import classifiers, modules
 from qvec_cli.quant.rtn import fake_quantize
 from qvec_cli.specs import Grid
@@ -47,7 +48,7 @@ class FakeQuantize(nn.Module):
         return shown
 
 
-def prepare(network: nn.Module, model: dict[str, Any], grid: Grid) -> None:
+def prepare(network: nn.Module, model: Model, grid: Grid) -> None:
     """Lets the network compute with fake-quantized targets from now on."""
     for _, module, attribute in list(modules(network, classifiers(model))):
         parametrize.register_parametrization(module, attribute, FakeQuantize(grid), unsafe=True)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qvec_cli.errors import MismatchError
+from qvec_cli.model.configuration import Model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,28 +48,25 @@ _PROJECTIONS: Final = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_pr
 _NOT_LINEAR: Final = ("embed", "norm", "relative_position")
 
 
-def classifiers(model: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """Module names of the classifier from timm's configuration, or the usual ones."""
-    named = (model or {}).get("pretrained_cfg", {}).get("classifier")
-    if not named:
-        return HEADS
-    return (named,) if isinstance(named, str) else tuple(named)
+def classifiers(model: Model | None) -> tuple[str, ...]:
+    """Module names of the classifier from the model, or the usual ones."""
+    return (model.classifier if model else ()) or HEADS
 
 
-def head_tensors(names: Iterable[str], model: Mapping[str, Any] | None) -> tuple[str, ...]:
+def head_tensors(names: Iterable[str], model: Model | None) -> tuple[str, ...]:
     """Those of the tensors that belong to the classifier."""
     owned = {f"{module}.{part}" for module in classifiers(model) for part in ("weight", "bias")}
     return tuple(name for name in names if name in owned)
 
 
-def head_of(network: nn.Module, model: Mapping[str, Any]) -> nn.Module | None:
+def head_of(network: nn.Module, model: Model) -> nn.Module | None:
     """The classifier, where there is just one."""
     named = dict(network.named_modules())
     found = [named[name] for name in classifiers(model) if name in named]
     return found[0] if len(found) == 1 else None
 
 
-def of_network(network: nn.Module, model: Mapping[str, Any]) -> tuple[str, ...]:
+def of_network(network: nn.Module, model: Model) -> tuple[str, ...]:
     """State-dict names of the weights that are quantized, in the order of the network."""
     found = modules(network, classifiers(model), aliases=True)
     return tuple(f"{prefix}{attribute}" for prefix, _, attribute in found)
@@ -96,9 +94,7 @@ def modules(
             yield from ((prefix, module, part) for part in held)
 
 
-def of_outline(
-    shapes: Mapping[str, tuple[int, ...]], model: Mapping[str, Any] | None
-) -> tuple[str, ...]:
+def of_outline(shapes: Mapping[str, tuple[int, ...]], model: Model | None) -> tuple[str, ...]:
     """The rule for a file that does not say: 2-D weights but the head's and embeddings'."""
     head = set(head_tensors(shapes, model))
     return tuple(

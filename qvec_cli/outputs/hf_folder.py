@@ -21,7 +21,7 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target, dump, refused, write_json
 from qvec_cli.checkpoint.write import Blocks, size_of, write
 from qvec_cli.errors import CheckpointError, MismatchError
-from qvec_cli.model.configuration import to_config
+from qvec_cli.model.configuration import Model, to_config
 from qvec_cli.model.targets import may_be_linear
 from qvec_cli.quant.compressed_tensors import require_loadable, to_scheme
 from qvec_cli.specs import Grid
@@ -60,9 +60,7 @@ def check_output(path: Path, *, folder: bool, force: bool, size: int = 0) -> Non
         check_target(path, force=False, size=size)
 
 
-def config_of(
-    theta: Checkpoint, model: Mapping[str, Any], targets: Iterable[str], grid: Grid | None
-) -> Config:
+def config_of(theta: Checkpoint, model: Model, targets: Iterable[str], grid: Grid | None) -> Config:
     """What config.json has to say of a network and, if there is a grid, of its packed targets.
 
     Raises:
@@ -119,7 +117,7 @@ def write_output(
 
 
 def _require_loadable(theta: Checkpoint, shapes: Mapping[str, tuple[int, ...]], grid: Grid) -> None:
-    stated = set(theta.card.targets or ()) if theta.card else set()
+    stated = set(theta.card.targets or ())
     if strange := [name for name in shapes if name not in stated and not may_be_linear(name)]:
         raise MismatchError(
             f"{theta.path}: {strange[0]}: looks like an embedding, and a folder holds packed "
@@ -159,12 +157,9 @@ def _then_without(tensors: Blocks, config: Path) -> Blocks:
         raise refused(config, fault) from None
 
 
-def _classes(theta: Checkpoint, model: Mapping[str, Any]) -> list[str] | None:
+def _classes(theta: Checkpoint, model: Model) -> list[str] | None:
     """Names in the order of the head from the card, if there is one."""
-    names: list[str] | None = (theta.card.data or {}).get("classes") if theta.card else None
-    if names is None:
-        return None
-    sound = isinstance(names, list) and set(map(type, names)) == {str}
-    if not (sound and len(set(names)) == len(names) == model["num_classes"]):
+    names = theta.classes
+    if names is not None and not len(set(names)) == len(names) == model.num_classes:
         raise MismatchError(f"{theta.path}: its qvec card is damaged (classes)")
     return names

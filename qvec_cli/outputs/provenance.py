@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qvec_cli.checkpoint import digest as digests
 from qvec_cli.checkpoint.dtypes import name_of
 from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import head_tensors
 from qvec_cli.specs import Use
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def backbone_digest(network: nn.Module, model: Mapping[str, Any]) -> str:
+def backbone_digest(network: nn.Module, model: Model) -> str:
     """The digest of a network's tensors without those of its head."""
     state = network.state_dict()
     head = set(head_tensors(state, model))
@@ -49,7 +50,7 @@ def provenance(
                 "name": parent.name,
                 "kind": parent.kind,
                 "digest": parent.digest,
-                "provenance": parent.card.provenance if parent.card else {},
+                "provenance": parent.card.provenance,
             }
             for label, parent in parents.items()
         ],

@@ -194,7 +194,7 @@ def _require_another(one: Checkpoint, other: Checkpoint, listener: Listener) -> 
 
 
 def _require_same_targets(first: Checkpoint, other: Checkpoint) -> None:
-    ours, theirs = (set((c.card.targets if c.card else None) or ()) for c in (first, other))
+    ours, theirs = (set(c.card.targets or ()) for c in (first, other))
     if ours and theirs and (differ := sorted(ours ^ theirs)):
         raise MismatchError(
             f"{first.path} and {other.path} were trained to quantize different weights: "
@@ -207,7 +207,7 @@ def _require_same_grid(
     first: Checkpoint, other: Checkpoint, request: CombineRequest, listener: Listener
 ) -> None:
     require_same_grid(first, other, cross=request.cross)
-    ours, theirs = ((c.card.quant if c.card else None) for c in (first, other))
+    ours, theirs = (c.card.quant for c in (first, other))
     if ours and theirs and ours != theirs:
         listener.note(
             f"{other.path} was made for {Grid.from_json(theirs)}: the combination counts as made "
@@ -217,7 +217,7 @@ def _require_same_grid(
 
 def _first(vectors: Sequence[Checkpoint], field_: str) -> Checkpoint:
     """The first vector whose card tells a thing, or else the first one."""
-    return next((v for v in vectors if v.card and getattr(v.card, field_)), vectors[0])
+    return next((v for v in vectors if getattr(v.card, field_)), vectors[0])
 
 
 def _pooled(vectors: Sequence[Checkpoint], listener: Listener) -> Pooled | None:
@@ -248,14 +248,14 @@ def _plan(
 def _card(vectors: Sequence[Checkpoint], facts: Mapping[str, Any], use: Use) -> Card:
     parents = {f"rho {place}": vector for place, vector in enumerate(vectors, 1)}
     first = card_of(_first(vectors, "base"), Kind.VECTOR)
-    told = {name: _first(vectors, name).card for name in ("quant", "targets")}
+    model = next(filter(None, map(stated_model, vectors)), None)
     return replace(
         first,
         role="",
-        model=next(filter(None, map(stated_model, vectors)), None),
+        model=model.to_json() if model else None,
         data=joined_data([vector.card for vector in vectors]),
-        quant=told["quant"].quant if told["quant"] else None,
-        targets=told["targets"].targets if told["targets"] else None,
+        quant=_first(vectors, "quant").card.quant,
+        targets=_first(vectors, "targets").card.targets,
         recipe=first.recipe if len(vectors) == 1 else None,
         provenance=provenance("combine", parents, use, **facts),
     )

@@ -68,7 +68,7 @@ def survey(request: CompareGridsRequest, listener: Listener) -> Metrics:
         targets = targets_in(theta, model, request.patterns, listener)
         shapes = {name: theta[name].shape for name in targets}
         check_fit(shapes, Grid(2), str(theta.path))
-        own = theta.card.quant if theta.card else None
+        own = theta.card.quant
         base = request.grid.grid(Grid.from_json(own) if own else None)
         grids = [*_grids(base, request.grid, {shape[1] for shape in shapes.values()})]
         for grid in grids:

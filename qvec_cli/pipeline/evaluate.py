@@ -70,8 +70,8 @@ def evaluate(request: EvaluateRequest, listener: Listener) -> Metrics:
     results: dict[str, Any] = {
         **score.to_json(),
         "split": request.split,
-        "role": card.role if card else "",
-        "grid": card.quant if card else None,
+        "role": card.role,
+        "grid": card.quant,
         "cost": cost,
     }
     parameters = {

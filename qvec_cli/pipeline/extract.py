@@ -108,7 +108,7 @@ def _carried(qat: Checkpoint, file: Checkpoint, listener: Listener) -> Carried:
     require(file, Kind.MOMENTS)
     carried = Carried(file)
     require_same_base(qat, carried, listener)
-    targets = qat.card.targets if qat.card else None
+    targets = qat.card.targets
     check_fit(carried, {n: qat[n].shape for n in targets or carried.facts.sites if n in qat})
     if strange := sorted(carried.facts.targets - {*(targets or qat)}):
         raise MismatchError(

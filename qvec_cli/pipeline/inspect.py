@@ -43,9 +43,9 @@ def describe(path: Path, listener: Listener) -> Metrics:
             "bytes": checkpoint.nbytes,
             "parameters": _parameters(checkpoint, found),
             "layout": layout(checkpoint, found),
-            "model": stated_model(checkpoint),
-            "card": _card(checkpoint.card) if checkpoint.card else None,
-            "metadata": checkpoint.metadata if checkpoint.card is None else {},
+            "model": model.to_json() if (model := stated_model(checkpoint)) else None,
+            "card": None if checkpoint.bare else _card(checkpoint.card),
+            "metadata": checkpoint.metadata if checkpoint.bare else {},
             "tensors": tensors,
             "attached": attached,
             "moments": Carried(checkpoint).facts.in_words() if attached else None,
@@ -81,7 +81,7 @@ def lineage(path: Path, listener: Listener) -> Metrics:
     """
     started = time.perf_counter()
     with opened(path, listener) as checkpoint:
-        if checkpoint.card is None:
+        if checkpoint.bare:
             raise CheckpointError(f"{path}: has no qvec card: its lineage is not known")
         results = {
             "kind": checkpoint.kind,

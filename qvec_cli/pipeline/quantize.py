@@ -31,6 +31,7 @@ from qvec_cli.inputs.grids import choose_grid
 from qvec_cli.inputs.patched import PATCHED, Anchor, Patched, anchored
 from qvec_cli.inputs.proxies import Proxies
 from qvec_cli.model.build import NetworkOptions
+from qvec_cli.model.configuration import Model
 from qvec_cli.outputs.dry_run import STREAMING, Plan
 from qvec_cli.outputs.hf_folder import check_output, config_of, size_of_output, write_output
 from qvec_cli.outputs.metrics import Input, Metrics
@@ -94,7 +95,7 @@ def quantize(request: QuantizeRequest, listener: Listener) -> Metrics:
 
         def card() -> Card:
             made = job.card()
-            return replace(made, model=model or made.model)
+            return replace(made, model=model.to_json() if model else made.model)
 
         plan = _plan(theta, targets, grid, fake=request.fake)
         if images.proxies:
@@ -184,7 +185,7 @@ class _Quantization:
     targets: tuple[str, ...]
     grid: Grid
     images: _CalibrationImages
-    model: dict[str, Any] | None
+    model: Model | None
     oneshot: OneShot | None  # moments from a file
 
     @property
@@ -233,7 +234,7 @@ class _Quantization:
             found["refinement"] = {"steps": steps, "seed": SEED, "images": images}
         return found
 
-    def config(self, model: dict[str, Any]) -> dict[str, Any]:
+    def config(self, model: Model) -> dict[str, Any]:
         """The config.json of a folder."""
         grid = None if self.request.fake else self.grid
         return dict(config_of(self.theta, model, self.targets, grid))
@@ -294,7 +295,7 @@ def _calibration(request: QuantizeRequest) -> Calibration | None:
 def _images(
     request: QuantizeRequest,
     theta: Checkpoint,
-    model: dict[str, Any] | None,
+    model: Model | None,
     calibration: Calibration | None,
 ) -> _CalibrationImages:
     found = find_images(theta, model, calibration)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +31,7 @@ from qvec_cli.learn.batches import TrainingBatches, View, decode
 from qvec_cli.learn.distributed import ALONE, World
 from qvec_cli.learn.fit import Progress, TrainingRun, warmup_steps
 from qvec_cli.model import build, qat
+from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import of_network
 from qvec_cli.outputs.dry_run import TORCH, Plan
 from qvec_cli.outputs.metrics import Input, Metrics
@@ -135,7 +137,7 @@ class Session:
         return View(
             self.task.split(split),
             build.transform(self.model, augment=augment),
-            build.channels(self.model),
+            self.model.input_size[0],
             self.request.loading.workers,
         )
 
@@ -148,7 +150,7 @@ class Session:
         return Card(
             Kind.CHECKPOINT,
             role="qat" if grid else "fp",
-            model=self.model,
+            model=self.model.to_json(),
             data={
                 "name": Path(self.task.name).name,
                 "classes": list(self.task.classes),
@@ -209,7 +211,7 @@ class Session:
             self.listener.note(f"{path} is not there: starting from the beginning")
             return
         with Checkpoint(path) as saved:
-            if saved.card is None or saved.kind is not Kind.STATE:
+            if saved.kind is not Kind.STATE:
                 raise CheckpointError(f"{path}: is not the state of a run")
             place = saved.card.provenance
             if not all(isinstance(place.get(key), dict) for key in ("run", "progress")):
@@ -268,7 +270,7 @@ class _Start:
     """A network at its first step, and where it comes from."""
 
     network: torch.nn.Module
-    model: dict[str, Any]
+    model: Model
     lineage: dict[str, Any]
     inputs: tuple[Input, ...] = ()
 
@@ -288,7 +290,7 @@ def _start(request: TrainRequest, task: Task, listener: Listener, world: World) 
         fresh = build.start_from(network, load_state(base), model, str(request.source))
         fate = f"is replaced by a new one with {classes} classes" if fresh else "is kept"
         listener.note(f"{request.source}: its head {fate}")
-        if base.card and (base.card.data or {}).get("digest") == task.digest:
+        if base.card.data_digest == task.digest:
             use = spent(use, inherited_use(base))
         base.settle()
         lineage = provenance(op, {"base": base}, use, **facts)
@@ -335,9 +337,7 @@ def rehearse(request: TrainRequest, task: Task, listener: Listener, started: flo
         return _plan(request, task, network, model).metrics((base,), started)
 
 
-def _plan(
-    request: TrainRequest, task: Task, network: torch.nn.Module, model: dict[str, Any]
-) -> Plan:
+def _plan(request: TrainRequest, task: Task, network: torch.nn.Module, model: Model) -> Plan:
     state = network.state_dict()
     outline = {n: Entry(name_of(t.dtype), tuple(t.shape)) for n, t in state.items()}
     fates = dict.fromkeys(outline, "trained")
@@ -348,7 +348,7 @@ def _plan(
         fates |= dict.fromkeys(targets, f"trained through {request.grid}")
     images = {name: len(samples) for name, samples in task.splits.items()}
     held = sum(e.size for e in outline.values()) * _PER_WEIGHT
-    pixels = build.pixels(model) * (images.get("train", 0) + images.get("val", 0))
+    pixels = math.prod(model.input_size) * (images.get("train", 0) + images.get("val", 0))
     command = "train-qat" if request.grid else "finetune"
     parameters = {"epochs": request.recipe.epochs, "batch_size": request.recipe.batch_size}
     memory = TORCH + held + pixels

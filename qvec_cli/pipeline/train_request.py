@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from qvec_cli.errors import CheckpointError, MismatchError, SpecError
 from qvec_cli.inputs.files import model_of, require
 from qvec_cli.inputs.grids import check_fit
 from qvec_cli.model.build import NetworkOptions, check_name
+from qvec_cli.model.configuration import Model
 from qvec_cli.specs import Grid, Loading, Recipe
 
 
@@ -73,7 +74,7 @@ def check_start(request: TrainRequest) -> None:
         return
     with Checkpoint(request.source) as checkpoint:
         require(checkpoint, Kind.CHECKPOINT)
-        targets = checkpoint.card.targets if checkpoint.card else None
+        targets = checkpoint.card.targets
         shapes = {name: checkpoint[name].shape for name in targets or () if name in checkpoint}
         if request.grid and shapes:
             check_fit(shapes, request.grid, str(request.source))
@@ -81,7 +82,7 @@ def check_start(request: TrainRequest) -> None:
             stored_model(request, checkpoint, classes=1)
 
 
-def stored_model(request: TrainRequest, checkpoint: Checkpoint, classes: int) -> dict[str, Any]:
+def stored_model(request: TrainRequest, checkpoint: Checkpoint, classes: int) -> Model:
     """The configuration of a file's network, with a head for the task at hand.
 
     Raises:
@@ -95,17 +96,17 @@ def stored_model(request: TrainRequest, checkpoint: Checkpoint, classes: int) ->
             str(error), hint="Name it: qvec finetune NAME --initial-checkpoint FILE ..."
         ) from None
     asked = {**request.args, "img_size": request.img_size, "in_chans": request.in_chans}
-    own = stored["model_args"]
+    own = stored.model_args
     for key, value in asked.items():
         if value is not None and own.get(key, 3 if key == "in_chans" else None) != value:
             raise MismatchError(
                 f"{checkpoint.path} was made with {key} {own.get(key)}, not {value}",
                 hint="A checkpoint file brings its own architecture.",
             )
-    config = {**stored["pretrained_cfg"], "num_classes": classes}
+    config = {**stored.pretrained_cfg, "num_classes": classes}
     if request.crop_pct is not None:
         config["crop_pct"] = request.crop_pct
-    return {**stored, "num_classes": classes, "pretrained_cfg": config}
+    return replace(stored, num_classes=classes, pretrained_cfg=config)
 
 
 def _is_file(path: Path) -> bool:

@@ -13,6 +13,7 @@ from qvec_cli.data.samples import Subset, Task
 from qvec_cli.inputs.examples import Examples
 from qvec_cli.inputs.proxies import Proxies
 from qvec_cli.learn.answers import Array, Outputs, outputs
+from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import head_of
 from qvec_cli.selection.trial import Trial
 from qvec_cli.specs import Listener, Loading, Measure, Silence
@@ -86,7 +87,7 @@ class Judge:
     """Images, the float answers to them, and the measure that suits these."""
 
     trial: Trial  # of the receiver; its network's weights are overwritten
-    model: dict[str, Any]
+    model: Model
     images: Tensor  # uint8 [N, C, H, W]
     teacher: Outputs
     measure: Measure
@@ -112,7 +113,7 @@ class Judge:
 
 def load_judge(
     trial: Trial,
-    model: dict[str, Any],
+    model: Model,
     proxies: Proxies,
     listener: Listener,
     measure: Measure | None = None,
@@ -134,7 +135,7 @@ def load_judge(
 
 def told(judge: Judge, proxies: Proxies, listener: Listener) -> dict[str, Any]:
     """What the proxies are to the model, for the metrics; says so where they are close to noise."""
-    side = int(judge.model["pretrained_cfg"]["input_size"][-1])
+    side = judge.model.input_size[-1]
     count = min(_NOISES, len(judge.images))
     sample = Task("noise", ("noise",), {"train": Subset(noise(side).splits["train"], 0, count)})
     images, _ = Examples(sample, judge.model, (0,), Loading()).decoded("train", Silence())
@@ -159,7 +160,7 @@ def told(judge: Judge, proxies: Proxies, listener: Listener) -> dict[str, Any]:
     }
 
 
-def _answers(trial: Trial, model: dict[str, Any], images: Tensor) -> Outputs:
+def _answers(trial: Trial, model: Model, images: Tensor) -> Outputs:
     return outputs(
         trial.network,
         images,

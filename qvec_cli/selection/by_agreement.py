@@ -18,6 +18,7 @@ from qvec_cli.inputs.files import model_of, opened
 from qvec_cli.inputs.lambdas import AUTO, LambdaChoice
 from qvec_cli.inputs.match import Match, match
 from qvec_cli.inputs.proxies import Proxies, ProxyOptions, find_proxies
+from qvec_cli.model.configuration import Model
 from qvec_cli.outputs.dry_run import TORCH, Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.selection.by_labels import UNIT
@@ -59,7 +60,7 @@ class AgreementInputs:
     """Files and images of a choice, found to belong together."""
 
     matches: tuple[Match, ...]
-    model: dict[str, Any]
+    model: Model
     proxies: Proxies
     labelled: Examples | None
 

@@ -143,7 +143,7 @@ class Host:
 
         with opened(path, listener) as checkpoint:
             state = load_state(checkpoint)
-            grid = checkpoint.card.quant if checkpoint.card else None
+            grid = checkpoint.card.quant
             use = inherited_use(checkpoint).level
             checkpoint.settle()
         load(self._trial.network, state, str(path))

@@ -18,7 +18,7 @@ from qvec_cli.inputs.files import model_of, opened, require, require_model, stat
 from qvec_cli.inputs.grids import choose_grid, choose_targets
 from qvec_cli.inputs.kinship import require_same_grid, require_same_start
 from qvec_cli.inputs.proxies import Proxies, ProxyOptions, find_proxies, is_own
-from qvec_cli.model.configuration import same_backbone
+from qvec_cli.model.configuration import Model, same_backbone
 from qvec_cli.model.targets import head_tensors
 from qvec_cli.outputs.provenance import version
 from qvec_cli.quant.methods import QUANTIZERS
@@ -146,7 +146,7 @@ def _setting(
     )
 
 
-def _proxies(name: str, theta: Checkpoint, model: dict[str, Any], wish: ProxyOptions) -> Proxies:
+def _proxies(name: str, theta: Checkpoint, model: Model, wish: ProxyOptions) -> Proxies:
     """The images of all data sets but the receiver's own; one pool for all its donors."""
     others = [spec for spec in wish.specs if not is_own(theta, model, spec, wish.loading)]
     if not others:
@@ -209,7 +209,7 @@ def _twin(
         require_same_start(theta, qat, listener)
         _require_same_classes(theta, qat)
         _require_same_data(theta, qat)
-        made = Grid.from_json(qat.card.quant) if qat.card and qat.card.quant else None
+        made = Grid.from_json(qat.card.quant) if qat.card.quant else None
         if made != setting.grid:
             raise MismatchError(
                 f"{path}: was made for {made or 'no grid'}, the cells are on {setting.grid}",
@@ -231,13 +231,13 @@ def _other(path: Path, theta: Checkpoint, listener: Listener) -> dict[str, Any]:
 
 
 def _require_same_classes(theta: Checkpoint, other: Checkpoint) -> None:
-    ours, theirs = ((c.card.data or {}).get("classes") if c.card else None for c in (theta, other))
+    ours, theirs = (c.classes for c in (theta, other))
     if ours != theirs:
         raise MismatchError(f"{other.path} and {theta.path} do not name the same classes")
 
 
 def _require_same_data(theta: Checkpoint, qat: Checkpoint) -> None:
-    ours, theirs = ((c.card.data or {}).get("digest") if c.card else None for c in (theta, qat))
+    ours, theirs = (c.card.data_digest for c in (theta, qat))
     if ours and theirs and ours != theirs:
         raise MismatchError(
             f"{qat.path} was trained on other images than {theta.path}",
@@ -248,12 +248,12 @@ def _require_same_data(theta: Checkpoint, qat: Checkpoint) -> None:
 def _network(checkpoint: Checkpoint) -> dict[str, Any]:
     """What must be the same for two runs to be of one question: the network without its head."""
     model = model_of(checkpoint)
-    return {key: model[key] for key in ("architecture", "model_args")}
+    return {"architecture": model.architecture, "model_args": model.model_args}
 
 
 def _recipe(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """How a receiver was trained, but for the seed."""
-    recipe = checkpoint.card.recipe if checkpoint.card else None
+    recipe = checkpoint.card.recipe
     return {key: value for key, value in recipe.items() if key != "seed"} if recipe else None
 
 
@@ -266,7 +266,7 @@ def _trained(checkpoint: Checkpoint) -> int | None:
     """Images that the training of a file has seen: passes times images."""
     card = checkpoint.card
     try:
-        return int(card.recipe["epochs"]) * int(card.data["images"]["train"])  # type: ignore[index, union-attr]
+        return int(card.recipe["epochs"]) * int(card.data["images"]["train"])  # type: ignore[index]
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
 
@@ -350,7 +350,7 @@ def check_drift(
 def _require_twin(twin: Checkpoint, rho: Checkpoint, listener: Listener) -> None:
     require(twin, Kind.CHECKPOINT)
     require_same_start(twin, rho, listener)
-    lineage = rho.card.provenance.get("parents", []) if rho.card else []
+    lineage = rho.card.provenance.get("parents", [])
     known = [p.get("digest") for p in lineage if isinstance(p, dict) and p.get("as") == "donor"]
     if known and twin.stated and twin.stated not in known:
         raise MismatchError(
