@@ -119,7 +119,7 @@ class Session:
             "val": {key: history[-1][key] for key in ("float", "quantized") if key in history[-1]},
             "targets": len(self.targets),
             "data": self.card.data,
-            "model": self.model,
+            "model": self.model.to_json(),
         }
 
     def _training(self) -> TrainingBatches:
@@ -244,7 +244,7 @@ class Session:
             **self.request.recipe.to_json(),
             "base": self.card.base,
             "grid": self.card.quant,
-            "model": self.model,
+            "model": self.model.to_json(),
             "data": self.card.data,
             "device": str(self.device) if self.world.size == 1 else self.device.type,
         }
