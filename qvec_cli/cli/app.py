@@ -18,6 +18,7 @@ import typer
 from qvec_cli.cli import (
     advising,
     drawing,
+    manual,
     measurement,
     quantization,
     show,
@@ -65,6 +66,7 @@ app.command()(advising.advise)
 app.command()(study.inspect)
 app.command()(drawing.plot)
 app.command()(drawing.report)
+app.command("help")(manual.manual)
 
 
 def _version(wanted: bool) -> None:
