@@ -37,7 +37,7 @@ fix: .venv/ready  ## what a machine can mend
 slow: .venv/ready .bench/ct/ready .bench/llmc/ready  ## the tests that take minutes
 	$(BIN)/pytest -m "slow and not gpu"
 
-bench: .venv/ready .bench/mergekit/ready .bench/ct/ready .bench/llmc/ready  ## the ratios of README's "How fast", measured in one run
+bench: .venv/ready .bench/mergekit/ready .bench/ct/ready .bench/llmc/ready  ## the ratios of tests/bench/README.md, measured in one run
 	$(BIN)/python tests/bench/run.py
 
 .bench/mergekit/ready:

@@ -1,4 +1,4 @@
-"""README is run: its console blocks in one empty folder, and every command stands in it."""
+"""README and the manual are run: their console blocks in empty folders, and their links resolve."""
 
 from __future__ import annotations
 
@@ -13,27 +13,35 @@ from pathlib import Path
 import pytest
 from conftest import call
 
-from qvec_cli.cli.app import app
-
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [
-    (info.name or info.callback.__name__).replace("_", "-") for info in app.registered_commands
+MANUAL = ROOT / "qvec_cli" / "manual"
+STUDIES = sorted((ROOT / "examples").glob("*/README.md"))
+DOCUMENTS = [
+    ROOT / "README.md",
+    *sorted(MANUAL.glob("*.md")),
+    *STUDIES,
+    ROOT / "tests" / "bench" / "README.md",
 ]
+AWAITED = {ROOT / "examples" / "tiny" / "results" / "bars.svg"}
+"""What is linked before it is there."""
+
+every_document = pytest.mark.parametrize(
+    "document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix()
+)
 
 
-def console_blocks() -> list[list[tuple[str, list[str]]]]:
-    """Each block as pairs of a command and the lines that it prints."""
-    blocks = []
-    for text in re.findall(r"```console\n(.*?)```", README, re.DOTALL):
-        pairs: list[tuple[str, list[str]]] = []
-        for line in text.splitlines():
+def console_blocks(document: Path) -> list[tuple[str, list[str]]]:
+    """The commands of a page in order, each with the lines that it prints."""
+    pairs: list[tuple[str, list[str]]] = []
+    text = document.read_text(encoding="utf-8")
+    for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
+        for line in block.splitlines():
             if line.startswith("$ "):
                 pairs.append((line[2:], []))
             else:
                 pairs[-1][1].append(line)
-        blocks.append(pairs)
-    return blocks
+    return pairs
 
 
 def shape(line: str) -> str:
@@ -43,13 +51,43 @@ def shape(line: str) -> str:
     return re.sub(r"-?\d[\d,.]*(e[-+]\d+)?", "#", line)
 
 
+def shown(command: str, *, failing: bool) -> str:
+    """What a command prints, on stderr if it should fail; commands of qvec run in this process."""
+    program, *args = shlex.split(command)
+    if "|" in args:
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        shell = ["bash", "-o", "pipefail", "-c", command]
+        env = {**os.environ, "PATH": path}
+        done = subprocess.run(shell, capture_output=True, text=True, check=True, env=env)
+        return done.stderr + done.stdout
+    if program == "python":
+        done = subprocess.run([sys.executable, *args], capture_output=True, text=True, check=True)
+        return done.stdout
+    assert program == "qvec", command
+    result = call(*args, code=None)
+    assert (result.code != 0) == failing, result
+    return result.err if failing else result.out
+
+
+def run(document: Path) -> int:
+    """Runs the blocks of a page in the working folder, and counts their commands."""
+    pairs = console_blocks(document)
+    for command, expected in pairs:
+        cut = expected[-1:] == ["..."]
+        wanted = expected[:-1] if cut else expected
+        printed = shown(command, failing=expected[0].startswith("error:"))
+        lines = printed.splitlines()[: len(wanted) if cut else None]
+        assert [shape(line) for line in lines] == [shape(line) for line in wanted], command
+    return len(pairs)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder beside the example, whose recipe is cut to one epoch."""
     shutil.copytree(
         ROOT / "examples" / "tiny",
         tmp_path / "examples" / "tiny",
-        ignore=shutil.ignore_patterns("out"),
+        ignore=shutil.ignore_patterns("out", "out-*"),
     )
     recipe = tmp_path / "examples" / "tiny" / "recipe.yaml"
     text, count = re.subn(r"epochs: \d+", "epochs: 1", recipe.read_text())
@@ -59,45 +97,67 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_console_blocks_print_what_readme_says(folder: Path) -> None:
-    blocks = console_blocks()
-    assert sum(len(pairs) for pairs in blocks) > 10
-    for command, expected in (pair for pairs in blocks for pair in pairs):
-        program, *args = shlex.split(command)
-        if "|" in args:
-            path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-            shell = ["bash", "-o", "pipefail", "-c", command]
-            env = {**os.environ, "PATH": path}
-            done = subprocess.run(shell, capture_output=True, text=True, check=True, env=env)
-            shown = done.stderr + done.stdout
-        elif program == "python":
-            done = subprocess.run(
-                [sys.executable, *args], capture_output=True, text=True, check=True
-            )
-            shown = done.stdout
-        else:
-            assert program == "qvec", command
-            failing = expected[0].startswith("error:")
-            result = call(*args, code=None)
-            assert (result.code != 0) == failing, result
-            shown = result.err if failing else result.out
-        cut = expected[-1:] == ["..."]
-        wanted = expected[:-1] if cut else expected
-        lines = shown.splitlines()[: len(wanted) if cut else None]
-        assert [shape(line) for line in lines] == [shape(line) for line in wanted], command
+def test_the_console_blocks_of_readme_and_studies_print_what_they_say(folder: Path) -> None:
+    assert run(ROOT / "README.md") >= 1
+    for study in STUDIES:
+        run(study)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_stands_in_readme(command: str) -> None:
-    assert f"`qvec {command} " in README
+def test_the_console_blocks_of_the_manual_print_what_they_say(folder: Path) -> None:
+    """The tour runs first: other pages use the files that it makes."""
+    tour = MANUAL / "tour.md"
+    assert run(tour) > 30
+    assert sum(run(page) for page in sorted(MANUAL.glob("*.md")) if page != tour) > 10
 
 
-def test_every_make_target_that_readme_names_exists() -> None:
+def test_readme_is_a_front_page() -> None:
+    assert 10_000 <= len(README.encode()) <= 14_000
+    assert any(re.search(r"\bqvec [a-z]", line) for line in README.splitlines()[:40])
+    commands = [n for n, line in enumerate(README.splitlines(), 1) if line.startswith("qvec ")]
+    assert commands[0] <= 40
+
+
+@every_document
+def test_every_make_target_that_is_named_exists(document: Path) -> None:
     makefile = (ROOT / "Makefile").read_text()
-    named = set(re.findall(r"`?make ([a-z]+(?:-[a-z]+)*)", README))
-    assert {"demo", "test", "bench"} <= named
-    for target in named:
+    named = re.compile(r"(?:`|^)make ([a-z]+(?:-[a-z]+)*)", re.MULTILINE)
+    for target in named.findall(document.read_text(encoding="utf-8")):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_accuracies_of_readme_are_those_that_the_studies_keep() -> None:
+    rows = re.findall(r"^\| [^|]+ \| [^|]+ \| (0\.\d{4}) \| (0\.\d{4}) \|$", README, re.MULTILINE)
+    assert len(rows) > 10
+    for study, column in zip(("tiny", "real"), zip(*rows, strict=True), strict=True):
+        kept = (ROOT / "examples" / study / "results" / "zero_shot.txt").read_text()
+        first, *_ = kept.split("regret of")
+        assert set(column) <= set(re.findall(r"\t(0\.\d{4})\t", first)), study
+
+
+def test_readme_names_the_targets_of_a_fresh_machine() -> None:
+    assert {"demo", "test", "bench"} <= set(re.findall(r"\bmake ([a-z]+)", README))
+
+
+@every_document
+def test_every_link_to_a_file_resolves(document: Path) -> None:
+    prose = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    links = set(re.findall(r"\]\(([^)\s]+)\)", prose))
+    for link in links - {link for link in links if "://" in link}:
+        name, _, heading = link.partition("#")
+        path = (document.parent / name).resolve() if name else document
+        assert path.exists() or path in AWAITED, link
+        assert not heading or heading in headings(path), link
+
+
+def headings(document: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    titles = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@every_document
+def test_a_document_is_finished(document: Path) -> None:
+    assert not re.search(r"@@|\bXX\b|TODO|TBD|FIXME", document.read_text(encoding="utf-8"))
 
 
 def test_ci_calls_the_test_command_of_readme() -> None:
@@ -118,7 +178,3 @@ def test_no_path_of_a_machine_stands_in_a_tracked_file() -> None:
     for name in filter(None, listed.stdout.split(b"\0")):
         content = (ROOT / name.decode()).read_bytes()
         assert not any(home in content for home in homes), name
-
-
-def test_readme_is_finished() -> None:
-    assert not re.search(r"@@|TODO|TBD|FIXME", README)

@@ -18,6 +18,7 @@ import typer
 from qvec_cli.cli import (
     advising,
     drawing,
+    manual,
     measurement,
     quantization,
     show,
@@ -84,6 +85,7 @@ app.command()(study.inspect)
 app.command()(drawing.plot)
 
 app.command()(drawing.report)
+app.command("help")(manual.manual)
 
 
 def _version(wanted: bool) -> None:

@@ -120,6 +120,22 @@ def result(text: str) -> None:
         raise QvecError(f"the result cannot be written to stdout: {reason}") from None
 
 
+def page(markdown: str) -> None:
+    """Shows a page of the manual: formatted on a terminal, the Markdown text itself in a pipe."""
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    result(_formatted(markdown) if terminal else markdown)
+
+
+def _formatted(markdown: str) -> str:
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    console = Console()
+    with console.capture() as captured:
+        console.print(Markdown(markdown, code_theme="ansi_dark"))
+    return captured.get()
+
+
 def drop_stdout() -> None:
     """Lets the interpreter's own last flush succeed."""
     with contextlib.suppress(OSError):
