@@ -146,7 +146,7 @@ def test_a_recipe_opens_with_hardware_time_and_what_to_expect(
 
 
 def test_the_readme_shows_what_the_budget_prints(counts: dict[str, Any]) -> None:
-    readme = (ROOT / "README.md").read_text().splitlines()
+    readme = (PAPER / "README.md").read_text().splitlines()
     for line in (*budget.heads(), *map(budget.overview, counts.values())):
         assert line.rstrip() in readme
 

@@ -16,7 +16,6 @@ from conftest import call
 from qvec_cli.transfer.grid_file import read_grid_file
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-README = EXAMPLES.parent / "README.md"
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,8 @@ def test_every_line_of_the_readmes_tables_is_one_that_the_study_has_printed(stud
     printed = (EXAMPLES / study / "results" / "table.txt").read_text().splitlines()
     heads = [line for line in printed if re.search(r" receivers(, \d runs)?$", line)]
     assert len(heads) == len(STUDIES[study].grids)
-    blocks = re.findall(r"```text\n(.*?)```", README.read_text(), re.DOTALL)
+    page = EXAMPLES / study / "README.md"
+    blocks = re.findall(r"```text\n(.*?)```", page.read_text(), re.DOTALL)
     (block,) = [block for block in blocks if words(heads[0]) in map(words, block.splitlines())]
     shown = [words(line) for line in block.splitlines() if line]
     assert set(shown) <= set(map(words, printed))
@@ -153,6 +153,7 @@ def test_every_line_of_the_readmes_tables_is_one_that_the_study_has_printed(stud
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_figure_of_a_study_is_there_and_shown(study: str) -> None:
     results = EXAMPLES / study / "results"
-    shown = re.findall(rf"examples/{study}/results/(\w+\.svg)", README.read_text())
+    page = EXAMPLES / study / "README.md"
+    shown = re.findall(r"\]\(results/([\w-]+\.svg)\)", page.read_text())
     assert shown
     assert set(shown) <= {path.name for path in results.glob("*.svg")}

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 from conftest import call
-from test_studies import EXAMPLES, README, Study, words
+from test_studies import EXAMPLES, Study, words
 
 from qvec_cli.results.records import Score
 from qvec_cli.transfer.grid_file import read_grid_file
@@ -215,7 +215,8 @@ def test_every_line_of_the_readmes_tables_is_one_that_the_study_has_printed(stud
     printed = (EXAMPLES / study / "results" / "zero_shot.txt").read_text().splitlines()
     heads = [line for line in printed if re.search(r" receivers, \d+ seeds?$", line)]
     assert heads
-    blocks = re.findall(r"```text\n(.*?)```", README.read_text(), re.DOTALL)
+    page = EXAMPLES / study / "README.md"
+    blocks = re.findall(r"```text\n(.*?)```", page.read_text(), re.DOTALL)
     (block,) = [block for block in blocks if words(heads[0]) in map(words, block.splitlines())]
     shown = [words(line) for line in block.splitlines() if line]
     assert set(shown) <= set(map(words, printed))
