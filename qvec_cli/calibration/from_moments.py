@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, NotFiniteError, SpecError
-from qvec_cli.inputs.files import opened
 from qvec_cli.outputs.metrics import Input
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.moments import Inputs
@@ -173,10 +171,3 @@ class OneShot:
         if not np.isfinite(held).all():
             raise NotFiniteError(f"{self._theta.path}: {name}: overflows {dtype} in calibration")
         return held
-
-
-def carrier_of(
-    wanted: Moments | None, listener: Listener
-) -> AbstractContextManager[Checkpoint | None]:
-    """The file that carries the moments, open; to be used as a context."""
-    return opened(wanted.path, listener) if wanted else nullcontext()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from qvec_cli.calibration.from_moments import Moments, MomentsRun, OneShot, carrier_of, check_method
+from qvec_cli.calibration.from_moments import Moments, MomentsRun, OneShot, check_method
 from qvec_cli.calibration.refine import SEED, Refinement, Subject, find, refine
 from qvec_cli.calibration.refine import memory as refining_memory
 from qvec_cli.calibration.sequential import (
@@ -26,7 +26,7 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, SpecError
 from qvec_cli.inputs.architecture import architecture, targets_in
 from qvec_cli.inputs.data_use import inherited_use
-from qvec_cli.inputs.files import FAKE, card_of, opened, require_float
+from qvec_cli.inputs.files import FAKE, InputFiles, card_of, input_files, require_float
 from qvec_cli.inputs.grids import choose_grid
 from qvec_cli.inputs.patched import PATCHED, Anchor, Patched, anchored
 from qvec_cli.inputs.proxies import Proxies
@@ -64,7 +64,9 @@ class QuantizeRequest:
     moments: Moments | None = None  # from a file, in place of images
 
 
-def quantize(request: QuantizeRequest, listener: Listener) -> Metrics:
+def quantize(
+    request: QuantizeRequest, listener: Listener, files: InputFiles | None = None
+) -> Metrics:
     """Writes the quantized model and reports what it costs and how far it is from the float one.
 
     Raises:
@@ -76,11 +78,10 @@ def quantize(request: QuantizeRequest, listener: Listener) -> Metrics:
     calibration = _calibration(request)
     _check_method(request, calibration)
     check_output(request.out, folder=request.folder, force=request.force)
-    with (
-        opened(request.source, listener) as theta,
-        carrier_of(request.moments, listener) as carrier,
-        anchored(theta, request.anchor, listener) as patched,
-    ):
+    with input_files(files, listener) as run:
+        theta = run.open(request.source)
+        carrier = run.open(request.moments.path) if request.moments else None
+        patched = anchored(theta, request.anchor, run, listener)
         require_float(theta)
         oneshot = _oneshot(request, theta, carrier, listener)
         known = request.folder or request.wish or calibration or request.refinement

@@ -101,9 +101,9 @@ class Judge:
         trial.place(lam)
         return self.answers()
 
-    def distances(self, found: Outputs) -> Array:
-        """How far each image's answer is from the float one."""
-        return distances(self.teacher, found, self.measure)
+    def distances(self, student: Outputs) -> Array:
+        """How far each image's answer is from the float one, [N]."""
+        return distances(self.teacher, student, self.measure)
 
     @property
     def chances(self) -> Array:
@@ -133,28 +133,28 @@ def load_judge(
     return Judge(trial, model, images, teacher, measure or choose_measure(teacher))
 
 
-def told(judge: Judge, proxies: Proxies, listener: Listener) -> dict[str, Any]:
-    """What the proxies are to the model, for the metrics; says so where they are close to noise."""
+def proxy_facts(judge: Judge, proxies: Proxies, listener: Listener) -> dict[str, Any]:
+    """How much the proxies tell of the model, for the metrics; a note where that is little."""
     side = judge.model.input_size[-1]
     count = min(_NOISES, len(judge.images))
     sample = Task("noise", ("noise",), {"train": Subset(noise(side).splits["train"], 0, count)})
     images, _ = Examples(sample, judge.model, (0,), Loading()).decoded("train", Silence())
     judge.trial.put(iter(judge.trial.theta.items()))
     floor = diversity(_answers(judge.trial, judge.model, images))
-    own = diversity(judge.teacher)
-    close = own < _CLOSE * floor
+    of_proxies = diversity(judge.teacher)
+    close = of_proxies < _CLOSE * floor
     if proxies.only_noise:
         listener.note("--proxy noise: a choice by noise is a rough one; any pictures do better")
     elif close:
         listener.note(
-            f"the proxies are close to noise for this model: its features differ by {own:.2f} "
-            f"between them, by {floor:.2f} between images of noise"
+            "the proxies are close to noise for this model: its features differ by "
+            f"{of_proxies:.2f} between them, by {floor:.2f} between images of noise"
         )
     return {
         "sources": proxies.facts(),
         "n": len(judge.images),
         "information": information(judge.teacher),
-        "diversity": own,
+        "diversity": of_proxies,
         "diversity_of_noise": floor,
         "close_to_noise": bool(close or proxies.only_noise),
     }
