@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,17 +26,36 @@ TELLING: Final = 0.3
 def distances(teacher: Outputs, student: Outputs, measure: Measure) -> Array:
     """How far each image's answer has moved, float64 [N]; 0 is perfect agreement.
 
-    ``kl``: KL(softmax of the teacher || softmax of the student), nats. ``features``: the squared
-    change of the classifier's input, relative to the teacher's mean squared length of what
-    differs between images.
+    Args:
+        teacher: the float network's outputs for N images.
+        student: those of the quantized network, for the same images.
+        measure: which distance.
     """
-    if measure is Measure.FEATURES:
-        apart = student.features.astype(np.float64) - teacher.features
-        around = teacher.features - teacher.features.mean(axis=0, dtype=np.float64)
-        length = float(np.square(around).sum(axis=1).mean())
-        return np.asarray(np.square(apart).sum(axis=1) / max(length, 1e-30))
+    return MEASURES[measure](teacher, student)
+
+
+def _kl(teacher: Outputs, student: Outputs) -> Array:
+    """KL(softmax of the teacher || softmax of the student), nats."""
     ours, theirs = log_softmax(teacher.logits), log_softmax(student.logits)
     return np.asarray((np.exp(ours) * (ours - theirs)).sum(axis=1))
+
+
+def _feature_change(teacher: Outputs, student: Outputs) -> Array:
+    """The squared change of the classifier's input, of the teacher's mean squared deviation.
+
+    The deviation is from the mean over the images: what all of them share tells nothing apart.
+    """
+    change = student.features.astype(np.float64) - teacher.features
+    deviation = teacher.features - teacher.features.mean(axis=0, dtype=np.float64)
+    length = float(np.square(deviation).sum(axis=1).mean())
+    return np.asarray(np.square(change).sum(axis=1) / max(length, 1e-30))
+
+
+MEASURES: Final[Mapping[Measure, Callable[[Outputs, Outputs], Array]]] = {
+    Measure.KL: _kl,
+    Measure.FEATURES: _feature_change,
+}
+"""A label-free measure is its word in specs, its function and its row here."""
 
 
 def choose_measure(teacher: Outputs) -> Measure:
