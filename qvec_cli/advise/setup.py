@@ -1,4 +1,4 @@
-"""What advise is asked, and the receiver and images that were resolved from that."""
+"""The request of advise, and the receiver and images that it is resolved to."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def choose_targets(
 
 
 def choose_grid(
-    wanted: GridOptions,
+    options: GridOptions,
     method: Method,
     made: Checkpoint,
     theta: Checkpoint,
@@ -64,8 +64,8 @@ def choose_grid(
     made = next((c for c in (made, theta) if c.card.quant), made)
     stated = swept or made.card.quant
     own = Grid.from_json(stated) if stated else None
-    grid = wanted.ruled(QUANTIZERS[method].scale).grid(own)
-    if own and own != grid and not wanted.cross:
+    grid = options.ruled(QUANTIZERS[method].scale).grid(own)
+    if own and own != grid and not options.cross:
         raise MismatchError(f"{made.path} was made for {own}, not for {grid}", hint=CROSS)
     check_fit({name: theta[name].shape for name in targets}, grid, str(theta.path))
     return grid

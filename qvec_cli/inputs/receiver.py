@@ -43,7 +43,7 @@ class PairedVector:
 
 @dataclass(frozen=True, slots=True)
 class Receiver:
-    """A float model that is to be quantized, and all that was found to belong to it."""
+    """A float model that is to be quantized, with all that belongs to it."""
 
     theta: Checkpoint
     model: Model

@@ -77,11 +77,11 @@ class _Merging:
                 if not finite(block):
                     vector.require_finite(name)
                 norm.add(block)
-            found = merged(blocks, self.merge, streams)
-            if not finite(found):
+            block = merged(blocks, self.merge, streams)
+            if not finite(block):
                 raise CheckpointError(f"{name}: the combination overflows float32")
-            self.norm.add(found)
-            yield found
+            self.norm.add(block)
+            yield block
 
     def _blocks(self, name: str) -> Iterator[tuple[Array, ...]]:
         """The same block of every vector, or all of a tensor for a rule that needs it."""
@@ -123,8 +123,8 @@ def combine(
         facts = {**_facts(request), **({"fit": dict(fitted.facts)} if fitted else {})}
 
         def card() -> Card:
-            told = pooled.facts.to_json() if pooled else None
-            return replace(_card(vectors, facts, use), moments=told)
+            moments = pooled.facts.to_json() if pooled else None
+            return replace(_card(vectors, facts, use), moments=moments)
 
         if request.dry_run:
             planned = _plan(run, plan, request, facts)

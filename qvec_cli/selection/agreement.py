@@ -143,7 +143,7 @@ def load_judge(
     Args:
         trial: of the receiver.
         model: its configuration.
-        proxies: images that have been found.
+        proxies: images, drawn and not yet decoded.
         listener: hears of the decoding.
         measure: how answers are compared; None: what suits the answers.
     """

@@ -88,8 +88,8 @@ def _receiver(
     listener: Listener,
 ) -> Receiver:
     proxy = _proxies(name, theta, options.proxy) if options.proxy else None
-    wanted = ReceiverOptions(options.grid, options.method, options.loading, member.data)
-    return resolve(theta, [*rhos.values()], replace(wanted, proxy=proxy), listener)
+    resolving = ReceiverOptions(options.grid, options.method, options.loading, member.data)
+    return resolve(theta, [*rhos.values()], replace(resolving, proxy=proxy), listener)
 
 
 def _proxies(name: str, theta: Checkpoint, proxy: ProxyOptions) -> ProxyOptions:
