@@ -12,8 +12,8 @@ from typing import Final
 
 from qvec_cli.advise.decision import Family
 from qvec_cli.advise.setup import AdviseInputs, AdviseRequest
-from qvec_cli.calibration.from_moments import Moments
-from qvec_cli.calibration.refine import Refinement
+from qvec_cli.calibration.from_moments import MomentsOptions
+from qvec_cli.calibration.refine import RefinementOptions
 from qvec_cli.data.noise import NOISE
 from qvec_cli.errors import QvecError
 from qvec_cli.inputs.files import opened
@@ -104,7 +104,7 @@ def patched(source: Path, grid: Grid, offer: Offer) -> Candidate:
 
 def on_moments(source: Path, grid: Grid, file: Path, before: tuple[str, ...] = ()) -> Candidate:
     """GPTQ on statistics from a file."""
-    request = replace(_request(source, grid), method=Method.GPTQ, moments=Moments(file))
+    request = replace(_request(source, grid), method=Method.GPTQ, moments=MomentsOptions(file))
     return Candidate(
         f"gptq on moments, {_short(grid)}", "moments", Family.MOMENTS, grid, request, before
     )
@@ -121,7 +121,7 @@ def on_images(source: Path, grid: Grid, images: Calibration, name: str) -> Candi
 
 def refined(candidate: Candidate, images: ProxyOptions, device: str, steps: int) -> Candidate:
     """The same, and then scales, biases and norms moved on proxies."""
-    refinement = Refinement(steps, device, images)
+    refinement = RefinementOptions(steps, device, images)
     request = replace(candidate.request, refinement=refinement)
     return replace(
         candidate,

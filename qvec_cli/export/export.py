@@ -44,7 +44,7 @@ class ExportRequest:
     check: bool = True  # run what was made, and compare it with our network
     force: bool = False
     dry_run: bool = False
-    wish: NetworkOptions | None = None  # the architecture, for a file that does not say
+    network: NetworkOptions | None = None  # the architecture, for a file that does not say
 
 
 def export(request: ExportRequest, listener: Listener) -> Metrics:
@@ -63,7 +63,7 @@ def export(request: ExportRequest, listener: Listener) -> Metrics:
     form.refuse(target)
     parameters = {"to": chosen, "check": request.check}
     with opened(request.source, listener) as checkpoint:
-        source = ExportSource.of(checkpoint, request.wish)
+        source = ExportSource.of(checkpoint, request.network)
         fates = {name: form.fate(source, shape) for name, shape in source.packed.items()}
         if request.dry_run:
             plan = _planned(request.out, source, fates, parameters)

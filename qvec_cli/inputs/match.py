@@ -36,8 +36,8 @@ def match(
     if QUANTIZERS[method].calibrated:
         raise SpecError(
             f"--method {method} needs images, which a sweep does not give it",
-            hint="Sweep with rtn, mse or hqq; then patch, and quantize with --calib.",
+            hint="Sweep with rtn on any --scale; then patch, and quantize with --calib.",
         )
     pairing = pair_up(theta, rho, listener, cross=wanted.cross)
     targets = choose_targets(theta, (), listener)
-    return Match(theta, rho, targets, choose_grid(wanted, method, rho, theta, targets), pairing)
+    return Match(theta, rho, targets, choose_grid(wanted, rho, theta, targets), pairing)

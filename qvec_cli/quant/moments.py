@@ -1,4 +1,4 @@
-"""What a layer has seen of its inputs, as the float32 arrays that a file holds."""
+"""Moments of a layer's inputs, and the float32 arrays in which a file holds them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,31 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Moments of a layer's input vectors x, over every token of every calibration image."""
+
+    moment: Array  # [in, in], float64: mean of x x^T
+    mean: Array  # [in], float64: mean of x
+    magnitude: Array  # [in], float64: mean of |x|
+    cross: Array | None = None  # [in, in], float64: mean of y x^T, y being the float network's x
+
+    @property
+    def finite(self) -> bool:
+        """Whether no sum has overflowed."""
+        sums = (self.moment, self.magnitude, *(() if self.cross is None else (self.cross,)))
+        return all(bool(np.isfinite(part).all()) for part in sums)
+
+
 SECOND: Final = "second"
+"""The upper triangle of a whole moment, row by row."""
+
 
 FACTOR: Final = "factor"
 
 DIAGONAL: Final = "diagonal"
+"""Of a moment of which only some eigenpairs are kept, see ``pack``."""
+
 
 MEAN: Final = "mean"
 
@@ -31,10 +51,10 @@ def shapes(width: int, rank: int | None) -> dict[str, tuple[int, ...]]:
             smaller than its whole moment keeps that.
     """
     if rank is None or not is_smaller(width, rank):
-        held: dict[str, tuple[int, ...]] = {SECOND: (_triangle(width),)}
+        second: dict[str, tuple[int, ...]] = {SECOND: (_triangle(width),)}
     else:
-        held = {FACTOR: (rank, width), DIAGONAL: (width,)}
-    return {**held, MEAN: (width,), MAGNITUDE: (width,)}
+        second = {FACTOR: (rank, width), DIAGONAL: (width,)}
+    return {**second, MEAN: (width,), MAGNITUDE: (width,)}
 
 
 def is_smaller(width: int, rank: int) -> bool:
@@ -49,31 +69,31 @@ def pack(inputs: Inputs, rank: int | None) -> dict[str, Array]:
     factor has the rows sqrt(eigenvalue) * eigenvector, the largest element of each positive; what
     they leave of the diagonal is kept beside them, so that the diagonal is that of the moment.
     """
-    held: dict[str, Array]
+    second: dict[str, Array]
     with np.errstate(over="ignore"):
         if rank is None:
-            held = {SECOND: inputs.moment[np.triu_indices(len(inputs.moment))].astype(np.float32)}
+            second = {SECOND: inputs.moment[np.triu_indices(len(inputs.moment))].astype(np.float32)}
         else:
             factor = _factor(inputs.moment, rank)
             left = np.diag(inputs.moment) - np.square(factor, dtype=np.float64).sum(axis=0)
-            held = {FACTOR: factor, DIAGONAL: np.maximum(left, 0).astype(np.float32)}
+            second = {FACTOR: factor, DIAGONAL: np.maximum(left, 0).astype(np.float32)}
         means = {MEAN: inputs.mean, MAGNITUDE: inputs.magnitude}
-        return {**held, **{name: array.astype(np.float32) for name, array in means.items()}}
+        return {**second, **{name: array.astype(np.float32) for name, array in means.items()}}
 
 
-def unpack(held: Mapping[str, Array]) -> Inputs:
+def unpack(arrays: Mapping[str, Array]) -> Inputs:
     """The inputs that ``pack`` was given, within rounding and what the rank has left out."""
-    width = held[MEAN].size
-    if SECOND in held:
+    width = arrays[MEAN].size
+    if SECOND in arrays:
         moment, start = np.empty((width, width)), 0
         for row in range(width):
-            moment[row, row:] = moment[row:, row] = held[SECOND][start : start + width - row]
+            moment[row, row:] = moment[row:, row] = arrays[SECOND][start : start + width - row]
             start += width - row
     else:
-        factor = held[FACTOR].astype(np.float64)
+        factor = arrays[FACTOR].astype(np.float64)
         moment = factor.T @ factor
-        moment[np.diag_indices(width)] += held[DIAGONAL]
-    return Inputs(moment, held[MEAN].astype(np.float64), held[MAGNITUDE].astype(np.float64))
+        moment[np.diag_indices(width)] += arrays[DIAGONAL]
+    return Inputs(moment, arrays[MEAN].astype(np.float64), arrays[MAGNITUDE].astype(np.float64))
 
 
 def rounded(inputs: Inputs, rank: int | None) -> Inputs:
@@ -102,28 +122,12 @@ def _factor(moment: Array, rank: int) -> Array:
     values, vectors = np.linalg.eigh(moment)
     rows = (vectors * np.sqrt(np.maximum(values, 0))).T[::-1][:rank]
     peaks = rows[np.arange(len(rows)), np.abs(rows).argmax(axis=1)]
-    found: Array = (rows * np.where(peaks < 0, -1, 1)[:, None]).astype(np.float32)
-    return found
+    factor: Array = (rows * np.where(peaks < 0, -1, 1)[:, None]).astype(np.float32)
+    return factor
 
 
 def _triangle(width: int) -> int:
     return width * (width + 1) // 2
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """Moments of a layer's input vectors x, over every token of every calibration image."""
-
-    moment: Array  # [in, in], float64: mean of x x^T
-    mean: Array  # [in], float64: mean of x
-    magnitude: Array  # [in], float64: mean of |x|
-    cross: Array | None = None  # [in, in], float64: mean of y x^T, y being the float network's x
-
-    @property
-    def finite(self) -> bool:
-        """Whether no sum has overflowed."""
-        sums = (self.moment, self.magnitude, *(() if self.cross is None else (self.cross,)))
-        return all(bool(np.isfinite(part).all()) for part in sums)
 
 
 def output_error(apart: Array, moment: Array) -> Array:
@@ -137,5 +141,5 @@ def output_error(apart: Array, moment: Array) -> Array:
         float64 [out], diag(apart moment apart^T).
     """
     apart = apart.astype(np.float64)
-    found: Array = np.einsum("oi,oi->o", apart @ moment, apart)
-    return found
+    errors: Array = np.einsum("oi,oi->o", apart @ moment, apart)
+    return errors

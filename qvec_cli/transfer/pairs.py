@@ -81,7 +81,7 @@ def line_up(drawer: GridFile, wishes: CellOptions, listener: Listener) -> Lineup
     if QUANTIZERS[wishes.method].calibrated:
         raise SpecError(
             f"--method {wishes.method} needs images, which a grid does not give it",
-            hint="Use rtn, mse or hqq; a calibrated file can be named among baselines.",
+            hint="Use rtn on any --scale; a calibrated file can be named among baselines.",
         )
     if unknown := [name for name in wishes.null_donors if name not in drawer.donors]:
         raise SpecError(f"--null-donors {unknown[0]} is no donor of the grid")
@@ -119,7 +119,7 @@ def _setting(
         require_same_start(theta, rho, listener)
         require_same_grid(theta, rho, cross=wishes.grid.cross)
         cover(theta, rho, (str(theta.path), str(rho.path)), head_tensors(theta, model))
-        grids[donor] = choose_grid(wishes.grid, wishes.method, rho, theta, targets)
+        grids[donor] = choose_grid(wishes.grid, rho, theta, targets)
     first, grid = next(iter(grids.items()))
     if other := next((n for n, found in grids.items() if found != grid), None):
         raise MismatchError(
