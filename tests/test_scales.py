@@ -9,11 +9,9 @@ import pytest
 import torch
 
 from qvec_cli.errors import SpecError
-from qvec_cli.quant.affine import dequantize, quantize
-from qvec_cli.quant.mse import ratios
-from qvec_cli.quant.ranges import spread
+from qvec_cli.quant.affine import dequantize, min_and_max, quantize
 from qvec_cli.quant.rtn import fake_quantize, rtn
-from qvec_cli.quant.scales import SCALES, choose_qparams
+from qvec_cli.quant.scales import SCALES, choose_qparams, ratios
 from qvec_cli.specs import Granularity, Grid, Scale, ScaleDtype
 
 RNG = np.random.default_rng(0)
@@ -168,7 +166,7 @@ def test_an_asymmetric_grid_is_the_scalar_one(name: str, bits: int) -> None:
     grid = Grid(bits, symmetric=False)
     params = choose_qparams(BLOCKS[name], grid)
     assert params.zero_point is not None
-    lows, highs = spread(BLOCKS[name])
+    lows, highs = min_and_max(BLOCKS[name])
     rows = zip(params.scale[:, 0], params.zero_point[:, 0], lows[:, 0], highs[:, 0], strict=True)
     for scale, zero, low, high in rows:
         exact = max((float(high) - float(low)) / (2**bits - 1), 1e-8 * 2 / (2**bits - 1))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from qvec_cli.calibration.moments_file import Facts, MomentsSource, packed, plan
+from qvec_cli.calibration.moments_file import MomentsFacts, MomentsSource, packed, plan
 from qvec_cli.calibration.sequential import (
     check_images,
     linear_weights,
@@ -153,7 +153,7 @@ def _planned(request: MomentsRequest, job: _Collection, parameters: Mapping[str,
 
 def _measured(
     request: MomentsRequest, job: _Collection, listener: Listener
-) -> tuple[dict[str, Inputs], Facts]:
+) -> tuple[dict[str, Inputs], MomentsFacts]:
     """One pass of the network: the moments of each site, and what the card says of them."""
     from qvec_cli.calibration.walk import site_moments
 
@@ -178,7 +178,7 @@ def _measured(
     except MismatchError as error:
         raise MismatchError(f"{theta.path}: {error}", hint=error.hint) from None
     start = backbone_digest(network, job.model)
-    return sites, Facts(request.rank, tokens, aliases, (_source(job, start),))
+    return sites, MomentsFacts(request.rank, tokens, aliases, (_source(job, start),))
 
 
 def _source(job: _Collection, start: str) -> MomentsSource:
@@ -198,7 +198,7 @@ def _tensors(
             raise NotFiniteError(f"{theta.path}: {error}") from None
 
 
-def _card(job: _Collection, facts: Facts) -> Card:
+def _card(job: _Collection, facts: MomentsFacts) -> Card:
     theta = job.theta
     return Card(
         Kind.MOMENTS,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qvec_cli.calibration.moments_file import Carried, check_fit, require_same_base, use_of
+from qvec_cli.calibration.moments_file import StoredMoments, check_fit, require_same_base, use_of
 from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError
@@ -46,15 +46,15 @@ class LayerMoments:
                 f"{carrier.path}: is a {carrier.kind}, a file of moments belongs here",
                 hint="qvec moments makes one; a vector from extract --moments carries some too.",
             )
-        self._theta, self._carried = theta, Carried(carrier)
+        self._theta, self._stored = theta, StoredMoments(carrier)
         self._correction = options.bias_correction
-        require_same_base(theta, self._carried, listener)
-        self.use: Use = use_of(theta, self._carried.facts)
+        require_same_base(theta, self._stored, listener)
+        self.use: Use = use_of(theta, self._stored.facts)
         self.carrier = carrier
 
     def inputs(self, name: str) -> Inputs:
         """What a weight is multiplied with."""
-        return self._carried.inputs(name)
+        return self._stored.inputs(name)
 
     def bias(self, weight: str) -> str | None:
         """The bias that is to be corrected for a weight; None without one, or where none is."""
@@ -63,7 +63,7 @@ class LayerMoments:
 
     def facts(self) -> dict[str, Any]:
         """As cards and metrics name them."""
-        return {**self._carried.facts.in_words(), "bias_correction": self._correction}
+        return {**self._stored.facts.in_words(), "bias_correction": self._correction}
 
     def memory(self, targets: Iterable[str]) -> int:
         """Bytes that one layer takes beside its weight, about: its moment and GPTQ's matrices."""
@@ -75,7 +75,7 @@ class LayerMoments:
         Raises:
             MismatchError: names the target.
         """
-        check_fit(self._carried, {name: self._theta[name].shape for name in targets})
+        check_fit(self._stored, {name: self._theta[name].shape for name in targets})
         unbiased = sum(self.bias(name) is None for name in targets)
         if unbiased and self._correction:
             listener.note(f"{unbiased} of {len(targets)} layers have no bias to correct")

@@ -227,8 +227,8 @@ class _LayerQuantizer:
             self.model.sqnr_db[name] = quantized.sqnr_db
             _put(parameter, quantized.restored)
             if name in self._means:
-                wanted = self._means[name] + (0 if change is None else change)
-                self._correct(name, quantized.restored @ inputs.mean - wanted)
+                mean = self._means[name] + (0 if change is None else change)
+                self._correct(name, quantized.restored @ inputs.mean - mean)
 
     def _bias_change(self, name: str) -> Array | None:
         """The bias of the layer whose outputs are to be given, less the layer's own."""

@@ -47,8 +47,8 @@ class ExportSource:
         shapes = {}
         for name in names:
             part = f"{name}_shape"
-            held = {part: checkpoint.array(part)} if part in checkpoint else {}
-            shapes[name] = shape_of(name, held)
+            arrays = {part: checkpoint.array(part)} if part in checkpoint else {}
+            shapes[name] = shape_of(name, arrays)
         return cls(checkpoint, model, shapes, stored_grid(checkpoint) if names else None)
 
     @property

@@ -58,7 +58,9 @@ def check_output(path: Path, *, folder: bool, force: bool, size: int = 0) -> Non
     elif is_stream(path):
         raise SpecError(f"{path}: a folder is written, which no stream can take")
     elif path.exists():
-        raise CheckpointError(f"{path}: is no folder", hint="Name a folder, or leave the last / out for a file.")
+        raise CheckpointError(
+            f"{path}: is no folder", hint="Name a folder; for a file, leave the last / out."
+        )
     else:
         check_target(path, force=False, size=size)
 

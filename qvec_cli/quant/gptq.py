@@ -214,7 +214,7 @@ def _factor(moment: Array) -> Array | None:
 def _invert_root(square: Array) -> None:
     """Puts the inverse of its Cholesky factor in a matrix's place, by halves.
 
-    Half of the matrix is the most that is held beside it; numpy's Cholesky alone holds two more.
+    Half of the matrix is the most that is kept beside it; numpy's Cholesky alone takes two more.
     """
     if len(square) <= _SMALL:
         square[:] = np.tril(np.linalg.inv(np.linalg.cholesky(square)))

@@ -105,7 +105,7 @@ def pool(many: Iterable[Inputs], tokens: Sequence[int]) -> Inputs:
     """The inputs over all tokens together, from those over each part of them.
 
     Args:
-        many: of one layer; one at a time is held.
+        many: of one layer; one at a time is in memory.
         tokens: how many vectors each is a mean over.
     """
     moment, mean, magnitude = (np.zeros(()) for _ in range(3))

@@ -117,7 +117,7 @@ def load_trial(
 ) -> Trial:
     """A receiver in memory, plainly rounded on the paper's grid, without a vector.
 
-    What else is to be measured is said with ``dataclasses.replace``: grid, method, rho.
+    Another grid, method or rho goes in by ``dataclasses.replace``.
     """
     return Trial(
         network=load_network(theta, examples.model, device),
