@@ -12,7 +12,7 @@ Cases = list[tuple[Any, ...]]
 
 
 def pairwise(first: Sequence[Any], second: Sequence[Any], third: Sequence[Any]) -> Cases:
-    """Every pair of the first two axes, the third going round, which is no longer than the others."""
+    """Every pair of the first two axes; the third, which is no longer than they are, goes round."""
     assert len(third) <= min(len(first), len(second))
     return [
         (a, b, third[(i + j) % len(third)])

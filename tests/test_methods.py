@@ -64,7 +64,7 @@ def test_every_word_has_a_row_and_every_row_tells_what_it_is_in_a_line():
 def test_every_quantizer_keeps_shape_type_and_range_and_survives_its_names(cases):
     for grid, weight, method in cases:
         if not fits(weight, grid):
-            with pytest.raises(MismatchError, match="^w: its weights are too large for float16"):
+            with pytest.raises(MismatchError, match=r"^w: its weights are too large for float16"):
                 run(method, weight, grid)
             continue
         quantized = run(method, weight, grid)

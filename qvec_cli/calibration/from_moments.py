@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from qvec_cli.calibration.moments_file import StoredMoments, check_fit, require_
 from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError
-from qvec_cli.inputs.files import opened
 from qvec_cli.quant.moments import Inputs
 from qvec_cli.specs import Listener, Use
 
@@ -79,10 +77,3 @@ class LayerMoments:
         unbiased = sum(self.bias(name) is None for name in targets)
         if unbiased and self._correction:
             listener.note(f"{unbiased} of {len(targets)} layers have no bias to correct")
-
-
-def open_carrier(
-    options: MomentsOptions | None, listener: Listener
-) -> AbstractContextManager[Checkpoint | None]:
-    """The file that carries the moments, open; to be used as a context."""
-    return opened(options.path, listener) if options else nullcontext()

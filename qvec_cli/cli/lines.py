@@ -11,7 +11,7 @@ from qvec_cli.cli.advice import advised
 from qvec_cli.cli.seen import moments, moments_in_words
 from qvec_cli.cli.words import size, some
 from qvec_cli.errors import QvecError
-from qvec_cli.inputs.packed_layouts import in_words
+from qvec_cli.inputs.foreign import bits_in_words
 from qvec_cli.outputs.metrics import Metrics
 from qvec_cli.specs import Grid
 
@@ -305,7 +305,7 @@ def _layout(facts: Facts) -> str:
     group = f"group {facts['group_size']}" if facts["group_size"] else ""
     weights = f"{facts['weights']} weight{'s' if facts['weights'] > 1 else ''}"
     return ", ".join(
-        filter(None, (facts["name"], in_words(facts["possible_bits"]), group, weights))
+        filter(None, (facts["name"], bits_in_words(facts["possible_bits"]), group, weights))
     )
 
 

@@ -1,4 +1,4 @@
-"""What the cards of files say: what a file is, and whether two may meet in one operation."""
+"""Which of the receiver's data a file, or a vector added to it, has used; cards tell."""
 
 from __future__ import annotations
 

@@ -1,77 +1,141 @@
-"""Weights that another tool has packed: read in a layout that is ours, else told and refused."""
+"""Packed weights of a file: those in qvec's own layout, and those that another tool packed.
+
+Only the own layout, which is compressed-tensors' pack-quantized, is ever decoded. The rule for all
+others: an integer tensor under the name of a weight was packed by another tool.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError
-from qvec_cli.inputs.packed_layouts import (
-    Packed,
-    PackedFile,
-    in_words,
-    is_ours,
-    named,
-    packed,
-    widths,
-)
 from qvec_cli.quant.compressed_tensors import of_scheme
-from qvec_cli.quant.qtensor import packed_weights, part_names
+from qvec_cli.quant.pack import words
+from qvec_cli.quant.qtensor import PACKED, packed_weights, part_names
 from qvec_cli.specs import Grid, ScaleDtype
+
+OWN: Final = "compressed-tensors pack-quantized"
+"""The layout of qvec's own packed files."""
+
+_TOOLS: Final = {
+    PACKED: "compressed-tensors",
+    "qweight": "GPTQ or AWQ",
+    "W_q": "HQQ",
+    "._data": "quanto",
+    "_qdata": "torchao",
+    "weight": "",
+}
+"""How the name of a packed weight's codes ends, and the tool whose word that is."""
+
+_SIBLINGS: Final = {
+    "_scale": "compressed-tensors",
+    ".quant_map": "bitsandbytes",
+    "SCB": "bitsandbytes",
+}
+"""What stands beside integer codes that are called plainly "weight"."""
+
+_INTEGERS: Final = ("I8", "U8", "I16", "I32", "I64")
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A weight that is stored as integer codes."""
+
+    tensor: str  # the name of the codes
+    layout: str  # ``OWN``, or the tool that packed them, where a name tells it
+    bits: tuple[int, ...] = ()  # widths that codes of these shapes can have
+    group_size: int | None = None  # input features that share a scale, where several do
+    size: int | None = None  # elements of the weight, where the layout tells them
+    parts: tuple[str, ...] = ()  # names of all tensors that the weight may have
 
 
 def packed_in(checkpoint: Checkpoint) -> list[Packed]:
     """The weights that a file holds packed, by whatever tool."""
-    settings = (checkpoint.config or {}).get("quantization_config")
-    stated = settings.get("checkpoint_format") if isinstance(settings, Mapping) else None
-    return packed(PackedFile(checkpoint, checkpoint.array, stated))
+    codes = [name for name, entry in checkpoint.items() if entry.dtype in _INTEGERS and entry.shape]
+    marks = {name: next(filter(name.endswith, _TOOLS), None) for name in codes}
+    return [
+        _own(checkpoint, name) or _foreign(checkpoint, name, mark)
+        for name, mark in marks.items()
+        if mark is not None
+    ]
 
 
-def layout(checkpoint: Checkpoint, found: Sequence[Packed]) -> dict[str, Any] | None:
-    """What there is to tell of packed weights: bits only where a file leaves no doubt."""
-    if not found:
+def _own(checkpoint: Checkpoint, tensor: str) -> Packed | None:
+    """A weight whose codes, scales and shape fit together as ``to_named`` writes them."""
+    name = tensor.removesuffix(PACKED)
+    shape, scale = checkpoint.get(name + "_shape"), checkpoint.get(name + "_scale")
+    stored = checkpoint[tensor]
+    if name == tensor or not (shape and scale) or shape.shape != (2,) or shape.dtype != "I64":
+        return None
+    sides = [int(side) for side in checkpoint.array(name + "_shape")]
+    if stored.dtype != "I32" or sides[:1] != [*stored.shape[:1]] or not 0 < sides[1] < 1 << 40:
+        return None
+    bits = tuple(b for b in range(2, 9) if stored.shape[1] == words(sides[1], b))
+    groups = scale.shape[1] if len(scale.shape) == 2 else 1
+    group_size = sides[1] // groups if groups > 1 and sides[1] % groups == 0 else None
+    parts = part_names(name, Grid(symmetric=False))
+    return Packed(tensor, OWN, bits, group_size, math.prod(sides), parts) if bits else None
+
+
+def _foreign(checkpoint: Checkpoint, tensor: str, mark: str) -> Packed:
+    near = (tensor, tensor.removesuffix("weight"))
+    beside = (tool for end, tool in _SIBLINGS.items() if any(n + end in checkpoint for n in near))
+    return Packed(tensor, _TOOLS[mark] or next(beside, "an unknown layout"))
+
+
+def layout(checkpoint: Checkpoint, weights: Sequence[Packed]) -> dict[str, Any] | None:
+    """What ``inspect`` tells of packed weights: a width only where the file leaves no doubt."""
+    if not weights:
         return None
     grid = checkpoint.card.quant or {}
-    bits, groups = widths(found), {weight.group_size for weight in found}
-    bits = [width for width in bits if width == grid.get("bits")] or bits
+    possible = sorted({width for weight in weights for width in weight.bits})
+    possible = [width for width in possible if width == grid.get("bits")] or possible
+    groups = {weight.group_size for weight in weights}
     return {
-        "name": named(found),
-        "bits": bits[0] if len(bits) == 1 else None,
-        "possible_bits": bits,
+        "name": " and ".join(dict.fromkeys(weight.layout for weight in weights)),
+        "bits": possible[0] if len(possible) == 1 else None,
+        "possible_bits": possible,
         "group_size": groups.pop() if len(groups) == 1 else None,
-        "weights": len(found),
+        "weights": len(weights),
     }
 
 
-def refuse_foreign(checkpoint: Checkpoint, *, floats: bool = False) -> None:
-    """Refuses a file of which one weight at least was packed by another tool.
+def bits_in_words(bits: Sequence[int]) -> str:
+    """As "3 bits" or "7 or 8 bits"; nothing where the widths are not known."""
+    return f"{' or '.join(map(str, bits))} bits" if bits else ""
 
-    One in our layout whose config.json tells its grid is taken, but not where floats are needed.
+
+def refuse_foreign(checkpoint: Checkpoint, *, floats: bool = False) -> None:
+    """Refuses a file in which one weight at least was packed by another tool.
+
+    Args:
+        checkpoint: any file.
+        floats: whether only float weights serve; else codes in qvec's layout pass where the card,
+            or the folder's config.json, tells their grid.
 
     Raises:
-        MismatchError: names the tensor and its layout.
+        MismatchError: names the tensor and the tool.
     """
     card = checkpoint.card
-    own = card.kind is Kind.QUANTIZED and bool(card.quant)
-    found = packed_in(checkpoint)
-    for weight in found:
-        told = checkpoint.bare and not floats
-        if is_ours(weight) and (own or (told and stored_grid(checkpoint))):
-            continue
-        alike = [other for other in found if other.layout == weight.layout]
-        name = ", ".join(filter(None, (weight.layout, in_words(widths(alike)))))
-        raise MismatchError(
-            f"{checkpoint.path}: {weight.tensor}: packed by another tool (layout: {name})",
-            hint="Dequantize it with the library that wrote it, or quantize the float "
-            "checkpoint with qvec.",
-        )
+    readable = card.kind is Kind.QUANTIZED and bool(card.quant)
+    for weight in packed_in(checkpoint):
+        known = readable or (checkpoint.bare and not floats and stored_grid(checkpoint))
+        if weight.layout != OWN or not known:
+            raise MismatchError(
+                f"{checkpoint.path}: {weight.tensor}: packed by another tool "
+                f"(layout: {weight.layout})",
+                hint="Dequantize it with the library that wrote it, or quantize the float "
+                "checkpoint with qvec.",
+            )
 
 
 def stored_grid(checkpoint: Checkpoint) -> Grid | None:
-    """The grid of packed weights: the card's, or what another tool has left in config.json.
+    """The grid of packed weights: the card's, or what another tool left in config.json.
 
     Raises:
         MismatchError: packed in a way that is not known here.
@@ -79,7 +143,7 @@ def stored_grid(checkpoint: Checkpoint) -> Grid | None:
     if not checkpoint.bare:
         return Grid.from_json(checkpoint.card.quant) if checkpoint.card.quant else None
     scheme = (checkpoint.config or {}).get("quantization_config")
-    if not isinstance(scheme, dict):
+    if not isinstance(scheme, Mapping):
         return None
     try:
         grid = of_scheme(scheme)

@@ -1,4 +1,4 @@
-"""TODO qvec_cli.inputs.kinship."""
+"""Whether two files may meet in one operation: same base, architecture, grid; and in what order."""
 
 from __future__ import annotations
 

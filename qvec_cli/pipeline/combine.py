@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import chain, combinations
 from pathlib import Path
@@ -21,7 +20,7 @@ from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.write import Blocks, size_of, write
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
 from qvec_cli.inputs.data_use import inherited_use, joined_data
-from qvec_cli.inputs.files import card_of, opened, require, stated_model
+from qvec_cli.inputs.files import InputFiles, card_of, input_files, require, stated_model
 from qvec_cli.inputs.kinship import require_same_grid, require_same_start
 from qvec_cli.outputs.dry_run import STREAMING, Plan
 from qvec_cli.outputs.metrics import Input, Metrics
@@ -48,7 +47,7 @@ class CombineRequest:
     force: bool = False
     dry_run: bool = False
     fit: FitOptions | None = None  # coefficients without labels, in place of a rule
-    known: Fitted | None = None  # what that fit has found before
+    known: Fitted | None = None  # the result of that fit, where it was made before
 
 
 class _Merging:
@@ -98,7 +97,9 @@ class _Merging:
             left -= BLOCK
 
 
-def combine(request: CombineRequest, listener: Listener) -> Metrics:
+def combine(
+    request: CombineRequest, listener: Listener, files: InputFiles | None = None
+) -> Metrics:
     """Writes one vector made of several, float32, with the names of the vectors.
 
     Raises:
@@ -110,10 +111,10 @@ def combine(request: CombineRequest, listener: Listener) -> Metrics:
     if request.fit is None:
         request.merge.require(len(request.vectors))
     check_target(request.out, force=request.force)
-    with ExitStack() as stack:
-        vectors = [stack.enter_context(opened(path, listener)) for path in request.vectors]
+    with input_files(files, listener) as inputs_of_run:
+        vectors = [inputs_of_run.open(path) for path in request.vectors]
         _match(vectors, request, listener)
-        request, fitted = _fit(request, vectors, listener)
+        request, fitted = _fit(request, vectors, inputs_of_run, listener)
         run = _Merging(vectors, request)
         pooled = _pooled(vectors, listener)
         plan = {name: Entry("F32", entry.shape) for name, entry in vectors[0].items()}
@@ -146,17 +147,18 @@ def combine(request: CombineRequest, listener: Listener) -> Metrics:
 
 
 def _fit(
-    request: CombineRequest, vectors: Sequence[Checkpoint], listener: Listener
+    request: CombineRequest, vectors: Sequence[Checkpoint], files: InputFiles, listener: Listener
 ) -> tuple[CombineRequest, Fitted | None]:
     """The request with the coefficients that were fitted, if that was asked for."""
     if request.fit is None:
         return request, None
-    from qvec_cli.selection.fit_mix import check_fit_wish, fit_mix
+    from qvec_cli.selection.fit_mix import fit_mix
 
     if request.dry_run:
-        check_fit_wish(request.fit, vectors, listener)
+        theta = files.open(request.fit.receiver)
+        request.fit.agreement.resolved(theta, vectors, listener)
         return request, None
-    fitted = request.known or fit_mix(request.fit, vectors, listener)
+    fitted = request.known or fit_mix(request.fit, vectors, files, listener)
     if not any(fitted.mix):
         raise QvecError(
             f"no combination of the vectors is surely better than plain quantization of "

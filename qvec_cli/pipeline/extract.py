@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -19,7 +18,7 @@ from qvec_cli.checkpoint.read import Checkpoint, finite
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.write import size_of, write
 from qvec_cli.errors import CheckpointError, MismatchError
-from qvec_cli.inputs.files import card_of, opened, require, stated_model
+from qvec_cli.inputs.files import InputFiles, card_of, require, stated_model
 from qvec_cli.inputs.kinship import require_same_start, require_twins
 from qvec_cli.model.targets import head_tensors
 from qvec_cli.outputs.dry_run import STREAMING, Plan
@@ -57,13 +56,10 @@ def extract(
     """
     started = time.perf_counter()
     check_target(out, force=force)
-    with (
-        opened(donor, listener) as fp,
-        opened(donor_qat, listener) as qat,
-        opened(moments, listener) if moments else nullcontext() as file,
-    ):
+    with InputFiles(listener) as files:
+        fp, qat = files.open(donor), files.open(donor_qat)
         pairing = _match(fp, qat, listener)
-        carried = _carried(qat, file, listener) if file is not None else None
+        carried = _carried(qat, files.open(moments), listener) if moments else None
         rho, base = Norm(), Norm()
         plan = {name: Entry("F32", fp[name].shape) for name in pairing.names}
         attached = carried.checkpoint.attached if carried else {}

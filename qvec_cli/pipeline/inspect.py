@@ -17,8 +17,7 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError
 from qvec_cli.inputs.data_use import inherited_use
 from qvec_cli.inputs.files import opened, stated_model
-from qvec_cli.inputs.foreign import layout, packed_in
-from qvec_cli.inputs.packed_layouts import Packed
+from qvec_cli.inputs.foreign import Packed, layout, packed_in
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.specs import Listener
 from qvec_cli.vector.arithmetic import Norm

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from qvec_cli.calibration.from_moments import LayerMoments, MomentsOptions, open_carrier
+from qvec_cli.calibration.from_moments import LayerMoments, MomentsOptions
 from qvec_cli.calibration.quantize_model import ModelQuantizer, QuantizedModel
 from qvec_cli.calibration.refine import (
     SEED,
@@ -29,7 +29,7 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, SpecError
 from qvec_cli.inputs.architecture import architecture, targets_in
 from qvec_cli.inputs.data_use import inherited_use
-from qvec_cli.inputs.files import FAKE, card_of, opened, require_float
+from qvec_cli.inputs.files import FAKE, InputFiles, card_of, input_files, require_float
 from qvec_cli.inputs.grids import choose_grid
 from qvec_cli.inputs.patched import PATCHED, Anchor, Patched, anchored
 from qvec_cli.inputs.proxies import Proxies
@@ -75,8 +75,15 @@ class QuantizeRequest:
         return named if QUANTIZERS[self.method].calibrated or named.bias_correction else None
 
 
-def quantize(request: QuantizeRequest, listener: Listener) -> Metrics:
-    """Writes the quantized model and reports what it costs and how far it is from the float one.
+def quantize(
+    request: QuantizeRequest, listener: Listener, files: InputFiles | None = None
+) -> Metrics:
+    """Writes the quantized model and reports its size and how far it is from the float one.
+
+    Args:
+        request: what the user asks for.
+        listener: hears of progress, and of what is odd.
+        files: those that a longer run has open already.
 
     Raises:
         SpecError: a method that lacks images, or has no use for them.
@@ -86,12 +93,9 @@ def quantize(request: QuantizeRequest, listener: Listener) -> Metrics:
     started = time.perf_counter()
     check_method(request)
     check_output(request.out, folder=request.folder, force=request.force)
-    with (
-        opened(request.source, listener) as theta,
-        open_carrier(request.moments, listener) as carrier,
-        anchored(theta, request.anchor, listener) as patched,
-    ):
-        job = _job(request, theta, carrier, patched, listener)
+    with input_files(files, listener) as run:
+        job = _job(request, run, listener)
+        theta = job.theta
         config, plan = job.config(), job.plan()
         job.check()
         if request.dry_run:
@@ -284,16 +288,12 @@ class _Job:
         return quantized, {"refinement": facts}
 
 
-def _job(
-    request: QuantizeRequest,
-    theta: Checkpoint,
-    carrier: Checkpoint | None,
-    patched: Patched | None,
-    listener: Listener,
-) -> _Job:
+def _job(request: QuantizeRequest, files: InputFiles, listener: Listener) -> _Job:
     """Opens everything that a request names, and decides targets and grid."""
+    theta, moments = files.open(request.source), None
+    carrier = files.open(request.moments.path) if request.moments else None
+    patched = anchored(theta, request.anchor, files, listener)
     require_float(theta)
-    moments = None
     if carrier and request.moments:
         moments = LayerMoments(theta, carrier, request.moments, listener)
     calibration, refinement = request.calibrated_on, request.refinement

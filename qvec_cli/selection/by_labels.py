@@ -9,17 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target, check_unfinished, unfinished, write_json
 from qvec_cli.errors import CheckpointError, MismatchError, NotFiniteError, QvecError
 from qvec_cli.inputs.data_use import inherited_use, patched_use
-from qvec_cli.inputs.examples import Examples, open_for
-from qvec_cli.inputs.files import model_of, opened
-from qvec_cli.inputs.match import match
+from qvec_cli.inputs.files import InputFiles
+from qvec_cli.inputs.receiver import Receiver, ReceiverOptions, resolve
 from qvec_cli.outputs.dry_run import TORCH, Plan
 from qvec_cli.outputs.metrics import Input, Metrics
-from qvec_cli.specs import DataUse, Grid, GridOptions, Listener, Loading, Method, Use, spent
-from qvec_cli.vector.pairing import Pairing
+from qvec_cli.specs import DataUse, GridOptions, Listener, Loading, Method, Use, spent
 
 if TYPE_CHECKING:
     from qvec_cli.selection.trial import Trial
@@ -51,49 +48,36 @@ class SweepRequest:
     dry_run: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Setting:
-    """The files of a sweep, found to belong together."""
+def _plan(request: SweepRequest, receiver: Receiver, lambdas: tuple[float, ...]) -> Plan:
+    from qvec_cli.inputs.network import check_network
 
-    theta: Checkpoint
-    rho: Checkpoint
-    examples: Examples
-    targets: tuple[str, ...]
-    grid: Grid
-    pairing: Pairing
+    theta, examples, grid = receiver.theta, receiver.examples, receiver.grid
+    assert grid is not None
+    check_network(theta, receiver.model, request.device)
+    fates = receiver.vectors[0].pairing.fates(theta, "patched", "kept")
+    fates |= dict.fromkeys(receiver.targets, f"patched, quantized to {grid}")
+    images = {split: len(examples.task.split(split)) for split in ("val", "test")}
+    memory = TORCH + 5 * theta.nbytes + examples.nbytes(images)
+    parameters = {"lambdas": list(lambdas), "grid": grid.to_json()}
+    what = (request.out, fates, theta, parameters, memory, images, request.data)
+    return Plan("sweep-lambda", *what)
 
-    def plan(self, request: SweepRequest, lambdas: tuple[float, ...]) -> Plan:
-        """What the sweep would do."""
-        fates = self.pairing.fates(self.theta, "patched", "kept")
-        fates |= dict.fromkeys(self.targets, f"patched, quantized to {self.grid}")
-        images = {split: len(self.examples.task.split(split)) for split in ("val", "test")}
-        resident = 5 * self.theta.nbytes + self.examples.nbytes(images)
-        parameters = {"lambdas": list(lambdas), "grid": self.grid.to_json()}
-        return Plan(
-            "sweep-lambda",
-            request.out,
-            fates,
-            self.theta,
-            parameters,
-            TORCH + resident,
-            images,
-            request.data,
-        )
 
-    def fingerprint(self, method: Method, device: str) -> dict[str, Any]:
-        """What a point of the curve depends on, besides its lambda."""
-        splits = self.examples.task.splits
-        return {
-            "receiver": self.theta.settle(),
-            "rho": self.rho.settle(),
-            "grid": self.grid.to_json(),
-            "method": method,
-            "targets": list(self.targets),
-            "data": self.examples.task.digest,
-            "images": {name: len(splits[name]) for name in ("val", "test")},
-            "batch_size": self.examples.loading.batch_size,
-            "device": device,
-        }
+def _fingerprint(request: SweepRequest, receiver: Receiver) -> dict[str, Any]:
+    """What a point of the curve depends on, besides its lambda."""
+    assert receiver.grid is not None
+    task = receiver.examples.task
+    return {
+        "receiver": receiver.theta.settle(),
+        "rho": receiver.vectors[0].rho.settle(),
+        "grid": receiver.grid.to_json(),
+        "method": request.method,
+        "targets": list(receiver.targets),
+        "data": task.digest,
+        "images": {name: len(task.splits[name]) for name in ("val", "test")},
+        "batch_size": request.loading.batch_size,
+        "device": request.device,
+    }
 
 
 def sweep(request: SweepRequest, listener: Listener) -> Metrics:
@@ -109,16 +93,15 @@ def sweep(request: SweepRequest, listener: Listener) -> Metrics:
     check_target(request.out, force=request.force)
     check_unfinished(request.out, resume=request.resume, force=request.force)
     lambdas = tuple(sorted({0.0, *request.lambdas}))
-    with opened(request.receiver, listener) as theta, opened(request.vector, listener) as rho:
-        setting = _match(request, theta, rho, listener)
+    with InputFiles(listener) as files:
+        theta, rho = files.open(request.receiver), files.open(request.vector)
+        options = ReceiverOptions(request.grid, request.method, request.loading, request.data)
+        receiver = resolve(theta, (rho,), options, listener)
         if request.dry_run:
-            from qvec_cli.inputs.network import check_network
-
-            check_network(theta, setting.examples.model, request.device)
-            return setting.plan(request, lambdas).metrics((theta, rho), started)
-        points = _Points(request, setting.fingerprint(request.method, request.device))
-        trial = _trial(request, setting, listener)
-        data = Input(request.data, "data", setting.examples.task.digest)
+            return _plan(request, receiver, lambdas).metrics((theta, rho), started)
+        points = _Points(request, _fingerprint(request, receiver))
+        trial = _trial(request, receiver, listener)
+        data = Input(request.data, "data", receiver.examples.task.digest)
         inputs, use = (Input.of(theta), Input.of(rho), data), patched_use(theta, rho)
         before = inherited_use(theta)
     curve = _curve(trial, lambdas, points, listener)
@@ -129,7 +112,7 @@ def sweep(request: SweepRequest, listener: Listener) -> Metrics:
         "sweep-lambda",
         inputs,
         {
-            "grid": setting.grid.to_json(),
+            "grid": trial.grid.to_json(),
             "method": request.method,
             "data": request.data,
             "lambdas": list(lambdas),
@@ -141,22 +124,14 @@ def sweep(request: SweepRequest, listener: Listener) -> Metrics:
     )
 
 
-def _match(
-    request: SweepRequest, theta: Checkpoint, rho: Checkpoint, listener: Listener
-) -> _Setting:
-    pair = match(theta, rho, request.grid, request.method, listener)
-    examples = open_for(theta, model_of(theta), request.data, request.loading)
-    for split in ("val", "test"):
-        examples.task.split(split)
-    return _Setting(theta, rho, examples, pair.targets, pair.grid, pair.pairing)
-
-
-def _trial(request: SweepRequest, setting: _Setting, listener: Listener) -> Trial:
+def _trial(request: SweepRequest, receiver: Receiver, listener: Listener) -> Trial:
     from qvec_cli.selection.trial import load_trial, resident
 
-    splits, targets = ("val", "test"), setting.targets
-    plain = load_trial(setting.theta, setting.examples, targets, splits, request.device, listener)
-    return replace(plain, rho=resident(setting.rho), grid=setting.grid, method=request.method)
+    assert receiver.grid is not None
+    theta, targets, splits = receiver.theta, receiver.targets, ("val", "test")
+    plain = load_trial(theta, receiver.examples, targets, splits, request.device, listener)
+    rho = resident(receiver.vectors[0].rho)
+    return replace(plain, rho=rho, grid=receiver.grid, method=request.method)
 
 
 @dataclass(frozen=True, slots=True)
