@@ -13,7 +13,7 @@ VECTORS = [
 ]
 
 
-def measured(vectors: list[list[np.ndarray]]) -> Alignment:
+def measured(vectors: list[list[np.ndarray]]) -> Cosines:
     alignment = Cosines(len(vectors))
     for matrices in zip(*vectors, strict=True):
         alignment.add(matrices)

@@ -11,8 +11,8 @@ from typing import Final
 
 from qvec_cli.advise.decision import Family
 from qvec_cli.advise.setup import AdviseInputs, AdviseRequest
-from qvec_cli.calibration.from_moments import Moments
-from qvec_cli.calibration.refine import Refinement
+from qvec_cli.calibration.from_moments import MomentsOptions
+from qvec_cli.calibration.refine import RefinementOptions
 from qvec_cli.data.noise import NOISE
 from qvec_cli.errors import QvecError
 from qvec_cli.inputs.files import InputFiles
@@ -111,7 +111,7 @@ class Ways:
 
     def on_moments(self, grid: Grid, file: Path, before: tuple[str, ...] = ()) -> Candidate:
         """GPTQ on moments from a file."""
-        request = replace(self._quantize(grid), method=Method.GPTQ, moments=Moments(file))
+        request = replace(self._quantize(grid), method=Method.GPTQ, moments=MomentsOptions(file))
         name = f"gptq on moments, {_short(grid)}"
         return Candidate(name, "moments", Family.MOMENTS, grid, request, before)
 
@@ -125,7 +125,9 @@ class Ways:
 
     def refined(self, candidate: Candidate) -> Candidate:
         """The same, and then scales, biases and norms moved on the proxies."""
-        refinement = Refinement(self._request.steps, self._request.device, self._request.proxy)
+        refinement = RefinementOptions(
+            self._request.steps, self._request.device, self._request.proxy
+        )
         return replace(
             candidate,
             name=f"{candidate.name}, refined",

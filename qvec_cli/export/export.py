@@ -27,7 +27,7 @@ FORMS: Final[Mapping[ExportFormat, Form]] = {
 
 
 _SUFFIXES: Final = {".onnx": ExportFormat.ONNX}
-"""What the name of the output tells without --to."""
+"""The format by the name of the output, without --to."""
 
 
 _COPIES: Final = 6
@@ -41,10 +41,10 @@ class ExportRequest:
     source: Path  # a float or packed checkpoint
     out: Path
     to: ExportFormat | None = None  # None: the suffix of ``out`` tells
-    check: bool = True  # run what was made, and compare it with our network
+    check: bool = True  # run the result, and compare it with our network
     force: bool = False
     dry_run: bool = False
-    wish: NetworkOptions | None = None  # the architecture, for a file that does not say
+    network: NetworkOptions | None = None  # the architecture, for a file that does not say
 
 
 def export(request: ExportRequest, listener: Listener) -> Metrics:
@@ -57,13 +57,13 @@ def export(request: ExportRequest, listener: Listener) -> Metrics:
         CheckpointError: a file that cannot be read or written.
     """
     started = time.perf_counter()
-    chosen = request.to or _told(request.out)
+    chosen = request.to or _format_of(request.out)
     form, target = FORMS[chosen], ExportTarget(request.out, request.force, request.check)
     _require(form.needs)
     form.refuse(target)
     parameters = {"to": chosen, "check": request.check}
     with opened(request.source, listener) as checkpoint:
-        source = ExportSource.of(checkpoint, request.wish)
+        source = ExportSource.of(checkpoint, request.network)
         fates = {name: form.fate(source, shape) for name, shape in source.packed.items()}
         if request.dry_run:
             plan = _planned(request.out, source, fates, parameters)
@@ -83,9 +83,9 @@ def export(request: ExportRequest, listener: Listener) -> Metrics:
     return Metrics("export", inputs, parameters, results, use, started=started)
 
 
-def _told(out: Path) -> ExportFormat:
-    if found := _SUFFIXES.get(out.suffix.lower()):
-        return found
+def _format_of(out: Path) -> ExportFormat:
+    if named := _SUFFIXES.get(out.suffix.lower()):
+        return named
     raise SpecError(
         f"-o {out} does not tell the format", hint="Pass --to onnx or --to timm, or name it .onnx."
     )

@@ -127,7 +127,7 @@ def _grid(
     options: ReceiverOptions,
 ) -> Grid | None:
     """The one grid of all vectors."""
-    grids = [choose_grid(options.grid, options.method, rho, theta, targets) for rho in rhos]
+    grids = [choose_grid(options.grid, rho, theta, targets) for rho in rhos]
     for rho, grid in zip(rhos, grids, strict=True):
         if grid != grids[0]:
             raise MismatchError(

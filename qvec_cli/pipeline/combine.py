@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qvec_cli.calibration.moments_file import Carried, Pooled
+from qvec_cli.calibration.moments_file import PooledMoments, StoredMoments
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.header import Entry
@@ -222,12 +222,12 @@ def _first(vectors: Sequence[Checkpoint], field_: str) -> Checkpoint:
     return next((v for v in vectors if getattr(v.card, field_)), vectors[0])
 
 
-def _pooled(vectors: Sequence[Checkpoint], listener: Listener) -> Pooled | None:
+def _pooled(vectors: Sequence[Checkpoint], listener: Listener) -> PooledMoments | None:
     """The moments of those vectors that carry some, together."""
-    carriers = [Carried(vector) for vector in vectors if vector.attached]
+    carriers = [StoredMoments(vector) for vector in vectors if vector.attached]
     if 0 < len(carriers) < len(vectors):
         listener.note(f"{len(carriers)} of {len(vectors)} vectors carry moments: theirs are kept")
-    return Pooled(carriers) if carriers else None
+    return PooledMoments(carriers) if carriers else None
 
 
 def _facts(request: CombineRequest) -> dict[str, Any]:

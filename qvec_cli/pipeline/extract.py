@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qvec_cli.calibration.moments_file import Carried, check_fit, require_same_base
+from qvec_cli.calibration.moments_file import StoredMoments, check_fit, require_same_base
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.header import Entry
@@ -99,10 +99,10 @@ def _match(fp: Checkpoint, qat: Checkpoint, listener: Listener) -> Pairing:
     return pairing
 
 
-def _carried(qat: Checkpoint, file: Checkpoint, listener: Listener) -> Carried:
+def _carried(qat: Checkpoint, file: Checkpoint, listener: Listener) -> StoredMoments:
     """Moments that fit a donor."""
     require(file, Kind.MOMENTS)
-    carried = Carried(file)
+    carried = StoredMoments(file)
     require_same_base(qat, carried, listener)
     targets = qat.card.targets
     check_fit(carried, {n: qat[n].shape for n in targets or carried.facts.sites if n in qat})
@@ -114,7 +114,7 @@ def _carried(qat: Checkpoint, file: Checkpoint, listener: Listener) -> Carried:
     return carried
 
 
-def _copied(carried: Carried | None) -> Iterator[tuple[str, Iterable[Array]]]:
+def _copied(carried: StoredMoments | None) -> Iterator[tuple[str, Iterable[Array]]]:
     if carried:
         yield from carried.blocks()
         carried.checkpoint.settle()
@@ -146,7 +146,7 @@ def _difference(
         yield block
 
 
-def _card(fp: Checkpoint, qat: Checkpoint, carried: Carried | None) -> Card:
+def _card(fp: Checkpoint, qat: Checkpoint, carried: StoredMoments | None) -> Card:
     # what the donor's twin has cost is the donor's own; of a receiver nothing is used here
     parents = {"donor": fp, "donor_qat": qat}
     parents |= {"moments": carried.checkpoint} if carried else {}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from qvec_cli.calibration.moments_file import Carried
+from qvec_cli.calibration.moments_file import StoredMoments
 from qvec_cli.checkpoint.card import Card
 from qvec_cli.checkpoint.dtypes import to_float32
 from qvec_cli.checkpoint.read import Checkpoint
@@ -47,7 +47,7 @@ def describe(path: Path, listener: Listener) -> Metrics:
             "metadata": checkpoint.metadata if checkpoint.bare else {},
             "tensors": tensors,
             "attached": attached,
-            "moments": Carried(checkpoint).facts.in_words() if attached else None,
+            "moments": StoredMoments(checkpoint).facts.in_words() if attached else None,
         }
         inputs = (Input(str(path), checkpoint.kind, digest),)
         use = inherited_use(checkpoint)
