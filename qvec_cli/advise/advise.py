@@ -19,7 +19,7 @@ from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.data.noise import NOISE
 from qvec_cli.inputs.files import opened
 from qvec_cli.inputs.proxies import ProxyOptions
-from qvec_cli.outputs.dry_run import TORCH, Plan
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.pipeline.quantize import quantize
 from qvec_cli.specs import (
@@ -146,9 +146,8 @@ def _plan(request: AdviseRequest, setting: AdviseInputs, parameters: Facts) -> P
     kept = {name: "kept: no target" for name in setting.theta if name not in fates}
     count = sum(source.count for source in setting.judging.sources)
     images = {"proxy": count + setting.making.samples}
-    memory = TORCH + 8 * setting.theta.nbytes + 2 * setting.judging.nbytes()
     out = request.out or Path("-")
-    return Plan("advise", out, {**kept, **fates}, setting.theta, parameters, memory, images)
+    return Plan("advise", out, {**kept, **fates}, setting.theta, parameters, images)
 
 
 def _check_moments(request: AdviseRequest, file: Path) -> None:

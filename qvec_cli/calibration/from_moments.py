@@ -103,10 +103,6 @@ class OneShot:
         correction = self._wanted.bias_correction
         return {**self._carried.facts.in_words(), "bias_correction": correction}
 
-    def memory(self, targets: Iterable[str]) -> int:
-        """Bytes that one layer takes beside its weight, about: its moment and what GPTQ makes."""
-        return 5 * max(self._theta[name].shape[1] ** 2 for name in targets) * 8
-
     def check(self, targets: Collection[str], listener: Listener) -> None:
         """Refuses targets whose moments are missing; says which have no bias to correct.
 

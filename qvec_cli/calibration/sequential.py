@@ -14,7 +14,6 @@ from qvec_cli.errors import MismatchError, NotFiniteError, SpecError
 from qvec_cli.inputs.patched import Patched
 from qvec_cli.inputs.proxies import Proxies, draw_each
 from qvec_cli.model.configuration import Model
-from qvec_cli.outputs.dry_run import TORCH
 from qvec_cli.quant.float_target import aim
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.moments import Inputs
@@ -43,18 +42,6 @@ class Images:
 
     wanted: Calibration
     pool: Proxies
-
-    def memory(self, theta: Checkpoint, targets: Iterable[str]) -> int:
-        """Bytes that calibration takes, about; a batch's way through a block comes on top.
-
-        Beside torch and the network: the images as decoded and as floats, the inputs of a block
-        and what comes out of it, which are about as large, and the method's own matrices.
-        """
-        pixels = self.pool.nbytes()
-        largest = max(sum(theta[name].shape) ** 2 for name in targets)
-        numbers = sum(entry.size for entry in theta.values())
-        twice = 2 if self.wanted.target is Target.FLOAT else 1  # what the float network takes
-        return TORCH + twice * (12 * numbers + 20 * pixels) + 24 * twice * largest
 
     def facts(self) -> dict[str, Any]:
         """As cards and metrics name them."""

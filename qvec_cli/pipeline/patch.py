@@ -15,7 +15,7 @@ from qvec_cli.checkpoint.write import size_of, write
 from qvec_cli.inputs.files import card_of, opened
 from qvec_cli.inputs.lambdas import AUTO, LambdaChoice, read_choice
 from qvec_cli.inputs.patched import PATCHED, Patched, match
-from qvec_cli.outputs.dry_run import STREAMING, Plan
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.outputs.provenance import provenance
 from qvec_cli.specs import Listener, Part
@@ -65,7 +65,7 @@ def patch(request: PatchRequest, listener: Listener) -> Metrics:
         if request.dry_run:
             fates = pairing.fates(theta, "patched", "kept")
             fates |= dict.fromkeys(others, "kept: of another part")
-            planned = Plan("patch", request.out, fates, theta, parameters, STREAMING)
+            planned = Plan("patch", request.out, fates, theta, parameters)
             return planned.metrics((theta, rho), started, size_of(theta, card()))
         written = write(request.out, theta, _tensors(patched), card, force=request.force)
         inputs = (Input.of(theta), Input.of(rho))

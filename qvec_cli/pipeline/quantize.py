@@ -6,11 +6,10 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from qvec_cli.calibration.from_moments import Moments, MomentsRun, OneShot, carrier_of, check_method
 from qvec_cli.calibration.refine import SEED, Refinement, Subject, find, refine
-from qvec_cli.calibration.refine import memory as refining_memory
 from qvec_cli.calibration.sequential import (
     Calibrated,
     Images,
@@ -32,16 +31,13 @@ from qvec_cli.inputs.patched import PATCHED, Anchor, Patched, anchored
 from qvec_cli.inputs.proxies import Proxies
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model
-from qvec_cli.outputs.dry_run import STREAMING, Plan
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.hf_folder import check_output, config_of, size_of_output, write_output
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.outputs.provenance import provenance
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import parts, sqnr_db, stored_bits
 from qvec_cli.specs import Calibration, Grid, GridOptions, Listener, Method, Use, spent
-
-_COPIES: Final = 10
-"""Float32 copies of one weight that are alive while it is quantized, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,20 +314,11 @@ def _planned(job: _Quantization) -> Plan:
     if job.patched:
         names = job.patched.names - set(targets)
         fates |= dict.fromkeys(names, "patched: no target")
-    memory = STREAMING + _COPIES * max(theta[name].size for name in targets) * 4
-    planned = Plan(
-        "quantize", request.out, fates, theta, job.parameters, memory, folder=request.folder
-    )
-    if job.oneshot:
-        memory += job.oneshot.memory(targets)
+    planned = Plan("quantize", request.out, fates, theta, job.parameters, folder=request.folder)
     if not job.images.specs:
-        return replace(planned, memory=memory)
+        return planned
     job.check()
-    calibration, proxies = job.images
-    most = calibration.memory(theta, targets) if calibration else 0
-    memory += max(most, refining_memory(theta, proxies) if proxies else 0)
-    shown = job.images.specs[0]
-    return replace(planned, memory=memory, images=job.images.counts, data=shown)
+    return replace(planned, images=job.images.counts, data=job.images.specs[0])
 
 
 def _plan(theta: Checkpoint, targets: Iterable[str], grid: Grid, *, fake: bool) -> dict[str, Entry]:

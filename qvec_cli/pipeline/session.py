@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -33,7 +32,7 @@ from qvec_cli.learn.fit import Progress, TrainingRun, warmup_steps
 from qvec_cli.model import build, qat
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import of_network
-from qvec_cli.outputs.dry_run import TORCH, Plan
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.outputs.provenance import backbone_digest, provenance
 from qvec_cli.pipeline.train_request import TrainRequest, stored_model
@@ -310,12 +309,8 @@ def _write(path: Path, arrays: Mapping[str, Any], card: Card, *, force: bool) ->
     return write(path, plan, ((n, [a.reshape(-1)]) for n, a in arrays.items()), card, force=force)
 
 
-_PER_WEIGHT: Final = 5 * 4
-"""Bytes: the weight, its gradient, two moments of AdamW, and the state that is written."""
-
-
 def rehearse(request: TrainRequest, task: Task, listener: Listener, started: float) -> Metrics:
-    """The plan of a run; activations, which depend on the network, are not in its memory.
+    """The plan of a run, from file lists and a network without weights.
 
     Raises:
         QvecError: what the run would be refused for.
@@ -347,9 +342,6 @@ def _plan(request: TrainRequest, task: Task, network: torch.nn.Module, model: Mo
         check_fit({name: outline[name].shape for name in targets}, request.grid, request.model)
         fates |= dict.fromkeys(targets, f"trained through {request.grid}")
     images = {name: len(samples) for name, samples in task.splits.items()}
-    held = sum(e.size for e in outline.values()) * _PER_WEIGHT
-    pixels = math.prod(model.input_size) * (images.get("train", 0) + images.get("val", 0))
     command = "train-qat" if request.grid else "finetune"
     parameters = {"epochs": request.recipe.epochs, "batch_size": request.recipe.batch_size}
-    memory = TORCH + held + pixels
-    return Plan(command, request.out, fates, outline, parameters, memory, images, request.data)
+    return Plan(command, request.out, fates, outline, parameters, images, request.data)

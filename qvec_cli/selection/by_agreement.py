@@ -19,7 +19,7 @@ from qvec_cli.inputs.lambdas import AUTO, LambdaChoice
 from qvec_cli.inputs.match import Match, match
 from qvec_cli.inputs.proxies import Proxies, ProxyOptions, find_proxies
 from qvec_cli.model.configuration import Model
-from qvec_cli.outputs.dry_run import TORCH, Plan
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.selection.by_labels import UNIT
 from qvec_cli.selection.choose import NEGATIVE, Average, choose_lambda, fit, removed
@@ -324,5 +324,4 @@ def _plan(request: AgreementRequest, setting: AgreementInputs, parameters: Point
     fates = pair.pairing.fates(theta, "patched", "kept")
     fates |= dict.fromkeys(pair.targets, f"patched, quantized to {setting.grid}")
     images = {"proxy": sum(source.count for source in setting.proxies.sources)}
-    memory = TORCH + 5 * theta.nbytes + setting.proxies.nbytes()
-    return Plan("sweep-lambda", request.out, fates, theta, parameters, memory, images)
+    return Plan("sweep-lambda", request.out, fates, theta, parameters, images)

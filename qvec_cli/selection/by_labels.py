@@ -16,7 +16,7 @@ from qvec_cli.inputs.data_use import inherited_use, patched_use
 from qvec_cli.inputs.examples import Examples, open_for
 from qvec_cli.inputs.files import model_of, opened
 from qvec_cli.inputs.match import match
-from qvec_cli.outputs.dry_run import TORCH, Plan
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.specs import DataUse, Grid, GridOptions, Listener, Loading, Method, Use, spent
 from qvec_cli.vector.pairing import Pairing
@@ -67,7 +67,6 @@ class _Setting:
         fates = self.pairing.fates(self.theta, "patched", "kept")
         fates |= dict.fromkeys(self.targets, f"patched, quantized to {self.grid}")
         images = {split: len(self.examples.task.split(split)) for split in ("val", "test")}
-        resident = 5 * self.theta.nbytes + self.examples.nbytes(images)
         parameters = {"lambdas": list(lambdas), "grid": self.grid.to_json()}
         return Plan(
             "sweep-lambda",
@@ -75,7 +74,6 @@ class _Setting:
             fates,
             self.theta,
             parameters,
-            TORCH + resident,
             images,
             request.data,
         )

@@ -19,7 +19,7 @@ from qvec_cli.checkpoint.replace import (
 )
 from qvec_cli.errors import MismatchError, SpecError
 from qvec_cli.inputs.files import opened
-from qvec_cli.outputs.dry_run import TORCH, Plan
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.results.documents import check_apart
 from qvec_cli.results.matrix import Matrix, parse
@@ -205,7 +205,7 @@ def _align(drawer: GridFile, lineup: Lineup, journal: Journal) -> None:
 
 def _plan(request: TransferRequest, lineup: Lineup, receivers: tuple[str, ...]) -> Plan:
     """What the grid would do: how often each image would go through a network."""
-    wishes, images, largest = request.wishes, {"val": 0, "test": 0}, 0
+    wishes, images = request.wishes, {"val": 0, "test": 0}
     curve = len(wishes.lambdas) - 1  # lambda 0 is the same for every vector
     for name in receivers:
         facts, count = lineup.run["receivers"][name], len(lineup.vectors[name])
@@ -213,11 +213,9 @@ def _plan(request: TransferRequest, lineup: Lineup, receivers: tuple[str, ...]) 
         on_test = curve if wishes.oracle else 1 + len(wishes.fixed)
         images["val"] += facts["images"]["val"] * (1 + count * curve)
         images["test"] += facts["images"]["test"] * (grids + count * on_test)
-        decoded = lineup.settings[name].examples.nbytes(facts["images"])
-        largest = max(largest, 5 * lineup.settings[name].theta.stat().st_size + decoded)
     cells = sum(len(lineup.vectors[name]) for name in receivers)
     parameters = {"cells": cells, "lambdas": list(wishes.lambdas), "grid": lineup.grid.to_json()}
-    return Plan("transfer", request.out, {}, {}, parameters, TORCH + largest, images)
+    return Plan("transfer", request.out, {}, {}, parameters, images)
 
 
 def _matrix(path: Path, lines: list[Line]) -> Matrix:
