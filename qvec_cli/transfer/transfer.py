@@ -17,11 +17,12 @@ from qvec_cli.checkpoint.replace import (
     replacing,
     unfinished,
 )
-from qvec_cli.errors import MismatchError, SpecError
+from qvec_cli.errors import SpecError
 from qvec_cli.inputs.files import opened
 from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.results.documents import check_apart
+from qvec_cli.results.journal import Journal, Line, encoded
 from qvec_cli.results.matrix import Matrix, parse
 from qvec_cli.results.records import Record
 from qvec_cli.results.summary import summarise
@@ -29,7 +30,6 @@ from qvec_cli.specs import DataUse, Listener, Silence, Use
 from qvec_cli.transfer.cells import Host, other_grids
 from qvec_cli.transfer.cosines import Alignment
 from qvec_cli.transfer.grid_file import GridFile, read_grid_file
-from qvec_cli.transfer.journal import Journal, Line, encoded
 from qvec_cli.transfer.pairs import CellOptions, Lineup, cell, line_up
 from qvec_cli.transfer.slurm import (
     Executor,
@@ -120,14 +120,11 @@ def _recall(request: TransferRequest, journal: Journal, listener: Listener) -> N
     """Takes what is finished: parts that are named and, to go on, what was cut off."""
     left = [unfinished(request.out), *finished(request.out)] if request.resume else []
     for path in left:
-        try:
-            _check(path, journal.take(path, torn=True))
-        except MismatchError as error:
-            if not request.force:
-                raise
-            listener.note(f"{error}: starting anew")
+        lines = journal.resume(path, force=request.force, listener=listener)
+        if lines is None:
             clear_parts(request.out)
             break
+        _check(path, lines)
     for part in request.joined:
         _check(part, journal.take(part))
     if not request.resume:
