@@ -287,10 +287,10 @@ class _Job:
 def _job(request: QuantizeRequest, files: InputFiles, listener: Listener) -> _Job:
     """Opens everything that a request names, and decides targets and grid."""
     theta, moments = files.open(request.source), None
-    carrier = files.open(request.moments.path) if request.moments else None
     patched = anchored(theta, request.anchor, files, listener)
     require_float(theta)
-    if carrier and request.moments:
+    if request.moments:
+        carrier = files.open(request.moments.path)
         moments = LayerMoments(theta, carrier, request.moments, listener)
     calibration, refinement = request.calibrated_on, request.refinement
     known = request.folder or request.network or calibration or refinement
