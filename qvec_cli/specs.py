@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Protocol, Self
 
@@ -38,14 +38,12 @@ class Method(StrEnum):
     """How codes are chosen on the grid; one row each in quant/methods.py."""
 
     RTN = "rtn"
-    MSE = "mse"
-    HQQ = "hqq"
     GPTQ = "gptq"
     AWQ = "awq"
 
 
 class Target(StrEnum):
-    """Whose outputs a calibrated layer is to give; see quant/aim.py."""
+    """Whose outputs a calibrated layer is to give; see quant/gptq.py."""
 
     QUANTIZED = "quantized"  # its own before rounding, behind the quantized layers
     FLOAT = "float"  # those that it has in the float network
@@ -268,21 +266,6 @@ class GridOptions:
             own.symmetric if self.symmetric is None else self.symmetric,
             self.scale_dtype or own.scale_dtype,
         )
-
-    def ruled(self, rule: Scale | None) -> Self:
-        """The same with the rule of scales that a method brings.
-
-        Raises:
-            SpecError: another rule was typed.
-        """
-        if rule is None:
-            return self
-        if self.scale not in {None, rule}:
-            raise SpecError(
-                f"--scale {self.scale} is not the rule of --method {rule}",
-                hint="Leave one of them out; --method rtn goes with every --scale.",
-            )
-        return replace(self, scale=rule)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from qvec_cli.calibration.walk import Walk, abreast
-from qvec_cli.quant.float_target import PULL, aim
-from qvec_cli.quant.gptq import gptq
+from qvec_cli.calibration.walk import Walk
+from qvec_cli.quant.gptq import PULL, aim, gptq
 from qvec_cli.quant.moments import Inputs, output_error
 from qvec_cli.specs import Grid
 
@@ -93,7 +92,7 @@ def test_on_a_chain_the_second_layer_makes_good_what_the_first_has_lost() -> Non
     batches = [*torch.tensor(FLOATS, dtype=torch.float32).split(150)]
     walks = [Walk(n, dict(n.named_parameters()), batches) for n in (ours, theirs)]
     images, found = torch.cat(batches), {}
-    for _, site, inputs, _ in abreast(*walks):
+    for _, site, inputs, _ in walks[0].steps(walks[1]):
         weight = site.weights[0]
         first, second = (n.first(images) if site.names[0] == "second.weight" else images
                          for n in (ours, theirs))  # fmt: skip

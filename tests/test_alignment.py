@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qvec_cli.transfer.cosines import Alignment
+from qvec_cli.transfer.transfer import Cosines
 
 RNG = np.random.default_rng(0)
 VECTORS = [
@@ -13,8 +13,8 @@ VECTORS = [
 ]
 
 
-def measured(vectors: list[list[np.ndarray]]) -> Alignment:
-    alignment = Alignment(len(vectors))
+def measured(vectors: list[list[np.ndarray]]) -> Cosines:
+    alignment = Cosines(len(vectors))
     for matrices in zip(*vectors, strict=True):
         alignment.add(matrices)
     return alignment

@@ -11,7 +11,7 @@ import pytest
 from conftest import FAST, Drawer, bare, call
 from safetensors.numpy import load_file, save_file
 
-from qvec_cli.calibration.moments_file import Carried, Pooled
+from qvec_cli.calibration.moments_file import PooledMoments, StoredMoments
 from qvec_cli.checkpoint.read import Checkpoint
 
 FLAGS = ("--batch-size", 16, "--device", "cpu")
@@ -135,7 +135,7 @@ def test_a_file_of_moments_is_no_model_and_no_vector(
 def test_averaging_is_pooling_the_images(kind: str, files: dict[str, Path]) -> None:
     paths = [files[name + kind] for name in ("first", "second")]
     with Checkpoint(paths[0]) as a, Checkpoint(paths[1]) as b, Checkpoint(files["both"]) as c:
-        pooled, both = Pooled([Carried(a), Carried(b)]), Carried(c)
+        pooled, both = PooledMoments([StoredMoments(a), StoredMoments(b)]), StoredMoments(c)
         assert pooled.facts.images == both.facts.images
         assert pooled.facts.sites == both.facts.sites
         found = {name: np.concatenate([*blocks]) for name, blocks in pooled.blocks()}
@@ -188,7 +188,7 @@ def test_ranks_are_pooled_to_the_largest_and_whole_moments_to_whole(
         (("first_rank", "second"), None),
     ):
         with Checkpoint(files[names[0]]) as a, Checkpoint(files[names[1]]) as b:
-            assert Pooled([Carried(a), Carried(b)]).facts.rank == rank
+            assert PooledMoments([StoredMoments(a), StoredMoments(b)]).facts.rank == rank
 
 
 def test_a_vector_without_moments_is_noted(

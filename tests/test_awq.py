@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_gptq import every_grid
 
-from qvec_cli.quant.awq import POWERS, SHRINKS, awq, clipped, factors, is_spared
+from qvec_cli.quant.awq import POWERS, SHRINKS, awq, clipped, factors, is_unclipped
 from qvec_cli.quant.moments import Inputs, output_error
 from qvec_cli.quant.rtn import fake_quantize, rtn
 from qvec_cli.specs import Granularity, Grid
@@ -97,7 +97,7 @@ def test_a_layer_is_rounded_after_clipping() -> None:
     ],
 )
 def test_what_makes_queries_and_keys_is_not_clipped(name: str, expected: bool) -> None:
-    assert is_spared(name) is not expected
+    assert is_unclipped(name) is not expected
 
 
 def test_its_points_are_those_of_the_paper() -> None:

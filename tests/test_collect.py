@@ -15,8 +15,8 @@ from safetensors.torch import save_file as save_tensors
 from test_architectures import ROWS
 from test_calibrate import calm, plain_inputs
 
-from qvec_cli.calibration.layer_moments import collect
-from qvec_cli.calibration.moments_file import Carried
+from qvec_cli.calibration.moments_file import StoredMoments
+from qvec_cli.calibration.walk import site_moments
 from qvec_cli.checkpoint.read import Checkpoint
 
 SMALL = ("--samples", 24, "--batch-size", 16, "--device", "cpu")
@@ -26,7 +26,7 @@ SMALL = ("--samples", 24, "--batch-size", 16, "--device", "cpu")
 def test_one_pass_sees_what_a_plain_forward_shows(name: str) -> None:
     network, weights, batches = calm(name)
     visited = []
-    for site, inputs, tokens in collect(network, weights, batches):
+    for site, inputs, tokens in site_moments(network, weights, batches):
         for weight in site.weights:
             moment, mean, magnitude = plain_inputs(network, weight, batches)
             atol = 2e-6 * max(np.abs(moment).max(), magnitude.max())
@@ -48,7 +48,7 @@ def test_queries_keys_and_values_are_held_once(
     call("moments", theta, *flags, "--data", drawer.donor_data, "--samples", 2, "-o", out)
     first, *others = (f"blocks.0.attn.{part}_proj.weight" for part in "qkv")
     with Checkpoint(out) as file:
-        carried = Carried(file)
+        carried = StoredMoments(file)
         assert {n for n, site in carried.facts.aliases.items() if site == first} == {*others}
         assert not any(n.startswith(f"moments/{alias}/") for alias in others for n in file.attached)
         for name in others:
@@ -110,7 +110,7 @@ def test_the_base_itself_is_the_base_of_what_was_fine_tuned_from_it(
     out = tmp_path / "m.st"
     call("moments", drawer.base, "--data", drawer.donor_data, *SMALL, "-o", out)
     with Checkpoint(out) as file, Checkpoint(drawer.receiver) as receiver:
-        (source,) = Carried(file).facts.sources
+        (source,) = StoredMoments(file).facts.sources
         assert receiver.card
         assert source.start == receiver.card.base
         assert source.base != source.start

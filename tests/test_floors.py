@@ -274,7 +274,6 @@ def test_the_top_level_is_the_owners() -> None:
 TORCHS_OWN = {
     f"qvec_cli.{name}"
     for name in (
-        "calibration.layer_moments",
         "calibration.walk",
         "inputs.network",
         "learn.accuracy",

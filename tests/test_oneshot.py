@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
-from qvec_cli.calibration.layer_moments import collect
-from qvec_cli.calibration.sequential import find_images, linear_weights
+from qvec_cli.calibration.sequential import draw_images, linear_weights
+from qvec_cli.calibration.walk import site_moments
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.write import write
 from qvec_cli.inputs.files import model_of
@@ -49,16 +49,16 @@ def in_memory(drawer: Drawer, grid: Grid, rank: int | None) -> dict[str, Any]:
     wanted = Calibration((str(drawer.donor_data),), 24, Loading(batch_size=16), "cpu")
     with Checkpoint(drawer.donor) as donor:
         model = model_of(donor)
-        images = find_images(donor, model, wanted)
+        images = draw_images(donor, model, wanted)
         assert images
         network = load_network(donor, model, "cpu").eval()
         assert donor.card
         assert donor.card.targets
         weights = linear_weights(network, donor, donor.card.targets)
-        decoded = images.pool.decoded(Silence())
+        decoded = images.images.decoded(Silence())
     batches = [normalise(model)(part) for part in torch.split(decoded, 16)]
     receiver, found = load_file(drawer.receiver), {}
-    for site, inputs, _ in collect(network, weights, batches):
+    for site, inputs, _ in site_moments(network, weights, batches):
         for name in site.names:
             found[name] = gptq(receiver[name], grid, rounded(inputs, rank)).weight()
     return found

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from qvec_cli.export.staging import check_folder, staging
 
 from qvec_cli.checkpoint.replace import SUFFIX, lock
 from qvec_cli.errors import CheckpointError, SpecError
-from qvec_cli.export.staging import check_folder, staging
 
 NAMES = ("a", "b")
 

@@ -117,7 +117,7 @@ def test_a_network_that_takes_no_usual_group_is_compared_without_groups(tmp_path
     [
         (("-o", "q.st"), "-o does not go with --compare"),
         (("--fake",), "--fake does not go with --compare"),
-        (("--method", "mse"), "--method does not go with --compare"),
+        (("--method", "gptq"), "--method does not go with --compare"),
         (("--calib", "x/"), "--calib does not go with --compare"),
         (("--calib-samples", "9"), "--calib-samples does not go with --compare"),
         (("--split", "test"), "--split goes with --data"),

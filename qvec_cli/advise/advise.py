@@ -1,41 +1,31 @@
-"""What to do with a receiver: every way is carried out, judged by proxies it has not seen, told."""
+"""What to do with a receiver: every way is tried, and judged on images that no candidate saw."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qvec_cli.advise import candidates
-from qvec_cli.advise.candidates import Candidate, Vectors
+from qvec_cli.advise.candidates import Candidate, VectorOffers, Ways
 from qvec_cli.advise.decision import Family, Verdict
-from qvec_cli.advise.measure import MINE, Bench
-from qvec_cli.advise.setup import AdviseInputs, AdviseRequest, find
+from qvec_cli.advise.measure import MINE, Trials
+from qvec_cli.advise.setup import AdviseInputs, AdviseRequest
+from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.data.noise import NOISE
-from qvec_cli.inputs.files import opened
-from qvec_cli.inputs.proxies import ProxyOptions
-from qvec_cli.outputs.dry_run import TORCH, Plan
+from qvec_cli.errors import MismatchError
+from qvec_cli.inputs.files import InputFiles
+from qvec_cli.inputs.proxies import find_proxies
+from qvec_cli.inputs.receiver import ReceiverOptions, resolve
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.pipeline.quantize import quantize
-from qvec_cli.specs import (
-    Calibration,
-    Grid,
-    Listener,
-    Scale,
-    Silence,
-    Target,
-    spent,
-)
+from qvec_cli.specs import Calibration, Grid, Listener, Scale, Silence, Target, spent
 
 Facts = dict[str, Any]
-
-
-__all__ = ["AdviseRequest", "advise"]
 
 
 def advise(request: AdviseRequest, listener: Listener) -> Metrics:
@@ -47,31 +37,56 @@ def advise(request: AdviseRequest, listener: Listener) -> Metrics:
     started = time.perf_counter()
     if request.out is not None:
         check_target(request.out, force=request.force)
-    with ExitStack() as stack:
-        theta = stack.enter_context(opened(request.receiver, listener))
-        rhos = [stack.enter_context(opened(path, listener)) for path in request.vectors]
+    with InputFiles(listener) as files, tempfile.TemporaryDirectory(prefix="qvec-") as name:
+        theta, rhos = files.open(request.receiver), [files.open(path) for path in request.vectors]
+        ways = Ways(request, Path(name))
         if request.moments is not None:
-            _check_moments(request, request.moments)
-        setting = find(request, theta, rhos, listener)
+            _check_moments(ways, request, files)
+        inputs = _resolve(request, theta, rhos, listener)
         parameters = _parameters(request)
         if request.dry_run:
-            return _plan(request, setting, parameters).metrics((theta, *rhos), started)
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qvec-")))
-        bench = Bench(request, setting, folder, listener)
-        for candidate in _candidates(request, setting, bench, folder):
-            bench.add(candidate)
-        verdict = bench.verdict(request.bits)
-        chosen = bench.made[verdict.chosen.name]
-        commands = bench.commands(chosen, str(request.out or MINE))
+            return _plan(request, inputs, parameters).metrics((theta, *rhos), started)
+        trials = Trials(request, inputs, ways.folder, files, listener)
+        for candidate in _candidates(request, inputs, ways, trials, files):
+            trials.add(candidate)
+        verdict = trials.verdict(request.bits)
+        chosen = trials.candidates[verdict.chosen.name]
+        commands = trials.commands(chosen, str(request.out or MINE))
+        results = {**_decision(verdict), "commands": commands, **trials.facts()}
         if request.out is not None:
-            bench.carry_out(chosen, request.out)
-        results = {**_told(verdict), "commands": commands, **bench.facts()}
-        if request.out is not None:
+            trials.carry_out(chosen, request.out)
             results["output"] = str(request.out)
-        use = spent(bench.uses[verdict.chosen.name], setting.judging.use)
-        inputs = (Input.of(theta), *map(Input.of, rhos), *setting.judging.inputs)
-        device = str(next(bench.trial.network.parameters()).device)
-    return Metrics("advise", inputs, parameters, results, use, device, started=started)
+        use = spent(trials.uses[verdict.chosen.name], inputs.judging.use)
+        read = (Input.of(theta), *map(Input.of, rhos), *inputs.judging.inputs)
+        device = str(next(trials.network.parameters()).device)
+    return Metrics("advise", read, parameters, results, use, device, started=started)
+
+
+def _resolve(
+    request: AdviseRequest, theta: Checkpoint, rhos: Sequence[Checkpoint], listener: Listener
+) -> AdviseInputs:
+    """The receiver with its vectors and the images that judge, checked to belong together."""
+    loading = request.proxy.loading
+    options = ReceiverOptions(
+        loading=loading, data=request.data, splits=("test",), proxy=request.proxy, held_back=True
+    )
+    receiver = resolve(theta, rhos, options, listener)
+    if receiver.grid and receiver.grid.bits != request.bits:
+        raise MismatchError(
+            f"{rhos[0].path} was made for {receiver.grid}, not for {request.bits} bits",
+            hint="A vector serves the grid that it was made for; leave --rho out.",
+        )
+    assert receiver.proxies is not None
+    seen = find_proxies(theta, receiver.model, request.proxy).use
+    return AdviseInputs(receiver, receiver.proxies, seen)
+
+
+def _check_moments(ways: Ways, request: AdviseRequest, files: InputFiles) -> None:
+    """Refuses moments that are not for the receiver, as ``quantize`` would."""
+    assert request.moments is not None
+    grid = Grid(request.bits, scale=Scale.MSE_FULL)
+    planned = ways.on_moments(grid, request.moments).request
+    quantize(replace(planned, dry_run=True), Silence(), files)
 
 
 def _parameters(request: AdviseRequest) -> Facts:
@@ -86,49 +101,44 @@ def _parameters(request: AdviseRequest) -> Facts:
 
 
 def _candidates(
-    request: AdviseRequest, setting: AdviseInputs, bench: Bench, folder: Path
+    request: AdviseRequest, inputs: AdviseInputs, ways: Ways, trials: Trials, files: InputFiles
 ) -> Iterator[Candidate]:
-    """One after the other: later ones build on what earlier ones came to."""
-    source, bits = request.receiver, request.bits
-    yield from candidates.plain(source, bits, bench.shapes)
-    vectors = Vectors(request, setting, folder, bench.leave_out)
+    """One after the other: later ones build on how earlier ones were judged."""
+    bits = request.bits
+    yield from ways.plain(bits, inputs.shapes)
+    vectors = VectorOffers(request, inputs, ways, files, trials.leave_out)
     yield from vectors.candidates()
-    grids = dict.fromkeys(
-        [
-            Grid(bits, scale=Scale.MSE_FULL),
-            Grid(bits, scale=Scale.MSE, symmetric=False),
-            *([setting.grid] if setting.grid else []),
-        ]
-    )
+    clipped = Grid(bits, scale=Scale.MSE_FULL), Grid(bits, scale=Scale.MSE, symmetric=False)
+    of_vectors = [inputs.receiver.grid] if inputs.receiver.grid else []
+    grids = dict.fromkeys([*clipped, *of_vectors])
     moments, before = vectors.moments()
     if moments is not None:
-        yield from (candidates.on_moments(source, grid, moments, before) for grid in grids)
-    making = setting.making
-    pictures = not setting.judging.only_noise
-    images = _images(making.specs, making, request.device)
-    if bench.best(Family.MOMENTS) is None:
+        yield from (ways.on_moments(grid, moments, before) for grid in grids)
+    pictures = not inputs.judging.only_noise
+    images = _images(request, request.proxy.specs)
+    if trials.best(Family.MOMENTS) is None:
         moments, name = None, "proxies" if pictures else NOISE
-        yield from (candidates.on_images(source, grid, images, name) for grid in grids)
-    best = bench.best(Family.MOMENTS, Family.IMAGES, Family.NOISE)
+        yield from (ways.on_images(grid, images, name) for grid in grids)
+    best = trials.best(Family.MOMENTS, Family.IMAGES, Family.NOISE)
     if best is None:  # each was left out, with its reason
         return
     grid = best.grid
     if pictures:
-        yield candidates.on_images(source, grid, _images((NOISE,), making, request.device), NOISE)
+        yield ways.on_images(grid, _images(request, (NOISE,)), NOISE)
         if moments is not None:
-            yield candidates.on_images(source, grid, images, "proxies")
-        aimed = candidates.on_images(source, grid, replace(images, target=Target.FLOAT), "proxies")
+            yield ways.on_images(grid, images, "proxies")
+        aimed = ways.on_images(grid, replace(images, target=Target.FLOAT), "proxies")
         yield aimed
         if request.steps:
-            yield candidates.refined(aimed, making, request.device, request.steps)
+            yield ways.refined(aimed)
         yield from vectors.anchored(aimed)
 
 
-def _images(specs: tuple[str, ...], making: ProxyOptions, device: str) -> Calibration:
-    return Calibration(specs, making.samples, making.loading, device)
+def _images(request: AdviseRequest, specs: tuple[str, ...]) -> Calibration:
+    return Calibration(specs, request.proxy.samples, request.proxy.loading, request.device)
 
 
-def _told(verdict: Verdict) -> Facts:
+def _decision(verdict: Verdict) -> Facts:
     return {
         "decision": verdict.decision,
         "chosen": verdict.chosen.name,
@@ -138,21 +148,13 @@ def _told(verdict: Verdict) -> Facts:
     }
 
 
-def _plan(request: AdviseRequest, setting: AdviseInputs, parameters: Facts) -> Plan:
+def _plan(request: AdviseRequest, inputs: AdviseInputs, parameters: Facts) -> Plan:
     from qvec_cli.inputs.network import check_network
 
-    check_network(setting.theta, setting.model, request.device)
-    fates = dict.fromkeys(setting.targets, f"quantized to {request.bits} bits, in many ways")
-    kept = {name: "kept: no target" for name in setting.theta if name not in fates}
-    count = sum(source.count for source in setting.judging.sources)
-    images = {"proxy": count + setting.making.samples}
-    memory = TORCH + 8 * setting.theta.nbytes + 2 * setting.judging.nbytes()
-    out = request.out or Path("-")
-    return Plan("advise", out, {**kept, **fates}, setting.theta, parameters, memory, images)
-
-
-def _check_moments(request: AdviseRequest, file: Path) -> None:
-    """Refuses statistics that are not for the receiver, as quantize would."""
-    grid = Grid(request.bits, scale=Scale.MSE_FULL)
-    wanted = candidates.on_moments(request.receiver, grid, file).request
-    quantize(replace(wanted, dry_run=True), Silence())
+    theta = inputs.receiver.theta
+    check_network(theta, inputs.receiver.model, request.device)
+    quantized = f"quantized to {request.bits} bits, in many ways"
+    fates = dict.fromkeys(theta, "kept: no target")
+    fates |= dict.fromkeys(inputs.receiver.targets, quantized)
+    images = {"proxy": inputs.judging.count + request.proxy.samples}
+    return Plan("advise", request.out, fates, theta, parameters, images)

@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from qvec_cli.advise.decision import Family
 from qvec_cli.advise.setup import AdviseInputs, AdviseRequest
-from qvec_cli.calibration.from_moments import Moments
-from qvec_cli.calibration.refine import Refinement
+from qvec_cli.calibration.from_moments import MomentsOptions
+from qvec_cli.calibration.refine import RefinementOptions
 from qvec_cli.data.noise import NOISE
 from qvec_cli.errors import QvecError
-from qvec_cli.inputs.files import opened
+from qvec_cli.inputs.files import InputFiles
 from qvec_cli.inputs.patched import Anchor
-from qvec_cli.inputs.proxies import ProxyOptions
 from qvec_cli.pipeline import combine
 from qvec_cli.pipeline.quantize import QuantizeRequest
 from qvec_cli.selection import by_agreement, fit_mix
@@ -50,7 +48,7 @@ class Candidate:
     way: str  # what it is apart from grid and lambda: rtn, unit, chosen, fitted, moments, ...
     family: Family
     grid: Grid
-    request: QuantizeRequest  # its output is named later
+    request: QuantizeRequest  # writes a temporary file, which the next candidate replaces
     before: tuple[str, ...] = ()  # commands that make the files it needs
 
     def commands(self, out: str, *, crossing: bool) -> list[str]:
@@ -64,28 +62,8 @@ class Candidate:
         return [*self.before, shlex.join([*words, "-o", out])]
 
 
-def plain(source: Path, bits: int, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Candidate]:
-    """Grids without data: a scale a row under each rule, and the largest group that fits.
-
-    HQQ, the slowest, is tried where it is at home, with a zero point.
-    """
-    for scale in (Scale.ABSMAX, Scale.MSE, Scale.MSE_FULL):
-        yield rounded(source, Grid(bits, scale=scale))
-    for scale in (Scale.ABSMAX, Scale.MSE, Scale.HQQ):
-        yield rounded(source, Grid(bits, scale=scale, symmetric=False))
-    shared = math.gcd(*(shape[1] for shape in shapes.values()))
-    if size := next((size for size in _GROUPS if shared % size == 0), None):
-        group = Granularity.GROUP
-        yield rounded(source, Grid(bits, group, size, Scale.MSE, False, ScaleDtype.FLOAT16))
-
-
-def rounded(source: Path, grid: Grid) -> Candidate:
-    """Plain rounding."""
-    return Candidate(f"rtn, {_short(grid)}", "rtn", Family.PLAIN, grid, _request(source, grid))
-
-
 @dataclass(frozen=True, slots=True)
-class Offer:
+class VectorOffer:
     """A vector, how long it is to be, and what it is called."""
 
     rho: Path
@@ -95,51 +73,91 @@ class Offer:
     before: tuple[str, ...] = ()  # commands that make it
 
 
-def patched(source: Path, grid: Grid, offer: Offer) -> Candidate:
-    """A vector added, then plain rounding."""
-    request = replace(_request(source, grid), anchor=Anchor(offer.rho, typed(offer.lam)))
-    name = f"{offer.name}, {_short(grid)}"
-    return Candidate(name, offer.way, Family.PATCH, grid, request, offer.before)
+class Ways:
+    """Makes candidates of one receiver, all of which write the same temporary file.
 
+    Args:
+        request: receiver, proxies and device.
+        folder: for files that are made on the way.
+    """
 
-def on_moments(source: Path, grid: Grid, file: Path, before: tuple[str, ...] = ()) -> Candidate:
-    """GPTQ on statistics from a file."""
-    request = replace(_request(source, grid), method=Method.GPTQ, moments=Moments(file))
-    return Candidate(
-        f"gptq on moments, {_short(grid)}", "moments", Family.MOMENTS, grid, request, before
-    )
+    def __init__(self, request: AdviseRequest, folder: Path) -> None:
+        self._request = request
+        self.folder = folder
 
+    def plain(self, bits: int, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Candidate]:
+        """Grids without data: a scale a row under each rule, and the largest group that fits.
 
-def on_images(source: Path, grid: Grid, images: Calibration, name: str) -> Candidate:
-    """GPTQ on images: noise, or pictures that are not the receiver's."""
-    family = Family.NOISE if images.specs == (NOISE,) else Family.IMAGES
-    aim = ", float target" if images.target is Target.FLOAT else ""
-    request = replace(_request(source, grid), method=Method.GPTQ, calibration=images)
-    way = "float" if aim else str(family)
-    return Candidate(f"gptq on {name}{aim}, {_short(grid)}", way, family, grid, request)
+        HQQ, the slowest, is tried where it is at home, with a zero point.
+        """
+        for scale in (Scale.ABSMAX, Scale.MSE, Scale.MSE_FULL):
+            yield self._rounded(Grid(bits, scale=scale))
+        for scale in (Scale.ABSMAX, Scale.MSE, Scale.HQQ):
+            yield self._rounded(Grid(bits, scale=scale, symmetric=False))
+        shared = math.gcd(*(shape[1] for shape in shapes.values()))
+        if size := next((size for size in _GROUPS if shared % size == 0), None):
+            group = Granularity.GROUP
+            yield self._rounded(Grid(bits, group, size, Scale.MSE, False, ScaleDtype.FLOAT16))
 
+    def _rounded(self, grid: Grid) -> Candidate:
+        return Candidate(f"rtn, {_short(grid)}", "rtn", Family.PLAIN, grid, self._quantize(grid))
 
-def refined(candidate: Candidate, images: ProxyOptions, device: str, steps: int) -> Candidate:
-    """The same, and then scales, biases and norms moved on proxies."""
-    refinement = Refinement(steps, device, images)
-    request = replace(candidate.request, refinement=refinement)
-    return replace(
-        candidate,
-        name=f"{candidate.name}, refined",
-        way="refined",
-        family=Family.REFINED,
-        request=request,
-    )
+    def patched(self, grid: Grid, offer: VectorOffer) -> Candidate:
+        """A vector added, then plain rounding."""
+        anchor = Anchor(offer.rho, typed(offer.lam))
+        request = replace(self._quantize(grid), anchor=anchor)
+        name = f"{offer.name}, {_short(grid)}"
+        return Candidate(name, offer.way, Family.PATCH, grid, request, offer.before)
+
+    def on_moments(self, grid: Grid, file: Path, before: tuple[str, ...] = ()) -> Candidate:
+        """GPTQ on moments from a file."""
+        request = replace(self._quantize(grid), method=Method.GPTQ, moments=MomentsOptions(file))
+        name = f"gptq on moments, {_short(grid)}"
+        return Candidate(name, "moments", Family.MOMENTS, grid, request, before)
+
+    def on_images(self, grid: Grid, images: Calibration, name: str) -> Candidate:
+        """GPTQ on images: noise, or pictures that are not the receiver's."""
+        family = Family.NOISE if images.specs == (NOISE,) else Family.IMAGES
+        aim = ", float target" if images.target is Target.FLOAT else ""
+        request = replace(self._quantize(grid), method=Method.GPTQ, calibration=images)
+        way = "float" if aim else str(family)
+        return Candidate(f"gptq on {name}{aim}, {_short(grid)}", way, family, grid, request)
+
+    def refined(self, candidate: Candidate) -> Candidate:
+        """The same, and then scales, biases and norms moved on the proxies."""
+        refinement = RefinementOptions(
+            self._request.steps, self._request.device, self._request.proxy
+        )
+        return replace(
+            candidate,
+            name=f"{candidate.name}, refined",
+            way="refined",
+            family=Family.REFINED,
+            request=replace(candidate.request, refinement=refinement),
+        )
+
+    def _quantize(self, grid: Grid) -> QuantizeRequest:
+        """Plain rounding onto a grid, as every candidate begins."""
+        options = GridOptions(
+            grid.bits,
+            grid.granularity,
+            grid.group_size,
+            grid.scale,
+            grid.symmetric,
+            grid.scale_dtype,
+            cross=True,
+        )
+        out = self.folder / "candidate.st"
+        return QuantizeRequest(self._request.receiver, out, options, force=True)
 
 
 def anchored(candidate: Candidate, rho: Path, lam: float, before: tuple[str, ...]) -> Candidate:
-    """The same, started from the patched weights."""
-    request = replace(candidate.request, anchor=Anchor(rho, typed(lam)))
+    """A candidate that starts from the patched weights instead."""
     return replace(
         candidate,
         name=f"{candidate.name}, anchored at {typed(lam)}",
         way="anchored",
-        request=request,
+        request=replace(candidate.request, anchor=Anchor(rho, typed(lam))),
         before=(*before, *candidate.before),
     )
 
@@ -158,19 +176,6 @@ def loading_words(loading: Loading, device: str) -> Iterator[str]:
         yield from ("--batch-size", str(loading.batch_size))
     if device != "auto":
         yield from ("--device", device)
-
-
-def _request(source: Path, grid: Grid) -> QuantizeRequest:
-    wanted = GridOptions(
-        grid.bits,
-        grid.granularity,
-        grid.group_size,
-        grid.scale,
-        grid.symmetric,
-        grid.scale_dtype,
-        cross=True,
-    )
-    return QuantizeRequest(source, Path("-"), wanted)
 
 
 def _words(request: QuantizeRequest, grid: Grid) -> Iterator[str]:
@@ -215,53 +220,50 @@ def _short(grid: Grid) -> str:
     return str(grid).split(" ", maxsplit=1)[1]
 
 
-class Vectors:
-    """What the vectors come to: their mean at lambda 1 and at a chosen one, and a fit."""
+class VectorOffers:
+    """What the vectors offer: their mean at lambda 1 and at a chosen lambda, a fit, moments."""
 
     def __init__(
         self,
         request: AdviseRequest,
-        setting: AdviseInputs,
-        folder: Path,
+        inputs: AdviseInputs,
+        ways: Ways,
+        files: InputFiles,
         leave_out: Callable[[str, str], None],
     ) -> None:
-        self._request, self._folder, self._leave_out = request, folder, leave_out
-        self._grid, self._making = setting.grid, setting.making
+        self._request, self._ways, self._files, self._leave_out = request, ways, files, leave_out
+        self._receiver = inputs.receiver
         self._lam = 0.0
-        self._mean, self._before = folder / "mean.st", self._command("mean.st")
+        self._mean, self._before = ways.folder / "mean.st", self._command("mean.st")
         if len(request.vectors) == 1:
             self._mean, self._before = request.vectors[0], ()
         elif request.vectors:
-            combine.combine(combine.CombineRequest(request.vectors, self._mean), Silence())
+            combine.combine(combine.CombineRequest(request.vectors, self._mean), Silence(), files)
 
     def candidates(self) -> Iterator[Candidate]:
         """None without vectors; a lambda of 0 or a fit of nothing is no candidate."""
-        source, grid = self._request.receiver, self._grid
+        grid, ways = self._receiver.grid, self._ways
         if grid is None:
             return
         many = len(self._request.vectors) > 1
-        name, mean = ("mean vector" if many else "vector"), (self._mean, self._before)
-        unit = Offer(mean[0], 1.0, f"{name} at lambda 1", "unit", mean[1])
-        yield patched(source, grid, unit)
+        name, rho, before = ("mean vector" if many else "vector"), self._mean, self._before
+        yield ways.patched(grid, VectorOffer(rho, 1.0, f"{name} at lambda 1", "unit", before))
         fit, self._lam = self._fitted() if many else (None, self._chosen())
         if self._lam:
             label = f"{name} at lambda {typed(self._lam)}, chosen"
-            offer = Offer(mean[0], self._lam, label, "chosen", mean[1])
-            yield patched(source, grid, offer)
+            yield ways.patched(grid, VectorOffer(rho, self._lam, label, "chosen", before))
         else:
             self._leave_out(f"{name} at a chosen lambda", "no lambda is surely better than 0")
         if fit:
-            offer = Offer(fit, 1.0, "fitted vectors", "fitted", self._fit_command())
-            yield patched(source, grid, offer)
+            command = self._fit_command()
+            yield ways.patched(grid, VectorOffer(fit, 1.0, "fitted vectors", "fitted", command))
 
     def moments(self) -> tuple[Path | None, tuple[str, ...]]:
-        """The file of statistics: the one that is named, or the vectors if they carry some."""
+        """The file of moments: the one that is named, or the vectors if they carry some."""
         if self._request.moments is not None:
             return self._request.moments, ()
-        if self._request.vectors:
-            with opened(self._mean, Silence()) as vector:
-                if vector.attached:
-                    return self._mean, self._before
+        if self._request.vectors and self._files.open(self._mean).attached:
+            return self._mean, self._before
         return None, ()
 
     def anchored(self, candidate: Candidate) -> Iterator[Candidate]:
@@ -269,39 +271,38 @@ class Vectors:
         if self._lam:
             yield anchored(candidate, self._mean, self._lam / 2, self._before)
 
+    def _agreement(self) -> by_agreement.AgreementOptions:
+        request = self._request
+        return by_agreement.AgreementOptions(fit_mix.RAY, request.proxy, device=request.device)
+
     def _chosen(self) -> float:
         """The lambda of the one vector."""
-        asked = by_agreement.AgreementRequest(
-            self._request.receiver, (self._mean,), Path("-"), fit_mix.RAY, GridOptions(),
-            self._making, device=self._request.device,
-        )  # fmt: skip
-        return by_agreement.choose(asked, Silence())[0].lam
+        rho = self._files.open(self._mean)
+        theta = self._receiver.theta
+        return by_agreement.choose(theta, rho, self._agreement(), Silence())[0].lam
 
     def _fitted(self) -> tuple[Path | None, float]:
         """The fitted vector, if it is better than none, and the lambda of the mean."""
-        out, request = self._folder / "fitted.st", self._request
-        wish = fit_mix.FitOptions(
-            request.receiver, GridOptions(), self._making, device=request.device
-        )
+        out, request = self._ways.folder / "fitted.st", self._request
+        options = fit_mix.FitOptions(request.receiver, self._agreement())
+        vectors = [vector.rho for vector in self._receiver.vectors]
         try:
-            with ExitStack() as stack:
-                vectors = [stack.enter_context(opened(p, Silence())) for p in request.vectors]
-                found = fit_mix.fit_mix(wish, vectors, Silence())
-            mixed = combine.CombineRequest(request.vectors, out, fit=wish, known=found)
-            combine.combine(mixed, Silence())
+            fitted = fit_mix.fit_mix(options, vectors, self._files, Silence())
+            mixed = combine.CombineRequest(request.vectors, out, fit=options, known=fitted)
+            combine.combine(mixed, Silence(), self._files)
         except QvecError as error:  # no combination is surely better than plain quantization
             self._leave_out("fitted vectors", str(error))
             return None, 0.0
-        return out, float(found.facts["mean_lambda"])
+        return out, float(fitted.facts["mean_lambda"])
 
     def _fit_command(self) -> tuple[str, ...]:
+        proxy = self._request.proxy
         words = ["--fit", "--receiver", str(self._request.receiver)]
-        words += [word for spec in self._making.specs for word in ("--proxy", spec)]
-        words += ["--proxy-samples", str(self._making.samples)]
-        words += loading_words(self._making.loading, self._request.device)
+        words += [word for spec in proxy.specs for word in ("--proxy", spec)]
+        words += ["--proxy-samples", str(proxy.samples)]
+        words += loading_words(proxy.loading, self._request.device)
         return self._command("fitted.st", *words)
 
     def _command(self, out: str, *more: str) -> tuple[str, ...]:
-        return (
-            shlex.join(["qvec", "combine", *map(str, self._request.vectors), *more, "-o", out]),
-        )
+        words = ("qvec", "combine", *map(str, self._request.vectors), *more, "-o", out)
+        return (shlex.join(words),)

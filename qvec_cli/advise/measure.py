@@ -13,13 +13,15 @@ from qvec_cli.advise.decision import Family, Judged, Verdict, decide
 from qvec_cli.advise.setup import AdviseInputs, AdviseRequest
 from qvec_cli.errors import QvecError
 from qvec_cli.inputs.data_use import inherited_use
-from qvec_cli.inputs.files import opened
+from qvec_cli.inputs.files import InputFiles, opened
 from qvec_cli.pipeline.quantize import quantize
 from qvec_cli.quant.qtensor import stored_bits
 from qvec_cli.selection.choose import Average
 from qvec_cli.specs import Grid, Listener, Silence, Use, spent
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from qvec_cli.selection.agreement import Judge
     from qvec_cli.selection.trial import Trial
 
@@ -35,40 +37,54 @@ CHOSEN: Final = frozenset({"chosen", "anchored"})
 """Ways whose lambda was chosen on images, which the number in their commands does not tell."""
 
 
-class Bench:
-    """Makes candidates, one file at a time, and measures them."""
+class Trials:
+    """Makes candidates, one file at a time, and measures each.
+
+    Args:
+        request: what the user asks for.
+        inputs: the receiver and the images that judge.
+        folder: of temporary files, whose names stand in commands without it.
+        files: the open files of the run.
+        listener: hears how each candidate fares.
+    """
 
     def __init__(
-        self, request: AdviseRequest, setting: AdviseInputs, folder: Path, listener: Listener
+        self,
+        request: AdviseRequest,
+        inputs: AdviseInputs,
+        folder: Path,
+        files: InputFiles,
+        listener: Listener,
     ) -> None:
-        from qvec_cli.selection.agreement import load_judge, told
+        from qvec_cli.selection.agreement import load_judge, proxy_facts
         from qvec_cli.selection.trial import load_trial
 
-        self._setting, self._folder, self._listener = setting, folder, listener
-        examples = setting.labelled or setting.judging.sources[0].examples
-        splits = ("test",) if setting.labelled else ()
-        self.trial: Trial = load_trial(
-            setting.theta, examples, setting.targets, splits, request.device, listener
+        self._inputs, self._files = inputs, files
+        self._folder, self._listener = folder, listener
+        receiver = inputs.receiver
+        splits = ("test",) if receiver.labelled else ()
+        theta, targets = receiver.theta, receiver.targets
+        self._trial: Trial = load_trial(
+            theta, receiver.examples, targets, splits, request.device, listener
         )
-        self._judge: Judge = load_judge(self.trial, setting.model, setting.judging, listener)
-        self._proxies = told(self._judge, setting.judging, listener)
+        self._judge: Judge = load_judge(self._trial, receiver.model, inputs.judging, listener)
+        self._proxies = proxy_facts(self._judge, inputs.judging, listener)
         self._rows: list[Facts] = []
         self._judged: list[Judged] = []
         self._skipped: list[Facts] = []
-        self._shapes = {name: setting.theta[name].shape for name in setting.targets}
-        self.made: dict[str, Candidate] = {}
+        self.candidates: dict[str, Candidate] = {}
         self.uses: dict[str, Use] = {}
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the weights that are quantized."""
-        return self._shapes
+    def network(self) -> nn.Module:
+        """The network of the receiver; its weights are overwritten."""
+        return self._trial.network
 
     def add(self, candidate: Candidate) -> Judged | None:
-        """Makes and measures one; what cannot be made is told, and left out."""
-        started, path = time.perf_counter(), self._folder / "candidate.st"
+        """Makes and measures one; one that cannot be made is left out, with the reason."""
+        started, path = time.perf_counter(), candidate.request.out
         try:
-            quantize(replace(candidate.request, out=path, force=True), Silence())
+            quantize(candidate.request, Silence(), self._files)
         except QvecError as error:
             self.leave_out(candidate.name, str(error))
             return None
@@ -87,8 +103,8 @@ class Bench:
             "seconds": seconds,
             "commands": self.commands(candidate, MINE),
         }
-        if self._setting.labelled:
-            row["test"] = self.trial.measured("test").to_json()
+        if self._inputs.receiver.labelled:
+            row["test"] = self._trial.measured("test").to_json()
         self._rows.append(row)
         self._judged.append(judged)
         self._listener.milestone(f"{candidate.name}: distance {judged.mean:.3g}")
@@ -99,47 +115,47 @@ class Bench:
         from qvec_cli.model.build import load
 
         with opened(path, Silence()) as file:
-            load(self.trial.network, load_state(file), str(path))
-            chosen = (self._setting.seen,) if candidate.way in CHOSEN else ()
+            load(self._trial.network, load_state(file), str(path))
+            chosen = (self._inputs.seen,) if candidate.way in CHOSEN else ()
             self.uses[candidate.name] = spent(inherited_use(file), *chosen)
         answers = self._judge.answers()
         same = answers.logits.argmax(axis=1) == self._judge.teacher.logits.argmax(axis=1)
-        self.made[candidate.name] = candidate
+        self.candidates[candidate.name] = candidate
         return Judged(
             candidate.name,
             candidate.family,
-            bits_per_weight(candidate.grid, self._shapes),
+            bits_per_weight(candidate.grid, self._inputs.shapes),
             self._judge.distances(answers),
             float(same.mean()),
         )
 
     def leave_out(self, name: str, reason: str) -> None:
-        """Tells of what is no candidate, and why."""
+        """Records what is no candidate, and why."""
         self._skipped.append({"name": name, "reason": reason})
 
     def best(self, *families: Family) -> Candidate | None:
         """The candidate of some families that is nearest to the float answers so far."""
-        found = [judged for judged in self._judged if judged.family in families]
-        return self.made[min(found, key=lambda judged: judged.mean).name] if found else None
+        judged = [one for one in self._judged if one.family in families]
+        return self.candidates[min(judged, key=lambda one: one.mean).name] if judged else None
 
     def verdict(self, bits: int) -> Verdict:
         """The decision between candidates that cost as much as a scale and a zero point a row."""
-        allowed = bits_per_weight(Grid(bits, symmetric=False), self._shapes)
+        allowed = bits_per_weight(Grid(bits, symmetric=False), self._inputs.shapes)
         return decide(self._judged, allowed, trusted=not self._proxies["close_to_noise"])
 
     def commands(self, candidate: Candidate, out: str) -> list[str]:
         """What the user would type; files that were made on the way go by their names."""
-        own = self._setting.theta.card.quant
-        made = Grid.from_json(own) if own else None
+        trained = self._inputs.receiver.theta.card.quant
+        grid = Grid.from_json(trained) if trained else None
         if candidate.request.anchor:
-            made = self._setting.grid
-        crossing = made is not None and made != candidate.grid
+            grid = self._inputs.receiver.grid
+        crossing = grid is not None and grid != candidate.grid
         lines = candidate.commands(out, crossing=crossing)
         return [line.replace(f"{self._folder}/", "") for line in lines]
 
     def carry_out(self, candidate: Candidate, out: Path) -> None:
         """Writes the model that is recommended: the same bytes as its commands give."""
-        quantize(replace(candidate.request, out=out, force=True), self._listener)
+        quantize(replace(candidate.request, out=out), self._listener, self._files)
 
     def facts(self) -> Facts:
         """All that was measured."""
@@ -149,8 +165,8 @@ class Bench:
             "candidates": self._rows,
             "skipped": self._skipped,
         }
-        if self._setting.labelled:
-            facts["fp"] = self.trial.float_score("test").to_json()
+        if self._inputs.receiver.labelled:
+            facts["fp"] = self._trial.float_score("test").to_json()
         return facts
 
 

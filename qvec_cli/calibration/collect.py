@@ -8,8 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from qvec_cli.calibration.moments_file import Facts, MomentsSource, packed, plan
-from qvec_cli.calibration.sequential import linear_weights
+from qvec_cli.calibration.moments_file import MomentsFacts, MomentsSource, packed, plan
+from qvec_cli.calibration.sequential import (
+    check_images,
+    linear_weights,
+    load_float,
+    normalised_batches,
+    require_finite_inputs,
+)
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.read import Checkpoint
@@ -24,7 +30,7 @@ from qvec_cli.inputs.files import opened, require_float
 from qvec_cli.inputs.grids import require_some
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model
-from qvec_cli.outputs.dry_run import TORCH, Plan
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.outputs.provenance import backbone_digest, provenance
 from qvec_cli.quant.moments import Inputs, is_smaller
@@ -47,7 +53,7 @@ class MomentsRequest:
     loading: Loading = field(default_factory=Loading)
     patterns: tuple[str, ...] = ()  # globs that name the targets; else the card or a rule does
     device: str = "auto"
-    wish: NetworkOptions | None = None  # the architecture, for a file that does not say
+    network: NetworkOptions | None = None  # the architecture, for a file that does not say
     force: bool = False
     dry_run: bool = False
 
@@ -65,7 +71,7 @@ class _Collection:
 
     @property
     def use(self) -> Use:
-        """What is asked of whoever has the images; of a receiver, nothing."""
+        """The receiver data that the moments used: none, they are of other images."""
         return Use(DataUse.NONE, {"moments": self.count})
 
 
@@ -80,7 +86,7 @@ def collect(request: MomentsRequest, listener: Listener) -> Metrics:
     started = time.perf_counter()
     check_target(request.out, force=request.force)
     with opened(request.source, listener) as theta:
-        job = _job(request, theta, listener)
+        job = _prepared(request, theta, listener)
         parameters = {
             "data": request.data,
             "split": request.split,
@@ -89,7 +95,7 @@ def collect(request: MomentsRequest, listener: Listener) -> Metrics:
         }
         if request.dry_run:
             return _planned(request, job, parameters).metrics((theta,), started)
-        sites, facts = _seen(request, job, listener)
+        sites, facts = _measured(request, job, listener)
         planned = plan({site: len(inputs.mean) for site, inputs in sites.items()}, facts.rank)
         tensors = _tensors(theta, sites, facts.rank)
         card = _card(job, facts)
@@ -107,9 +113,9 @@ def collect(request: MomentsRequest, listener: Listener) -> Metrics:
     return Metrics("moments", read, parameters, results, job.use, started=started)
 
 
-def _job(request: MomentsRequest, theta: Checkpoint, listener: Listener) -> _Collection:
+def _prepared(request: MomentsRequest, theta: Checkpoint, listener: Listener) -> _Collection:
     require_float(theta)
-    model = architecture(theta, request.wish)
+    model = architecture(theta, request.network)
     targets = targets_in(theta, model, request.patterns, listener)
     require_some(targets, str(theta.path))
     _check_rank(request.rank, max(theta[name].shape[1] for name in targets))
@@ -134,53 +140,42 @@ def _check_rank(rank: int | None, widest: int) -> None:
 
 def _planned(request: MomentsRequest, job: _Collection, parameters: Mapping[str, Any]) -> Plan:
     """Which layers share their inputs only a forward tells, so the size is not foretold."""
-    from qvec_cli.inputs.network import check_network
-
     theta = job.theta
-    network = check_network(theta, job.model, request.device)
-    linear_weights(network, theta, job.targets)
+    check_images(theta, job.targets, job.model, request.device)
     chosen = set(job.targets)
     fates = {n: "inputs are measured" if n in chosen else "no target" for n in theta}
-    numbers = sum(entry.size for entry in theta.values())
-    squares = sum(theta[name].shape[1] ** 2 for name in job.targets)
     images = {request.split: job.count}
-    memory = TORCH + 12 * numbers + 8 * job.examples.nbytes(images) + 12 * squares
-    return Plan("moments", request.out, fates, theta, parameters, memory, images, data=request.data)
+    return Plan("moments", request.out, fates, theta, parameters, images, data=request.data)
 
 
-def _seen(
+def _measured(
     request: MomentsRequest, job: _Collection, listener: Listener
-) -> tuple[dict[str, Inputs], Facts]:
-    """One pass of the network: what each site has seen, and what the card says of it."""
-    import torch
-
-    from qvec_cli.calibration.layer_moments import collect as seen
-    from qvec_cli.inputs.network import load_network
-    from qvec_cli.model.build import normalise
+) -> tuple[dict[str, Inputs], MomentsFacts]:
+    """One pass of the network: the moments of each site, and what the card says of them."""
+    from qvec_cli.calibration.walk import site_moments
 
     theta = job.theta
-    network = load_network(theta, job.model, request.device).float().eval()
+    network = load_float(theta, job.model, request.device)
     weights = linear_weights(network, theta, job.targets)
     decoded, _ = job.examples.decoded(request.split, listener)
-    device, step = next(network.parameters()).device, request.loading.batch_size
-    batches = [normalise(job.model)(part.to(device)) for part in torch.split(decoded, step)]
+    batches = normalised_batches(network, job.model, decoded, request.loading.batch_size)
     sites: dict[str, Inputs] = {}
     tokens: dict[str, int] = {}
     aliases: dict[str, str] = {}
+
+    def progress(done: int) -> None:
+        listener.progress("moments", done, len(batches))
+
     try:
-        for site, inputs, count in seen(
-            network,
-            weights,
-            batches,
-            lambda done: listener.progress("moments", done, len(batches)),
-        ):
+        for site, inputs, count in site_moments(network, weights, batches, progress):
             first, *others = site.names
-            sites[first], tokens[first] = _finite(theta, first, inputs), count
+            require_finite_inputs(theta, first, inputs, "images")
+            sites[first], tokens[first] = inputs, count
             aliases |= dict.fromkeys(others, first)
     except MismatchError as error:
         raise MismatchError(f"{theta.path}: {error}", hint=error.hint) from None
     start = backbone_digest(network, job.model)
-    return sites, Facts(request.rank, tokens, aliases, (_source(job, start),))
+    return sites, MomentsFacts(request.rank, tokens, aliases, (_source(job, start),))
 
 
 def _source(job: _Collection, start: str) -> MomentsSource:
@@ -188,15 +183,6 @@ def _source(job: _Collection, start: str) -> MomentsSource:
     base, name = card.base, Path(task.name).name
     classes, model = digest_of(task.classes), job.theta.settle()
     return MomentsSource(name, task.digest, classes, job.count, model, start, base)
-
-
-def _finite(theta: Checkpoint, name: str, inputs: Inputs) -> Inputs:
-    if not inputs.finite:
-        raise NotFiniteError(
-            f"{theta.path}: {name}: its inputs on the images overflow",
-            hint="qvec eval tells whether the float checkpoint still works.",
-        )
-    return inputs
 
 
 def _tensors(
@@ -209,7 +195,7 @@ def _tensors(
             raise NotFiniteError(f"{theta.path}: {error}") from None
 
 
-def _card(job: _Collection, facts: Facts) -> Card:
+def _card(job: _Collection, facts: MomentsFacts) -> Card:
     theta = job.theta
     return Card(
         Kind.MOMENTS,

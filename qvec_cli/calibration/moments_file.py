@@ -42,11 +42,11 @@ class MomentsSource:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class MomentsFacts:
     """What the card of a file says of its moments."""
 
     rank: int | None  # eigenpairs of each moment, see quant/moments.py; None: whole moments
-    sites: Mapping[str, int]  # tokens, by the weight under whose name they are held
+    sites: Mapping[str, int]  # tokens, by the weight under whose name the moments are stored
     aliases: Mapping[str, str]  # of the other weights with the same inputs
     sources: tuple[MomentsSource, ...]
 
@@ -84,7 +84,7 @@ class Facts:
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Facts:
+    def from_json(cls, value: Mapping[str, Any]) -> MomentsFacts:
         """What a card holds.
 
         Raises:
@@ -92,17 +92,17 @@ class Facts:
         """
         try:
             sources = tuple(MomentsSource(**one) for one in value["sources"])
-            found = cls(value["rank"], dict(value["sites"]), dict(value["aliases"]), sources)
+            facts = cls(value["rank"], dict(value["sites"]), dict(value["aliases"]), sources)
         except (KeyError, TypeError) as fault:
             raise ValueError(str(fault)) from None
-        counts = [*found.sites.values(), *(s.images for s in sources), found.rank or 1]
+        counts = [*facts.sites.values(), *(s.images for s in sources), facts.rank or 1]
         whole = all(type(count) is int and count > 0 for count in counts)
-        if not (sources and found.sites and whole and {*found.aliases.values()} <= {*found.sites}):
+        if not (sources and facts.sites and whole and {*facts.aliases.values()} <= {*facts.sites}):
             raise ValueError("moments")
-        return found
+        return facts
 
 
-class Carried:
+class StoredMoments:
     """The moments of an open file.
 
     Args:
@@ -115,11 +115,11 @@ class Carried:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        told = checkpoint.card.moments
-        if told is None:
+        stated = checkpoint.card.moments
+        if stated is None:
             raise CheckpointError(f"{checkpoint.path}: carries no moments", hint=_MAKE)
         try:
-            self.facts = Facts.from_json(told)
+            self.facts = MomentsFacts.from_json(stated)
         except ValueError as fault:
             raise self._damaged(f"({fault})") from None
         self.widths = {site: self._width(site) for site in self.facts.sites}
@@ -128,10 +128,10 @@ class Carried:
             what = "missing" if name in planned else "not one of its moments"
             raise CheckpointError(f"{checkpoint.path}: {name}: is {what}")
         for name, expected in planned.items():
-            found = checkpoint.attached[name]
-            if (found.dtype, found.shape) != (expected.dtype, expected.shape):
+            entry = checkpoint.attached[name]
+            if (entry.dtype, entry.shape) != (expected.dtype, expected.shape):
                 raise CheckpointError(
-                    f"{checkpoint.path}: {name}: is {found.dtype} {list(found.shape)}, "
+                    f"{checkpoint.path}: {name}: is {entry.dtype} {list(entry.shape)}, "
                     f"{expected.dtype} {list(expected.shape)} belongs here"
                 )
 
@@ -149,10 +149,10 @@ class Carried:
         return self.of_site(self.facts.aliases.get(weight, weight))
 
     def of_site(self, site: str) -> Inputs:
-        """The same by the name under which it is held."""
+        """The same by the name under which it is stored."""
         parts = moments.shapes(self.widths[site], self.facts.rank)
-        held = {part: self.checkpoint.finite(part_name(site, part)) for part in parts}
-        return moments.unpack(held)
+        arrays = {part: self.checkpoint.finite(part_name(site, part)) for part in parts}
+        return moments.unpack(arrays)
 
     def blocks(self) -> Iterator[tuple[str, Iterable[Array]]]:
         """Every array as it stands, to be copied."""
@@ -200,29 +200,29 @@ def packed(site: str, inputs: Inputs, rank: int | None) -> Iterator[tuple[str, l
         yield part_name(site, part), [np.ascontiguousarray(array).reshape(-1)]
 
 
-def check_fit(carried: Carried, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_fit(stored: StoredMoments, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuses moments that lack a target, or are of another width.
 
     Args:
-        carried: the moments.
+        stored: the moments.
         shapes: [out, in] of each target.
 
     Raises:
         MismatchError: names the file and the first such target.
     """
-    path = carried.checkpoint.path
-    if missing := [name for name in shapes if name not in carried.facts.targets]:
+    path = stored.checkpoint.path
+    if missing := [name for name in shapes if name not in stored.facts.targets]:
         raise MismatchError(
             f"{path}: has no moments of {missing[0]}",
             hint="--targets can leave it out; or make moments with the same --targets.",
         )
     for name, shape in shapes.items():
-        width = carried.widths[carried.facts.aliases.get(name, name)]
+        width = stored.widths[stored.facts.aliases.get(name, name)]
         if width != shape[1]:
             raise MismatchError(f"{path}: {name}: moments of {width} inputs, it has {shape[1]}")
 
 
-def require_same_base(theta: Checkpoint, carried: Carried, listener: Listener) -> None:
+def require_same_base(theta: Checkpoint, stored: StoredMoments, listener: Listener) -> None:
     """Refuses moments of another architecture or another pretrained base.
 
     They fit the models of one base: the base itself, and whatever was fine-tuned from it.
@@ -230,23 +230,23 @@ def require_same_base(theta: Checkpoint, carried: Carried, listener: Listener) -
     Raises:
         MismatchError: names both files.
     """
-    path = carried.checkpoint.path
-    require_same_architecture(theta, carried.checkpoint)
+    path = stored.checkpoint.path
+    require_same_architecture(theta, stored.checkpoint)
     base = theta.card.base
-    own = {source.model for source in carried.facts.sources} == {theta.stated}
+    own = {source.model for source in stored.facts.sources} == {theta.stated}
     if base is None and not own:
         listener.note(f"{theta.path} does not say its base: that of {path} cannot be checked")
     if base is None or own:
         return
-    if strange := [one for one in carried.facts.sources if not one.is_from(base)]:
-        bases = " or ".join(dict.fromkeys(d[:12] for d in (strange[0].base, strange[0].start) if d))
+    if others := [one for one in stored.facts.sources if not one.is_from(base)]:
+        bases = " or ".join(dict.fromkeys(d[:12] for d in (others[0].base, others[0].start) if d))
         raise MismatchError(
             f"{theta.path} and {path} come from different bases ({base[:12]} and {bases})",
             hint="Moments belong to a base and to the models that were fine-tuned from it.",
         )
 
 
-def use_of(theta: Checkpoint, facts: Facts) -> Use:
+def use_of(theta: Checkpoint, facts: MomentsFacts) -> Use:
     """What of a receiver's data its quantization on such moments has used.
 
     Nothing, if the images and the model that they went through are others'.
@@ -259,7 +259,7 @@ def use_of(theta: Checkpoint, facts: Facts) -> Use:
     return Use(DataUse.NONE, {"moments": facts.images})
 
 
-class Pooled:
+class PooledMoments:
     """What the images of all of several files together would have given.
 
     Args:
@@ -269,7 +269,7 @@ class Pooled:
         MismatchError: files whose layers are not the same.
     """
 
-    def __init__(self, many: Sequence[Carried]) -> None:
+    def __init__(self, many: Sequence[StoredMoments]) -> None:
         unlike = {canonical(one.facts.to_json()): one for one in reversed(many)}
         self._many = [*reversed(unlike.values())]
         first = self._many[0]
@@ -284,7 +284,7 @@ class Pooled:
         tokens = {s: sum(one.facts.sites[s] for one in self._many) for s in first.facts.sites}
         ranks = [one.facts.rank for one in self._many]
         rank = None if None in ranks else max(r for r in ranks if r is not None)
-        self.facts = Facts(rank, tokens, first.facts.aliases, tuple(dict.fromkeys(sources)))
+        self.facts = MomentsFacts(rank, tokens, first.facts.aliases, tuple(dict.fromkeys(sources)))
         self.plan = plan(first.widths, rank)
 
     def blocks(self) -> Iterator[tuple[str, Iterable[Array]]]:
@@ -298,5 +298,5 @@ class Pooled:
             yield from packed(site, inputs, self.facts.rank)
 
 
-def _outline(carried: Carried) -> tuple[Mapping[str, int], Mapping[str, str]]:
-    return carried.widths, carried.facts.aliases
+def _outline(stored: StoredMoments) -> tuple[Mapping[str, int], Mapping[str, str]]:
+    return stored.widths, stored.facts.aliases

@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from qvec_cli.calibration.sequential import Calibrated, load_float
+from qvec_cli.calibration.quantize_model import ModelQuantizer, QuantizedModel
+from qvec_cli.calibration.sequential import load_float
 from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import DataError, SpecError
-from qvec_cli.inputs.patched import Patched
 from qvec_cli.inputs.proxies import Proxies, ProxyOptions, draw_each, find_proxies
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import head_tensors
-from qvec_cli.outputs.dry_run import TORCH
+from qvec_cli.quant.affine import stored_scale
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import QTensor, sqnr_db
-from qvec_cli.quant.ranges import stored
-from qvec_cli.specs import Calibration, Grid, Listener, Method
+from qvec_cli.specs import Calibration, Listener
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,7 +40,7 @@ _SMALLEST: Final = 1e-2
 
 
 @dataclass(frozen=True, slots=True)
-class Refinement:
+class RefinementOptions:
     """What the user asks for."""
 
     steps: int
@@ -53,42 +52,8 @@ class Refinement:
             raise SpecError(f"--refine must be at least 1 step, got {self.steps}")
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A model on its way to low bits."""
-
-    source: Checkpoint | Patched
-    targets: tuple[str, ...]
-    grid: Grid
-    method: Method
-
-    model: Model
-    device: str
-
-    @property
-    def theta(self) -> Checkpoint:
-        """The receiver, not patched."""
-        return self.source.theta if isinstance(self.source, Patched) else self.source
-
-    def completed(self, made: Calibrated) -> None:
-        """Quantizes what calibration has not."""
-        for name in self.targets:
-            if name not in made.weights:
-                weight = self.source.finite(name)
-                made.weights[name] = QUANTIZERS[self.method].run(weight, self.grid)
-                made.ratios[name] = sqnr_db(weight, made.weights[name].weight())
-
-    def loose(self, made: Calibrated) -> dict[str, Array]:
-        """Vectors outside the head, as they are: biases, norms, LayerScale."""
-        theta, fixed = self.theta, set(self.targets)
-        fixed.update(head_tensors(theta, self.model))
-        names = [n for n, e in theta.items() if e.floating and len(e.shape) == 1]
-        chosen = [name for name in names if name not in fixed]
-        return {n: made.floats[n] if n in made.floats else self.source.finite(n) for n in chosen}
-
-
-def find(
-    theta: Checkpoint, model: Model, wanted: Refinement, calibration: Calibration | None
+def find_refinement_images(
+    theta: Checkpoint, model: Model, options: RefinementOptions, calibration: Calibration | None
 ) -> Proxies:
     """The images to refine with, not yet decoded.
 
@@ -96,40 +61,38 @@ def find(
         SpecError: neither proxies nor images of calibration are named.
         DataError: no such data set, or fewer than four images, of which some are held back.
     """
-    if wanted.proxies:
-        found = find_proxies(theta, model, wanted.proxies)
+    if options.proxies:
+        images = find_proxies(theta, model, options.proxies)
     elif calibration:
-        found = draw_each(theta, model, calibration)
+        images = draw_each(theta, model, calibration)
     else:
         raise SpecError(
             "--refine needs images: --proxy and --calib are missing",
             hint="Some hundred of anything do, without labels; or --proxy noise.",
         )
-    if (count := found.count) < _HELD_BACK:
-        names = ", ".join(source.spec for source in found.sources)
+    if (count := images.count) < _HELD_BACK:
+        names = ", ".join(source.spec for source in images.sources)
         raise DataError(f"{names}: --refine needs {_HELD_BACK} images or more, here are {count}")
-    return found
-
-
-def memory(theta: Checkpoint, images: Proxies) -> int:
-    """Bytes that it takes, about: torch, two networks, what moves, and the images."""
-    numbers = sum(entry.size for entry in theta.values())
-    return TORCH + 24 * numbers + 5 * images.nbytes()
+    return images
 
 
 def refine(
-    subject: Subject, made: Calibrated, images: Proxies, steps: int, listener: Listener
-) -> tuple[Calibrated, dict[str, Any]]:
+    quantizer: ModelQuantizer,
+    quantized: QuantizedModel,
+    images: Proxies,
+    options: RefinementOptions,
+    listener: Listener,
+) -> tuple[QuantizedModel, dict[str, Any]]:
     """The quantized network with scales, biases and norms learned from the float receiver.
 
     A quarter of the images is held back. Unless the network as it would be stored is nearer to
     the receiver there than before, everything stays as it was.
 
     Args:
-        subject: what is quantized.
-        made: what calibration has made of it; gets the weights that it has not quantized.
+        quantizer: of the model; quantizes the weights that calibration has not.
+        quantized: what calibration has changed; gets those weights.
         images: unlabelled.
-        steps: of Adam.
+        options: steps of Adam, device.
         listener: hears of progress.
 
     Returns:
@@ -140,36 +103,62 @@ def refine(
     """
     from qvec_cli.learn.distill import Lesson, distill, loss_name, measured
 
-    subject.completed(made)
-    seen, held = _pupils(subject, images, listener)
-    network = load_float(subject.source, subject.model, subject.device)
-    places = dict(network.named_parameters(remove_duplicate=False))
-    loose = {n: value for n, value in subject.loose(made).items() if n in places}
-    before = made.weights, loose
-    _place(places, *before)
-    error = measured(network, held)
-    lesson = Lesson(steps, seed=SEED)
-    student = _Student(made.weights, loose, next(network.parameters()).device)
+    quantizer.complete(quantized)
+    learned, held_back = _images(quantizer.theta, images, options.device, listener)
+    network = load_float(quantizer.source, images.model, options.device)
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    vectors = _vectors(quantizer, quantized, images.model, parameters)
+    _place(parameters, quantized.weights, vectors)
+    before = measured(network, held_back)
+    student = _Student(quantized.weights, vectors, next(network.parameters()).device)
 
-    def heard(done: int, loss: float) -> None:
-        listener.progress("refine", done, steps, loss=loss)
+    def progress(done: int, loss: float) -> None:
+        listener.progress("refine", done, options.steps, loss=loss)
 
-    moved = distill(network, seen, student.free(), student.tensors, lesson, heard)
-    after = student.stored(moved, {name: subject.theta[name].dtype for name in loose})
-    _place(places, *after)
-    found = _measured_or_none(network, held)
-    kept = found is not None and found < error
+    lesson = Lesson(options.steps, seed=SEED)
+    moved = distill(network, learned, student.free(), student.tensors, lesson, progress)
+    dtypes = {name: quantizer.theta[name].dtype for name in vectors}
+    weights, vectors = student.stored(moved, dtypes)
+    _place(parameters, weights, vectors)
+    after = _measured_or_none(network, held_back)
+    kept = after is not None and after < before
     facts = {
         "kept": kept,
-        "steps": steps,
-        "loss": loss_name(seen.wanted.shape[1]),
-        "held_back": {"images": len(held.images), "before": error, "after": found},
-        "learned_from": len(seen.images),
+        "steps": options.steps,
+        "loss": loss_name(learned.wanted.shape[1]),
+        "held_back": {"images": len(held_back.images), "before": before, "after": after},
+        "learned_from": len(learned.images),
     }
     if not kept:
         listener.note("refinement has not helped on the images held back: all stays as it was")
-        return made, facts
-    return _refined(subject, made, *after), facts
+        return quantized, facts
+    floats = {**quantized.floats, **vectors}
+    return QuantizedModel(weights, floats, _errors(quantizer, quantized, weights)), facts
+
+
+def _vectors(
+    quantizer: ModelQuantizer,
+    quantized: QuantizedModel,
+    model: Model,
+    parameters: Mapping[str, Any],
+) -> dict[str, Array]:
+    """The network's vectors outside the head before refinement: biases, norms, LayerScale."""
+    theta, fixed = quantizer.theta, set(quantizer.targets)
+    fixed.update(head_tensors(theta, model))
+    flat = [name for name, entry in theta.items() if entry.floating and len(entry.shape) == 1]
+    names = [name for name in flat if name not in fixed and name in parameters]
+    changed = quantized.floats
+    return {n: changed[n] if n in changed else quantizer.source.finite(n) for n in names}
+
+
+def _errors(
+    quantizer: ModelQuantizer, quantized: QuantizedModel, weights: Mapping[str, QTensor]
+) -> dict[str, float | None]:
+    """Errors anew, but where a method has moved factors into weights: there they stay."""
+    if QUANTIZERS[quantizer.method].factors is not None:
+        return quantized.sqnr_db
+    source = quantizer.source
+    return {name: sqnr_db(source.finite(name), codes.weight()) for name, codes in weights.items()}
 
 
 def _measured_or_none(network: nn.Module, pupils: Pupils) -> float | None:
@@ -182,18 +171,9 @@ def _measured_or_none(network: nn.Module, pupils: Pupils) -> float | None:
         return None
 
 
-def _refined(
-    subject: Subject, made: Calibrated, weights: dict[str, QTensor], loose: dict[str, Array]
-) -> Calibrated:
-    """With ratios anew, but where a method has moved factors into weights: there they stay."""
-    ratios = dict(made.ratios)
-    if QUANTIZERS[subject.method].factors is None:
-        for name, quantized in weights.items():
-            ratios[name] = sqnr_db(subject.source.finite(name), quantized.weight())
-    return Calibrated(weights, {**made.floats, **loose}, ratios)
-
-
-def _pupils(subject: Subject, images: Proxies, listener: Listener) -> tuple[Pupils, Pupils]:
+def _images(
+    theta: Checkpoint, images: Proxies, device: str, listener: Listener
+) -> tuple[Pupils, Pupils]:
     """Images to learn from and images held back, with the logits of the float receiver."""
     import torch
 
@@ -202,14 +182,13 @@ def _pupils(subject: Subject, images: Proxies, listener: Listener) -> tuple[Pupi
     from qvec_cli.model.build import normalise
 
     decoded, size = images.decoded(listener), images.sources[0].examples.loading.batch_size
-    ready = normalise(subject.model)
-    teacher = load_float(subject.theta, subject.model, subject.device)
-    wanted = logits(teacher, decoded, ready, size)
-    held = torch.arange(len(decoded)) % _HELD_BACK == _HELD_BACK - 1  # of every source some
-    parts = (decoded[part] for part in (~held, held))
+    ready = normalise(images.model)
+    teacher = load_float(theta, images.model, device)
+    answers = logits(teacher, decoded, ready, size)
+    last = torch.arange(len(decoded)) % _HELD_BACK == _HELD_BACK - 1  # of every source some
     first, second = (
-        Pupils(some, wanted[part.to(wanted.device)], ready, size)
-        for some, part in zip(parts, (~held, held), strict=True)
+        Pupils(decoded[part], answers[part.to(answers.device)], ready, size)
+        for part in (~last, last)
     )
     return first, second
 
@@ -222,31 +201,31 @@ class _Student:
     """
 
     def __init__(
-        self, weights: Mapping[str, QTensor], loose: Mapping[str, Array], device: Any
+        self, weights: Mapping[str, QTensor], vectors: Mapping[str, Array], device: Any
     ) -> None:
         import torch
 
-        self._weights, self._loose = weights, loose
+        self._weights, self._vectors = weights, vectors
         self._device = device
-        self._shown = {n: torch.from_numpy(q.weight()).to(device) for n, q in weights.items()}
-        self._start = {n: torch.from_numpy(np.array(v)).to(device) for n, v in loose.items()}
-        self._unit = {n: _unit(v) for n, v in loose.items()}
+        self._restored = {n: torch.from_numpy(q.weight()).to(device) for n, q in weights.items()}
+        self._start = {n: torch.from_numpy(np.array(v)).to(device) for n, v in vectors.items()}
+        self._unit = {n: _unit(v) for n, v in vectors.items()}
 
     def free(self) -> dict[str, Tensor]:
         """Where it starts: nothing has moved."""
         import torch
 
         shapes = {n: q.scale.shape for n, q in self._weights.items()}
-        shapes |= {n: v.shape for n, v in self._loose.items()}
+        shapes |= {n: v.shape for n, v in self._vectors.items()}
         return {n: torch.zeros(shape, device=self._device) for n, shape in shapes.items()}
 
     def tensors(self, free: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights and vectors, float32, by name."""
-        found = {n: v + self._unit[n] * free[n] for n, v in self._start.items()}
-        for name, shown in self._shown.items():
+        tensors = {n: v + self._unit[n] * free[n] for n, v in self._start.items()}
+        for name, weight in self._restored.items():
             factors = free[name].exp().reshape(-1, 1)
-            found[name] = (shown.reshape(len(factors), -1) * factors).reshape(shown.shape)
-        return found
+            tensors[name] = (weight.reshape(len(factors), -1) * factors).reshape(weight.shape)
+        return tensors
 
     def stored(
         self, free: Mapping[str, Tensor], dtypes: Mapping[str, str]
@@ -254,14 +233,14 @@ class _Student:
         """The same as a file holds it: scales and vectors in its number formats."""
         moved = {name: value.cpu().numpy() for name, value in free.items()}
         weights = {
-            n: replace(q, scale=np.asarray(stored(q.scale * np.exp(moved[n]), q.grid)))
+            n: replace(q, scale=np.asarray(stored_scale(q.scale * np.exp(moved[n]), q.grid)))
             for n, q in self._weights.items()
         }
-        loose = {}
-        for name, value in self._loose.items():
+        vectors = {}
+        for name, value in self._vectors.items():
             exact = (value + np.float32(self._unit[name]) * moved[name]).astype(np.float32)
-            loose[name] = to_float32(from_float32(exact, dtypes[name]), dtypes[name])
-        return weights, loose
+            vectors[name] = to_float32(from_float32(exact, dtypes[name]), dtypes[name])
+        return weights, vectors
 
 
 def _unit(value: Array) -> float:
@@ -269,12 +248,15 @@ def _unit(value: Array) -> float:
 
 
 def _place(
-    places: Mapping[str, nn.Parameter], weights: Mapping[str, QTensor], loose: Mapping[str, Array]
+    parameters: Mapping[str, nn.Parameter],
+    weights: Mapping[str, QTensor],
+    vectors: Mapping[str, Array],
 ) -> None:
+    """Gives the network these weights and vectors."""
     import torch
 
     with torch.no_grad():
-        for name, value in loose.items():
-            places[name].copy_(torch.from_numpy(value))
-        for name, quantized in weights.items():
-            places[name].copy_(torch.from_numpy(quantized.weight()))
+        for name, value in vectors.items():
+            parameters[name].copy_(torch.from_numpy(value))
+        for name, codes in weights.items():
+            parameters[name].copy_(torch.from_numpy(codes.weight()))

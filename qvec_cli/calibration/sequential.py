@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
+from qvec_cli.calibration.quantize_model import ModelQuantizer, QuantizedModel
+from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import MismatchError, NotFiniteError, SpecError
+from qvec_cli.errors import MismatchError, NotFiniteError
 from qvec_cli.inputs.patched import Patched
 from qvec_cli.inputs.proxies import Proxies, draw_each
 from qvec_cli.model.configuration import Model
-from qvec_cli.outputs.dry_run import TORCH
-from qvec_cli.quant.float_target import aim
-from qvec_cli.quant.methods import QUANTIZERS
+from qvec_cli.quant.methods import QUANTIZERS, FloatTarget, quantize_weight
 from qvec_cli.quant.moments import Inputs
-from qvec_cli.quant.qtensor import QTensor, sqnr_db
-from qvec_cli.quant.rtn import rtn
-from qvec_cli.specs import Calibration, Grid, Listener, Method, Target
+from qvec_cli.specs import Calibration, Listener, Target
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,134 +26,69 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Calibrated:
-    """What calibration has made of a network."""
+class CalibrationImages:
+    """Images to calibrate with, drawn from their data sets and not yet decoded."""
 
-    weights: dict[str, QTensor] = field(default_factory=dict)
-    floats: dict[str, Array] = field(default_factory=dict)  # biases and norms that it changed
-    ratios: dict[str, float | None] = field(default_factory=dict)  # see ``sqnr_db``
-
-
-@dataclass(frozen=True, slots=True)
-class Images:
-    """Calibration images that have been found, not yet decoded."""
-
-    wanted: Calibration
-    pool: Proxies
-
-    def memory(self, theta: Checkpoint, targets: Iterable[str]) -> int:
-        """Bytes that calibration takes, about; a batch's way through a block comes on top.
-
-        Beside torch and the network: the images as decoded and as floats, the inputs of a block
-        and what comes out of it, which are about as large, and the method's own matrices.
-        """
-        pixels = self.pool.nbytes()
-        largest = max(sum(theta[name].shape) ** 2 for name in targets)
-        numbers = sum(entry.size for entry in theta.values())
-        twice = 2 if self.wanted.target is Target.FLOAT else 1  # what the float network takes
-        return TORCH + twice * (12 * numbers + 20 * pixels) + 24 * twice * largest
+    options: Calibration
+    images: Proxies
 
     def facts(self) -> dict[str, Any]:
         """As cards and metrics name them."""
-        target, corrected = self.wanted.target, self.wanted.bias_correction
-        facts = {"images": self.pool.facts(), "bias_correction": corrected}
+        target, corrected = self.options.target, self.options.bias_correction
+        facts = {"images": self.images.facts(), "bias_correction": corrected}
         return facts if target is Target.QUANTIZED else {**facts, "target": target}
 
 
-def check_wanted(method: Method, wanted: Calibration | None) -> None:
-    """Refuses images without a use for them, and a method without the images that it needs.
-
-    Raises:
-        SpecError: either.
-    """
-    needs = QUANTIZERS[method].calibrated
-    if wanted is None and needs:
-        raise SpecError(
-            f"--method {method} needs images: --calib is missing",
-            hint="Some hundred of any data set do, without labels too: DIR/train/any/*.png."
-            + (" gptq also takes --moments FILE." if method is Method.GPTQ else ""),
-        )
-    if wanted and wanted.target is Target.FLOAT and not QUANTIZERS[method].aims:
-        raise SpecError(
-            f"--target float is not for --method {method}",
-            hint="Only gptq makes good in one layer what others before it have lost.",
-        )
-    if wanted and not (needs or wanted.bias_correction):
-        raise SpecError(
-            f"--calib is of no use to --method {method}",
-            hint="It goes with --method gptq or awq, or with --bias-correction.",
-        )
-
-
-def find_images(
-    theta: Checkpoint, model: Model | None, wanted: Calibration | None
-) -> Images | None:
-    """The images, drawn from the train splits; whether they are the receiver's own, cards tell.
+def draw_images(theta: Checkpoint, model: Model, options: Calibration) -> CalibrationImages:
+    """Images of the train splits; whether they are the receiver's own, cards tell.
 
     Raises:
         DataError: no such data set.
     """
-    if wanted is None or model is None:
-        return None
-    return Images(wanted, draw_each(theta, model, wanted))
+    return CalibrationImages(options, draw_each(theta, model, options))
 
 
 def calibrate(
-    source: Checkpoint | Patched,
-    targets: Collection[str],
-    grid: Grid,
-    method: Method,
-    images: Images,
-    listener: Listener,
-) -> Calibrated:
+    quantizer: ModelQuantizer, calibration: CalibrationImages, listener: Listener
+) -> QuantizedModel:
     """Quantizes every target in execution order, each behind its quantized predecessors.
 
-    With ``Target.FLOAT`` each aims at its outputs in the receiver, which was not patched.
+    With ``Target.FLOAT`` each is to give its outputs in the receiver, which was not patched.
 
     Raises:
         MismatchError: a target whose inputs cannot be seen.
         NotFiniteError: inputs that overflow, or biases and norms in the file's number format.
     """
-    import torch
+    from qvec_cli.calibration.walk import Walk, mean_inputs
 
-    from qvec_cli.calibration.walk import Walk, abreast, mean_inputs
-    from qvec_cli.model.build import normalise
-
-    model = images.pool.model
-    theta = source.theta if isinstance(source, Patched) else source
-    network = load_float(source, model, images.wanted.device)
+    theta, targets, options = quantizer.theta, quantizer.targets, calibration.options
+    model = calibration.images.model
+    network = load_float(quantizer.source, model, options.device)
     weights = linear_weights(network, theta, targets)
-    decoded = images.pool.decoded(listener)
-    device, step = next(network.parameters()).device, images.wanted.loading.batch_size
-    batches = [normalise(model)(part.to(device)) for part in torch.split(decoded, step)]
+    decoded = calibration.images.decoded(listener)
+    batches = normalised_batches(network, model, decoded, options.loading.batch_size)
     try:
-        walk = Walk(network, weights, batches)
+        walk, twin = Walk(network, weights, batches), None
     except MismatchError as error:
         raise MismatchError(f"{theta.path}: {error}", hint=error.hint) from None
-    goal = _Goal(network, weights)
-    if images.wanted.target is Target.FLOAT:
-        other = load_float(theta, model, images.wanted.device)
-        goal = _Goal(other, linear_weights(other, theta, targets))
-    means = {}
-    if images.wanted.bias_correction:
-        seen = mean_inputs(goal.network, goal.weights, batches)
-        means = {name: _numbers(weight) @ seen[name] for name, weight in goal.weights.items()}
-    run = _MethodRun(theta, grid, method, means, network)
-    steps = walk.steps()
-    if goal.network is not network:
-        run.goal = goal
-        steps = abreast(walk, Walk(goal.network, goal.weights, batches))
-    for segment, site, inputs, calls in steps:
-        if not inputs.finite:
-            raise NotFiniteError(
-                f"{theta.path}: {site.names[0]}: its inputs on the calibration images overflow",
-                hint="qvec eval tells whether the float checkpoint still works.",
-            )
-        run.visit(segment, site, inputs, calls)
-        listener.progress(f"quantize ({method})", len(run.made.weights), len(targets))
-    if run.unbiased:
-        listener.note(f"{run.unbiased} of {len(targets)} layers have no bias to correct")
-    return run.made
+    goal = _Layers(network, weights)
+    if options.target is Target.FLOAT:
+        receiver = load_float(theta, model, options.device)
+        goal = _Layers(receiver, linear_weights(receiver, theta, targets))
+        twin = Walk(receiver, goal.weights, batches)
+    means: dict[str, Array] = {}
+    if options.bias_correction:
+        inputs_of = mean_inputs(goal.network, goal.weights, batches)
+        means = {name: _numbers(w) @ inputs_of[name] for name, w in goal.weights.items()}
+    layers = _LayerQuantizer(quantizer, network, goal if twin else None, means)
+    for segment, site, inputs, calls in walk.steps(twin):
+        require_finite_inputs(theta, site.names[0], inputs, "calibration images")
+        layers.quantize(segment, site, inputs, calls[0])
+        done = len(layers.model.weights)
+        listener.progress(f"quantize ({quantizer.method})", done, len(targets))
+    if layers.unbiased:
+        listener.note(f"{layers.unbiased} of {len(targets)} layers have no bias to correct")
+    return layers.model
 
 
 def check_images(theta: Checkpoint, targets: Iterable[str], model: Model, device: str) -> None:
@@ -194,113 +126,135 @@ def linear_weights(
     from qvec_cli.model.targets import modules
 
     listed = modules(network, (), aliases=True)
-    found = {f"{p}{attribute}": getattr(module, attribute) for p, module, attribute in listed}
-    if strange := [name for name in targets if name not in found]:
+    linear = {f"{p}{attribute}": getattr(module, attribute) for p, module, attribute in listed}
+    if others := [name for name in targets if name not in linear]:
         raise MismatchError(
-            f"{theta.path}: {strange[0]}: is not the weight of a linear layer",
+            f"{theta.path}: {others[0]}: is not the weight of a linear layer",
             hint="Nothing else can be seen by images.",
         )
-    return {name: found[name] for name in targets}
+    return {name: linear[name] for name in targets}
+
+
+def normalised_batches(
+    network: nn.Module, model: Model, decoded: Tensor, batch_size: int
+) -> list[Tensor]:
+    """Decoded images, uint8 [N, C, H, W], as the network's inputs, on its device."""
+    import torch
+
+    from qvec_cli.model.build import normalise
+
+    device, ready = next(network.parameters()).device, normalise(model)
+    return [ready(part.to(device)) for part in torch.split(decoded, batch_size)]
+
+
+def require_finite_inputs(theta: Checkpoint, name: str, inputs: Inputs, images: str) -> None:
+    """Refuses inputs of a layer that overflow.
+
+    Raises:
+        NotFiniteError: names the weight.
+    """
+    if not inputs.finite:
+        raise NotFiniteError(
+            f"{theta.path}: {name}: its inputs on the {images} overflow",
+            hint="qvec eval tells whether the float checkpoint still works.",
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class _Goal:
-    """The network whose outputs each layer is to give."""
+class _Layers:
+    """A network and its targets' weights, by name."""
 
     network: nn.Module
     weights: Mapping[str, nn.Parameter]
 
     def bias(self, name: str) -> Array | None:
         """What a layer adds, by the name of its weight."""
-        owned = dict(self.network.named_parameters(remove_duplicate=False))
-        bias = owned.get(_bias_of(name))
+        parameters = dict(self.network.named_parameters(remove_duplicate=False))
+        bias = parameters.get(_bias_of(name))
         return None if bias is None else _numbers(bias)
 
 
-class _MethodRun:
-    """One method at work on a network."""
+class _LayerQuantizer:
+    """Quantizes the layers of a network where they are, so that later ones see it.
+
+    Args:
+        quantizer: of the model.
+        network: of its source, in float.
+        goal: the layers whose outputs are to be given; None: the network's own.
+        means: mean outputs of the float layers without bias, by the names of their weights, if
+            biases are to keep them.
+    """
 
     def __init__(
         self,
-        theta: Checkpoint,
-        grid: Grid,
-        method: Method,
-        means: Mapping[str, Array],
+        quantizer: ModelQuantizer,
         network: nn.Module,
+        goal: _Layers | None,
+        means: Mapping[str, Array],
     ) -> None:
-        self.made = Calibrated()
-        self._theta = theta
-        self.unbiased = 0
-        self.goal: _Goal | None = None  # if it is not the network itself
-        self._grid, self._quantizer = grid, QUANTIZERS[method]
-        self._means = means  # mean outputs of the float layers without bias, if they are to be kept
+        self.model = QuantizedModel()
+        self.unbiased = 0  # layers without a bias to correct
+        self._quantizer, self._goal, self._means = quantizer, goal, means
         self._parameters = dict(network.named_parameters())
         # Of a tied tensor, the file has one name, and not always the network's first.
-        self._names = {id(p): theta.aliases.get(n, n) for n, p in self._parameters.items()}
+        aliases = quantizer.theta.aliases
+        self._names = {id(p): aliases.get(n, n) for n, p in self._parameters.items()}
 
-    def visit(self, segment: Segment, site: Site, inputs: Inputs, calls: list[Call]) -> None:
-        """Quantizes the weights of a site where they are, so that later layers see it."""
-        inputs = self._smooth(segment, site, inputs, calls[0])
-        for name, place in zip(site.names, site.weights, strict=True):
-            weight = _numbers(place)
-            quantized = self._quantized(name, weight, inputs)
-            shown = quantized.weight()
-            self.made.weights[name] = quantized
-            self.made.ratios[name] = sqnr_db(weight, shown)
-            _put(place, shown)
+    def quantize(self, segment: Segment, site: Site, inputs: Inputs, call: Call) -> None:
+        """Quantizes the weights of a site and corrects their biases."""
+        inputs = self._divided(segment, site, inputs, call)
+        grid, method = self._quantizer.grid, self._quantizer.method
+        for name, parameter in zip(site.names, site.weights, strict=True):
+            target, change = None, self._bias_change(name)
+            if self._goal is not None:
+                target = FloatTarget(_numbers(self._goal.weights[name]), change)
+            weight = _numbers(parameter)
+            quantized = quantize_weight(name, weight, grid, method, inputs, target)
+            self.model.weights[name] = quantized.codes
+            self.model.sqnr_db[name] = quantized.sqnr_db
+            _put(parameter, quantized.restored)
             if name in self._means:
-                shift = self._shift(name)
-                wanted = self._means[name] + (0 if shift is None else shift)
-                self._correct(name, shown @ inputs.mean - wanted)
+                mean = self._means[name] + (0 if change is None else change)
+                self._correct(name, quantized.restored @ inputs.mean - mean)
 
-    def _quantized(self, name: str, weight: Array, inputs: Inputs) -> QTensor:
-        if self.goal is not None:
-            receiver = _numbers(self.goal.weights[name])
-            weight, inputs = aim(receiver, weight, inputs, self._shift(name))
-        if self._quantizer.calibrated and not self._quantizer.spares(name):
-            return self._quantizer.run(weight, self._grid, inputs)
-        return rtn(weight, self._grid)
-
-    def _shift(self, name: str) -> Array | None:
-        """By how much the bias that is aimed at is above the layer's own."""
+    def _bias_change(self, name: str) -> Array | None:
+        """The bias of the layer whose outputs are to be given, less the layer's own."""
         ours = self._parameters.get(_bias_of(name))
-        theirs = self.goal.bias(name) if self.goal else None
+        theirs = self._goal.bias(name) if self._goal else None
         return None if ours is None or theirs is None else theirs - _numbers(ours)
 
-    def _smooth(self, segment: Segment, site: Site, inputs: Inputs, call: Call) -> Inputs:
-        """The method's factors, moved into the LayerNorm before the site where there is one."""
+    def _divided(self, segment: Segment, site: Site, inputs: Inputs, call: Call) -> Inputs:
+        """Inputs divided by the method's factors, where a LayerNorm before the site takes them."""
         import torch
 
         from qvec_cli.calibration.walk import fold
 
-        if self._quantizer.factors is None or not site.norms:
+        factors = QUANTIZERS[self._quantizer.method].factors
+        if factors is None or not site.norms:
             return inputs
-        by = self._quantizer.factors([*map(_numbers, site.weights)], self._grid, inputs)
+        by = factors([*map(_numbers, site.weights)], self._quantizer.grid, inputs)
         norm = site.norms[-1]
         if not fold(segment, site, torch.from_numpy(by).to(norm.weight.device), call):
             return inputs
         for parameter in (norm.weight, norm.bias):
             if parameter is not None:
-                self._keep(parameter, _numbers(parameter))
+                name = self._names[id(parameter)]
+                self._keep(parameter, self._quantizer.representable(name, _numbers(parameter)))
         return Inputs(inputs.moment / np.outer(by, by), inputs.mean / by, inputs.magnitude / by)
 
     def _correct(self, name: str, mean_error: Array) -> None:
-        """Nagel et al. 2019, arXiv:1906.04721: the output has the mean of the float network's."""
+        """Gives a layer's outputs the mean that they have in the float network."""
         bias = self._parameters.get(_bias_of(name))
         if bias is None:
             self.unbiased += 1
             return
-        self._keep(bias, (_numbers(bias) - mean_error).astype(np.float32))
+        place = self._names[id(bias)]
+        self._keep(bias, self._quantizer.corrected_bias(place, _numbers(bias), mean_error))
 
     def _keep(self, parameter: nn.Parameter, values: Array) -> None:
-        """Changes a bias or a norm to what the file can hold, so that later layers see that."""
-        name = self._names[id(parameter)]
-        dtype = self._theta[name].dtype
-        held = to_float32(from_float32(values, dtype), dtype)
-        if not np.isfinite(held).all():
-            raise NotFiniteError(f"{self._theta.path}: {name}: overflows {dtype} in calibration")
-        _put(parameter, held)
-        self.made.floats[name] = held
+        """Changes a bias or a norm, in the network too, so that later layers see it."""
+        _put(parameter, values)
+        self.model.floats[self._names[id(parameter)]] = values
 
 
 def _bias_of(weight: str) -> str:

@@ -12,7 +12,8 @@ SwinV2 use the weights of layers that they never call.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -76,10 +77,20 @@ class Walk:
         self.segments, self._linked = trace.segments, trace.linked
 
     @torch.inference_mode()
-    def steps(self) -> Iterator[tuple[Segment, Site, Inputs, list[Call]]]:
-        """Each site with the moments of its inputs; change its weights before asking for more."""
+    def steps(self, twin: Walk | None = None) -> Iterator[tuple[Segment, Site, Inputs, list[Call]]]:
+        """Each site with the moments of its inputs; change its weights before asking for more.
+
+        Args:
+            twin: a walk of the same images and weights through a float network of the same build;
+                with it, ``Inputs.cross`` are the moments with the inputs of its sites.
+        """
+        others = twin.places() if twin else None
         for segment, site, calls in self.places():
-            yield segment, site, _moments(segment.module, site.weights[0], calls), calls
+            sums = MomentSums()
+            floats = _inputs_of(*next(others)) if others else itertools.repeat(None, len(calls))
+            for seen, beside in zip(_inputs_of(segment, site, calls), floats, strict=True):
+                sums.add(seen, beside)
+            yield segment, site, sums.inputs(), calls
 
     @torch.inference_mode()
     def places(self) -> Iterator[tuple[Segment, Site, list[Call]]]:
@@ -98,10 +109,10 @@ class Walk:
         whole: list[Call] = [((batch,), {}) for batch in self._batches]
         if module is self._network:
             return whole
-        found: list[Call] = []
+        calls: list[Call] = []
 
         def seize(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found.append((args, kwargs))
+            calls.append((args, kwargs))
             raise _Reached
 
         handle = module.register_forward_pre_hook(seize, with_kwargs=True)
@@ -110,22 +121,64 @@ class Walk:
                 _run(self._network, call)
         finally:
             handle.remove()
-        return found
+        return calls
+
+
+class MomentSums:
+    """Moments of vectors that come a batch at a time: sums in float32 of each, in float64 of all.
+
+    Sums over rows are products with ones, which are ten times as fast.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Any] = {}
+        self.tokens = 0
+
+    def add(self, inputs: Tensor, floats: Tensor | None = None) -> None:
+        """Adds inputs x [..., in] of a layer and, for ``cross``, those y of the float network."""
+        flat = inputs.reshape(-1, inputs.shape[-1]).float()
+        ones = flat.new_ones(len(flat))
+        parts = {"moment": flat.T @ flat, "mean": ones @ flat, "magnitude": ones @ flat.abs()}
+        if floats is not None:
+            parts["cross"] = floats.T @ flat
+        for name, part in parts.items():
+            self._sums[name] = self._sums.get(name, 0) + part.double()
+        self.tokens += len(flat)
+
+    def inputs(self) -> Inputs:
+        """The means over all vectors so far."""
+        means = {name: (part / self.tokens).cpu().numpy() for name, part in self._sums.items()}
+        return Inputs(**means)
 
 
 @torch.inference_mode()
-def abreast(walk: Walk, twin: Walk) -> Iterator[tuple[Segment, Site, Inputs, list[Call]]]:
-    """The steps of a walk, with ``Inputs.cross`` to those of its twin.
+def site_moments(
+    network: nn.Module,
+    weights: Mapping[str, nn.Parameter],
+    batches: Sequence[Tensor],
+    progress: Callable[[int], None] = lambda done: None,
+) -> Iterator[tuple[Site, Inputs, int]]:
+    """Each site with the moments of its inputs and the number of its tokens, in execution order.
+
+    One pass of the network, which stays as it is.
 
     Args:
-        walk: through the network that is quantized.
-        twin: the same images, batches and weights of a network of the same build, in float.
+        network: in evaluation mode.
+        weights: those whose inputs are measured, by state-dict name.
+        batches: inputs of the network, normalised.
+        progress: is called with the number of batches that have gone through.
+
+    Raises:
+        MismatchError: a weight that is not used exactly once in a forward.
     """
-    pairs = zip(walk.places(), twin.places(), strict=True)
-    for (segment, site, calls), (theirs, place, others) in pairs:
-        spot = theirs.module, place.weights[0]
-        floats = (_reached(*spot, call) for call in others)
-        yield segment, site, _moments(segment.module, site.weights[0], calls, floats), calls
+    walk = Walk(network, weights, batches)
+    sites = [site for segment in walk.segments for site in segment.sites]
+    sums = {id(site.weights[0]): MomentSums() for site in sites}
+    for done in _passes(network, batches, {key: each.add for key, each in sums.items()}):
+        progress(done)
+    for site in sites:
+        ours = sums.pop(id(site.weights[0]))
+        yield site, ours.inputs(), ours.tokens
 
 
 @torch.inference_mode()
@@ -133,19 +186,35 @@ def mean_inputs(
     network: nn.Module, weights: Mapping[str, nn.Parameter], batches: Sequence[Tensor]
 ) -> dict[str, Any]:
     """What each weight is multiplied with on average, float64 [in], by the network as it is."""
-    sums: dict[int, Any] = {id(weight): 0 for weight in weights.values()}
-    tokens = dict.fromkeys(sums, 0)
+    sums: dict[int, Any] = {}
+    tokens: dict[int, int] = {}
 
-    def add(used: nn.Parameter, inputs: Tensor) -> None:
-        if id(used) in sums:
+    def adder(key: int) -> Callable[[Tensor], None]:
+        def add(inputs: Tensor) -> None:
             flat = inputs.reshape(-1, inputs.shape[-1])
-            sums[id(used)] = sums[id(used)] + flat.sum(0, dtype=torch.float64)
-            tokens[id(used)] += len(flat)
+            sums[key] = sums.get(key, 0) + flat.sum(0, dtype=torch.float64)
+            tokens[key] = tokens.get(key, 0) + len(flat)
 
-    with linears(add):
-        for batch in batches:
-            network(batch)
+        return add
+
+    for _ in _passes(network, batches, {id(w): adder(id(w)) for w in weights.values()}):
+        pass
     return {n: (sums[id(w)] / tokens[id(w)]).cpu().numpy() for n, w in weights.items()}
+
+
+def _passes(
+    network: nn.Module, batches: Sequence[Tensor], adders: Mapping[int, Callable[[Tensor], None]]
+) -> Iterator[int]:
+    """Runs batches and gives the inputs of weights, known by their ids, to the adders."""
+
+    def seen(used: nn.Parameter, inputs: Tensor) -> None:
+        if add := adders.get(id(used)):
+            add(inputs)
+
+    for done, batch in enumerate(batches, start=1):
+        with linears(seen):
+            network(batch)
+        yield done
 
 
 @torch.inference_mode()
@@ -297,29 +366,9 @@ def _affine(norm: nn.LayerNorm) -> bool:
     return norm.elementwise_affine
 
 
-def _moments(
-    segment: nn.Module,
-    weight: nn.Parameter,
-    calls: Sequence[Call],
-    floats: Iterable[Tensor] | None = None,
-) -> Inputs:
-    """Moments of what a weight is multiplied with in the calls of its segment.
-
-    In float32 within a call, in float64 over calls. ``floats`` are the float network's inputs.
-    """
-    sums: dict[str, Any] = {}
-    tokens = 0
-    beside: Iterator[Tensor | None] = iter([None] * len(calls) if floats is None else floats)
-    for call, other in zip(calls, beside, strict=True):
-        flat = _reached(segment, weight, call)
-        ones = flat.new_ones(len(flat))  # a product is ten times as fast as a sum over rows
-        found = {"moment": flat.T @ flat, "mean": ones @ flat, "magnitude": ones @ flat.abs()}
-        if other is not None:
-            found["cross"] = other.T @ flat
-        for name, part in found.items():
-            sums[name] = sums.get(name, 0) + part.double()
-        tokens += len(flat)
-    return Inputs(**{name: (part / tokens).cpu().numpy() for name, part in sums.items()})
+def _inputs_of(segment: Segment, site: Site, calls: Sequence[Call]) -> Iterator[Tensor]:
+    """What a site is multiplied with in each call of its segment, float32 [tokens, in]."""
+    return (_reached(segment.module, site.weights[0], call) for call in calls)
 
 
 def _reached(segment: nn.Module, weight: nn.Parameter, call: Call) -> Tensor:

@@ -37,50 +37,50 @@ def locate(path: Path) -> Contents:
     Raises:
         CheckpointError: missing, unreadable, or nothing of that; names the file.
     """
-    layout = _of_folder(path) if _is_folder(path) else _of_file(path)
-    if "qvec.kind" not in layout.metadata:
-        layout.strip()
-        _find_aliases(layout)
-    return layout
+    contents = _of_folder(path) if _is_folder(path) else _of_file(path)
+    if "qvec.kind" not in contents.metadata:
+        contents.strip()
+        _find_aliases(contents)
+    return contents
 
 
 def _of_file(path: Path) -> Contents:
     file = open_file(path)
-    layout = Contents()
-    layout.add(file)
+    contents = Contents()
+    contents.add(file)
     try:
         start = bytes(file.read(min(file.size, 16), 0))
         if int.from_bytes(start[:8], "little") <= MAX_HEADER:  # no magic is as small a number
-            layout.entries, layout.metadata = named_header(path, file)
+            contents.entries, contents.metadata = named_header(path, file)
         elif start.startswith(_PICKLED):
             from qvec_cli.checkpoint.pickles import read_pickle  # its libraries take time
 
-            read_pickle(path, file, layout)
+            read_pickle(path, file, contents)
         elif start.lstrip().startswith(b"{"):
-            layout.close()
+            contents.close()
             return of_index(path, path.parent)
         else:
             named_header(path, file)  # tells what it is instead
     except BaseException:
-        layout.close()
+        contents.close()
         raise
-    return layout
+    return contents
 
 
 def _of_folder(folder: Path) -> Contents:
     for pattern in _IN_FOLDER:
-        found = sorted(p.name for p in folder.glob(pattern))
-        if len(found) > 1:
+        names = sorted(p.name for p in folder.glob(pattern))
+        if len(names) > 1:
             raise CheckpointError(
-                f"{folder}: holds several checkpoints: {', '.join(found[:5])}",
+                f"{folder}: holds several checkpoints: {', '.join(names[:5])}",
                 hint="Name one of them.",
             )
-        if found:
-            path = inside(folder, found[0])
-            layout = of_index(path, folder) if found[0].endswith(INDEX) else _of_file(path)
+        if names:
+            path = inside(folder, names[0])
+            contents = of_index(path, folder) if names[0].endswith(INDEX) else _of_file(path)
             if (folder / "config.json").exists():
-                layout.config = read_json(inside(folder, "config.json"))
-            return layout
+                contents.config = read_json(inside(folder, "config.json"))
+            return contents
     raise CheckpointError(
         f"{folder}: a folder without a checkpoint",
         hint=f"Looked for {', '.join(_IN_FOLDER)}.",
@@ -94,11 +94,11 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _find_aliases(layout: Contents) -> None:
+def _find_aliases(contents: Contents) -> None:
     """Tied names as the safetensors library notes them: the dropped one, and the one kept."""
-    for dropped, kept in layout.metadata.items():
-        if kept in layout.entries and dropped not in layout.entries:
-            layout.aliases[dropped] = kept
+    for dropped, kept in contents.metadata.items():
+        if kept in contents.entries and dropped not in contents.entries:
+            contents.aliases[dropped] = kept
 
 
 _MAX_INDEX: Final = MAX_HEADER  # bytes
@@ -116,14 +116,14 @@ def of_index(path: Path, folder: Path) -> Contents:
             than the index says, a name that leads out of the folder.
     """
     shards = _shards(path, read_json(path))
-    layout = Contents()
+    contents = Contents()
     try:
         for name, tensors in shards.items():
-            _add(layout, inside(folder, name), tensors, path)
+            _add(contents, inside(folder, name), tensors, path)
     except BaseException:
-        layout.close()
+        contents.close()
         raise
-    return layout
+    return contents
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -185,16 +185,16 @@ def _shards(path: Path, document: Mapping[str, Any]) -> dict[str, set[str]]:
     return dict(sorted(shards.items()))
 
 
-def _add(layout: Contents, path: Path, listed: set[str], index: Path) -> None:
+def _add(contents: Contents, path: Path, listed: set[str], index: Path) -> None:
     source = open_file(path)
-    part = layout.add(source)
+    part = contents.add(source)
     entries, metadata = named_header(path, source)
     for name in sorted(listed ^ entries.keys()):
         where = "not in the shard" if name in listed else "not listed"
         raise CheckpointError(f"{index}: {path.name}: {name} is {where}")
-    layout.metadata = layout.metadata or metadata
+    contents.metadata = contents.metadata or metadata
     for name, e in entries.items():
-        layout.entries[name] = e._replace(part=part)
+        contents.entries[name] = e._replace(part=part)
 
 
 def named_header(path: Path, source: File) -> tuple[dict[str, Entry], dict[str, str]]:

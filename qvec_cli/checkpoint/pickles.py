@@ -41,28 +41,28 @@ _SLACK: Final = 1 << 20
 """Bytes that the tensors of a small file may share."""
 
 
-def read_pickle(path: Path, file: File, layout: Contents) -> None:
+def read_pickle(path: Path, file: File, contents: Contents) -> None:
     """Finds the tensors of a pickled state dict, also of one in a training script's dictionary.
 
     Raises:
         CheckpointError: anything but tensors and plain data: such a file could run code.
     """
-    layout.streams, held = False, 0
-    state = _state_dict(_load(path, file), path, layout)
+    contents.streams, nbytes = False, 0
+    state = _state_dict(_load(path, file), path, contents)
     seen: dict[tuple[object, ...], str] = {}
     for name, tensor in state.items():
         if (kept := seen.setdefault(_identity(tensor), name)) != name:
-            layout.aliases[name] = kept
+            contents.aliases[name] = kept
             continue
-        held += tensor.numel() * tensor.element_size()
-        if held > 4 * file.size + _SLACK:
+        nbytes += tensor.numel() * tensor.element_size()
+        if nbytes > 4 * file.size + _SLACK:
             raise CheckpointError(
-                f"{path}: {name}: the tensors up to it take {held:,} bytes, "
+                f"{path}: {name}: the tensors up to it take {nbytes:,} bytes, "
                 f"the file has {file.size:,}"
             )
         data, dtype = _bytes(path, name, tensor)
-        part = layout.add(Memory(data))
-        layout.entries[name] = Entry(dtype, tuple(tensor.shape), 0, len(data), part)
+        part = contents.add(Memory(data))
+        contents.entries[name] = Entry(dtype, tuple(tensor.shape), 0, len(data), part)
     file.require_unchanged()
 
 
@@ -94,16 +94,16 @@ def _refused(path: Path, fault: Exception) -> CheckpointError:
     return CheckpointError(f"{path}: a pickle that torch cannot read: {lines[0]}")
 
 
-def _state_dict(found: Any, path: Path, layout: Contents) -> dict[str, Tensor]:
+def _state_dict(saved: Any, path: Path, contents: Contents) -> dict[str, Tensor]:
     """The state dict itself, or the one that a training script has put inside a dictionary."""
-    if not isinstance(found, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(found).__name__}, not a state dict")
-    inner = [key for key in _NESTED if isinstance(found.get(key), Mapping) and found[key]]
+    if not isinstance(saved, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(saved).__name__}, not a state dict")
+    inner = [key for key in _NESTED if isinstance(saved.get(key), Mapping) and saved[key]]
     if inner:
         also = f"; {', '.join(inner[1:])} left out" if inner[1:] else ""
-        layout.notes.append(f"the weights are those under {inner[0]!r}{also}")
-        found = found[inner[0]]
-    for name, tensor in found.items():
+        contents.notes.append(f"the weights are those under {inner[0]!r}{also}")
+        saved = saved[inner[0]]
+    for name, tensor in saved.items():
         if isinstance(name, str) and not _nameable(name):
             raise CheckpointError(f"{path}: {name[:50]!r}: no name for a tensor")
         if not isinstance(name, str) or not _is_tensor(tensor):
@@ -111,7 +111,7 @@ def _state_dict(found: Any, path: Path, layout: Contents) -> dict[str, Tensor]:
                 f"{path}: {name}: is {type(tensor).__name__}, not a tensor",
                 hint="A state dict holds tensors only.",
             )
-    return dict(found)
+    return dict(saved)
 
 
 def _nameable(name: str) -> bool:

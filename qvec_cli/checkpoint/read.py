@@ -44,7 +44,7 @@ class Checkpoint(Mapping[str, Entry]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._layout = locate(path)
+        self._contents = locate(path)
         self._hasher = Hasher()
         self._begun: set[str] = set()  # tensors whose blocks somebody reads
         self._whole: set[str] = set()  # and has read to the end
@@ -55,9 +55,9 @@ class Checkpoint(Mapping[str, Entry]):
             self.close()
             raise CheckpointError(f"{path}: {error}", hint=error.hint) from None
         self.bare = card is None  # no card: a file that qvec did not write
-        self.card = card or Card(Kind.CHECKPOINT, aliases=self._layout.aliases)
+        self.card = card or Card(Kind.CHECKPOINT, aliases=self._contents.aliases)
         carries = self.card.moments is not None
-        self._own, attached = _apart(self._layout.entries, ATTACHED if carries else None)
+        self._own, attached = _apart(self._contents.entries, ATTACHED if carries else None)
         self.attached: Mapping[str, Entry] = attached
 
     def __getitem__(self, name: str) -> Entry:
@@ -83,7 +83,7 @@ class Checkpoint(Mapping[str, Entry]):
     def close(self) -> None:
         """Gives the files back."""
         self._hasher.finish()
-        self._layout.close()
+        self._contents.close()
 
     @property
     def name(self) -> str:
@@ -98,12 +98,12 @@ class Checkpoint(Mapping[str, Entry]):
     @property
     def metadata(self) -> dict[str, str]:
         """The texts in the header."""
-        return self._layout.metadata
+        return self._contents.metadata
 
     @property
     def config(self) -> dict[str, Any] | None:
         """What config.json beside the weights says."""
-        return self._layout.config
+        return self._contents.config
 
     @property
     def aliases(self) -> dict[str, str]:
@@ -125,17 +125,17 @@ class Checkpoint(Mapping[str, Entry]):
     @property
     def notes(self) -> list[str]:
         """What the user should know of the reading."""
-        return self._layout.notes
+        return self._contents.notes
 
     @property
     def nbytes(self) -> int:
         """Bytes of the files."""
-        return sum(source.size for source in self._layout.sources if isinstance(source, File))
+        return sum(source.size for source in self._contents.sources if isinstance(source, File))
 
     @property
     def in_memory(self) -> bool:
         """Whether all of it is held, as a pickle is, and does not stream."""
-        return not self._layout.streams
+        return not self._contents.streams
 
     @property
     def stated(self) -> str | None:
@@ -144,13 +144,13 @@ class Checkpoint(Mapping[str, Entry]):
 
     def is_file_of(self, other: Checkpoint) -> bool:
         """Whether both are names of one file."""
-        ours, theirs = ([*c._layout.identities()] for c in (self, other))
+        ours, theirs = ([*c._contents.identities()] for c in (self, other))
         return ours == theirs
 
     def blocks(self, name: str) -> Iterator[Array]:
         """The raw elements of a tensor, flat, at most ``BLOCK`` at a time (BF16 as uint16)."""
-        entry = self._layout.entries[name]
-        source, dtype = self._layout.sources[entry.part], FORMATS[entry.dtype].numpy
+        entry = self._contents.entries[name]
+        source, dtype = self._contents.sources[entry.part], FORMATS[entry.dtype].numpy
         step, hashing = BLOCK * dtype.itemsize, name not in self._begun
         self._begun.add(name)
         if hashing:
@@ -165,12 +165,12 @@ class Checkpoint(Mapping[str, Entry]):
 
     def floats(self, name: str) -> Iterator[Array]:
         """The blocks of a floating tensor in float32; they may hold what is no number."""
-        dtype = self._layout.entries[name].dtype
+        dtype = self._contents.entries[name].dtype
         return (to_float32(raw, dtype) for raw in self.blocks(name))
 
     def checked(self, name: str) -> Iterator[Array]:
         """The raw blocks of a tensor, every element of a floating one a number."""
-        entry = self._layout.entries[name]
+        entry = self._contents.entries[name]
         for raw in self.blocks(name):
             if entry.floating and not finite(to_float32(raw, entry.dtype)):
                 self.require_finite(name)
@@ -194,7 +194,7 @@ class Checkpoint(Mapping[str, Entry]):
 
     def array(self, name: str) -> Array:
         """A whole tensor in its shape; BF16 becomes float32, all else keeps its dtype."""
-        entry = self._layout.entries[name]
+        entry = self._contents.entries[name]
         flat = np.concatenate([*self.blocks(name), np.empty(0, FORMATS[entry.dtype].numpy)])
         if entry.dtype == "BF16":
             flat = to_float32(flat, "BF16")
@@ -204,7 +204,7 @@ class Checkpoint(Mapping[str, Entry]):
 
     def finite(self, name: str) -> Array:
         """A whole floating tensor in float32, every element finite."""
-        entry = self._layout.entries[name]
+        entry = self._contents.entries[name]
         whole = np.concatenate([*self.floats(name), np.empty(0, np.float32)])
         if not finite(whole):
             self.require_finite(name)
@@ -216,13 +216,13 @@ class Checkpoint(Mapping[str, Entry]):
         Raises:
             CheckpointError: a file that was written to meanwhile.
         """
-        entries = self._layout.entries
+        entries = self._contents.entries
         for name in [name for name in entries if name not in self._whole]:
             self._begun.discard(name)
             for _ in self.blocks(name):
                 pass
         self._hasher.finish()
-        for source in self._layout.sources:
+        for source in self._contents.sources:
             source.require_unchanged()
         digests = self._hasher.digests()
         return combine({n: (e.dtype, e.shape, digests[n]) for n, e in entries.items()})
@@ -234,14 +234,14 @@ class Checkpoint(Mapping[str, Entry]):
             CheckpointError: damaged or edited since the card was written, or while it was read.
         """
         if self.digest == NO_DIGEST:
-            found = self.contents()
-            if self.stated not in (None, found):
+            digest = self.contents()
+            if self.stated not in (None, digest):
                 raise CheckpointError(
                     f"{self.path}: its tensors are not those that its card tells of: the file is "
                     "damaged, or was edited",
                     hint="Fetch or make it again; without qvec.* metadata it is taken as it is.",
                 )
-            self.digest = found
+            self.digest = digest
         return self.digest
 
 

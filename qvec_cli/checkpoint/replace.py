@@ -183,8 +183,8 @@ def _sweep(target: Path) -> None:
     """Removes what writers to the same target left behind that were killed."""
     start = f".{os.fsdecode(os.fsencode(target.name)[:200])}."
     try:
-        with os.scandir(target.parent) as found:
-            left = [e.path for e in found if e.name.startswith(start) and e.name.endswith(SUFFIX)]
+        with os.scandir(target.parent) as entries:
+            left = [e.path for e in entries if e.name.startswith(start) and e.name.endswith(SUFFIX)]
     except PermissionError:  # a folder that may be written but not listed
         return
     for path in left:

@@ -44,14 +44,14 @@ class File:
     def __init__(self, path: Path, fd: int) -> None:
         self.path, self._fd = path, fd
         self.size = os.fstat(fd).st_size
-        self._told = 0  # how far the kernel has been asked to fetch
+        self._fetched = 0  # how far the kernel has been asked to fetch
         self._stamp = self._look()
 
     @property
     def identity(self) -> tuple[int, int]:
         """Equal for two names of one file."""
-        found = os.fstat(self._fd)
-        return found.st_dev, found.st_ino
+        status = os.fstat(self._fd)
+        return status.st_dev, status.st_ino
 
     def read(self, count: int, offset: int) -> bytes:
         """Exactly so many bytes.
@@ -92,14 +92,14 @@ class File:
 
     def _fetch(self, offset: int) -> None:
         """Lets the kernel fetch from disk what will be read soon, while we compute."""
-        if self._told < min(offset + _AHEAD // 2, self.size) and hasattr(os, "posix_fadvise"):
-            start = max(self._told, offset)
+        if self._fetched < min(offset + _AHEAD // 2, self.size) and hasattr(os, "posix_fadvise"):
+            start = max(self._fetched, offset)
             os.posix_fadvise(self._fd, start, _AHEAD, os.POSIX_FADV_WILLNEED)
-            self._told = start + _AHEAD
+            self._fetched = start + _AHEAD
 
     def _look(self) -> tuple[int, int]:
-        found = os.fstat(self._fd)
-        return found.st_size, found.st_mtime_ns
+        status = os.fstat(self._fd)
+        return status.st_size, status.st_mtime_ns
 
 
 class Memory:

@@ -31,6 +31,7 @@ def write(
     *,
     force: bool,
     align: int = 1,
+    ready: Callable[[Path], None] = lambda whole: None,
 ) -> Card:
     """Streams tensors into a new safetensors file; memory is a few blocks.
 
@@ -43,6 +44,7 @@ def write(
             inputs are known.
         force: whether an existing target may be replaced.
         align: see ``place``.
+        ready: is called with the name of the new file when it is whole, before it takes its place.
 
     Returns:
         The card as written, with the digest of the contents.
@@ -72,6 +74,7 @@ def write(
         file.write(header)
         file.flush()
         _prove(path, file)
+        ready(Path(f"/dev/fd/{file.fileno()}"))
     return done
 
 

@@ -82,8 +82,8 @@ def advise(
     Every way is carried out: grids without data, the vectors, GPTQ on statistics, on noise and on
     --proxy images. As many other images of --proxy then tell which follows the float answers best.
     """
-    from qvec_cli.advise.advise import AdviseRequest
     from qvec_cli.advise.advise import advise as run
+    from qvec_cli.advise.setup import AdviseRequest
     from qvec_cli.data.noise import NOISE
 
     loading = loading_of(data_dir, dataset_download, dry_run, workers, batch_size)

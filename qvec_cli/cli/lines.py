@@ -46,7 +46,7 @@ def _plan(plan: Facts) -> Iterator[str]:
     """The answer to --dry-run."""
     yield f"would write {plan['output'] or 'nothing'}; nothing was written"
     out = f", to write {size(plan['bytes_out'])}" if plan["bytes_out"] is not None else ""
-    yield f"to read {size(plan['bytes_in'])}{out}, memory about {size(plan['memory_bytes'])}"
+    yield f"to read {size(plan['bytes_in'])}{out}"
     if plan["images"]:
         yield f"images: {', '.join(f'{n} {split}' for split, n in plan['images'].items())}"
     if not plan["tensors"]:

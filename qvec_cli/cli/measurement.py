@@ -161,10 +161,10 @@ def sweep_lambda(
         if resume:
             raise SpecError("--resume goes with --objective accuracy: this one takes seconds")
         images = proxies(proxy, proxy_samples, loading)
+        options = by_agreement.AgreementOptions(points, images, wanted, method, measure, device)
         judged = by_agreement.AgreementRequest(
-            receiver, tuple(rhos), output, points, wanted, images, data, method, measure,
-            device, force, dry_run,
-        )  # fmt: skip
+            receiver, tuple(rhos), output, options, data, force, dry_run
+        )
         work = partial(by_agreement.agree, judged)
     else:
         from qvec_cli.selection.by_labels import SweepRequest, sweep

@@ -164,7 +164,9 @@ Parts = Annotated[
     ),
 ]
 
-MethodChoice = Annotated[Method, typer.Option("--method", help="How codes are chosen.")]
+MethodChoice = Annotated[
+    Method, typer.Option("--method", help="How codes are chosen; --scale says on which scales.")
+]
 
 
 Proxy = Annotated[

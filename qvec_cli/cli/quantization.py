@@ -54,8 +54,8 @@ from qvec_cli.errors import SpecError
 from qvec_cli.specs import Calibration, ExportFormat, GridOptions, Listener, Loading, Method, Target
 
 if TYPE_CHECKING:
-    from qvec_cli.calibration.from_moments import Moments
-    from qvec_cli.calibration.refine import Refinement
+    from qvec_cli.calibration.from_moments import MomentsOptions
+    from qvec_cli.calibration.refine import RefinementOptions
     from qvec_cli.inputs.patched import Anchor as Anchored
     from qvec_cli.outputs.metrics import Metrics
 
@@ -141,8 +141,10 @@ def quantize(
             proxy=proxy, proxy_samples=proxy_samples, dry_run=dry_run,
         )  # fmt: skip
         images_of = data, split or "val", loading, device
-        survey_ = compare_grids.CompareGridsRequest(checkpoint, wanted, patterns, *images_of, named)
-        work = partial(compare_grids.survey, survey_)
+        compared = compare_grids.CompareGridsRequest(
+            checkpoint, wanted, patterns, *images_of, named
+        )
+        work = partial(compare_grids.compare_grids, compared)
     else:
         from qvec_cli.pipeline import quantize as verb
 
@@ -168,7 +170,7 @@ def quantize(
             force,
             dry_run,
             folder=_is_folder(output),
-            wish=named,
+            network=named,
             moments=carried,
         )
         work = partial(verb.quantize, request)
@@ -241,14 +243,14 @@ def _calibration(told: Calibration, samples: int | None) -> Calibration | None:
     return None
 
 
-def _moments(path: Path | None, bias_correction: bool, **images: object) -> Moments | None:
+def _moments(path: Path | None, bias_correction: bool, **images: object) -> MomentsOptions | None:
     """Moments from a file, with which images do not go."""
-    from qvec_cli.calibration.from_moments import Moments
+    from qvec_cli.calibration.from_moments import MomentsOptions
 
     if path is None:
         return None
     refuse_typed("does not go with --moments", "Moments stand in place of images.", **images)
-    return Moments(path, bias_correction)
+    return MomentsOptions(path, bias_correction)
 
 
 def _anchor(rho: Path | None, lam: str | None, cross: bool, dry_run: bool) -> Anchored | None:
@@ -265,8 +267,8 @@ def _refinement(
     samples: int | None,
     loading: Loading,
     device: str,
-) -> Refinement | None:
-    from qvec_cli.calibration.refine import Refinement
+) -> RefinementOptions | None:
+    from qvec_cli.calibration.refine import RefinementOptions
 
     for flag, typed in (("--proxy", specs), ("--proxy-samples", samples)):
         if typed and steps is None:
@@ -275,7 +277,7 @@ def _refinement(
         raise SpecError("--proxy-samples needs images: --proxy is missing")
     if steps is None:
         return None
-    return Refinement(steps, device, proxies(specs, samples, loading) if specs else None)
+    return RefinementOptions(steps, device, proxies(specs, samples, loading) if specs else None)
 
 
 def _is_folder(typed: str) -> bool:

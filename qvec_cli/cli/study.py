@@ -145,7 +145,7 @@ def transfer(
     as_json: AsJson = False,
 ) -> None:
     """Measure every donor's vector on every receiver of GRID, a line of JSON each."""
-    from qvec_cli.transfer.pairs import CellOptions
+    from qvec_cli.transfer.cells import CellOptions
     from qvec_cli.transfer.slurm import Executor
     from qvec_cli.transfer.transfer import TransferRequest, clear
     from qvec_cli.transfer.transfer import transfer as run

@@ -219,11 +219,14 @@ def combine(
     if fit:
         refuse_typed("does not go with --fit, which finds the coefficients itself",
                      rule=rule is not Rule.MEAN, mix=mix, density=density, seed=seed)  # fmt: skip
-        from qvec_cli.selection.fit_mix import FitOptions
+        from qvec_cli.selection.by_agreement import AgreementOptions
+        from qvec_cli.selection.fit_mix import RAY, FitOptions
 
         if receiver is None:
             raise SpecError("--fit needs --receiver, the model that the vectors are for")
-        wish = FitOptions(receiver, wanted, proxies(proxy, proxy_samples, loading), measure, device)
+        images = proxies(proxy, proxy_samples, loading)
+        agreement = AgreementOptions(RAY, images, wanted, measure=measure, device=device)
+        wish = FitOptions(receiver, agreement)
     else:
         refuse_typed("goes with --fit", receiver=receiver, proxy=proxy,
                      proxy_samples=proxy_samples, measure=measure, bits=bits,
@@ -298,10 +301,9 @@ def patch(
         from qvec_cli.selection import by_agreement
 
         images = proxies(proxy, proxy_samples, loading)
-        auto = by_agreement.AgreementRequest(
-            receiver, (rho,), output, parse_lambdas(LAMBDAS), wanted, images, measure=measure,
-            device=device, dry_run=dry_run, parts=chosen,
-        )  # fmt: skip
+        auto = by_agreement.AgreementOptions(
+            parse_lambdas(LAMBDAS), images, wanted, measure=measure, device=device, parts=chosen
+        )
     else:
         refuse_typed("goes with --lambda auto", proxy=proxy, proxy_samples=proxy_samples,
                      measure=measure, bits=bits, granularity=granularity,

@@ -15,7 +15,7 @@ from qvec_cli.export.form import ExportSource, ExportTarget, Form
 from qvec_cli.inputs.data_use import inherited_use
 from qvec_cli.inputs.files import opened
 from qvec_cli.model.build import NetworkOptions
-from qvec_cli.outputs.dry_run import TORCH, Plan
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.quant.qtensor import part_names
 from qvec_cli.specs import ExportFormat, Listener
@@ -27,11 +27,7 @@ FORMS: Final[Mapping[ExportFormat, Form]] = {
 
 
 _SUFFIXES: Final = {".onnx": ExportFormat.ONNX}
-"""What the name of the output tells without --to."""
-
-
-_COPIES: Final = 6
-"""Float32 copies of the network that are alive while it is exported, at most."""
+"""The format by the name of the output, without --to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +37,10 @@ class ExportRequest:
     source: Path  # a float or packed checkpoint
     out: Path
     to: ExportFormat | None = None  # None: the suffix of ``out`` tells
-    check: bool = True  # run what was made, and compare it with our network
+    check: bool = True  # run the result, and compare it with our network
     force: bool = False
     dry_run: bool = False
-    wish: NetworkOptions | None = None  # the architecture, for a file that does not say
+    network: NetworkOptions | None = None  # the architecture, for a file that does not say
 
 
 def export(request: ExportRequest, listener: Listener) -> Metrics:
@@ -57,13 +53,13 @@ def export(request: ExportRequest, listener: Listener) -> Metrics:
         CheckpointError: a file that cannot be read or written.
     """
     started = time.perf_counter()
-    chosen = request.to or _told(request.out)
+    chosen = request.to or _format_of(request.out)
     form, target = FORMS[chosen], ExportTarget(request.out, request.force, request.check)
     _require(form.needs)
     form.refuse(target)
     parameters = {"to": chosen, "check": request.check}
     with opened(request.source, listener) as checkpoint:
-        source = ExportSource.of(checkpoint, request.wish)
+        source = ExportSource.of(checkpoint, request.network)
         fates = {name: form.fate(source, shape) for name, shape in source.packed.items()}
         if request.dry_run:
             plan = _planned(request.out, source, fates, parameters)
@@ -83,9 +79,9 @@ def export(request: ExportRequest, listener: Listener) -> Metrics:
     return Metrics("export", inputs, parameters, results, use, started=started)
 
 
-def _told(out: Path) -> ExportFormat:
-    if found := _SUFFIXES.get(out.suffix.lower()):
-        return found
+def _format_of(out: Path) -> ExportFormat:
+    if named := _SUFFIXES.get(out.suffix.lower()):
+        return named
     raise SpecError(
         f"-o {out} does not tell the format", hint="Pass --to onnx or --to timm, or name it .onnx."
     )
@@ -108,6 +104,4 @@ def _planned(
     for name, fate in fates.items():
         assert source.grid is not None
         each |= dict.fromkeys(part_names(name, source.grid), fate)
-    numbers = sum(entry.size for entry in checkpoint.values())
-    numbers += sum(rows * columns for rows, columns in source.packed.values())
-    return Plan("export", out, each, checkpoint, parameters, TORCH + _COPIES * 4 * numbers)
+    return Plan("export", out, each, checkpoint, parameters)

@@ -35,7 +35,7 @@ class ExportSource:
     grid: Grid | None  # theirs
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, wish: NetworkOptions | None) -> ExportSource:
+    def of(cls, checkpoint: Checkpoint, options: NetworkOptions | None) -> ExportSource:
         """Looks at a checkpoint, whose network the user may have to name.
 
         Raises:
@@ -43,12 +43,12 @@ class ExportSource:
             MismatchError: packed by another tool, or without a shape.
         """
         require_model(checkpoint)
-        model, names = architecture(checkpoint, wish), packed_weights(checkpoint)
+        model, names = architecture(checkpoint, options), packed_weights(checkpoint)
         shapes = {}
         for name in names:
             part = f"{name}_shape"
-            held = {part: checkpoint.array(part)} if part in checkpoint else {}
-            shapes[name] = shape_of(name, held)
+            arrays = {part: checkpoint.array(part)} if part in checkpoint else {}
+            shapes[name] = shape_of(name, arrays)
         return cls(checkpoint, model, shapes, stored_grid(checkpoint) if names else None)
 
     @property

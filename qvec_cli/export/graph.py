@@ -132,7 +132,7 @@ def _placed(graph: Any, name: str, weight: QTensor) -> bool:
     """
     constant = graph.initializers.get(name)
     uses = [*constant.uses()] if constant is not None else []
-    products = [found for use in uses for found in _products(use)]
+    products = [node for use in uses for node in _products(use)]
     if not products or None in products:
         return False
     parts = _constants(graph, name, weight)
@@ -153,10 +153,10 @@ def _products(use: Any) -> list[Any]:
             after.node if after.node.op_type == "MatMul" and after.idx == 1 else None
             for after in node.outputs[0].uses()
         ]
-    wanted = {"transA": 0, "transB": 1, "alpha": 1.0, "beta": 1.0}
-    usual = {**wanted, "transB": 0}
-    given = {key: attribute.value for key, attribute in node.attributes.items()}
-    linear = node.op_type == "Gemm" and use.idx == 1 and {**usual, **given} == wanted
+    transposing = {"transA": 0, "transB": 1, "alpha": 1.0, "beta": 1.0}
+    defaults = {**transposing, "transB": 0}
+    stated = {key: attribute.value for key, attribute in node.attributes.items()}
+    linear = node.op_type == "Gemm" and use.idx == 1 and {**defaults, **stated} == transposing
     return [node if linear else None]
 
 
@@ -164,7 +164,7 @@ def _constants(graph: Any, name: str, weight: QTensor) -> list[Any]:
     """The operator's arrays, as constants of the graph that go by the weight's name."""
     from onnxscript import ir
 
-    made = []
+    values = []
     for part, array in arrays(weight).items():
         tensor = ir.tensor(array, name=f"{name}_{part}")
         value = ir.Value(
@@ -174,8 +174,8 @@ def _constants(graph: Any, name: str, weight: QTensor) -> list[Any]:
             const_value=tensor,
         )
         graph.register_initializer(value)
-        made.append(value)
-    return made
+        values.append(value)
+    return values
 
 
 def _replace(graph: Any, node: Any, parts: Sequence[Any], weight: QTensor) -> None:

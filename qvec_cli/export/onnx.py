@@ -34,8 +34,8 @@ def refuse(target: ExportTarget) -> None:
 
 def fate(source: ExportSource, shape: tuple[int, int]) -> str:
     """What becomes of a packed weight."""
-    found = _layout(source, shape)
-    return f"MatMulNBits: {found.bits} bits, blocks of {found.block}"
+    form = _layout(source, shape)
+    return f"MatMulNBits: {form.bits} bits, blocks of {form.block}"
 
 
 def write(
@@ -53,24 +53,24 @@ def write(
     packed = {name: load_packed(checkpoint, name) for name in source.packed}
     # Of a weight with several names, the graph has one, and not always the file's.
     tied = {other: packed[kept] for other, kept in checkpoint.aliases.items() if kept in packed}
-    made = export(network, source.image, packed | tied, _facts(source), version("qvec"))
-    placed = {checkpoint.aliases.get(name, name) for name in {*packed, *tied} - {*made.left}}
+    graph = export(network, source.image, packed | tied, _facts(source), version("qvec"))
+    placed = {checkpoint.aliases.get(name, name) for name in {*packed, *tied} - {*graph.left}}
     left = [name for name in packed if name not in placed]
     if left:
         listener.note(
             f"{checkpoint.path}: {len(left)} packed weights become float numbers, because they "
             f"serve more than linear layers: {', '.join(left[:3])}"
         )
-    checked = _checked(made.content, source, network, target, listener)
+    checked = _checked(graph.content, source, network, target, listener)
     with replacing(target.out, force=target.force) as file:
-        file.write(made.content)
+        file.write(graph.content)
     layouts = {name: _layout(source, shape) for name, shape in source.packed.items()}
     return {
-        "digest": hashlib.sha256(made.content).hexdigest(),
-        "bytes_after": len(made.content),
+        "digest": hashlib.sha256(graph.content).hexdigest(),
+        "bytes_after": len(graph.content),
         "quantized": {
-            name: {"bits": found.bits, "block_size": found.block}
-            for name, found in layouts.items()
+            name: {"bits": form.bits, "block_size": form.block}
+            for name, form in layouts.items()
             if name in placed
         },
         "left": left,

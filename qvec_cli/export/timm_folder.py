@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import name_of
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.replace import write_json
-from qvec_cli.checkpoint.write import write as write_tensors
 from qvec_cli.export.form import ExportSource, ExportTarget, Form, compare
-from qvec_cli.export.staging import check_folder, staging
 from qvec_cli.inputs.data_use import inherited_use
 from qvec_cli.inputs.files import FAKE, card_of
 from qvec_cli.model import build
 from qvec_cli.model.configuration import Model
+from qvec_cli.outputs.hf_folder import (
+    CONFIG,
+    WEIGHTS,
+    check_output,
+    size_of_output,
+    write_output,
+)
 from qvec_cli.outputs.provenance import provenance
 from qvec_cli.specs import Listener
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-WEIGHTS: Final = "model.safetensors"
-
-CONFIG: Final = "config.json"
-
-NAMES: Final = (WEIGHTS, CONFIG)
-"""The files of the folder, as timm looks for them."""
 
 
 _COLOURS: Final = 3
@@ -69,7 +68,7 @@ def config(
 
 def refuse(target: ExportTarget) -> None:
     """Refuses a folder that could not be written afterwards."""
-    check_folder(target.out, NAMES, force=target.force)
+    check_output(target.out, folder=True, force=target.force)
 
 
 def fate(source: ExportSource, shape: tuple[int, int]) -> str:
@@ -89,19 +88,31 @@ def write(
         listener.note(f"timm has no packed weights: {len(source.packed)} become float32")
     known: Any = network.pretrained_cfg
     width: Any = network.num_features
+    document = config(source.model, known, int(width), source.classes)
     state = {name: tensor.contiguous().numpy() for name, tensor in network.state_dict().items()}
     plan = {name: Entry(name_of(array.dtype), array.shape) for name, array in state.items()}
     tensors = ((name, [state[name].reshape(-1)]) for name in plan)
-    with staging(target.out, NAMES, force=target.force) as folder:
-        written = write_tensors(folder / WEIGHTS, plan, tensors, _card(source), force=False)
-        document = config(source.model, known, int(width), source.classes)
-        write_json(folder / CONFIG, document, force=False)
-        checked = None
+    checked: dict[str, Any] = {}
+
+    def check(weights: Path) -> None:
         if target.check:
-            theirs = build.from_folder(folder).eval()
-            checked = compare(target, network, source.image, theirs, bound=0)
-        size = sum((folder / name).stat().st_size for name in NAMES)
-    return {"digest": written.digest, "bytes_after": size, "check": checked}
+            theirs = _load(weights, document)
+            checked.update(compare(target, network, source.image, theirs, bound=0))
+
+    card = _card(source)
+    written = write_output(
+        target.out, plan, tensors, lambda: card, document, force=target.force, check=check
+    )
+    size = size_of_output(plan, written, document)
+    return {"digest": written.digest, "bytes_after": size, "check": checked or None}
+
+
+def _load(weights: Path, document: Mapping[str, Any]) -> nn.Module:
+    """The network that timm makes of the folder, before the weights are there."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / WEIGHTS).symlink_to(weights)
+        write_json(Path(folder) / CONFIG, document, force=False)
+        return build.from_folder(Path(folder)).eval()
 
 
 FORM: Final = Form(refuse, fate, write)

@@ -1,4 +1,4 @@
-"""The network that a file belongs to: the file's own word, or the user's where it does not say."""
+"""The network that a file belongs to: as its card states, or as the user's flags do."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from qvec_cli.model.targets import HEADS, head_tensors, of_network
 from qvec_cli.specs import Listener
 
 
-def architecture(checkpoint: Checkpoint, wish: build.NetworkOptions | None) -> Model:
+def architecture(checkpoint: Checkpoint, options: build.NetworkOptions | None) -> Model:
     """timm's configuration of the network.
 
     Raises:
         CheckpointError: neither the file nor the user says it.
         MismatchError: the user says what the file knows better.
     """
-    if wish is None:
+    if options is None:
         return model_of(checkpoint)
     if model := stated_model(checkpoint):
-        if wish.shaped:
+        if options.shaped:
             raise MismatchError(
                 f"{checkpoint.path} knows its own --img-size, --in-chans, --crop-pct and arguments",
                 hint="Leave them out, and --model too.",
             )
-        if wish.name.split(".", maxsplit=1)[0] != model.architecture:
+        if options.name.split(".", maxsplit=1)[0] != model.architecture:
             raise MismatchError(
-                f"{checkpoint.path} is a {model.architecture}, not a {wish.name}",
+                f"{checkpoint.path} is a {model.architecture}, not a {options.name}",
                 hint="Leave --model out: the file knows.",
             )
         return model
-    check_name(wish.name)
-    return build.create(replace(wish, num_classes=_outputs(checkpoint)))[1]
+    check_name(options.name)
+    return build.create(replace(options, num_classes=_outputs(checkpoint)))[1]
 
 
 def targets_in(

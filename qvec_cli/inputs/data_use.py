@@ -1,4 +1,4 @@
-"""What the cards of files say: what a file is, and whether two may meet in one operation."""
+"""Which of the receiver's data a file, or a vector added to it, has used; cards tell."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ def digests(card: Card) -> frozenset[str]:
 
 def joined_data(cards: Iterable[Card]) -> dict[str, Any] | None:
     """The data of a file that is made of several: one data set as it is, more as ``joined``."""
-    found: dict[str, dict[str, Any]] = {}
+    datasets: dict[str, dict[str, Any]] = {}
     for data in (data for card in cards for data in _trained_on(card)):
-        found.setdefault(str(data.get("digest") or canonical(data)), data)
-    if len(found) <= 1:
-        return next(iter(found.values()), None)
-    names = " + ".join(str(data.get("name", "?")) for data in found.values())
-    return {"name": names, "joined": [_identity(data) for data in found.values()]}
+        datasets.setdefault(str(data.get("digest") or canonical(data)), data)
+    if len(datasets) <= 1:
+        return next(iter(datasets.values()), None)
+    names = " + ".join(str(data.get("name", "?")) for data in datasets.values())
+    return {"name": names, "joined": [_identity(data) for data in datasets.values()]}
 
 
 def _identity(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,12 @@
-"""TODO qvec_cli.inputs.files."""
+"""The checkpoint files of a run: each opened once, and refused where it is of the wrong kind."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 from typing import Final
 
 from qvec_cli.checkpoint.card import Card, Kind
@@ -113,7 +116,7 @@ def model_of(checkpoint: Checkpoint) -> Model:
 
 
 def opened(path: Path, listener: Listener) -> Checkpoint:
-    """An open checkpoint, to be used as a context.
+    """One open checkpoint, to be used as a context; what it notes of its reading is passed on.
 
     Raises:
         CheckpointError: see ``Checkpoint``.
@@ -122,3 +125,53 @@ def opened(path: Path, listener: Listener) -> Checkpoint:
     for note in checkpoint.notes:
         listener.note(f"{path}: {note}")
     return checkpoint
+
+
+class InputFiles:
+    """The checkpoints that a run reads; each is opened and hashed once, whoever asks for it.
+
+    Args:
+        listener: hears what the files note of their reading.
+    """
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._checkpoints: dict[Path, Checkpoint] = {}
+
+    def open(self, path: Path) -> Checkpoint:
+        """The open checkpoint of a path, which stays open until the run ends.
+
+        Raises:
+            CheckpointError: see ``Checkpoint``.
+        """
+        if path not in self._checkpoints:
+            self._checkpoints[path] = opened(path, self._listener)
+        return self._checkpoints[path]
+
+    def release(self, path: Path) -> None:
+        """Closes a file that is held in memory as a whole; who asks again has it read again."""
+        checkpoint = self._checkpoints.get(path)
+        if checkpoint is not None and checkpoint.in_memory:
+            self._checkpoints.pop(path).close()
+
+    def __enter__(self) -> InputFiles:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for checkpoint in self._checkpoints.values():
+            checkpoint.close()
+
+
+@contextmanager
+def input_files(files: InputFiles | None, listener: Listener) -> Iterator[InputFiles]:
+    """The files of a run that others have begun, or those of a run of its own."""
+    if files is not None:
+        yield files
+    else:
+        with InputFiles(listener) as opened_here:
+            yield opened_here

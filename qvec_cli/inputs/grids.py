@@ -11,8 +11,7 @@ from qvec_cli.inputs.files import stated_model
 from qvec_cli.inputs.kinship import CROSS
 from qvec_cli.model.targets import matching, of_outline
 from qvec_cli.quant.affine import block_shape
-from qvec_cli.quant.methods import QUANTIZERS
-from qvec_cli.specs import Grid, GridOptions, Listener, Method
+from qvec_cli.specs import Grid, GridOptions, Listener
 
 
 def choose_targets(
@@ -45,8 +44,7 @@ def choose_targets(
 
 
 def choose_grid(
-    wanted: GridOptions,
-    method: Method,
+    options: GridOptions,
     made: Checkpoint,
     theta: Checkpoint,
     targets: Iterable[str],
@@ -57,15 +55,15 @@ def choose_grid(
     ``swept`` is that of the sweep that has chosen lambda for ``made``, and comes before its own.
 
     Raises:
-        SpecError: no bits given, and none in the file; a rule of scales that is not the method's.
+        SpecError: no bits given, and none in the file.
         MismatchError: made for another grid, and crossing was not asked for.
         QvecError, MismatchError: see ``check_fit``.
     """
     made = next((c for c in (made, theta) if c.card.quant), made)
     stated = swept or made.card.quant
     own = Grid.from_json(stated) if stated else None
-    grid = wanted.ruled(QUANTIZERS[method].scale).grid(own)
-    if own and own != grid and not wanted.cross:
+    grid = options.grid(own)
+    if own and own != grid and not options.cross:
         raise MismatchError(f"{made.path} was made for {own}, not for {grid}", hint=CROSS)
     check_fit({name: theta[name].shape for name in targets}, grid, str(theta.path))
     return grid

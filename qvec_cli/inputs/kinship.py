@@ -1,4 +1,4 @@
-"""TODO qvec_cli.inputs.kinship."""
+"""Whether two files may meet in one operation: same base, architecture, grid; and in what order."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def note_twice(theta: Checkpoint, rho: Checkpoint, listener: Listener) -> None:
 def note_fit(theta: Checkpoint, rho: Checkpoint, listener: Listener) -> None:
     """Says that the coefficients of a combination were fitted to another receiver."""
     lineage = rho.card.provenance
-    told = lineage.get("fit")
-    meant = told.get("receiver") if isinstance(told, dict) else None
-    if isinstance(meant, dict) and theta.stated and meant.get("digest") != theta.stated:
-        listener.note(f"{rho.path} was fitted to {meant.get('name')}, not to {theta.path}")
+    fit = lineage.get("fit")
+    receiver = fit.get("receiver") if isinstance(fit, dict) else None
+    if isinstance(receiver, dict) and theta.stated and receiver.get("digest") != theta.stated:
+        listener.note(f"{rho.path} was fitted to {receiver.get('name')}, not to {theta.path}")
 
 
 def _patches(lineage: Mapping[str, Any]) -> Iterator[str]:

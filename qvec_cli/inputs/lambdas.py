@@ -7,11 +7,13 @@ import math
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, QvecError, SpecError
 from qvec_cli.specs import NOTHING, Grid, Use
+
+if TYPE_CHECKING:
+    from qvec_cli.checkpoint.read import Checkpoint
 
 MAX_LAMBDAS: Final = 1000
 
@@ -61,7 +63,7 @@ AUTO: Final = "auto"
 
 @dataclass(frozen=True, slots=True)
 class LambdaChoice:
-    """What ``--lambda`` says."""
+    """The lambda that ``--lambda`` names, and where it comes from."""
 
     lam: float
     source: str  # as typed: a number, or the file of a sweep

@@ -1,27 +1,24 @@
-"""A receiver and a vector that belong together, read as theta_R + lambda * rho."""
+"""theta_R + lambda * rho, read tensor by tensor from the two files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import Checkpoint, finite
 from qvec_cli.errors import CheckpointError
 from qvec_cli.inputs.data_use import patched_use
-from qvec_cli.inputs.files import opened, require, stated_model
-from qvec_cli.inputs.kinship import note_fit, note_twice, require_same_grid, require_same_start
+from qvec_cli.inputs.files import InputFiles
 from qvec_cli.inputs.lambdas import LambdaChoice, read_choice
-from qvec_cli.model.targets import head_tensors
+from qvec_cli.inputs.receiver import pair_up
 from qvec_cli.specs import Listener, Part, Use, spent
 from qvec_cli.vector.arithmetic import apply
-from qvec_cli.vector.pairing import Pairing, cover
+from qvec_cli.vector.pairing import Pairing
 from qvec_cli.vector.parts import select
 
 if TYPE_CHECKING:
@@ -29,34 +26,18 @@ if TYPE_CHECKING:
 
 
 PATCHED: Final = "patched"
-"""The role of a receiver to which a vector was added."""
-
-
-class Asked(Protocol):
-    """How strict the user wants to be."""
-
-    @property
-    def cross(self) -> bool:
-        """Whether the two may have been made for different grids."""
-
-    @property
-    def dry_run(self) -> bool:
-        """Whether only headers are read."""
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """Of the network that the vector is added to; none named: all."""
+"""The role on the card of a receiver to which a vector was added."""
 
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """The vector that a quantization is to start from."""
+    """A vector to be added to a receiver, as the user names it."""
 
     rho: Path
     lam: str  # a number, or the JSON file of a sweep
-    cross: bool = False
-    dry_run: bool = False
-    parts: tuple[Part, ...] = ()
+    cross: bool = False  # whether the two may have been made for different grids
+    dry_run: bool = False  # whether only headers are read
+    parts: tuple[Part, ...] = ()  # of the network that the vector is added to; none named: all
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +52,12 @@ class Patched:
 
     @property
     def use(self) -> Use:
-        """What the two have cost."""
+        """Which of the receiver's data the two files and the choice of lambda have used."""
         return spent(patched_use(self.theta, self.rho), self.choice.use)
 
     @property
     def grid(self) -> dict[str, Any] | None:
-        """What it is made for: the sweep's grid, the vector's or the receiver's."""
+        """The grid that the sum is made for: the sweep's, the vector's or the receiver's."""
         theirs, ours = (c.card.quant for c in (self.rho, self.theta))
         return self.choice.grid or theirs or ours
 
@@ -98,8 +79,8 @@ class Patched:
         names = {name: name for name in self.names}
         names |= {dropped: kept for dropped, kept in aliases.items() if kept in names}
         with torch.no_grad():
-            for name, held in names.items():
-                state[name].copy_(torch.from_numpy(self.finite(held)))
+            for name, stored in names.items():
+                state[name].copy_(torch.from_numpy(self.finite(stored)))
 
     def settle(self) -> None:
         """Both files are what their cards say; see ``Checkpoint.settle``."""
@@ -120,53 +101,28 @@ class Patched:
             yield block
 
 
-def pair_up(theta: Checkpoint, rho: Checkpoint, listener: Listener, *, cross: bool) -> Pairing:
-    """The tensors of a receiver that a vector is for.
-
-    Args:
-        theta: the receiver.
-        rho: the vector.
-        listener: hears what cannot be checked, and what is odd.
-        cross: whether the two may have been made for different grids.
-
-    Raises:
-        MismatchError: files that do not belong together.
-    """
-    require(theta, Kind.CHECKPOINT)
-    require(rho, Kind.VECTOR)
-    require_same_start(theta, rho, listener)
-    require_same_grid(theta, rho, cross=cross)
-    note_twice(theta, rho, listener)
-    note_fit(theta, rho, listener)
-    head = head_tensors(theta, stated_model(theta))
-    return cover(theta, rho, (str(theta.path), str(rho.path)), head)
-
-
-def match(
-    theta: Checkpoint, rho: Checkpoint, choice: LambdaChoice, asked: Asked, listener: Listener
+def patched_receiver(
+    theta: Checkpoint, rho: Checkpoint, choice: LambdaChoice, anchor: Anchor, listener: Listener
 ) -> Patched:
-    """Pairs two files that belong together.
+    """theta_R + lambda * rho, of two open files that belong together.
 
     Raises:
-        MismatchError: files that do not.
+        MismatchError: files that do not, or a lambda that was chosen for others.
     """
-    pairing = pair_up(theta, rho, listener, cross=asked.cross)
-    choice.require_for(*(c for c in (theta, rho) if c.stated or not asked.dry_run))
-    return Patched(theta, rho, choice, pairing, select(pairing.names, theta, asked.parts))
+    pairing = pair_up(theta, rho, listener, cross=anchor.cross).pairing
+    choice.require_for(*(c for c in (theta, rho) if c.stated or not anchor.dry_run))
+    return Patched(theta, rho, choice, pairing, select(pairing.names, theta, anchor.parts))
 
 
-@contextmanager
 def anchored(
-    theta: Checkpoint, anchor: Anchor | None, listener: Listener
-) -> Iterator[Patched | None]:
-    """An open receiver with the vector of an anchor; None without one.
+    theta: Checkpoint, anchor: Anchor | None, files: InputFiles, listener: Listener
+) -> Patched | None:
+    """A receiver with the vector that its quantization starts from; None without one.
 
     Raises:
         MismatchError: files that do not belong together.
     """
     if anchor is None:
-        yield None
-        return
+        return None
     choice = read_choice(anchor.lam)
-    with opened(anchor.rho, listener) as rho:
-        yield match(theta, rho, choice, anchor, listener)
+    return patched_receiver(theta, files.open(anchor.rho), choice, anchor, listener)

@@ -1,4 +1,4 @@
-"""Unlabelled images that speak for the receiver's own: found, counted, decoded."""
+"""Unlabelled images in place of the receiver's own: drawn from data sets, counted, decoded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 LEAST: Final = 16
-"""Images that are held back at the least, where more are asked for."""
+"""Images that are held back at the least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class ProxySource:
 
     spec: str
     examples: Examples
-    use: Use  # what a choice costs that has seen its images
+    use: Use  # the receiver data that a choice on these images uses
 
     @property
     def count(self) -> int:
@@ -59,13 +59,13 @@ class ProxySource:
 
 @dataclass(frozen=True, slots=True)
 class Proxies:
-    """Images that have been found, not yet decoded."""
+    """Images of one or several data sets, drawn and not yet decoded."""
 
     sources: tuple[ProxySource, ...]
 
     @property
     def use(self) -> Use:
-        """What of the receiver's data they are, and how many there are of each kind."""
+        """Whether any are the receiver's own, and how many there are of each kind."""
         counts: Counter[str] = Counter()
         for source in self.sources:
             counts.update(source.use.counts)
@@ -91,10 +91,6 @@ class Proxies:
         """Whether no picture is among them."""
         return all(source.examples.task.name == NOISE for source in self.sources)
 
-    def nbytes(self) -> int:
-        """Bytes of the decoded images."""
-        return sum(s.examples.nbytes({"train": s.count}) for s in self.sources)
-
     def facts(self) -> list[dict[str, Any]]:
         """As cards and metrics name them."""
         tasks = [(source.examples.task, source.count) for source in self.sources]
@@ -108,29 +104,31 @@ class Proxies:
 
 
 def find_proxies(
-    theta: Checkpoint, model: Model, wish: ProxyOptions, *, held_back: bool = False
+    theta: Checkpoint, model: Model, options: ProxyOptions, *, held_back: bool = False
 ) -> Proxies:
     """Images of each data set, drawn with seed 0; nothing is decoded.
 
     Args:
         theta: the receiver.
         model: its configuration.
-        wish: which data sets, and how many images in all.
+        options: which data sets, and how many images in all.
         held_back: as many others, that come after them in the draw.
 
     Raises:
         DataError, SpecError: no such data set, or a single image.
     """
-    found = draw_each(theta, model, wish, held_back=held_back)
-    if found.count < 2:
-        raise DataError(f"{wish.specs[0]}: has one image, and one cannot tell how sure a choice is")
-    return found
+    proxies = draw_each(theta, model, options, held_back=held_back)
+    if proxies.count < 2:
+        raise DataError(
+            f"{options.specs[0]}: has one image, and one cannot tell how sure a choice is"
+        )
+    return proxies
 
 
 def draw_each(
     theta: Checkpoint,
     model: Model,
-    wanted: ProxyOptions | Calibration,
+    options: ProxyOptions | Calibration,
     *,
     held_back: bool = False,
 ) -> Proxies:
@@ -139,11 +137,11 @@ def draw_each(
     Raises:
         DataError: no such data set, or too few are left to be held back.
     """
-    shares = _shares(wanted.samples, len(wanted.specs))
+    shares = _shares(options.samples, len(options.specs))
     return Proxies(
         tuple(
-            draw(theta, model, spec, count, wanted.loading, start=count if held_back else 0)
-            for spec, count in zip(wanted.specs, shares, strict=True)
+            draw(theta, model, spec, count, options.loading, start=count if held_back else 0)
+            for spec, count in zip(options.specs, shares, strict=True)
         )
     )
 

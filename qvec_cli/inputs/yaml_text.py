@@ -59,13 +59,13 @@ def inside(path: Path, where: str, node: yaml.Node) -> dict[str, yaml.Node]:
 
     if not isinstance(node, yaml.MappingNode) or node.tag != f"{_YAML}map":
         raise SpecError(f"{line(path, node)}: {where} is not a mapping")
-    found: dict[str, yaml.Node] = {}
+    values: dict[str, yaml.Node] = {}
     for key, value in node.value:
         name = scalar(line(path, key), key).value
-        if name in found:
+        if name in values:
             raise SpecError(f"{line(path, key)}: {name!r} stands in {where} twice")
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 def is_mapping(node: yaml.Node) -> bool:

@@ -1,10 +1,11 @@
-"""What quantize leaves on disk: one file, or a folder that transformers' stock loader takes.
+"""A model on disk: one file, or a folder that stock loaders of transformers or timm take.
 
 A folder holds model.safetensors, the same bytes as the single file, and config.json. A stock loader
 needs both, so it loads nothing while config.json is away: it is written last, and an old one is
 removed before a new model.safetensors takes the place of the one that it described. Neither a
 crash nor a full disk can so leave a config.json beside weights that it does not describe. Whatever
-reads with qvec goes by the card in the weights' own header, and may do so all the time.
+reads with qvec goes by the card in the weights' own header, and may do so all the time. Other files
+of the folder stay as they are.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from qvec_cli.checkpoint.card import Card
 from qvec_cli.checkpoint.contents import WRAPPED
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.checkpoint.replace import check_target, dump, refused, write_json
+from qvec_cli.checkpoint.replace import check_target, dump, is_stream, refused, write_json
 from qvec_cli.checkpoint.write import Blocks, size_of, write
-from qvec_cli.errors import CheckpointError, MismatchError
+from qvec_cli.errors import CheckpointError, MismatchError, SpecError
 from qvec_cli.model.configuration import Model, to_config
 from qvec_cli.model.targets import may_be_linear
 from qvec_cli.quant.compressed_tensors import require_loadable, to_scheme
@@ -54,8 +55,12 @@ def check_output(path: Path, *, folder: bool, force: bool, size: int = 0) -> Non
     elif _is_folder(path):
         for name in (CONFIG, WEIGHTS):
             check_target(path / name, force=force, size=size)
+    elif is_stream(path):
+        raise SpecError(f"{path}: a folder is written, which no stream can take")
     elif path.exists():
-        raise CheckpointError(f"{path}: is no folder", hint="Leave the last / out for a file.")
+        raise CheckpointError(
+            f"{path}: is no folder", hint="Name a folder; for a file, leave the last / out."
+        )
     else:
         check_target(path, force=False, size=size)
 
@@ -99,17 +104,28 @@ def write_output(
     config: Config,
     *,
     force: bool,
+    check: Callable[[Path], None] = lambda weights: None,
 ) -> Card:
-    """Streams tensors into a file, or into a folder if there is a config; see ``write``."""
+    """Streams tensors into a file, or into a folder if there is a config; see ``write``.
+
+    ``check`` is called with the name of the new weights when they are whole; a fault that it
+    raises leaves what stood there.
+    """
     if not config:
-        return write(out, plan, tensors, card, force=force, align=ALIGN)
-    made = _make(out)
+        return write(out, plan, tensors, card, force=force, align=ALIGN, ready=check)
+
+    def ready(weights: Path) -> None:
+        check(weights)
+        if force:
+            _remove(out / CONFIG)
+
+    is_new = _make_folder(out)
     try:
-        blocks = _then_without(tensors, out / CONFIG) if force else tensors
-        written = write(out / WEIGHTS, plan, blocks, card, force=force, align=ALIGN)
+        weights = out / WEIGHTS
+        written = write(weights, plan, tensors, card, force=force, align=ALIGN, ready=ready)
         write_json(out / CONFIG, config, force=force)
     except BaseException:
-        if made:
+        if is_new:
             with contextlib.suppress(OSError):  # it is not empty
                 out.rmdir()
         raise
@@ -137,7 +153,7 @@ def _is_folder(path: Path) -> bool:
         raise refused(path, fault) from None
 
 
-def _make(folder: Path) -> bool:
+def _make_folder(folder: Path) -> bool:
     """Makes a folder and tells whether it was not there before."""
     try:
         folder.mkdir()
@@ -148,9 +164,7 @@ def _make(folder: Path) -> bool:
     return True
 
 
-def _then_without(tensors: Blocks, config: Path) -> Blocks:
-    """The tensors; once the last of them is written, and none was refused, the old config goes."""
-    yield from tensors
+def _remove(config: Path) -> None:
     try:
         config.unlink(missing_ok=True)
     except OSError as fault:

@@ -1,4 +1,4 @@
-"""TODO qvec_cli.outputs.provenance."""
+"""Where an output comes from: the lineage on its card, and digests that stand for a base."""
 
 from __future__ import annotations
 

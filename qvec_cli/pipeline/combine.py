@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import chain, combinations
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qvec_cli.calibration.moments_file import Carried, Pooled
+from qvec_cli.calibration.moments_file import PooledMoments, StoredMoments
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.header import Entry
@@ -21,9 +20,9 @@ from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.write import Blocks, size_of, write
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
 from qvec_cli.inputs.data_use import inherited_use, joined_data
-from qvec_cli.inputs.files import card_of, opened, require, stated_model
+from qvec_cli.inputs.files import InputFiles, card_of, input_files, require, stated_model
 from qvec_cli.inputs.kinship import require_same_grid, require_same_start
-from qvec_cli.outputs.dry_run import STREAMING, Plan
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.outputs.provenance import provenance
 from qvec_cli.specs import Grid, Listener, Part, Rule, Use, spent
@@ -48,7 +47,7 @@ class CombineRequest:
     force: bool = False
     dry_run: bool = False
     fit: FitOptions | None = None  # coefficients without labels, in place of a rule
-    known: Fitted | None = None  # what that fit has found before
+    known: Fitted | None = None  # the result of that fit, where it was made before
 
 
 class _Merging:
@@ -78,11 +77,11 @@ class _Merging:
                 if not finite(block):
                     vector.require_finite(name)
                 norm.add(block)
-            found = merged(blocks, self.merge, streams)
-            if not finite(found):
+            block = merged(blocks, self.merge, streams)
+            if not finite(block):
                 raise CheckpointError(f"{name}: the combination overflows float32")
-            self.norm.add(found)
-            yield found
+            self.norm.add(block)
+            yield block
 
     def _blocks(self, name: str) -> Iterator[tuple[Array, ...]]:
         """The same block of every vector, or all of a tensor for a rule that needs it."""
@@ -98,7 +97,9 @@ class _Merging:
             left -= BLOCK
 
 
-def combine(request: CombineRequest, listener: Listener) -> Metrics:
+def combine(
+    request: CombineRequest, listener: Listener, files: InputFiles | None = None
+) -> Metrics:
     """Writes one vector made of several, float32, with the names of the vectors.
 
     Raises:
@@ -110,10 +111,10 @@ def combine(request: CombineRequest, listener: Listener) -> Metrics:
     if request.fit is None:
         request.merge.require(len(request.vectors))
     check_target(request.out, force=request.force)
-    with ExitStack() as stack:
-        vectors = [stack.enter_context(opened(path, listener)) for path in request.vectors]
+    with input_files(files, listener) as inputs_of_run:
+        vectors = [inputs_of_run.open(path) for path in request.vectors]
         _match(vectors, request, listener)
-        request, fitted = _fit(request, vectors, listener)
+        request, fitted = _fit(request, vectors, inputs_of_run, listener)
         run = _Merging(vectors, request)
         pooled = _pooled(vectors, listener)
         plan = {name: Entry("F32", entry.shape) for name, entry in vectors[0].items()}
@@ -122,8 +123,8 @@ def combine(request: CombineRequest, listener: Listener) -> Metrics:
         facts = {**_facts(request), **({"fit": dict(fitted.facts)} if fitted else {})}
 
         def card() -> Card:
-            told = pooled.facts.to_json() if pooled else None
-            return replace(_card(vectors, facts, use), moments=told)
+            moments = pooled.facts.to_json() if pooled else None
+            return replace(_card(vectors, facts, use), moments=moments)
 
         if request.dry_run:
             planned = _plan(run, plan, request, facts)
@@ -146,17 +147,18 @@ def combine(request: CombineRequest, listener: Listener) -> Metrics:
 
 
 def _fit(
-    request: CombineRequest, vectors: Sequence[Checkpoint], listener: Listener
+    request: CombineRequest, vectors: Sequence[Checkpoint], files: InputFiles, listener: Listener
 ) -> tuple[CombineRequest, Fitted | None]:
     """The request with the coefficients that were fitted, if that was asked for."""
     if request.fit is None:
         return request, None
-    from qvec_cli.selection.fit_mix import check_fit_wish, fit_mix
+    from qvec_cli.selection.fit_mix import fit_mix
 
     if request.dry_run:
-        check_fit_wish(request.fit, vectors, listener)
+        theta = files.open(request.fit.receiver)
+        request.fit.agreement.resolved(theta, vectors, listener)
         return request, None
-    fitted = request.known or fit_mix(request.fit, vectors, listener)
+    fitted = request.known or fit_mix(request.fit, vectors, files, listener)
     if not any(fitted.mix):
         raise QvecError(
             f"no combination of the vectors is surely better than plain quantization of "
@@ -220,12 +222,12 @@ def _first(vectors: Sequence[Checkpoint], field_: str) -> Checkpoint:
     return next((v for v in vectors if getattr(v.card, field_)), vectors[0])
 
 
-def _pooled(vectors: Sequence[Checkpoint], listener: Listener) -> Pooled | None:
+def _pooled(vectors: Sequence[Checkpoint], listener: Listener) -> PooledMoments | None:
     """The moments of those vectors that carry some, together."""
-    carriers = [Carried(vector) for vector in vectors if vector.attached]
+    carriers = [StoredMoments(vector) for vector in vectors if vector.attached]
     if 0 < len(carriers) < len(vectors):
         listener.note(f"{len(carriers)} of {len(vectors)} vectors carry moments: theirs are kept")
-    return Pooled(carriers) if carriers else None
+    return PooledMoments(carriers) if carriers else None
 
 
 def _facts(request: CombineRequest) -> dict[str, Any]:
@@ -238,11 +240,7 @@ def _plan(
     run: _Merging, plan: Mapping[str, Entry], request: CombineRequest, facts: Mapping[str, Any]
 ) -> Plan:
     fates = {name: "combined" if name in run.chosen else "zero: of another part" for name in plan}
-    count = len(run.vectors)
-    memory = STREAMING + 8 * count * BLOCK
-    if request.merge.whole:  # each tensor as it is and trimmed, and sums in float64
-        memory += max(plan[name].size for name in run.chosen) * (8 * count + 40)
-    return Plan("combine", request.out, fates, plan, facts, memory)
+    return Plan("combine", request.out, fates, plan, facts)
 
 
 def _card(vectors: Sequence[Checkpoint], facts: Mapping[str, Any], use: Use) -> Card:

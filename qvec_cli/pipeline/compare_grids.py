@@ -17,8 +17,8 @@ from qvec_cli.inputs.files import opened, require_float
 from qvec_cli.inputs.grids import check_fit
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.outputs.metrics import Input, Metrics
-from qvec_cli.quant.qtensor import energy, stored_bits
-from qvec_cli.quant.rtn import fake_quantize
+from qvec_cli.quant.methods import quantize_weight
+from qvec_cli.quant.qtensor import energy, ratio_db, stored_bits
 from qvec_cli.specs import (
     DataUse,
     Granularity,
@@ -26,6 +26,7 @@ from qvec_cli.specs import (
     GridOptions,
     Listener,
     Loading,
+    Method,
     Scale,
     Use,
     spent,
@@ -50,10 +51,10 @@ class CompareGridsRequest:
     split: str = "val"
     loading: Loading = Loading()  # noqa: RUF009 - frozen
     device: str = "auto"
-    wish: NetworkOptions | None = None  # the architecture, for a file that does not say
+    network: NetworkOptions | None = None  # the architecture, for a file that does not say
 
 
-def survey(request: CompareGridsRequest, listener: Listener) -> Metrics:
+def compare_grids(request: CompareGridsRequest, listener: Listener) -> Metrics:
     """Quantizes every target on every grid, in memory, and compares what comes out.
 
     Raises:
@@ -63,8 +64,8 @@ def survey(request: CompareGridsRequest, listener: Listener) -> Metrics:
     started = time.perf_counter()
     with opened(request.source, listener) as theta:
         require_float(theta)
-        known = request.wish or request.data is not None
-        model = architecture(theta, request.wish) if known else None
+        known = request.network or request.data is not None
+        model = architecture(theta, request.network) if known else None
         targets = targets_in(theta, model, request.patterns, listener)
         shapes = {name: theta[name].shape for name in targets}
         check_fit(shapes, Grid(2), str(theta.path))
@@ -115,21 +116,21 @@ def _grids(base: Grid, typed: GridOptions, columns: set[int]) -> Iterator[Grid]:
 def _row(
     theta: Checkpoint, targets: tuple[str, ...], grid: Grid, trial: Trial | None, split: str
 ) -> dict[str, Any]:
-    """One grid: what it costs, and how far its weights are from the float ones."""
+    """One grid: the bits that it takes, and how far its weights are from the float ones."""
     signal, noise, stored, weights = 0.0, 0.0, 0, 0
     for name in targets:
-        weight = theta.finite(name)
-        signal += energy(weight)
-        noise += energy(fake_quantize(weight, grid) - weight)
-        stored += stored_bits(weight.shape, grid)
-        weights += weight.size
+        quantized = quantize_weight(name, theta.finite(name), grid, Method.RTN)
+        signal += energy(quantized.original)
+        noise += energy(quantized.restored - quantized.original)
+        stored += stored_bits(quantized.original.shape, grid)
+        weights += quantized.original.size
     rest = sum(entry.nbytes for name, entry in theta.items() if name not in set(targets))
     row = {
         "grid": grid.to_json(),
         "name": str(grid),
         "bits_per_weight": stored / weights,
         "tensor_bytes": rest + stored // 8,
-        "sqnr_db": 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None,
+        "sqnr_db": ratio_db(signal, noise),
         "data_use": DataUse.NONE,
     }
     if trial is not None:

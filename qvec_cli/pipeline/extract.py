@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from qvec_cli.calibration.moments_file import Carried, check_fit, require_same_base
+from qvec_cli.calibration.moments_file import StoredMoments, check_fit, require_same_base
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.header import Entry
@@ -19,10 +18,10 @@ from qvec_cli.checkpoint.read import Checkpoint, finite
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.write import size_of, write
 from qvec_cli.errors import CheckpointError, MismatchError
-from qvec_cli.inputs.files import card_of, opened, require, stated_model
+from qvec_cli.inputs.files import InputFiles, card_of, require, stated_model
 from qvec_cli.inputs.kinship import require_same_start, require_twins
 from qvec_cli.model.targets import head_tensors
-from qvec_cli.outputs.dry_run import STREAMING, Plan
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.outputs.provenance import provenance
 from qvec_cli.specs import NOTHING, Listener
@@ -57,13 +56,10 @@ def extract(
     """
     started = time.perf_counter()
     check_target(out, force=force)
-    with (
-        opened(donor, listener) as fp,
-        opened(donor_qat, listener) as qat,
-        opened(moments, listener) if moments else nullcontext() as file,
-    ):
+    with InputFiles(listener) as files:
+        fp, qat = files.open(donor), files.open(donor_qat)
         pairing = _match(fp, qat, listener)
-        carried = _carried(qat, file, listener) if file is not None else None
+        carried = _carried(qat, files.open(moments), listener) if moments else None
         rho, base = Norm(), Norm()
         plan = {name: Entry("F32", fp[name].shape) for name in pairing.names}
         attached = carried.checkpoint.attached if carried else {}
@@ -72,7 +68,7 @@ def extract(
         if dry_run:
             fates = pairing.fates(fp, "subtracted", "left out")
             fates |= dict.fromkeys(attached, "carried")
-            planned = Plan("extract", out, fates, {**fp, **attached}, {}, STREAMING)
+            planned = Plan("extract", out, fates, {**fp, **attached}, {})
             return planned.metrics(inputs, started, size_of(whole, _card(fp, qat, carried)))
         tensors = chain(_tensors(fp, qat, plan, rho, base), _copied(carried))
         card = write(out, whole, tensors, lambda: _card(fp, qat, carried), force=force)
@@ -103,10 +99,10 @@ def _match(fp: Checkpoint, qat: Checkpoint, listener: Listener) -> Pairing:
     return pairing
 
 
-def _carried(qat: Checkpoint, file: Checkpoint, listener: Listener) -> Carried:
+def _carried(qat: Checkpoint, file: Checkpoint, listener: Listener) -> StoredMoments:
     """Moments that fit a donor."""
     require(file, Kind.MOMENTS)
-    carried = Carried(file)
+    carried = StoredMoments(file)
     require_same_base(qat, carried, listener)
     targets = qat.card.targets
     check_fit(carried, {n: qat[n].shape for n in targets or carried.facts.sites if n in qat})
@@ -118,7 +114,7 @@ def _carried(qat: Checkpoint, file: Checkpoint, listener: Listener) -> Carried:
     return carried
 
 
-def _copied(carried: Carried | None) -> Iterator[tuple[str, Iterable[Array]]]:
+def _copied(carried: StoredMoments | None) -> Iterator[tuple[str, Iterable[Array]]]:
     if carried:
         yield from carried.blocks()
         carried.checkpoint.settle()
@@ -150,7 +146,7 @@ def _difference(
         yield block
 
 
-def _card(fp: Checkpoint, qat: Checkpoint, carried: Carried | None) -> Card:
+def _card(fp: Checkpoint, qat: Checkpoint, carried: StoredMoments | None) -> Card:
     # what the donor's twin has cost is the donor's own; of a receiver nothing is used here
     parents = {"donor": fp, "donor_qat": qat}
     parents |= {"moments": carried.checkpoint} if carried else {}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from qvec_cli.calibration.moments_file import Carried
+from qvec_cli.calibration.moments_file import StoredMoments
 from qvec_cli.checkpoint.card import Card
 from qvec_cli.checkpoint.dtypes import to_float32
 from qvec_cli.checkpoint.read import Checkpoint
@@ -31,7 +31,7 @@ def describe(path: Path, listener: Listener) -> Metrics:
     """
     started = time.perf_counter()
     with opened(path, listener) as checkpoint:
-        found = packed_in(checkpoint)
+        packed = packed_in(checkpoint)
         tensors = [_tensor(checkpoint, name) for name in checkpoint]
         attached = [_tensor(checkpoint, name) for name in checkpoint.attached]
         digest = checkpoint.contents()
@@ -40,14 +40,14 @@ def describe(path: Path, listener: Listener) -> Metrics:
             "digest": digest,
             "digest_holds": checkpoint.stated in (None, digest),
             "bytes": checkpoint.nbytes,
-            "parameters": _parameters(checkpoint, found),
-            "layout": layout(checkpoint, found),
+            "parameters": _parameters(checkpoint, packed),
+            "layout": layout(checkpoint, packed),
             "model": model.to_json() if (model := stated_model(checkpoint)) else None,
             "card": None if checkpoint.bare else _card(checkpoint.card),
             "metadata": checkpoint.metadata if checkpoint.bare else {},
             "tensors": tensors,
             "attached": attached,
-            "moments": Carried(checkpoint).facts.in_words() if attached else None,
+            "moments": StoredMoments(checkpoint).facts.in_words() if attached else None,
         }
         inputs = (Input(str(path), checkpoint.kind, digest),)
         use = inherited_use(checkpoint)
@@ -94,10 +94,10 @@ def lineage(path: Path, listener: Listener) -> Metrics:
     return Metrics("inspect", inputs, {"lineage": True}, results, use, started=started)
 
 
-def _parameters(checkpoint: Checkpoint, found: Iterable[Packed]) -> int | None:
+def _parameters(checkpoint: Checkpoint, packed: Iterable[Packed]) -> int | None:
     """How many numbers the network has, a packed weight as what it was; None: it is not told."""
-    sizes = [weight.size for weight in found]
-    inside = {part for weight in found for part in weight.parts}
+    sizes = [weight.size for weight in packed]
+    inside = {part for weight in packed for part in weight.parts}
     stored = sum(entry.size for name, entry in checkpoint.items() if name not in inside)
     known = [size for size in sizes if size is not None]
     return stored + sum(known) if len(known) == len(sizes) else None

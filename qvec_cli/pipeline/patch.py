@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import Array
+from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.write import size_of, write
-from qvec_cli.inputs.files import card_of, opened
+from qvec_cli.inputs.files import InputFiles, card_of
 from qvec_cli.inputs.lambdas import AUTO, LambdaChoice, read_choice
-from qvec_cli.inputs.patched import PATCHED, Patched, match
-from qvec_cli.outputs.dry_run import STREAMING, Plan
+from qvec_cli.inputs.patched import PATCHED, Anchor, Patched, patched_receiver
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.outputs.provenance import provenance
 from qvec_cli.specs import Listener, Part
 
 if TYPE_CHECKING:
-    from qvec_cli.selection import by_agreement
-    from qvec_cli.selection.by_agreement import Curve
+    from qvec_cli.selection.by_agreement import AgreementOptions, Curve
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +30,14 @@ class PatchRequest:
     """What the user asks for."""
 
     receiver: Path  # a float checkpoint
-    vector: Path  # from ``extract``
+    vector: Path  # from ``extract`` or ``combine``
     out: Path
     lam: str = "1"  # a number, the JSON file of a sweep, whose choice is taken, or auto
     cross: bool = False  # whether the two may have been made for different grids
     force: bool = False
     dry_run: bool = False
     parts: tuple[Part, ...] = ()  # of the network that the vector is added to; none named: all
-    auto: by_agreement.AgreementRequest | None = None  # how lambda is chosen, if it is auto
+    auto: AgreementOptions | None = None  # how lambda is chosen, if it is auto
 
 
 def patch(request: PatchRequest, listener: Listener) -> Metrics:
@@ -49,15 +49,17 @@ def patch(request: PatchRequest, listener: Listener) -> Metrics:
     """
     started = time.perf_counter()
     check_target(request.out, force=request.force)
-    choice, curve = _choice(request, listener)
-    with opened(request.receiver, listener) as theta, opened(request.vector, listener) as rho:
-        patched = match(theta, rho, choice, request, listener)
-        use, pairing = patched.use, patched.pairing
+    with InputFiles(listener) as files:
+        choice = None if request.auto else read_choice(request.lam)
+        theta, rho = files.open(request.receiver), files.open(request.vector)
+        curve = None
+        if choice is None:
+            choice, curve = _chosen(request, theta, rho, listener)
+        anchor = Anchor(rho.path, request.lam, request.cross, request.dry_run, request.parts)
+        patched = patched_receiver(theta, rho, choice, anchor, listener)
+        pairing = patched.pairing
         others = [name for name in pairing.names if name not in patched.names]
-        parts = {"parts": [str(part) for part in request.parts]} if request.parts else {}
-        told = {"objective": "agreement", **curve.score()} if curve else {}
-        lam = AUTO if request.auto and not curve else choice.lam
-        parameters = {"lambda": lam, **parts, **told}
+        parameters = _parameters(request, choice.lam, curve)
 
         def card() -> Card:
             return _card(patched, parameters)
@@ -65,7 +67,7 @@ def patch(request: PatchRequest, listener: Listener) -> Metrics:
         if request.dry_run:
             fates = pairing.fates(theta, "patched", "kept")
             fates |= dict.fromkeys(others, "kept: of another part")
-            planned = Plan("patch", request.out, fates, theta, parameters, STREAMING)
+            planned = Plan("patch", request.out, fates, theta, parameters)
             return planned.metrics((theta, rho), started, size_of(theta, card()))
         written = write(request.out, theta, _tensors(patched), card, force=request.force)
         inputs = (Input.of(theta), Input.of(rho))
@@ -77,16 +79,24 @@ def patch(request: PatchRequest, listener: Listener) -> Metrics:
         "tensors": len(patched.names),
         "kept": [*pairing.head, *pairing.buffers, *others],
     }
-    return Metrics("patch", inputs, parameters, results, use, started=started)
+    return Metrics("patch", inputs, parameters, results, patched.use, started=started)
 
 
-def _choice(request: PatchRequest, listener: Listener) -> tuple[LambdaChoice, Curve | None]:
-    """The lambda, and the curve of one that is chosen here; only then is a network needed."""
-    if request.auto is None:
-        return read_choice(request.lam), None
+def _chosen(
+    request: PatchRequest, theta: Checkpoint, rho: Checkpoint, listener: Listener
+) -> tuple[LambdaChoice, Curve | None]:
+    """A lambda that is chosen here, with its curve; only then is a network needed."""
     from qvec_cli.selection.by_agreement import choose
 
-    return choose(request.auto, listener)
+    assert request.auto is not None
+    return choose(theta, rho, request.auto, listener, dry_run=request.dry_run)
+
+
+def _parameters(request: PatchRequest, lam: float, curve: Curve | None) -> dict[str, Any]:
+    """The choice of lambda and of parts, as metrics and the card name it."""
+    parts = {"parts": [str(part) for part in request.parts]} if request.parts else {}
+    score = {"objective": "agreement", **curve.score()} if curve else {}
+    return {"lambda": AUTO if request.auto and not curve else lam, **parts, **score}
 
 
 def _tensors(patched: Patched) -> Iterator[tuple[str, Iterable[Array]]]:

@@ -3,45 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any
 
-from qvec_cli.calibration.from_moments import Moments, MomentsRun, OneShot, carrier_of, check_method
-from qvec_cli.calibration.refine import SEED, Refinement, Subject, find, refine
-from qvec_cli.calibration.refine import memory as refining_memory
+from qvec_cli.calibration.from_moments import LayerMoments, MomentsOptions
+from qvec_cli.calibration.quantize_model import ModelQuantizer, QuantizedModel
+from qvec_cli.calibration.refine import (
+    SEED,
+    RefinementOptions,
+    find_refinement_images,
+    refine,
+)
 from qvec_cli.calibration.sequential import (
-    Calibrated,
-    Images,
+    CalibrationImages,
     calibrate,
     check_images,
-    check_wanted,
-    find_images,
+    draw_images,
 )
 from qvec_cli.checkpoint.card import Card, Kind
-from qvec_cli.checkpoint.dtypes import Array, from_float32
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, SpecError
 from qvec_cli.inputs.architecture import architecture, targets_in
 from qvec_cli.inputs.data_use import inherited_use
-from qvec_cli.inputs.files import FAKE, card_of, opened, require_float
+from qvec_cli.inputs.files import FAKE, InputFiles, card_of, input_files, require_float
 from qvec_cli.inputs.grids import choose_grid
 from qvec_cli.inputs.patched import PATCHED, Anchor, Patched, anchored
 from qvec_cli.inputs.proxies import Proxies
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model
-from qvec_cli.outputs.dry_run import STREAMING, Plan
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.hf_folder import check_output, config_of, size_of_output, write_output
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.outputs.provenance import provenance
 from qvec_cli.quant.methods import QUANTIZERS
-from qvec_cli.quant.qtensor import parts, sqnr_db, stored_bits
-from qvec_cli.specs import Calibration, Grid, GridOptions, Listener, Method, Use, spent
-
-_COPIES: Final = 10
-"""Float32 copies of one weight that are alive while it is quantized, at most."""
+from qvec_cli.quant.qtensor import parts, stored_bits
+from qvec_cli.specs import Calibration, Grid, GridOptions, Listener, Method, Target, Use, spent
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +55,31 @@ class QuantizeRequest:
     patterns: tuple[str, ...] = ()  # globs that name the targets; else the card or a rule does
     calibration: Calibration | None = None  # images, for methods that look at some
     anchor: Anchor | None = None  # a vector to start from
-    refinement: Refinement | None = None  # what follows the method
+    refinement: RefinementOptions | None = None  # what follows the method
     force: bool = False
     dry_run: bool = False
     folder: bool = False  # write what stock loaders of transformers take
-    wish: NetworkOptions | None = None  # the architecture, for a file that does not say
-    moments: Moments | None = None  # from a file, in place of images
+    network: NetworkOptions | None = None  # the architecture, for a file that does not say
+    moments: MomentsOptions | None = None  # from a file, in place of images
+
+    @property
+    def calibrated_on(self) -> Calibration | None:
+        """The images to calibrate with, unless only refinement has a use for those named."""
+        named, refinement = self.calibration, self.refinement
+        if named is None or refinement is None or refinement.proxies:
+            return named
+        return named if QUANTIZERS[self.method].calibrated or named.bias_correction else None
 
 
-def quantize(request: QuantizeRequest, listener: Listener) -> Metrics:
-    """Writes the quantized model and reports what it costs and how far it is from the float one.
+def quantize(
+    request: QuantizeRequest, listener: Listener, files: InputFiles | None = None
+) -> Metrics:
+    """Writes the quantized model and reports its size and how far it is from the float one.
+
+    Args:
+        request: what the user asks for.
+        listener: hears of progress, and of what is odd.
+        files: those that a longer run has open already.
 
     Raises:
         SpecError: a method that lacks images, or has no use for them.
@@ -73,60 +87,76 @@ def quantize(request: QuantizeRequest, listener: Listener) -> Metrics:
         CheckpointError: a file that cannot be read or written, or holds NaN.
     """
     started = time.perf_counter()
-    calibration = _calibration(request)
-    _check_method(request, calibration)
+    check_method(request)
     check_output(request.out, folder=request.folder, force=request.force)
-    with (
-        opened(request.source, listener) as theta,
-        carrier_of(request.moments, listener) as carrier,
-        anchored(theta, request.anchor, listener) as patched,
-    ):
-        require_float(theta)
-        oneshot = _oneshot(request, theta, carrier, listener)
-        known = request.folder or request.wish or calibration or request.refinement
-        model = architecture(theta, request.wish) if known else None
-        targets = targets_in(theta, model, request.patterns, listener)
-        grid = _grid(request, theta, patched, targets)
-        if oneshot:
-            oneshot.check(targets, listener)
-        images = _images(request, theta, model, calibration)
-        job = _Quantization(request, theta, patched, targets, grid, images, model, oneshot)
-        config = job.config(model) if model and request.folder else {}
-
-        def card() -> Card:
-            made = job.card()
-            return replace(made, model=model.to_json() if model else made.model)
-
-        plan = _plan(theta, targets, grid, fake=request.fake)
-        if images.proxies:
-            job.check()
+    with input_files(files, listener) as run:
+        job = _job(request, run, listener)
+        theta = job.theta
+        config, plan = job.config(), job.plan()
+        job.check()
         if request.dry_run:
-            size = size_of_output(plan, card(), config)
-            return _planned(job).metrics(job.files, started, size)
-        made, refined = job.made(listener)
-        tensors = job.tensors(made)
-        written = write_output(request.out, plan, tensors, card, config, force=request.force)
+            size = size_of_output(plan, job.card(), config)
+            return _planned(job).metrics(job.parents.values(), started, size)
+        quantized, refined = job.in_memory(listener)
+        tensors = job.quantizer.tensors(quantized, fake=request.fake)
+        written = write_output(request.out, plan, tensors, job.card, config, force=request.force)
         results = {
             "output": str(request.out),
             "fake": request.fake,
             "digest": written.digest,
             "bytes_before": theta.nbytes,
             "bytes_after": size_of_output(plan, written, config),
-            **_sizes(theta, targets, grid),
-            "changed": sorted(made.floats),
-            "sqnr_db": made.ratios,
+            **_sizes(theta, job.quantizer.targets, job.quantizer.grid),
+            "changed": sorted(quantized.floats),
+            "sqnr_db": quantized.sqnr_db,
             **refined,
         }
-        inputs = (*map(Input.of, job.files), *images.inputs)
+        inputs = (*map(Input.of, job.parents.values()), *job.image_inputs)
     return Metrics("quantize", inputs, job.parameters, results, job.use, started=started)
 
 
-def _check_method(request: QuantizeRequest, calibration: Calibration | None) -> None:
-    """Refuses, before a file is opened, what a method has no use for or lacks."""
-    if request.moments is None:
-        check_wanted(request.method, calibration)
+def check_method(request: QuantizeRequest) -> None:
+    """Refuses, before a file is opened, what a method has no use for or lacks.
+
+    Raises:
+        SpecError: images, moments or a float target that do not go with the method.
+    """
+    if request.moments:
+        _check_moments(request, request.moments)
         return
-    check_method(request.method, request.moments)
+    method, images = request.method, request.calibrated_on
+    needs = QUANTIZERS[method].calibrated
+    if images is None and needs:
+        raise SpecError(
+            f"--method {method} needs images: --calib is missing",
+            hint="Some hundred of any data set do, without labels too: DIR/train/any/*.png."
+            + (" gptq also takes --moments FILE." if method is Method.GPTQ else ""),
+        )
+    if images and images.target is Target.FLOAT and QUANTIZERS[method].aim is None:
+        raise SpecError(
+            f"--target float is not for --method {method}",
+            hint="Only gptq makes good in one layer what others before it have lost.",
+        )
+    if images and not (needs or images.bias_correction):
+        raise SpecError(
+            f"--calib is of no use to --method {method}",
+            hint="It goes with --method gptq or awq, or with --bias-correction.",
+        )
+
+
+def _check_moments(request: QuantizeRequest, moments: MomentsOptions) -> None:
+    method, quantizer = request.method, QUANTIZERS[request.method]
+    if quantizer.factors is not None:
+        raise SpecError(
+            f"--method {method} needs images: its factors go into LayerNorms, and which of them "
+            "feed a layer only the network tells, not --moments",
+            hint="--method gptq takes moments.",
+        )
+    if not (quantizer.calibrated or moments.bias_correction):
+        raise SpecError(
+            f"--moments is of no use to --method {method}",
+            hint="It goes with --method gptq, or with --bias-correction.",
+        )
     if request.anchor is not None:
         raise SpecError(
             "--anchor does not go with --moments",
@@ -134,110 +164,92 @@ def _check_method(request: QuantizeRequest, calibration: Calibration | None) -> 
         )
 
 
-def _oneshot(
-    request: QuantizeRequest, theta: Checkpoint, carrier: Checkpoint | None, listener: Listener
-) -> OneShot | None:
-    if carrier is None or request.moments is None:
-        return None
-    return OneShot(theta, carrier, request.moments, listener)
-
-
-class _CalibrationImages(NamedTuple):
-    """The images of a run."""
-
-    calibration: Images | None
-    proxies: Proxies | None  # to refine with
-
-    @property
-    def pools(self) -> dict[str, Proxies]:
-        """Those that there are, by what they are decoded for."""
-        first = {"train": self.calibration.pool} if self.calibration else {}
-        return first | ({"proxy": self.proxies} if self.proxies else {})
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Images that are decoded."""
-        return {what: pool.count for what, pool in self.pools.items()}
-
-    @property
-    def uses(self) -> list[Use]:
-        """What they cost."""
-        return [pool.use for pool in self.pools.values()]
-
-    @property
-    def specs(self) -> list[str]:
-        """The data sets as typed."""
-        return [source.spec for pool in self.pools.values() for source in pool.sources]
-
-    @property
-    def inputs(self) -> list[Input]:
-        """Each data set once."""
-        return [*dict.fromkeys(found for pool in self.pools.values() for found in pool.inputs)]
-
-
 @dataclass(frozen=True, slots=True)
-class _Quantization:
-    """What is asked for, and all that it needs."""
+class _Job:
+    """A request and its inputs, open: the model, the images, what the output will say of them."""
 
     request: QuantizeRequest
     theta: Checkpoint
     patched: Patched | None
-    targets: tuple[str, ...]
-    grid: Grid
-    images: _CalibrationImages
-    model: Model | None
-    oneshot: OneShot | None  # moments from a file
+    quantizer: ModelQuantizer
+    model: Model | None  # timm's configuration, where it must be known
+    calibration: CalibrationImages | None
+    refinement: Proxies | None  # images
 
     @property
-    def source(self) -> Checkpoint | Patched:
-        """Where the float numbers come from."""
-        return self.patched or self.theta
-
-    @property
-    def files(self) -> tuple[Checkpoint, ...]:
-        """The checkpoint, and the vector or the moments if there are some."""
-        return tuple(self._parents().values())
-
-    def _parents(self) -> dict[str, Checkpoint]:
-        parents = {"model": self.theta}
+    def parents(self) -> dict[str, Checkpoint]:
+        """The files that are read, by their part in the output."""
+        files = {"model": self.theta}
         if self.patched:
-            parents["rho"] = self.patched.rho
-        if self.oneshot:
-            parents["moments"] = self.oneshot.parent
-        return parents
+            files["rho"] = self.patched.rho
+        if self.quantizer.moments:
+            files["moments"] = self.quantizer.moments.carrier
+        return files
+
+    @property
+    def images(self) -> dict[str, Proxies]:
+        """The images that are decoded: for calibration, and others for refinement."""
+        first = {"train": self.calibration.images} if self.calibration else {}
+        return first | ({"proxy": self.refinement} if self.refinement else {})
+
+    @property
+    def image_inputs(self) -> list[Input]:
+        """Each data set once, as metrics list it."""
+        return [*dict.fromkeys(item for images in self.images.values() for item in images.inputs)]
 
     @property
     def use(self) -> Use:
-        """What the output has cost."""
+        """The receiver data that the output used, that of its inputs included."""
         before = self.patched.use if self.patched else inherited_use(self.theta)
-        return spent(before, *self.images.uses, *([self.oneshot.use] if self.oneshot else []))
+        moments = self.quantizer.moments
+        ours = [images.use for images in self.images.values()]
+        return spent(before, *ours, *([moments.use] if moments else []))
 
     @property
     def parameters(self) -> dict[str, Any]:
         """As metrics name them."""
-        request = self.request
-        known = {"grid": self.grid.to_json(), "method": request.method, "fake": request.fake}
+        grid, request = self.quantizer.grid, self.request
+        known = {"grid": grid.to_json(), "method": request.method, "fake": request.fake}
         return known | self.facts
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What there is beside the grid and the method."""
-        found: dict[str, Any] = {}
-        if self.images.calibration:
-            found["calibration"] = self.images.calibration.facts()
-        if self.oneshot:
-            found["moments"] = self.oneshot.facts()
+        """What there is to say beside the grid and the method."""
+        facts: dict[str, Any] = {}
+        if self.calibration:
+            facts["calibration"] = self.calibration.facts()
+        if self.quantizer.moments:
+            facts["moments"] = self.quantizer.moments.facts()
         if self.patched:
-            found["lambda"] = self.patched.choice.lam
-        if self.images.proxies and self.request.refinement:
-            steps, images = self.request.refinement.steps, self.images.proxies.facts()
-            found["refinement"] = {"steps": steps, "seed": SEED, "images": images}
-        return found
+            facts["lambda"] = self.patched.choice.lam
+        if self.refinement and self.request.refinement:
+            steps, images = self.request.refinement.steps, self.refinement.facts()
+            facts["refinement"] = {"steps": steps, "seed": SEED, "images": images}
+        return facts
 
-    def config(self, model: Model) -> dict[str, Any]:
-        """The config.json of a folder."""
-        grid = None if self.request.fake else self.grid
-        return dict(config_of(self.theta, model, self.targets, grid))
+    def plan(self) -> dict[str, Entry]:
+        """Dtype and shape of every tensor that is written."""
+        theta, quantizer = self.theta, self.quantizer
+        plan = {name: Entry(entry.dtype, entry.shape) for name, entry in theta.items()}
+        for name in quantizer.targets:
+            shape = plan.pop(name).shape
+            if self.request.fake:
+                plan[name] = Entry("F32", shape)
+                continue
+            for part, (dtype, size) in parts(name, shape, quantizer.grid).items():
+                if part in plan:
+                    raise MismatchError(
+                        f"{theta.path}: {part}: is where the parts of {name} belong"
+                    )
+                plan[part] = Entry(dtype, size)
+        return plan
+
+    def config(self) -> Mapping[str, Any]:
+        """The config.json of a folder; empty where a file is written."""
+        if not (self.request.folder and self.model):
+            return {}
+        grid = None if self.request.fake else self.quantizer.grid
+        return config_of(self.theta, self.model, self.quantizer.targets, grid)
 
     def card(self) -> Card:
         """Of what is written."""
@@ -247,125 +259,72 @@ class _Quantization:
         return replace(
             card,
             role=FAKE if fake else PATCHED if self.patched else card.role,
-            quant=self.grid.to_json(),
-            targets=self.targets,
-            provenance=provenance("quantize", self._parents(), self.use, **facts),
+            model=self.model.to_json() if self.model else card.model,
+            quant=self.quantizer.grid.to_json(),
+            targets=self.quantizer.targets,
+            provenance=provenance("quantize", self.parents, self.use, **facts),
         )
 
     def check(self) -> None:
-        """Refuses by headers what would be refused later."""
-        wanted = self.images.calibration.wanted if self.images.calibration else None
-        asked = wanted or self.request.refinement
-        if self.model and asked:
-            check_images(self.theta, self.targets, self.model, asked.device)
+        """Refuses by headers, where images go through the network, what would be refused later."""
+        options = self.calibration.options if self.calibration else self.request.refinement
+        dry, refining = self.request.dry_run, self.refinement is not None
+        if self.model and options and (refining or (dry and self.images)):
+            check_images(self.theta, self.quantizer.targets, self.model, options.device)
 
-    def made(self, listener: Listener) -> tuple[Calibrated, dict[str, Any]]:
-        """What is not simply rounded on its way to the file, and what refinement says."""
-        made, what = Calibrated(), (self.source, self.targets, self.grid, self.request.method)
-        if self.images.calibration:
-            made = calibrate(*what, self.images.calibration, listener)
-        wanted = self.request.refinement
-        if not (self.images.proxies and wanted and self.model):
-            return made, {}
-        if self.oneshot:
-            self.oneshot.complete(self._run, made)
-        subject = Subject(*what, self.model, wanted.device)
-        made, facts = refine(subject, made, self.images.proxies, wanted.steps, listener)
-        return made, {"refinement": facts}
-
-    @property
-    def _run(self) -> MomentsRun:
-        return MomentsRun(self.targets, self.grid, self.request.method, self.request.fake)
-
-    def tensors(self, made: Calibrated) -> Iterator[tuple[str, Iterable[Array]]]:
-        """All of the file, a weight at a time."""
-        if self.oneshot and not self.images.proxies:
-            return self.oneshot.tensors(self._run, made)
-        return _tensors(self, made)
+    def in_memory(self, listener: Listener) -> tuple[QuantizedModel, dict[str, Any]]:
+        """What calibration and refinement change before the file is written, and their results."""
+        quantized = QuantizedModel()
+        if self.calibration:
+            quantized = calibrate(self.quantizer, self.calibration, listener)
+        options = self.request.refinement
+        if not (self.refinement and options):
+            return quantized, {}
+        quantized, facts = refine(self.quantizer, quantized, self.refinement, options, listener)
+        return quantized, {"refinement": facts}
 
 
-def _calibration(request: QuantizeRequest) -> Calibration | None:
-    """Images to calibrate with, if not only refinement has a use for those that are named."""
-    named, refinement = request.calibration, request.refinement
-    if named is None or refinement is None or refinement.proxies:
-        return named
-    return named if QUANTIZERS[request.method].calibrated or named.bias_correction else None
+def _job(request: QuantizeRequest, files: InputFiles, listener: Listener) -> _Job:
+    """Opens everything that a request names, and decides targets and grid."""
+    theta, moments = files.open(request.source), None
+    patched = anchored(theta, request.anchor, files, listener)
+    require_float(theta)
+    if request.moments:
+        carrier = files.open(request.moments.path)
+        moments = LayerMoments(theta, carrier, request.moments, listener)
+    calibration, refinement = request.calibrated_on, request.refinement
+    known = request.folder or request.network or calibration or refinement
+    model = architecture(theta, request.network) if known else None
+    targets = targets_in(theta, model, request.patterns, listener)
+    made_for, swept = (patched.rho, patched.choice.grid) if patched else (theta, None)
+    grid = choose_grid(request.grid, made_for, theta, targets, swept)
+    if moments:
+        moments.check(targets, listener)
+    quantizer = ModelQuantizer(patched or theta, targets, grid, request.method, moments)
+    images = draw_images(theta, model, calibration) if model and calibration else None
+    others = None
+    if model and refinement:
+        others = find_refinement_images(theta, model, refinement, request.calibration)
+    return _Job(request, theta, patched, quantizer, model, images, others)
 
 
-def _images(
-    request: QuantizeRequest,
-    theta: Checkpoint,
-    model: Model | None,
-    calibration: Calibration | None,
-) -> _CalibrationImages:
-    found = find_images(theta, model, calibration)
-    if not (request.refinement and model):
-        return _CalibrationImages(found, None)
-    return _CalibrationImages(found, find(theta, model, request.refinement, request.calibration))
-
-
-def _grid(
-    request: QuantizeRequest, theta: Checkpoint, patched: Patched | None, targets: tuple[str, ...]
-) -> Grid:
-    made, swept = (patched.rho, patched.choice.grid) if patched else (theta, None)
-    return choose_grid(request.grid, request.method, made, theta, targets, swept)
-
-
-def _planned(job: _Quantization) -> Plan:
-    theta, targets, request = job.theta, job.targets, job.request
-    fate = f"quantized to {job.grid}"
-    fates = {n: fate if n in set(targets) else "kept: no target" for n in theta}
+def _planned(job: _Job) -> Plan:
+    theta, request = job.theta, job.request
+    fates = dict.fromkeys(theta, "kept: no target")
     if job.patched:
-        names = job.patched.names - set(targets)
-        fates |= dict.fromkeys(names, "patched: no target")
-    memory = STREAMING + _COPIES * max(theta[name].size for name in targets) * 4
-    planned = Plan(
-        "quantize", request.out, fates, theta, job.parameters, memory, folder=request.folder
+        fates |= dict.fromkeys(job.patched.names, "patched: no target")
+    fates |= dict.fromkeys(job.quantizer.targets, f"quantized to {job.quantizer.grid}")
+    specs = [source.spec for images in job.images.values() for source in images.sources]
+    return Plan(
+        "quantize",
+        request.out,
+        fates,
+        theta,
+        job.parameters,
+        {name: images.count for name, images in job.images.items()},
+        data=specs[0] if specs else None,
+        folder=request.folder,
     )
-    if job.oneshot:
-        memory += job.oneshot.memory(targets)
-    if not job.images.specs:
-        return replace(planned, memory=memory)
-    job.check()
-    calibration, proxies = job.images
-    most = calibration.memory(theta, targets) if calibration else 0
-    memory += max(most, refining_memory(theta, proxies) if proxies else 0)
-    shown = job.images.specs[0]
-    return replace(planned, memory=memory, images=job.images.counts, data=shown)
-
-
-def _plan(theta: Checkpoint, targets: Iterable[str], grid: Grid, *, fake: bool) -> dict[str, Entry]:
-    plan = {name: Entry(entry.dtype, entry.shape) for name, entry in theta.items()}
-    for name in targets:
-        shape = plan.pop(name).shape
-        if fake:
-            plan[name] = Entry("F32", shape)
-            continue
-        for part, (dtype, size) in parts(name, shape, grid).items():
-            if part in plan:
-                raise MismatchError(f"{theta.path}: {part}: is where the parts of {name} belong")
-            plan[part] = Entry(dtype, size)
-    return plan
-
-
-def _tensors(job: _Quantization, made: Calibrated) -> Iterator[tuple[str, Iterable[Array]]]:
-    chosen, request = set(job.targets), job.request
-    for name, entry in job.theta.items():
-        if name in made.floats:
-            yield name, [from_float32(made.floats[name].reshape(-1), entry.dtype)]
-            continue
-        if name not in chosen:
-            yield name, job.source.checked(name)
-            continue
-        quantized = made.weights.get(name)
-        if quantized is None:
-            weight = job.source.finite(name)
-            quantized = QUANTIZERS[request.method].run(weight, job.grid)
-            made.ratios[name] = sqnr_db(weight, quantized.weight())
-        stored = {name: quantized.weight()} if request.fake else quantized.to_named(name)
-        for part, array in stored.items():
-            yield part, [array.reshape(-1)]
-    job.source.settle()
 
 
 def _sizes(theta: Checkpoint, targets: Iterable[str], grid: Grid) -> dict[str, Any]:

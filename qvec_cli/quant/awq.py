@@ -82,8 +82,8 @@ def awq(weight: Array, grid: Grid, inputs: Inputs) -> QTensor:
     return rtn(clipped(weight, grid, inputs, SHRINKS), grid)
 
 
-def is_spared(name: str) -> bool:
-    """Whether a layer of this name is not to be clipped."""
+def is_unclipped(name: str) -> bool:
+    """Whether a layer of this name is only rounded, not clipped."""
     return any(word in name for word in _UNCLIPPED)
 
 

@@ -126,5 +126,5 @@ def _blocks(weights: Mapping[str, Any]) -> tuple[Granularity, int | None]:
 
 def _version(scheme: Mapping[str, Any]) -> tuple[int, ...]:
     """The version that wrote a folder; one that it does not tell is taken for a new one."""
-    found = re.match(r"(\d+)\.(\d+)", str(scheme.get("version")))
-    return tuple(map(int, found.groups())) if found else _DENSE_SINCE
+    version = re.match(r"(\d+)\.(\d+)", str(scheme.get("version")))
+    return tuple(map(int, version.groups())) if version else _DENSE_SINCE

@@ -7,6 +7,9 @@ columns with input, because ones put in for the others would drown small inputs;
 searches its scale (``mse``, ``mse-full``) every row tries a dozen and keeps the one of least output
 error, because a scale that is best for rounding can be worse than rounding for GPTQ; the lowest
 code is always in use; blocks of 32 columns, which do not change the result but for the last bits.
+
+``aim`` is for layers behind quantized ones: the weight that GPTQ then rounds is the one that would
+give the float network's outputs (``--target float``).
 """
 
 from __future__ import annotations
@@ -19,10 +22,9 @@ import numpy as np
 
 from qvec_cli.quant.affine import QParams, block_shape, dequantize, quantize
 from qvec_cli.quant.moments import Inputs
-from qvec_cli.quant.mse import candidates
 from qvec_cli.quant.qtensor import QTensor, of_blocks
 from qvec_cli.quant.rtn import rtn
-from qvec_cli.quant.scales import choose_qparams
+from qvec_cli.quant.scales import candidates, choose_qparams
 from qvec_cli.specs import Granularity, Grid, Scale
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -36,9 +38,17 @@ TRIED: Final = 12
 """Scales that a row tries: those of least error when each column stands alone."""
 
 
+PULL: Final = 0.1
+"""mu of ``aim``: how strongly its weight is held, in units of the mean diagonal of the moment."""
+
+
 _SMALL: Final = 64
+"""Rows of a matrix whose root is inverted at once, not by halves."""
+
 
 _COLUMNS: Final = 32
+"""Columns of a block: what it costs the columns after it is subtracted once a block."""
+
 
 _RESIDENT: Final = 1 << 23
 """Weights in flight at once, every scale that is tried counted."""
@@ -60,6 +70,40 @@ def gptq(weight: Array, grid: Grid, inputs: Inputs) -> QTensor:
         return rtn(weight, grid)
     codes, params = _rows(weight, grid, np.diag(moment), factor)
     return of_blocks(codes, params, weight.shape, grid)
+
+
+def aim(
+    receiver: Array, pull: Array, inputs: Inputs, bias_change: Array | None = None
+) -> tuple[Array, Inputs]:
+    """The weight with which a layer behind quantized ones gives the float network's outputs.
+
+    With x the layer's inputs behind quantized layers, y those in the float network and
+    t = W_R y + s the outputs to give, it is W* = argmin mean |W x - t|^2 + mu d |W - W_pull|^2,
+    d being the mean of x_i^2. Calibration that lets a layer make good what was lost before it is
+    that of GPTAQ, arXiv:2504.02692, which corrects the steps of GPTQ; here the least-squares
+    problem is solved first, with a pull to a weight as in E-PMQ, arXiv:2605.16882.
+
+    Args:
+        receiver: [out, in], W_R, float32.
+        pull: [out, in], float32, what is returned where the inputs are zero.
+        inputs: with ``cross``.
+        bias_change: [out], s, the bias of the float layer less that of the quantized one; None: 0.
+
+    Returns:
+        W* [out, in], float32, and ``inputs`` with the moment E[x x^T] + mu d I, under which an
+        error of W* costs what it does in the problem. Where x = y, s = 0 and ``pull`` is W_R, W*
+        is W_R but for rounding.
+    """
+    assert inputs.cross is not None
+    ridge = PULL * float(np.diag(inputs.moment).mean())
+    if ridge <= 0:
+        return pull, inputs
+    moment = inputs.moment + ridge * np.eye(len(inputs.moment))
+    outputs = receiver.astype(np.float64) @ inputs.cross + ridge * pull.astype(np.float64)
+    if bias_change is not None:
+        outputs += np.outer(bias_change, inputs.mean)
+    solved = np.linalg.solve(moment, outputs.T).T
+    return solved.astype(np.float32), replace(inputs, moment=moment)
 
 
 def _rows(weight: Array, grid: Grid, importance: Array, factor: Array) -> tuple[Array, QParams]:
@@ -86,19 +130,18 @@ def _tries(weight: Array, grid: Grid, importance: Array) -> QParams:
     Each block has its own order, so that the first try is each block's best.
     """
     shape = block_shape(weight.shape, grid)
-    blocks = weight.reshape(shape)
+    blocks, rows = weight.reshape(shape), weight.shape[0]
     if grid.scale not in {Scale.MSE, Scale.MSE_FULL}:
-        found = [choose_qparams(blocks, grid)]
-    else:
-        wide, costs, found = _every_code(grid), [], [*candidates(blocks, grid)]
-        cost = np.broadcast_to(importance, weight.shape).reshape(shape)
-        for params in found:
-            apart = dequantize(quantize(blocks, params, wide), params) - blocks
-            costs.append((np.square(apart, dtype=np.float64) * cost).sum(axis=1, keepdims=True))
-        order = np.argsort(np.stack(costs), axis=0, kind="stable")[:TRIED]
-        arrays = (_ordered([p[i] for p in found], order) for i in range(2))
-        return QParams(*(None if a is None else _by_row(a, weight.shape[0]) for a in arrays))
-    return QParams(*(None if p is None else _by_row(p[None], weight.shape[0]) for p in found[0]))
+        only = choose_qparams(blocks, grid)
+        return QParams(*(None if p is None else _by_row(p[None], rows) for p in only))
+    wide, errors, searched = _every_code(grid), [], [*candidates(blocks, grid)]
+    shares = np.broadcast_to(importance, weight.shape).reshape(shape)
+    for params in searched:
+        apart = dequantize(quantize(blocks, params, wide), params) - blocks
+        errors.append((np.square(apart, dtype=np.float64) * shares).sum(axis=1, keepdims=True))
+    order = np.argsort(np.stack(errors), axis=0, kind="stable")[:TRIED]
+    arrays = (_ordered([params[i] for params in searched], order) for i in range(2))
+    return QParams(*(None if a is None else _by_row(a, rows) for a in arrays))
 
 
 def _ordered(arrays: list[Any], order: Array) -> Array | None:
@@ -107,8 +150,8 @@ def _ordered(arrays: list[Any], order: Array) -> Array | None:
 
 def _by_row(params: Array, rows: int) -> Array:
     """[tries, n_blocks, 1] as [tries, out, groups]; one block serves every row."""
-    found: Array = params.reshape(len(params), -1, max(1, params.shape[1] // rows))
-    return np.repeat(found, rows, axis=1) if found.shape[1] < rows else found
+    by_row: Array = params.reshape(len(params), -1, max(1, params.shape[1] // rows))
+    return np.repeat(by_row, rows, axis=1) if by_row.shape[1] < rows else by_row
 
 
 def _feed_back(weight: Array, grid: Grid, tries: QParams, factor: Array) -> tuple[Array, Array]:
@@ -171,7 +214,7 @@ def _factor(moment: Array) -> Array | None:
 def _invert_root(square: Array) -> None:
     """Puts the inverse of its Cholesky factor in a matrix's place, by halves.
 
-    Half of the matrix is the most that is held beside it; numpy's Cholesky alone holds two more.
+    Half of the matrix is the most that is kept beside it; numpy's Cholesky alone takes two more.
     """
     if len(square) <= _SMALL:
         square[:] = np.tril(np.linalg.inv(np.linalg.cholesky(square)))

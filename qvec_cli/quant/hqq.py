@@ -15,17 +15,19 @@ from typing import Any, Final
 
 from array_api_compat import array_namespace
 
-from qvec_cli.quant.affine import QParams, dequantize, quantize
-from qvec_cli.quant.ranges import (
+from qvec_cli.quant.affine import (
     TINY,
+    QParams,
+    absmax,
+    asymmetric_params,
     better,
-    centred,
-    covering,
-    largest,
-    mirrored,
-    spread,
-    stored,
-    total,
+    block_sums,
+    dequantize,
+    min_and_max,
+    quantize,
+    stored_scale,
+    symmetric_params,
+    zero_point,
 )
 from qvec_cli.specs import Grid
 
@@ -48,18 +50,18 @@ KAPPA: Final = 1.01
 def half_quadratic(blocks: Array, grid: Grid) -> QParams:
     """The grid of least sum |w - q|^(1/2) that the turns come by, for every block."""
     xp = array_namespace(blocks)
-    top = largest(blocks)
+    top = absmax(blocks)
     scaled = blocks / top  # without unit, because shrinking has one
-    best, error = None, None
+    best, least = None, None
     for candidate in _turns(scaled, blocks, top, grid):
         codes = quantize(blocks, candidate, grid)
-        found = total(_root(xp.abs(dequantize(codes, candidate) - blocks) / top))
+        error = block_sums(_root(xp.abs(dequantize(codes, candidate) - blocks) / top))
         if best is None:
-            best, error = candidate, found
+            best, least = candidate, error
         else:
-            found = xp.where(_reaches(blocks, candidate, grid), found, xp.full_like(found, xp.inf))
-            best = better(found, error, candidate, best)
-            error = xp.where(found < error, found, error)
+            error = xp.where(_reaches(blocks, candidate, grid), error, xp.full_like(error, xp.inf))
+            best = better(error, least, candidate, best)
+            least = xp.where(error < least, error, least)
     assert best is not None
     return best
 
@@ -80,11 +82,11 @@ def _turns(scaled: Array, blocks: Array, top: Array, grid: Grid) -> Iterator[QPa
 def _starts(blocks: Array, top: Array, grid: Grid) -> Iterator[QParams]:
     """Grids that hold the whole range; weights on a grid of ours find their own among them."""
     if not grid.symmetric:
-        yield covering(1.0, *spread(blocks), grid)
+        yield asymmetric_params(1.0, *min_and_max(blocks), grid)
         return
     for sign in (1, -1):
         for ratio in (1.0, grid.quant_max / -grid.quant_min):
-            yield mirrored(sign * ratio, top, grid)
+            yield symmetric_params(sign * ratio, top, grid)
 
 
 def _shrink(apart: Array, beta: float) -> Array:
@@ -105,26 +107,27 @@ def _fitted(codes: Array, goal: Array, top: Array, params: QParams, grid: Grid) 
     """Least squares for goal = (codes - zero) * scale; the scale before where codes say nothing."""
     xp = array_namespace(codes)
     if params.zero_point is None:
-        along, norm = total(codes * goal), total(codes * codes)
+        along, norm = block_sums(codes * goal), block_sums(codes * codes)
         scale = xp.where(norm > 0, along / xp.clip(norm, 1.0, None) * top, params.scale)
         scale = xp.where(scale == 0, params.scale, scale)
-        return mirrored(1.0, scale * grid.quant_max, grid)  # a scale that its own weights restore
+        # In this form, a scale that weights which lie on its grid restore.
+        return symmetric_params(1.0, scale * grid.quant_max, grid)
     count = codes.shape[-1]
-    code, mean = total(codes) / count, total(goal) / count
-    norm = total((codes - code) * (codes - code))
-    along = total((codes - code) * (goal - mean))
+    code, mean = block_sums(codes) / count, block_sums(goal) / count
+    norm = block_sums((codes - code) * (codes - code))
+    along = block_sums((codes - code) * (goal - mean))
     fits = (norm > 0) & (along > 0)
     slope = xp.where(fits, along / xp.where(fits, norm, 1.0), params.scale / top)
     below = xp.where(fits, code - grid.quant_min - mean / slope, 0.0)
-    zero = xp.where(fits, centred(below, grid), params.zero_point)
-    scale = xp.where(fits, stored(slope * top, grid), params.scale)
+    zero = xp.where(fits, zero_point(below, grid), params.zero_point)
+    scale = xp.where(fits, stored_scale(slope * top, grid), params.scale)
     return QParams(scale, zero)
 
 
 def _reaches(blocks: Array, params: QParams, grid: Grid) -> Array:
     """Whether the range fills the codes, so that weights on this grid would find it again."""
     if params.zero_point is None:
-        codes = quantize(largest(blocks), QParams(abs(params.scale), None), grid)
+        codes = quantize(absmax(blocks), QParams(abs(params.scale), None), grid)
         return codes >= grid.quant_max
-    low, high = (quantize(end, params, grid) for end in spread(blocks))
+    low, high = (quantize(end, params, grid) for end in min_and_max(blocks))
     return (low == grid.quant_min) & (high == grid.quant_max)

@@ -1,17 +1,23 @@
-"""The table of quantizers: a method is its file, its row here and its word in specs."""
+"""The table of quantizers, and the one place where a weight goes through its quantizer.
+
+A method is its file, its row here and its word in specs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from qvec_cli.quant.awq import awq, factors, is_spared
-from qvec_cli.quant.gptq import gptq
-from qvec_cli.quant.qtensor import QTensor
+from qvec_cli.errors import MismatchError
+from qvec_cli.quant.awq import awq, factors, is_unclipped
+from qvec_cli.quant.gptq import aim, gptq
+from qvec_cli.quant.moments import Inputs
+from qvec_cli.quant.qtensor import QTensor, sqnr_db
 from qvec_cli.quant.rtn import rtn
-from qvec_cli.specs import Method, Scale
+from qvec_cli.specs import Grid, Method
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -19,25 +25,82 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class Quantizer(NamedTuple):
     """One way to choose codes."""
 
-    run: Callable[..., QTensor]  # of a weight [out, in] and its grid; calibrated ones see Inputs
+    run: Callable[..., QTensor]  # of a weight [out, in] and a grid; with Inputs where calibrated
     summary: str
-    scale: Scale | None = None  # the rule of scales that the method is; None: as the user says
     calibrated: bool = False
-    factors: Callable[..., Array] | None = None  # what a LayerNorm may divide inputs by before
-    spares: Callable[[str], bool] = lambda name: False  # layers that it only rounds, by name
-    aims: bool = False  # whether it can be given another weight to approach: see aim.py
+    factors: Callable[..., Array] | None = None  # by what a LayerNorm may divide the inputs before
+    only_rounds: Callable[[str], bool] = lambda name: False  # layers that it leaves to rtn
+    aim: Callable[..., tuple[Array, Inputs]] | None = None  # the weight for a float target
 
 
 QUANTIZERS: Final = {
     Method.RTN: Quantizer(rtn, "round to nearest"),
-    Method.MSE: Quantizer(rtn, "round to nearest on scales of least error", Scale.MSE),
-    Method.HQQ: Quantizer(rtn, "round to nearest on half-quadratic scales", Scale.HQQ),
-    Method.GPTQ: Quantizer(gptq, "column by column, arXiv:2210.17323", calibrated=True, aims=True),
+    Method.GPTQ: Quantizer(gptq, "column by column, arXiv:2210.17323", calibrated=True, aim=aim),
     Method.AWQ: Quantizer(
         awq,
         "large inputs made smaller, arXiv:2306.00978",
         calibrated=True,
         factors=factors,
-        spares=is_spared,
+        only_rounds=is_unclipped,
     ),
 }
+
+
+class FloatTarget(NamedTuple):
+    """The float layer whose outputs a quantized one is to give, see ``gptq.aim``."""
+
+    weight: Array  # [out, in], float32
+    bias_change: Array | None  # [out], its bias less that of the quantized layer
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """A weight [out, in] on its grid, beside the float weight that it was."""
+
+    name: str
+    original: Array  # float32
+    codes: QTensor
+    restored: Array  # what the codes stand for, float32
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """Signal-to-quantization-noise ratio in decibels; None where it is not finite."""
+        return sqnr_db(self.original, self.restored)
+
+
+def quantize_weight(
+    name: str,
+    weight: Array,
+    grid: Grid,
+    method: Method,
+    inputs: Inputs | None = None,
+    target: FloatTarget | None = None,
+) -> QuantizedWeight:
+    """Puts one weight on a grid.
+
+    Args:
+        name: of the weight in the state dict.
+        weight: [out, in], float32.
+        grid: for its codes.
+        method: a row of ``QUANTIZERS``.
+        inputs: moments of what the layer sees; a calibrated method needs them.
+        target: what the layer is to give in place of its own outputs.
+
+    Raises:
+        MismatchError: scales beyond what float16 holds.
+    """
+    quantizer, aimed = QUANTIZERS[method], weight
+    if target is not None:
+        assert quantizer.aim is not None
+        aimed, inputs = quantizer.aim(target.weight, weight, inputs, target.bias_change)
+    try:
+        if quantizer.only_rounds(name):
+            codes = rtn(aimed, grid)
+        elif quantizer.calibrated:
+            assert inputs is not None
+            codes = quantizer.run(aimed, grid, inputs)
+        else:
+            codes = quantizer.run(aimed, grid)
+    except MismatchError as error:
+        raise MismatchError(f"{name}: {error}", hint=error.hint) from None
+    return QuantizedWeight(name, weight, codes, codes.weight())

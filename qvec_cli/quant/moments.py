@@ -1,4 +1,4 @@
-"""What a layer has seen of its inputs, as the float32 arrays that a file holds."""
+"""Moments of a layer's inputs, and the float32 arrays in which a file holds them."""
 
 from __future__ import annotations
 
@@ -9,105 +9,6 @@ from typing import Any, Final
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-SECOND: Final = "second"
-
-FACTOR: Final = "factor"
-
-DIAGONAL: Final = "diagonal"
-
-MEAN: Final = "mean"
-
-MAGNITUDE: Final = "magnitude"
-
-
-def shapes(width: int, rank: int | None) -> dict[str, tuple[int, ...]]:
-    """The arrays of a layer with so many inputs.
-
-    Args:
-        width: input features.
-        rank: eigenpairs that are kept; None: the whole moment. A layer whose factor would be no
-            smaller than its whole moment keeps that.
-    """
-    if rank is None or not is_smaller(width, rank):
-        held: dict[str, tuple[int, ...]] = {SECOND: (_triangle(width),)}
-    else:
-        held = {FACTOR: (rank, width), DIAGONAL: (width,)}
-    return {**held, MEAN: (width,), MAGNITUDE: (width,)}
-
-
-def is_smaller(width: int, rank: int) -> bool:
-    """Whether a factor of so many rows and a diagonal take less than the whole moment."""
-    return (rank + 1) * width < _triangle(width)
-
-
-def pack(inputs: Inputs, rank: int | None) -> dict[str, Array]:
-    """Inputs as float32 arrays, see ``shapes``; infinite where a number is beyond float32.
-
-    The whole moment is its upper triangle, row by row. Of ``rank`` eigenpairs, the largest, the
-    factor has the rows sqrt(eigenvalue) * eigenvector, the largest element of each positive; what
-    they leave of the diagonal is kept beside them, so that the diagonal is that of the moment.
-    """
-    held: dict[str, Array]
-    with np.errstate(over="ignore"):
-        if rank is None:
-            held = {SECOND: inputs.moment[np.triu_indices(len(inputs.moment))].astype(np.float32)}
-        else:
-            factor = _factor(inputs.moment, rank)
-            left = np.diag(inputs.moment) - np.square(factor, dtype=np.float64).sum(axis=0)
-            held = {FACTOR: factor, DIAGONAL: np.maximum(left, 0).astype(np.float32)}
-        means = {MEAN: inputs.mean, MAGNITUDE: inputs.magnitude}
-        return {**held, **{name: array.astype(np.float32) for name, array in means.items()}}
-
-
-def unpack(held: Mapping[str, Array]) -> Inputs:
-    """The inputs that ``pack`` was given, within rounding and what the rank has left out."""
-    width = held[MEAN].size
-    if SECOND in held:
-        moment, start = np.empty((width, width)), 0
-        for row in range(width):
-            moment[row, row:] = moment[row:, row] = held[SECOND][start : start + width - row]
-            start += width - row
-    else:
-        factor = held[FACTOR].astype(np.float64)
-        moment = factor.T @ factor
-        moment[np.diag_indices(width)] += held[DIAGONAL]
-    return Inputs(moment, held[MEAN].astype(np.float64), held[MAGNITUDE].astype(np.float64))
-
-
-def rounded(inputs: Inputs, rank: int | None) -> Inputs:
-    """Inputs as they come back from a file, so that memory and file give the same codes."""
-    return unpack(pack(inputs, rank))
-
-
-def pool(many: Iterable[Inputs], tokens: Sequence[int]) -> Inputs:
-    """The inputs over all tokens together, from those over each part of them.
-
-    Args:
-        many: of one layer; one at a time is held.
-        tokens: how many vectors each is a mean over.
-    """
-    moment, mean, magnitude = (np.zeros(()) for _ in range(3))
-    for one, count in zip(many, tokens, strict=True):
-        share = count / sum(tokens)
-        moment = moment + share * one.moment
-        mean = mean + share * one.mean
-        magnitude = magnitude + share * one.magnitude
-    return Inputs(moment, mean, magnitude)
-
-
-def _factor(moment: Array, rank: int) -> Array:
-    """The largest eigenpairs, float32 [rank, in]; eigenvalues below zero are rounding."""
-    values, vectors = np.linalg.eigh(moment)
-    rows = (vectors * np.sqrt(np.maximum(values, 0))).T[::-1][:rank]
-    peaks = rows[np.arange(len(rows)), np.abs(rows).argmax(axis=1)]
-    found: Array = (rows * np.where(peaks < 0, -1, 1)[:, None]).astype(np.float32)
-    return found
-
-
-def _triangle(width: int) -> int:
-    return width * (width + 1) // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +27,109 @@ class Inputs:
         return all(bool(np.isfinite(part).all()) for part in sums)
 
 
+SECOND: Final = "second"
+"""The upper triangle of a whole moment, row by row."""
+
+
+FACTOR: Final = "factor"
+
+DIAGONAL: Final = "diagonal"
+"""Of a moment of which only some eigenpairs are kept, see ``pack``."""
+
+
+MEAN: Final = "mean"
+
+MAGNITUDE: Final = "magnitude"
+
+
+def shapes(width: int, rank: int | None) -> dict[str, tuple[int, ...]]:
+    """The arrays of a layer with so many inputs.
+
+    Args:
+        width: input features.
+        rank: eigenpairs that are kept; None: the whole moment. A layer whose factor would be no
+            smaller than its whole moment keeps that.
+    """
+    if rank is None or not is_smaller(width, rank):
+        second: dict[str, tuple[int, ...]] = {SECOND: (_triangle(width),)}
+    else:
+        second = {FACTOR: (rank, width), DIAGONAL: (width,)}
+    return {**second, MEAN: (width,), MAGNITUDE: (width,)}
+
+
+def is_smaller(width: int, rank: int) -> bool:
+    """Whether a factor of so many rows and a diagonal take less than the whole moment."""
+    return (rank + 1) * width < _triangle(width)
+
+
+def pack(inputs: Inputs, rank: int | None) -> dict[str, Array]:
+    """Inputs as float32 arrays, see ``shapes``; infinite where a number is beyond float32.
+
+    The whole moment is its upper triangle, row by row. Of ``rank`` eigenpairs, the largest, the
+    factor has the rows sqrt(eigenvalue) * eigenvector, the largest element of each positive; what
+    they leave of the diagonal is kept beside them, so that the diagonal is that of the moment.
+    """
+    second: dict[str, Array]
+    with np.errstate(over="ignore"):
+        if rank is None:
+            second = {SECOND: inputs.moment[np.triu_indices(len(inputs.moment))].astype(np.float32)}
+        else:
+            factor = _factor(inputs.moment, rank)
+            left = np.diag(inputs.moment) - np.square(factor, dtype=np.float64).sum(axis=0)
+            second = {FACTOR: factor, DIAGONAL: np.maximum(left, 0).astype(np.float32)}
+        means = {MEAN: inputs.mean, MAGNITUDE: inputs.magnitude}
+        return {**second, **{name: array.astype(np.float32) for name, array in means.items()}}
+
+
+def unpack(arrays: Mapping[str, Array]) -> Inputs:
+    """The inputs that ``pack`` was given, within rounding and what the rank has left out."""
+    width = arrays[MEAN].size
+    if SECOND in arrays:
+        moment, start = np.empty((width, width)), 0
+        for row in range(width):
+            moment[row, row:] = moment[row:, row] = arrays[SECOND][start : start + width - row]
+            start += width - row
+    else:
+        factor = arrays[FACTOR].astype(np.float64)
+        moment = factor.T @ factor
+        moment[np.diag_indices(width)] += arrays[DIAGONAL]
+    return Inputs(moment, arrays[MEAN].astype(np.float64), arrays[MAGNITUDE].astype(np.float64))
+
+
+def rounded(inputs: Inputs, rank: int | None) -> Inputs:
+    """Inputs as they come back from a file, so that memory and file give the same codes."""
+    return unpack(pack(inputs, rank))
+
+
+def pool(many: Iterable[Inputs], tokens: Sequence[int]) -> Inputs:
+    """The inputs over all tokens together, from those over each part of them.
+
+    Args:
+        many: of one layer; one at a time is in memory.
+        tokens: how many vectors each is a mean over.
+    """
+    moment, mean, magnitude = (np.zeros(()) for _ in range(3))
+    for one, count in zip(many, tokens, strict=True):
+        share = count / sum(tokens)
+        moment = moment + share * one.moment
+        mean = mean + share * one.mean
+        magnitude = magnitude + share * one.magnitude
+    return Inputs(moment, mean, magnitude)
+
+
+def _factor(moment: Array, rank: int) -> Array:
+    """The largest eigenpairs, float32 [rank, in]; eigenvalues below zero are rounding."""
+    values, vectors = np.linalg.eigh(moment)
+    rows = (vectors * np.sqrt(np.maximum(values, 0))).T[::-1][:rank]
+    peaks = rows[np.arange(len(rows)), np.abs(rows).argmax(axis=1)]
+    factor: Array = (rows * np.where(peaks < 0, -1, 1)[:, None]).astype(np.float32)
+    return factor
+
+
+def _triangle(width: int) -> int:
+    return width * (width + 1) // 2
+
+
 def output_error(apart: Array, moment: Array) -> Array:
     """Mean squared change of each output when the weights change by ``apart``.
 
@@ -137,5 +141,5 @@ def output_error(apart: Array, moment: Array) -> Array:
         float64 [out], diag(apart moment apart^T).
     """
     apart = apart.astype(np.float64)
-    found: Array = np.einsum("oi,oi->o", apart @ moment, apart)
-    return found
+    errors: Array = np.einsum("oi,oi->o", apart @ moment, apart)
+    return errors

@@ -143,12 +143,12 @@ def _fitting(
     for part, (dtype, size) in planned.items():
         if part not in arrays:
             raise MismatchError(f"{name}: {part} is missing")
-        found = arrays[part]
+        array = arrays[part]
         if part.endswith("_shape"):  # has been read
             continue
-        if found.dtype != _NUMPY[dtype] or found.shape != size:
+        if array.dtype != _NUMPY[dtype] or array.shape != size:
             raise MismatchError(
-                f"{name}: {part} is {found.dtype} {list(found.shape)}, not the {dtype} "
+                f"{name}: {part} is {array.dtype} {list(array.shape)}, not the {dtype} "
                 f"{list(size)} of a {grid} weight",
                 hint="Files packed by compressed-tensors before 0.18 have another 3-bit layout.",
             )
@@ -182,7 +182,11 @@ def sqnr_db(weight: Array, quantized: Array) -> float | None:
 
     None where it is not finite: no noise at all, or no signal.
     """
-    signal, noise = energy(weight), energy(weight - quantized)
+    return ratio_db(energy(weight), energy(weight - quantized))
+
+
+def ratio_db(signal: float, noise: float) -> float | None:
+    """10 log10(signal / noise); None where it is not finite."""
     return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
 
 

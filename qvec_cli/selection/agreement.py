@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,17 +26,36 @@ TELLING: Final = 0.3
 def distances(teacher: Outputs, student: Outputs, measure: Measure) -> Array:
     """How far each image's answer has moved, float64 [N]; 0 is perfect agreement.
 
-    ``kl``: KL(softmax of the teacher || softmax of the student), nats. ``features``: the squared
-    change of the classifier's input, relative to the teacher's mean squared length of what
-    differs between images.
+    Args:
+        teacher: the float network's outputs for N images.
+        student: those of the quantized network, for the same images.
+        measure: which distance.
     """
-    if measure is Measure.FEATURES:
-        apart = student.features.astype(np.float64) - teacher.features
-        around = teacher.features - teacher.features.mean(axis=0, dtype=np.float64)
-        length = float(np.square(around).sum(axis=1).mean())
-        return np.asarray(np.square(apart).sum(axis=1) / max(length, 1e-30))
+    return MEASURES[measure](teacher, student)
+
+
+def _kl(teacher: Outputs, student: Outputs) -> Array:
+    """KL(softmax of the teacher || softmax of the student), nats."""
     ours, theirs = log_softmax(teacher.logits), log_softmax(student.logits)
     return np.asarray((np.exp(ours) * (ours - theirs)).sum(axis=1))
+
+
+def _feature_change(teacher: Outputs, student: Outputs) -> Array:
+    """The squared change of the classifier's input, of the teacher's mean squared deviation.
+
+    The deviation is from the mean over the images: what all of them share tells nothing apart.
+    """
+    change = student.features.astype(np.float64) - teacher.features
+    deviation = teacher.features - teacher.features.mean(axis=0, dtype=np.float64)
+    length = float(np.square(deviation).sum(axis=1).mean())
+    return np.asarray(np.square(change).sum(axis=1) / max(length, 1e-30))
+
+
+MEASURES: Final[Mapping[Measure, Callable[[Outputs, Outputs], Array]]] = {
+    Measure.KL: _kl,
+    Measure.FEATURES: _feature_change,
+}
+"""A label-free measure is its word in specs, its function and its row here."""
 
 
 def choose_measure(teacher: Outputs) -> Measure:
@@ -101,9 +121,9 @@ class Judge:
         trial.place(lam)
         return self.answers()
 
-    def distances(self, found: Outputs) -> Array:
-        """How far each image's answer is from the float one."""
-        return distances(self.teacher, found, self.measure)
+    def distances(self, student: Outputs) -> Array:
+        """How far each image's answer is from the float one, [N]."""
+        return distances(self.teacher, student, self.measure)
 
     @property
     def chances(self) -> Array:
@@ -123,7 +143,7 @@ def load_judge(
     Args:
         trial: of the receiver.
         model: its configuration.
-        proxies: images that have been found.
+        proxies: images, drawn and not yet decoded.
         listener: hears of the decoding.
         measure: how answers are compared; None: what suits the answers.
     """
@@ -133,28 +153,28 @@ def load_judge(
     return Judge(trial, model, images, teacher, measure or choose_measure(teacher))
 
 
-def told(judge: Judge, proxies: Proxies, listener: Listener) -> dict[str, Any]:
-    """What the proxies are to the model, for the metrics; says so where they are close to noise."""
+def proxy_facts(judge: Judge, proxies: Proxies, listener: Listener) -> dict[str, Any]:
+    """How much the proxies tell of the model, for the metrics; a note where that is little."""
     side = judge.model.input_size[-1]
     count = min(_NOISES, len(judge.images))
     sample = Task("noise", ("noise",), {"train": Subset(noise(side).splits["train"], 0, count)})
     images, _ = Examples(sample, judge.model, (0,), Loading()).decoded("train", Silence())
     judge.trial.put(iter(judge.trial.theta.items()))
     floor = diversity(_answers(judge.trial, judge.model, images))
-    own = diversity(judge.teacher)
-    close = own < _CLOSE * floor
+    of_proxies = diversity(judge.teacher)
+    close = of_proxies < _CLOSE * floor
     if proxies.only_noise:
         listener.note("--proxy noise: a choice by noise is a rough one; any pictures do better")
     elif close:
         listener.note(
-            f"the proxies are close to noise for this model: its features differ by {own:.2f} "
-            f"between them, by {floor:.2f} between images of noise"
+            "the proxies are close to noise for this model: its features differ by "
+            f"{of_proxies:.2f} between them, by {floor:.2f} between images of noise"
         )
     return {
         "sources": proxies.facts(),
         "n": len(judge.images),
         "information": information(judge.teacher),
-        "diversity": own,
+        "diversity": of_proxies,
         "diversity_of_noise": floor,
         "close_to_noise": bool(close or proxies.only_noise),
     }

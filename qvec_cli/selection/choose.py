@@ -88,7 +88,7 @@ RIDGE: Final = 0.01
 
 @dataclass(frozen=True, slots=True)
 class MixFit:
-    """What least squares has found."""
+    """The coefficients that least squares gives."""
 
     mix: Array  # [vectors], float64
     explained: float  # share of the damage that it would cancel, were changes linear: 0 to 1
@@ -108,14 +108,14 @@ def fit(changes: Array, damage: Array, chances: Array, *, ridge: float = RIDGE) 
         ridge: share of the mean diagonal of the normal equations that is added to it.
     """
     flat = _whitened(changes.astype(np.float64), chances).reshape(len(changes), -1)
-    wanted = _whitened(damage.astype(np.float64), chances).reshape(-1)
-    normal, right = flat @ flat.T, flat @ wanted
+    goal = _whitened(damage.astype(np.float64), chances).reshape(-1)
+    normal, right = flat @ flat.T, flat @ goal
     pull = ridge * float(np.trace(normal)) / len(normal)
-    energy = float(wanted @ wanted)
+    energy = float(goal @ goal)
     if (pull == 0 and ridge > 0) or energy == 0:  # vectors that change nothing, or no damage
         return MixFit(np.zeros(len(changes)), 0.0)
     mix = 0.0 - np.linalg.lstsq(normal + pull * np.eye(len(normal)), right, rcond=None)[0]
-    left = wanted + mix @ flat
+    left = goal + mix @ flat
     return MixFit(mix, max(0.0, 1 - float(left @ left) / energy))
 
 

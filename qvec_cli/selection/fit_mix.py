@@ -17,18 +17,16 @@ import numpy as np
 from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import NotFiniteError, QvecError
-from qvec_cli.inputs.files import opened
-from qvec_cli.inputs.proxies import ProxyOptions
+from qvec_cli.inputs.files import InputFiles
 from qvec_cli.selection.by_agreement import (
-    AgreementRequest,
+    AgreementOptions,
     AgreementRun,
     Curve,
-    find,
     trace,
     with_negative,
 )
 from qvec_cli.selection.choose import beats, fit
-from qvec_cli.specs import GridOptions, Listener, Measure, Use
+from qvec_cli.specs import Listener, Use
 
 RAY: Final = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 """Multiples of the coefficients that are tried, and lambdas of the mean vector."""
@@ -36,13 +34,10 @@ RAY: Final = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 
 @dataclass(frozen=True, slots=True)
 class FitOptions:
-    """For which receiver, on which grid, by which images."""
+    """For which receiver the coefficients are fitted, and how they are judged."""
 
     receiver: Path
-    grid: GridOptions
-    proxy: ProxyOptions
-    measure: Measure | None = None
-    device: str = "auto"
+    agreement: AgreementOptions  # its lambdas are ``RAY``
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,50 +45,34 @@ class Fitted:
     """The coefficients, 0 everywhere where no combination is surely better than none."""
 
     mix: tuple[float, ...]
-    use: Use  # what the fit has cost
+    use: Use  # the receiver data that the fit has used
     facts: Mapping[str, Any] = field(default_factory=dict)  # for cards and metrics
 
 
-def fit_mix(wish: FitOptions, vectors: Sequence[Checkpoint], listener: Listener) -> Fitted:
-    """Fits on the proxies; takes the mean vector at its own lambda where that is as good.
+def fit_mix(
+    options: FitOptions, vectors: Sequence[Checkpoint], files: InputFiles, listener: Listener
+) -> Fitted:
+    """Fits on the proxies; takes the mean vector at a lambda of its own where that is as good.
 
     Raises:
         MismatchError: files, grids or images that do not belong together.
         QvecError: a combination that is no longer finite.
     """
-    request = _request(wish, vectors)
-    with opened(wish.receiver, listener) as theta:
-        setting = find(request, theta, vectors, listener)
-        run = AgreementRun(request, setting, listener)
-        try:
-            fitted = _fitted(run, vectors, listener)
-        except NotFiniteError:
-            raise QvecError(f"{theta.path}: a combination of the vectors is not finite") from None
-        about = {
-            "receiver": {"name": theta.name, "digest": theta.settle()},
-            "grid": setting.grid.to_json(),
-            "proxies": run.told(listener),
-            "measure": run.judge.measure,
-        }
-    return replace(fitted, use=setting.proxies.use, facts={**about, **fitted.facts})
-
-
-def check_fit_wish(wish: FitOptions, vectors: Sequence[Checkpoint], listener: Listener) -> None:
-    """Refuses, by headers and folders alone, what ``fit_mix`` would.
-
-    Raises:
-        MismatchError: see there.
-    """
-    with opened(wish.receiver, listener) as theta:
-        find(_request(wish, vectors), theta, vectors, listener)
-
-
-def _request(wish: FitOptions, vectors: Sequence[Checkpoint]) -> AgreementRequest:
-    paths = tuple(vector.path for vector in vectors)
-    return AgreementRequest(
-        wish.receiver, paths, Path("-"), RAY, wish.grid, wish.proxy,
-        measure=wish.measure, device=wish.device,
-    )  # fmt: skip
+    theta = files.open(options.receiver)
+    receiver = options.agreement.resolved(theta, vectors, listener)
+    assert receiver.grid is not None
+    run = AgreementRun(receiver, options.agreement, listener)
+    try:
+        fitted = _fitted(run, vectors, listener)
+    except NotFiniteError:
+        raise QvecError(f"{theta.path}: a combination of the vectors is not finite") from None
+    about = {
+        "receiver": {"name": theta.name, "digest": theta.settle()},
+        "grid": receiver.grid.to_json(),
+        "proxies": run.proxy_facts(listener),
+        "measure": run.judge.measure,
+    }
+    return replace(fitted, use=run.proxies.use, facts={**about, **fitted.facts})
 
 
 def _fitted(run: AgreementRun, vectors: Sequence[Checkpoint], listener: Listener) -> Fitted:
@@ -103,8 +82,8 @@ def _fitted(run: AgreementRun, vectors: Sequence[Checkpoint], listener: Listener
     step = abs(mean.lam) or RAY[1]
     changes = []
     for done, vector in enumerate(vectors, start=1):
-        found = run.judge.answers_at(replace(run.trial, rho=_mixed((vector,), (1.0,))), step)
-        changes.append((found.logits - run.plain.logits) / step)
+        answers = run.judge.answers_at(replace(run.trial, rho=_mixed((vector,), (1.0,))), step)
+        changes.append((answers.logits - run.plain.logits) / step)
         listener.progress("vectors", done, count)
     damage = run.plain.logits - run.judge.teacher.logits
     line = fit(np.stack(changes), damage, run.judge.chances)

@@ -18,7 +18,7 @@ from qvec_cli.inputs.network import load_network
 from qvec_cli.learn.accuracy import Accuracy, measure
 from qvec_cli.learn.batches import Batch
 from qvec_cli.model.build import normalise
-from qvec_cli.quant.methods import QUANTIZERS
+from qvec_cli.quant.methods import quantize_weight
 from qvec_cli.specs import Grid, Listener, Method
 from qvec_cli.vector.arithmetic import apply
 
@@ -75,11 +75,13 @@ class Trial:
 
     def quantized(self, weights: Named) -> Named:
         """The same with every target on the grid."""
-        run = QUANTIZERS[self.method].run
         for name, weight in weights:
             if not np.isfinite(weight).all():
                 raise NotFiniteError(f"{name}: overflows")
-            yield name, run(weight, self.grid).weight() if name in self.targets else weight
+            if name in self.targets:
+                yield name, quantize_weight(name, weight, self.grid, self.method).restored
+            else:
+                yield name, weight
 
     def accuracy(self, weights: Named, split: str) -> Accuracy:
         """Measures the network with these weights."""
@@ -115,7 +117,7 @@ def load_trial(
 ) -> Trial:
     """A receiver in memory, plainly rounded on the paper's grid, without a vector.
 
-    What else is to be measured is said with ``dataclasses.replace``: grid, method, rho.
+    Another grid, method or rho goes in by ``dataclasses.replace``.
     """
     return Trial(
         network=load_network(theta, examples.model, device),

@@ -9,19 +9,33 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.errors import NotFiniteError, QvecError
 from qvec_cli.inputs.data_use import inherited_use, patched_use
-from qvec_cli.inputs.examples import Examples
-from qvec_cli.inputs.files import opened
+from qvec_cli.inputs.files import InputFiles
 from qvec_cli.model.build import load
 from qvec_cli.selection.by_agreement import Curve, curve_of
 from qvec_cli.selection.by_labels import choose
-from qvec_cli.specs import DataUse, Grid, Listener, Method, Null, Scale, Use, spent
+from qvec_cli.specs import (
+    DataUse,
+    Grid,
+    GridOptions,
+    Listener,
+    Loading,
+    Method,
+    Null,
+    Scale,
+    Use,
+    spent,
+)
 from qvec_cli.transfer.nulls import null
 from qvec_cli.vector.arithmetic import difference
 
 if TYPE_CHECKING:
-    from qvec_cli.inputs.proxies import Proxies
+    from qvec_cli.checkpoint.read import Checkpoint
+    from qvec_cli.inputs.proxies import Proxies, ProxyOptions
+    from qvec_cli.inputs.receiver import Receiver
     from qvec_cli.learn.answers import Outputs
+    from qvec_cli.model.configuration import Model
     from qvec_cli.selection.trial import Trial
+    from qvec_cli.transfer.grid_file import GridReceiver
 
 
 Point = dict[str, Any]
@@ -49,22 +63,20 @@ _NOT_KEPT: Final = "images_per_second"
 
 
 @dataclass(frozen=True, slots=True)
-class ReceiverInputs:
-    """A receiver and all that is measured on it, found to belong together."""
+class CellOptions:
+    """What holds for every cell of a grid."""
 
-    name: str
-    theta: Path
-    qat: Path | None
-    baselines: Mapping[str, Path]
-    examples: Examples
-    targets: tuple[str, ...]
-    grid: Grid
-    method: Method
-    lambdas: tuple[float, ...]  # ascending, 0 among them
+    grid: GridOptions
+    lambdas: tuple[float, ...]
     fixed: tuple[float, ...]
-    oracle: bool  # whether every lambda is measured on test too
-    device: str
-    proxies: Proxies | None = None  # for the choice without labels
+    loading: Loading
+    method: Method = Method.RTN
+    oracle: bool = True  # whether test is measured at every lambda
+    nulls: tuple[Null, ...] = ()
+    null_donors: tuple[str, ...] = ()  # whose norms they take; none named: all donors'
+    seed: int = 0  # of the null vectors
+    device: str = "auto"
+    proxy: ProxyOptions | None = None  # images for the choice without labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,24 +91,44 @@ class Vector:
     seed: int = 0
 
 
-class Host:
-    """A receiver with its network and images in memory."""
+class MeasuredReceiver:
+    """A receiver with its network and images in memory, on which vectors are measured.
 
-    def __init__(self, setting: ReceiverInputs, listener: Listener) -> None:
+    Args:
+        member: its files, as the grid file names them.
+        receiver: as it was resolved.
+        options: of every cell.
+        files: the open files of the run.
+        listener: hears of the decoding.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        member: GridReceiver,
+        receiver: Receiver,
+        options: CellOptions,
+        files: InputFiles,
+        listener: Listener,
+    ) -> None:
         from qvec_cli.selection.trial import load_trial
 
-        self.setting = setting
-        splits = ("val", "test")
-        with opened(setting.theta, listener) as theta:
-            self._use = inherited_use(theta)
-            plain = load_trial(
-                theta, setting.examples, setting.targets, splits, setting.device, listener
-            )
-            theta.settle()
-        self._trial = replace(plain, grid=setting.grid, method=setting.method)
-        self._plain = _kept(self._trial.scores(0.0, splits))
+        self._name, self._member, self._files = name, member, files
+        self._options, self._splits = options, ("val", "test")
+        theta, targets = files.open(member.model), receiver.targets
+        self._use = inherited_use(theta)
+        plain = load_trial(
+            theta, receiver.examples, targets, self._splits, options.device, listener
+        )
+        theta.settle()
+        assert receiver.grid is not None
+        self._trial = replace(plain, grid=receiver.grid, method=options.method)
+        self._plain = _kept(self._trial.scores(0.0, self._splits))
         self._labels = Use(DataUse.RECEIVER_LABELS, {"val": self._plain["val"]["n"]})
-        self._jury = _Jury(self._trial, setting, listener) if setting.proxies else None
+        self._proxies = receiver.proxies
+        self._agreement = None
+        if self._proxies:
+            self._agreement = _Agreement(self._trial, receiver.model, self._proxies, listener)
 
     @property
     def device(self) -> str:
@@ -105,11 +137,11 @@ class Host:
 
     def proxies(self, listener: Listener) -> Point:
         """What the proxy images are to the receiver, where there are some."""
-        return {"proxies": self._jury.images(listener)} if self._jury else {}
+        return {"proxies": self._agreement.facts(listener)} if self._agreement else {}
 
-    def baselines(self, listener: Listener) -> dict[str, Point]:
-        """What the receiver has without any donor, on test; first float, then plain rounding."""
-        own, trial = self.setting.grid, self._trial
+    def baselines(self) -> dict[str, Point]:
+        """Test accuracy without any donor; first float, then plain rounding."""
+        own, trial = self._trial.grid, self._trial
         use = self._use.level
         fp = trial.float_score("test").to_json()
         rows: dict[str, Point] = {
@@ -120,49 +152,43 @@ class Host:
             test = replace(trial, grid=grid).score(0.0, "test").to_json()
             name = f"rtn {grid.scale}{'' if grid.symmetric else ' asymmetric'}"
             rows[name] = {"grid": grid.to_json(), "test": _bare(test), "data_use": use}
-        if self.setting.qat is not None:
-            rows["qat"] = self._own_qat(self.setting.qat, listener)
-        for name, path in self.setting.baselines.items():
-            rows[name] = self._file(path, listener)
+        if self._member.qat is not None:
+            rows["qat"] = self._own_qat(self._files.open(self._member.qat))
+        for name, path in self._member.baselines.items():
+            rows[name] = self._file(self._files.open(path))
         return rows
 
-    def _own_qat(self, path: Path, listener: Listener) -> Point:
+    def _own_qat(self, qat: Checkpoint) -> Point:
         """The receiver's own QAT twin, on the grid."""
         from qvec_cli.selection.trial import resident
 
-        with opened(path, listener) as checkpoint:
-            twin = replace(self._trial, theta=resident(checkpoint))
-            use = inherited_use(checkpoint).level
-            checkpoint.settle()
-        test = twin.score(0.0, "test").to_json()
-        return {"grid": self.setting.grid.to_json(), "test": _bare(test), "data_use": use}
+        twin = replace(self._trial, theta=resident(qat))
+        qat.settle()
+        test, use = twin.score(0.0, "test").to_json(), inherited_use(qat).level
+        return {"grid": self._trial.grid.to_json(), "test": _bare(test), "data_use": use}
 
-    def _file(self, path: Path, listener: Listener) -> Point:
+    def _file(self, model: Checkpoint) -> Point:
         """Any model of the same task, float or packed, as it is."""
         from qvec_cli.inputs.network import load_state
 
-        with opened(path, listener) as checkpoint:
-            state = load_state(checkpoint)
-            grid = checkpoint.card.quant
-            use = inherited_use(checkpoint).level
-            checkpoint.settle()
-        load(self._trial.network, state, str(path))
-        test = self._trial.measured("test").to_json()
-        return {"grid": grid, "test": _bare(test), "data_use": use}
+        load(self._trial.network, load_state(model), str(model.path))
+        model.settle()
+        test, use = self._trial.measured("test").to_json(), inherited_use(model).level
+        return {"grid": model.card.quant, "test": _bare(test), "data_use": use}
 
     def cell(self, vector: Vector, listener: Listener) -> Point:
         """The curve over lambda, its best point and the fixed lambdas, for one vector."""
-        setting = self.setting
-        trial, patched = self._loaded(vector, listener)
-        splits = ("val", "test") if setting.oracle else ("val",)
+        options = self._options
+        trial, patched = self._loaded(vector)
+        splits = self._splits if options.oracle else ("val",)
         curve: list[Point] = []
         answers = {}
-        for done, lam in enumerate(setting.lambdas, start=1):
+        for done, lam in enumerate(options.lambdas, start=1):
             scores = self._scores(trial, vector, lam, splits)
             curve.append({"lambda": lam, **{split: scores[split] for split in splits}})
-            if self._jury:
-                answers[lam] = self._jury.answers(lam)
-            listener.progress(f"{setting.name} + {vector.donor}", done, len(setting.lambdas))
+            if self._agreement:
+                answers[lam] = self._agreement.answers(lam)
+            listener.progress(f"{self._name} + {vector.donor}", done, len(options.lambdas))
         known = {point["lambda"]: point for point in curve if "test" in point}
 
         def on_test(lam: float, use: Use) -> Point:
@@ -173,30 +199,30 @@ class Host:
         use = spent(patched, self._labels)
         chosen = {SELECTOR: {**on_test(best["lambda"], use), "val": best["val"]}}
         facts: Point = {}
-        if self._jury:
-            told = self._jury.told(answers)
-            curve = [{**p, **q} for p, q in zip(curve, told.points(), strict=True)]
-            chosen[LABEL_FREE] = on_test(told.lam, spent(patched, self._jury.use))
-            facts = {"score": told.score()}
+        if self._agreement:
+            agreement = self._agreement.curve(answers)
+            curve = [{**p, **q} for p, q in zip(curve, agreement.points(), strict=True)]
+            chosen[LABEL_FREE] = on_test(agreement.lam, spent(patched, self._agreement.use))
+            facts = {"score": agreement.score()}
         return {
             "curve": curve,
-            "fixed": [on_test(lam, patched if lam else self._use) for lam in setting.fixed],
+            "fixed": [on_test(lam, patched if lam else self._use) for lam in options.fixed],
             "chosen": chosen,
             **facts,
-            "oracle": _oracle(curve) if setting.oracle else None,
+            "oracle": _oracle(curve) if options.oracle else None,
         }
 
-    def _loaded(self, vector: Vector, listener: Listener) -> tuple[Trial, Use]:
-        """The trial of a vector, and what the receiver has cost with it."""
+    def _loaded(self, vector: Vector) -> tuple[Trial, Use]:
+        """The trial of a vector, and the receiver data that the two have used."""
         from qvec_cli.selection.trial import resident
 
-        with opened(vector.rho, listener) as rho, opened(self.setting.theta, listener) as theta:
-            numbers = resident(rho)
-            key = f"{vector.seed} {rho.settle()}"
-            use = patched_use(theta, rho) if vector.null is None else self._use
-        if vector.null is not None:
-            numbers = null(vector.null, numbers, _drift(vector, listener), key)
-        return replace(self._trial, rho=numbers), use
+        rho, theta = self._files.open(vector.rho), self._files.open(self._member.model)
+        numbers = resident(rho)
+        key = f"{vector.seed} {rho.settle()}"
+        if vector.null is None:
+            return replace(self._trial, rho=numbers), patched_use(theta, rho)
+        numbers = null(vector.null, numbers, _drift(vector, self._files), key)
+        return replace(self._trial, rho=numbers), self._use
 
     def _scores(
         self, trial: Trial, vector: Vector, lam: float, splits: tuple[str, ...]
@@ -207,37 +233,35 @@ class Host:
             return _kept(trial.scores(lam, splits))
         except NotFiniteError:
             raise QvecError(
-                f"{self.setting.name} + {lam:g} * {vector.rho} is no longer finite",
+                f"{self._name} + {lam:g} * {vector.rho} is no longer finite",
                 hint="Leave it out of lambdas; the lines before it are kept for --resume.",
             ) from None
 
 
-class _Jury:
+class _Agreement:
     """The float receiver's answers to proxy images, and those of plain quantization."""
 
-    def __init__(self, trial: Trial, setting: ReceiverInputs, listener: Listener) -> None:
+    def __init__(self, trial: Trial, model: Model, proxies: Proxies, listener: Listener) -> None:
         from qvec_cli.selection.agreement import load_judge
 
-        assert setting.proxies is not None
-        self._proxies = setting.proxies
-        self.use = setting.proxies.use
-        self._judge = load_judge(trial, setting.examples.model, setting.proxies, listener)
+        self._proxies, self.use = proxies, proxies.use
+        self._judge = load_judge(trial, model, proxies, listener)
         self._plain = self._judge.answers_at(trial, 0.0)
 
     def answers(self, lam: float) -> Outputs:
         """Of the network as it stands, which has been measured at lambda."""
         return self._plain if lam == 0 else self._judge.answers()
 
-    def images(self, listener: Listener) -> Point:
+    def facts(self, listener: Listener) -> Point:
         """How answers to the images are compared, and how much these tell."""
-        from qvec_cli.selection.agreement import told
+        from qvec_cli.selection.agreement import proxy_facts
 
-        found = told(self._judge, self._proxies, listener)
-        del found["sources"]  # the run's line has them
-        return {"measure": self._judge.measure, **found}
+        facts = proxy_facts(self._judge, self._proxies, listener)
+        del facts["sources"]  # the run's line has them
+        return {"measure": self._judge.measure, **facts}
 
-    def told(self, answers: Mapping[float, Outputs]) -> Curve:
-        """What the answers at every lambda say."""
+    def curve(self, answers: Mapping[float, Outputs]) -> Curve:
+        """The distances and the choice that follow from the answers at every lambda."""
         return curve_of(self._judge, answers)
 
 
@@ -255,17 +279,16 @@ def _oracle(curve: list[Point]) -> Point:
     return {"lambda": best["lambda"], "test": best["test"]}
 
 
-def _drift(vector: Vector, listener: Listener) -> dict[str, Any] | None:
+def _drift(vector: Vector, files: InputFiles) -> dict[str, Any] | None:
     """What a donor's plain fine-tuning has changed, by name."""
     if vector.drift is None:
         return None
-    with opened(vector.drift[0], listener) as donor, opened(vector.drift[1], listener) as base:
-        with opened(vector.rho, listener) as rho:
-            names = [*rho]
-        drift = {name: difference(donor.finite(name), base.finite(name)) for name in names}
-        for checkpoint in (donor, base):
-            checkpoint.settle()
-        return drift
+    donor, base = (files.open(path) for path in vector.drift)
+    names = [*files.open(vector.rho)]
+    drift = {name: difference(donor.finite(name), base.finite(name)) for name in names}
+    for checkpoint in (donor, base):
+        checkpoint.settle()
+    return drift
 
 
 def _kept(scores: Mapping[str, Any]) -> dict[str, Point]:

@@ -1,4 +1,4 @@
-"""A drawer of checkpoints, as a grid file names them: receivers, donors and their base."""
+"""The members of a transfer grid, as its YAML file names them: receivers, donors and their base."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class GridFile:
     @property
     def files(self) -> tuple[Path, ...]:
         """Every checkpoint that is named."""
-        found = [self.base]
+        parts = [self.base]
         for receiver in self.receivers.values():
-            found += [receiver.model, receiver.qat, *receiver.baselines.values()]
+            parts += [receiver.model, receiver.qat, *receiver.baselines.values()]
         for donor in self.donors.values():
-            found += [donor.rho, donor.model]
-        return tuple(path for path in found if path is not None)
+            parts += [donor.rho, donor.model]
+        return tuple(path for path in parts if path is not None)
 
 
 def read_grid_file(path: Path) -> GridFile:
@@ -73,28 +73,28 @@ def read_grid_file(path: Path) -> GridFile:
     Raises:
         SpecError: with file and line: a part or a key that is missing, unknown or there twice.
     """
-    found: dict[str, yaml.Node] = {}
+    parts: dict[str, yaml.Node] = {}
     for key, node in entries(path):
         if key.value in PARTS:
-            if key.value in found:
+            if key.value in parts:
                 raise SpecError(f"{line(path, key)}: {key.value!r} stands in it twice")
-            found[key.value] = node
-    if missing := [part for part in ("receivers", "donors") if part not in found]:
+            parts[key.value] = node
+    if missing := [part for part in ("receivers", "donors") if part not in parts]:
         raise SpecError(f"{path}: has no {missing[0]}", hint="A grid file names both sides.")
-    base = found.get("base")
+    base = parts.get("base")
     return GridFile(
-        {name: _receiver(path, name, node) for name, node in _named(path, found, "receivers")},
-        {name: _donor(path, name, node) for name, node in _named(path, found, "donors")},
+        {name: _receiver(path, name, node) for name, node in _named(path, parts, "receivers")},
+        {name: _donor(path, name, node) for name, node in _named(path, parts, "donors")},
         Path(scalar(line(path, base), base).value) if base is not None else None,
     )
 
 
-def _named(path: Path, found: Mapping[str, yaml.Node], part: str) -> list[tuple[str, yaml.Node]]:
-    members = list(inside(path, part, found[part]).items())
+def _named(path: Path, parts: Mapping[str, yaml.Node], part: str) -> list[tuple[str, yaml.Node]]:
+    members = list(inside(path, part, parts[part]).items())
     if not members:
-        raise SpecError(f"{line(path, found[part])}: {part} is empty")
+        raise SpecError(f"{line(path, parts[part])}: {part} is empty")
     if "" in dict(members):
-        raise SpecError(f"{line(path, found[part])}: a name in {part} is empty")
+        raise SpecError(f"{line(path, parts[part])}: a name in {part} is empty")
     return members
 
 

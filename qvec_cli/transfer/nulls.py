@@ -42,10 +42,10 @@ def null(kind: Null, rho: Named, drift: Named | None, key: str) -> dict[str, Arr
 
 def matched(block: Array, like: Array) -> Array:
     """A block stretched to another's Euclidean norm; zeros stay zeros."""
-    own, wanted = _norm(block), _norm(like)
-    if own == 0:
+    norm, length = _norm(block), _norm(like)
+    if norm == 0:
         return np.zeros_like(like)
-    return np.asarray(block * np.float32(wanted / own))
+    return np.asarray(block * np.float32(length / norm))
 
 
 def _random(block: Array, stream: np.random.Generator, drift: Array | None) -> Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,53 +12,30 @@ from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, SpecError
 from qvec_cli.inputs.data_use import digests, same_data
-from qvec_cli.inputs.examples import open_for
-from qvec_cli.inputs.files import model_of, opened, require, require_model, stated_model
-from qvec_cli.inputs.grids import choose_grid, choose_targets
-from qvec_cli.inputs.kinship import require_same_grid, require_same_start
-from qvec_cli.inputs.proxies import Proxies, ProxyOptions, find_proxies, is_own
-from qvec_cli.model.configuration import Model, same_backbone
-from qvec_cli.model.targets import head_tensors
+from qvec_cli.inputs.files import InputFiles, model_of, require, require_model
+from qvec_cli.inputs.kinship import require_same_architecture, require_same_start
+from qvec_cli.inputs.proxies import ProxyOptions, is_own
+from qvec_cli.inputs.receiver import Receiver, ReceiverOptions, resolve
 from qvec_cli.outputs.provenance import version
-from qvec_cli.quant.methods import QUANTIZERS
-from qvec_cli.specs import Grid, GridOptions, Listener, Loading, Method, Null
-from qvec_cli.transfer.cells import ReceiverInputs, Vector
+from qvec_cli.specs import Grid, Listener, Null
+from qvec_cli.transfer.cells import CellOptions, Vector
 from qvec_cli.transfer.grid_file import GridDonor, GridFile, GridReceiver
 from qvec_cli.vector.pairing import cover
 
 
 @dataclass(frozen=True, slots=True)
-class CellOptions:
-    """What holds for every cell of a grid."""
+class ResolvedGrid:
+    """A grid file whose members were checked to belong together."""
 
-    grid: GridOptions
-    lambdas: tuple[float, ...]
-    fixed: tuple[float, ...]
-    loading: Loading
-    method: Method = Method.RTN
-    oracle: bool = True  # whether test is measured at every lambda
-    nulls: tuple[Null, ...] = ()
-    null_donors: tuple[str, ...] = ()  # whose norms they take; none named: all donors'
-    seed: int = 0  # of the null vectors
-    device: str = "auto"
-    proxy: ProxyOptions | None = None  # images for the choice without labels
-
-
-@dataclass(frozen=True, slots=True)
-class Lineup:
-    """A grid whose members belong together."""
-
-    settings: Mapping[str, ReceiverInputs]
+    members: GridFile
+    options: CellOptions
+    receivers: Mapping[str, Receiver]
     vectors: Mapping[str, tuple[Vector, ...]]  # of each receiver, in order
+    grid: Grid  # of every cell
     run: dict[str, Any]  # the configuration, as the first line of the output has it
 
-    @property
-    def grid(self) -> Grid:
-        """The grid of every cell."""
-        return next(iter(self.settings.values())).grid
-
     def lines(self, receivers: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-        """What is to be known in the end, without the numbers."""
+        """The lines that the output must have in the end, without their numbers."""
         for name in receivers:
             yield {"kind": "receiver", "receiver": name}
             yield from (cell(name, vector) for vector in self.vectors[name])
@@ -71,90 +47,61 @@ def cell(receiver: str, vector: Vector) -> dict[str, Any]:
     return {**facts, "diagonal": vector.diagonal}
 
 
-def line_up(drawer: GridFile, wishes: CellOptions, listener: Listener) -> Lineup:
-    """Opens every file of a drawer and every data set, and decodes nothing.
+def resolve_grid(
+    members: GridFile, options: CellOptions, files: InputFiles, listener: Listener
+) -> ResolvedGrid:
+    """Opens every checkpoint of a grid file and every data set, and decodes nothing.
 
     Raises:
         MismatchError: members of other bases, architectures, grids, classes.
         SpecError: a method that needs images, a null vector without its files.
     """
-    if QUANTIZERS[wishes.method].calibrated:
-        raise SpecError(
-            f"--method {wishes.method} needs images, which a grid does not give it",
-            hint="Use rtn, mse or hqq; a calibrated file can be named among baselines.",
-        )
-    if unknown := [name for name in wishes.null_donors if name not in drawer.donors]:
+    if unknown := [name for name in options.null_donors if name not in members.donors]:
         raise SpecError(f"--null-donors {unknown[0]} is no donor of the grid")
-    nulls = wishes.null_donors or tuple(drawer.donors)
-    with ExitStack() as stack:
-        rhos = {n: stack.enter_context(opened(d.rho, listener)) for n, d in drawer.donors.items()}
-        for rho in rhos.values():
-            require(rho, Kind.VECTOR)
-        taken = Null.TASKVEC in wishes.nulls
-        drift = check_drift(drawer, nulls, rhos, listener) if taken else {}
-        settings, vectors, facts = {}, {}, {}
-        for name, receiver in drawer.receivers.items():
-            with opened(receiver.model, listener) as theta:
-                setting = _setting(name, receiver, theta, rhos, wishes, listener)
-                settings[name] = setting
-                own = {n: _is_own(name, n, theta, rho) for n, rho in rhos.items()}
-                vectors[name] = tuple(_vectors(drawer, wishes, own))
-                facts[name] = _receiver_facts(receiver, theta, setting, listener)
-        run = _run(drawer, wishes, settings, facts, rhos) | drift
-    return Lineup(settings, vectors, run)
+    nulls = options.null_donors or tuple(members.donors)
+    rhos = {name: files.open(donor.rho) for name, donor in members.donors.items()}
+    for rho in rhos.values():
+        require(rho, Kind.VECTOR)
+    taken = Null.TASKVEC in options.nulls
+    drift = check_drift(members, nulls, rhos, files, listener) if taken else {}
+    receivers, vectors, facts = {}, {}, {}
+    for name, member in members.receivers.items():
+        theta = files.open(member.model)
+        receiver = _receiver(name, member, theta, rhos, options, listener)
+        receivers[name] = receiver
+        diagonal = {donor: _is_own(name, donor, theta, rho) for donor, rho in rhos.items()}
+        vectors[name] = tuple(_vectors(members, options, diagonal))
+        facts[name] = _receiver_facts(member, receiver, files, listener)
+        files.release(member.model)
+    grid = next(iter(receivers.values())).grid
+    assert grid is not None
+    run = _run(members, options, grid, facts, rhos) | drift
+    return ResolvedGrid(members, options, receivers, vectors, grid, run)
 
 
-def _setting(
+def _receiver(
     name: str,
-    receiver: GridReceiver,
+    member: GridReceiver,
     theta: Checkpoint,
     rhos: Mapping[str, Checkpoint],
-    wishes: CellOptions,
+    options: CellOptions,
     listener: Listener,
-) -> ReceiverInputs:
-    require(theta, Kind.CHECKPOINT)
-    model, targets = model_of(theta), choose_targets(theta, (), listener)
-    grids = {}
-    for donor, rho in rhos.items():
-        require_same_start(theta, rho, listener)
-        require_same_grid(theta, rho, cross=wishes.grid.cross)
-        cover(theta, rho, (str(theta.path), str(rho.path)), head_tensors(theta, model))
-        grids[donor] = choose_grid(wishes.grid, wishes.method, rho, theta, targets)
-    first, grid = next(iter(grids.items()))
-    if other := next((n for n, found in grids.items() if found != grid), None):
-        raise MismatchError(
-            f"{rhos[first].path} was made for {grid}, {rhos[other].path} for {grids[other]}",
-            hint="One grid file is of one grid; --bits and --scale with --cross-grid overrule.",
-        )
-    examples = open_for(theta, model, receiver.data, wishes.loading)
-    for split in ("val", "test"):
-        examples.task.split(split)
-    return ReceiverInputs(
-        name,
-        receiver.model,
-        receiver.qat,
-        receiver.baselines,
-        examples,
-        targets,
-        grid,
-        wishes.method,
-        wishes.lambdas,
-        wishes.fixed,
-        wishes.oracle,
-        wishes.device,
-        _proxies(name, theta, model, wishes.proxy) if wishes.proxy else None,
-    )
+) -> Receiver:
+    proxy = _proxies(name, theta, options.proxy) if options.proxy else None
+    resolving = ReceiverOptions(options.grid, options.method, options.loading, member.data)
+    return resolve(theta, [*rhos.values()], replace(resolving, proxy=proxy), listener)
 
 
-def _proxies(name: str, theta: Checkpoint, model: Model, wish: ProxyOptions) -> Proxies:
-    """The images of all data sets but the receiver's own; one pool for all its donors."""
-    others = [spec for spec in wish.specs if not is_own(theta, model, spec, wish.loading)]
+def _proxies(name: str, theta: Checkpoint, proxy: ProxyOptions) -> ProxyOptions:
+    """The data sets that are not the receiver's; one pool for all its donors."""
+    model = model_of(theta)
+    others = [spec for spec in proxy.specs if not is_own(theta, model, spec, proxy.loading)]
     if not others:
         raise SpecError(
             f"--proxy: {name} has no images there but its own",
             hint="Name a second data set; it serves the receivers of the first.",
         )
-    return find_proxies(theta, model, replace(wish, specs=tuple(others)))
+    return replace(proxy, specs=tuple(others))
 
 
 def _is_own(receiver: str, donor: str, theta: Checkpoint, rho: Checkpoint) -> bool:
@@ -163,71 +110,68 @@ def _is_own(receiver: str, donor: str, theta: Checkpoint, rho: Checkpoint) -> bo
     return same_data(theta.card, rho.card) if known else receiver == donor
 
 
-def _vectors(drawer: GridFile, wishes: CellOptions, own: Mapping[str, bool]) -> Iterator[Vector]:
-    for name, donor in drawer.donors.items():
-        yield Vector(name, donor.rho, own[name])
-    for kind in wishes.nulls:
-        for name in wishes.null_donors or drawer.donors:
-            donor = drawer.donors[name]
-            drift = _drift(donor, drawer) if kind is Null.TASKVEC else None
-            yield Vector(name, donor.rho, own[name], kind, drift, wishes.seed)
+def _vectors(
+    members: GridFile, options: CellOptions, diagonal: Mapping[str, bool]
+) -> Iterator[Vector]:
+    for name, donor in members.donors.items():
+        yield Vector(name, donor.rho, diagonal[name])
+    for kind in options.nulls:
+        for name in options.null_donors or members.donors:
+            donor = members.donors[name]
+            drift = _drift(donor, members) if kind is Null.TASKVEC else None
+            yield Vector(name, donor.rho, diagonal[name], kind, drift, options.seed)
 
 
-def _drift(donor: GridDonor, drawer: GridFile) -> tuple[Path, Path] | None:
-    return (donor.model, drawer.base) if donor.model and drawer.base else None
+def _drift(donor: GridDonor, members: GridFile) -> tuple[Path, Path] | None:
+    return (donor.model, members.base) if donor.model and members.base else None
 
 
 def _receiver_facts(
-    receiver: GridReceiver, theta: Checkpoint, setting: ReceiverInputs, listener: Listener
+    member: GridReceiver, receiver: Receiver, files: InputFiles, listener: Listener
 ) -> dict[str, Any]:
     """What a receiver's numbers depend on."""
-    qat = _twin(receiver.qat, theta, setting, listener) if receiver.qat else None
-    named = receiver.baselines.items()
-    task = setting.examples.task
-    proxies = {"proxies": setting.proxies.facts()} if setting.proxies else {}
+    theta, task = receiver.theta, receiver.examples.task
+    qat = _twin(files.open(member.qat), receiver, listener) if member.qat else None
+    proxies = {"proxies": receiver.proxies.facts()} if receiver.proxies else {}
+    named = {name: _baseline(files.open(p), theta) for name, p in member.baselines.items()}
     return {
         **proxies,
-        "model": str(receiver.model),
+        "model": str(member.model),
         "digest": _identity(theta),
-        "data": receiver.data,
+        "data": member.data,
         "data_digest": task.digest,
         "images": {split: len(task.splits[split]) for split in ("val", "test")},
         "trained_images": qat["trained_images"] if qat else _trained(theta),
         "network": _network(theta),
         "recipe": _recipe(theta),
-        "targets": list(setting.targets),
+        "targets": list(receiver.targets),
         "qat": qat,
-        "baselines": {name: _other(path, theta, listener) for name, path in named},
+        "baselines": named,
     }
 
 
-def _twin(
-    path: Path, theta: Checkpoint, setting: ReceiverInputs, listener: Listener
-) -> dict[str, Any]:
-    with opened(path, listener) as qat:
-        require(qat, Kind.CHECKPOINT)
-        require_same_start(theta, qat, listener)
-        _require_same_classes(theta, qat)
-        _require_same_data(theta, qat)
-        made = Grid.from_json(qat.card.quant) if qat.card.quant else None
-        if made != setting.grid:
-            raise MismatchError(
-                f"{path}: was made for {made or 'no grid'}, the cells are on {setting.grid}",
-                hint="The receiver's own QAT must be of the grid that is measured.",
-            )
-        return {"path": str(path), "digest": _identity(qat), "trained_images": _trained(qat)}
+def _twin(qat: Checkpoint, receiver: Receiver, listener: Listener) -> dict[str, Any]:
+    """The receiver's own QAT checkpoint, which must be of the grid that is measured."""
+    require(qat, Kind.CHECKPOINT)
+    require_same_start(receiver.theta, qat, listener)
+    _require_same_classes(receiver.theta, qat)
+    _require_same_data(receiver.theta, qat)
+    trained_for = Grid.from_json(qat.card.quant) if qat.card.quant else None
+    if trained_for != receiver.grid:
+        raise MismatchError(
+            f"{qat.path}: was made for {trained_for or 'no grid'}, the cells are on "
+            f"{receiver.grid}",
+            hint="The receiver's own QAT must be of the grid that is measured.",
+        )
+    return {"path": str(qat.path), "digest": _identity(qat), "trained_images": _trained(qat)}
 
 
-def _other(path: Path, theta: Checkpoint, listener: Listener) -> dict[str, Any]:
-    with opened(path, listener) as other:
-        require_model(other)
-        _require_same_classes(theta, other)
-        ours, theirs = stated_model(theta), stated_model(other)
-        if ours and theirs and (differences := same_backbone(ours, theirs)):
-            raise MismatchError(
-                f"{path} and {theta.path} differ in architecture: {', '.join(differences)}"
-            )
-        return {"path": str(path), "digest": _identity(other)}
+def _baseline(other: Checkpoint, theta: Checkpoint) -> dict[str, Any]:
+    """A further model of the receiver's task, measured as it is."""
+    require_model(other)
+    _require_same_classes(theta, other)
+    require_same_architecture(other, theta)
+    return {"path": str(other.path), "digest": _identity(other)}
 
 
 def _require_same_classes(theta: Checkpoint, other: Checkpoint) -> None:
@@ -272,14 +216,13 @@ def _trained(checkpoint: Checkpoint) -> int | None:
 
 
 def _run(
-    drawer: GridFile,
-    wishes: CellOptions,
-    settings: Mapping[str, ReceiverInputs],
+    members: GridFile,
+    options: CellOptions,
+    grid: Grid,
     receivers: dict[str, Any],
     rhos: Mapping[str, Checkpoint],
 ) -> dict[str, Any]:
     """The configuration of a grid: all that its numbers depend on."""
-    first = next(iter(settings.values()))
     installed = {package: version(package) for package in ("torch", "timm")}
     donors = {
         name: {
@@ -294,15 +237,15 @@ def _run(
         "schema": 1,
         "command": "transfer",
         "version": version("qvec"),
-        "grid": first.grid.to_json(),
-        "method": wishes.method,
-        "lambdas": list(wishes.lambdas),
-        "fixed": list(wishes.fixed),
-        "oracle": wishes.oracle,
-        "nulls": {kind: list(wishes.null_donors or drawer.donors) for kind in wishes.nulls},
-        "seed": wishes.seed,
-        "batch_size": wishes.loading.batch_size,
-        "device": wishes.device,
+        "grid": grid.to_json(),
+        "method": options.method,
+        "lambdas": list(options.lambdas),
+        "fixed": list(options.fixed),
+        "oracle": options.oracle,
+        "nulls": {kind: list(options.null_donors or members.donors) for kind in options.nulls},
+        "seed": options.seed,
+        "batch_size": options.loading.batch_size,
+        "device": options.device,
         "receivers": receivers,
         "donors": donors,
         "environment": {"python": platform.python_version(), **installed},
@@ -310,14 +253,19 @@ def _run(
 
 
 def check_drift(
-    drawer: GridFile, names: tuple[str, ...], rhos: Mapping[str, Checkpoint], listener: Listener
+    members: GridFile,
+    names: tuple[str, ...],
+    rhos: Mapping[str, Checkpoint],
+    files: InputFiles,
+    listener: Listener,
 ) -> dict[str, Any]:
     """Refuses files that a donor's task vector cannot be made of, from their headers.
 
     Args:
-        drawer: where the files are named.
+        members: where the files are named.
         names: of the donors.
         rhos: their vectors, open.
+        files: the open files of the run.
         listener: hears what the cards do not tell.
 
     Returns:
@@ -327,24 +275,23 @@ def check_drift(
         SpecError: a file that the grid file does not name.
         MismatchError: another base, architecture or twin.
     """
-    bare = [name for name in names if drawer.donors[name].model is None]
-    if drawer.base is None or bare:
-        lacking = "base" if drawer.base is None else f"model of donor {bare[0]}"
+    bare = [name for name in names if members.donors[name].model is None]
+    if members.base is None or bare:
+        lacking = "base" if members.base is None else f"model of donor {bare[0]}"
         raise SpecError(
             f"--nulls taskvec needs the {lacking} in the grid file",
             hint="A task vector is the donor's plain twin minus the base.",
         )
-    with ExitStack() as stack:
-        base = stack.enter_context(opened(drawer.base, listener))
-        require(base, Kind.CHECKPOINT)
-        twins = {}
-        for name in names:
-            twin = stack.enter_context(opened(drawer.donors[name].model or Path(), listener))
-            _require_twin(twin, rhos[name], listener)
-            for model in (twin, base):
-                _require_cover(model, rhos[name])
-            twins[name] = _facts(twin)
-        return {"base": _facts(base), "models": twins}
+    base = files.open(members.base)
+    require(base, Kind.CHECKPOINT)
+    twins = {}
+    for name in names:
+        twin = files.open(members.donors[name].model or Path())
+        _require_twin(twin, rhos[name], listener)
+        for model in (twin, base):
+            _require_cover(model, rhos[name])
+        twins[name] = _facts(twin)
+    return {"base": _facts(base), "models": twins}
 
 
 def _require_twin(twin: Checkpoint, rho: Checkpoint, listener: Listener) -> None:

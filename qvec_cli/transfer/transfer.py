@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.replace import (
     check_target,
     check_unfinished,
@@ -17,20 +17,19 @@ from qvec_cli.checkpoint.replace import (
     replacing,
     unfinished,
 )
-from qvec_cli.errors import MismatchError, SpecError
-from qvec_cli.inputs.files import opened
-from qvec_cli.outputs.dry_run import TORCH, Plan
+from qvec_cli.errors import SpecError
+from qvec_cli.inputs.files import InputFiles
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.results.documents import check_apart
+from qvec_cli.results.journal import Journal, Line, encoded
 from qvec_cli.results.matrix import Matrix, parse
 from qvec_cli.results.records import Record
 from qvec_cli.results.summary import summarise
 from qvec_cli.specs import DataUse, Listener, Silence, Use
-from qvec_cli.transfer.cells import Host, other_grids
-from qvec_cli.transfer.cosines import Alignment
-from qvec_cli.transfer.grid_file import GridFile, read_grid_file
-from qvec_cli.transfer.journal import Journal, Line, encoded
-from qvec_cli.transfer.pairs import CellOptions, Lineup, cell, line_up
+from qvec_cli.transfer.cells import CellOptions, MeasuredReceiver, other_grids
+from qvec_cli.transfer.grid_file import read_grid_file
+from qvec_cli.transfer.pairs import ResolvedGrid, cell, resolve_grid
 from qvec_cli.transfer.slurm import (
     Executor,
     check_executor,
@@ -49,7 +48,7 @@ class TransferRequest:
 
     grid_file: Path
     out: Path
-    wishes: CellOptions
+    options: CellOptions
     shard: tuple[int, int] = (1, 1)  # which part of how many; receivers are dealt out in turn
     joined: tuple[Path, ...] = ()  # parts that are finished
     executor: Executor | None = None  # where jobs run; None: here, one receiver after the other
@@ -84,29 +83,26 @@ def transfer(request: TransferRequest, listener: Listener) -> Metrics:
     check_parts(request.out, resume=request.resume, force=request.force)
     if request.executor is not None:
         check_executor(request.out, request.executor)
-    drawer = read_grid_file(request.grid_file)
-    inputs = (request.grid_file, *request.joined, *drawer.files)
+    members = read_grid_file(request.grid_file)
+    inputs = (request.grid_file, *request.joined, *members.files)
     check_apart(request.out, inputs, force=request.force)
-    lineup = line_up(drawer, request.wishes, listener)
-    receivers = request.of_shard(drawer.receivers)
-    if not receivers:
-        raise SpecError(f"--shard: the grid has {len(drawer.receivers)} receivers only")
-    if request.dry_run:
-        return _plan(request, lineup, receivers).metrics((), started)
-    with Journal(unfinished(request.out), lineup.run) as journal:
-        _recall(request, journal, listener)
-        if request.executor is not None:
-            _spread(request, request.executor, lineup, journal, listener)
-        for name in receivers:
-            _measure(lineup, name, journal, listener)
-        wanted = [*lineup.lines(receivers)]
-        if set(receivers) == set(drawer.receivers):
-            _align(drawer, lineup, journal)
-            wanted.append({"kind": "alignment"})
-        lines = [*journal.ordered(wanted)]
-        metrics = _metrics(request, lineup, lines, started)
-        with replacing(request.out, force=request.force) as file:
-            file.write(b"".join(map(encoded, lines)))
+    with InputFiles(listener) as files:
+        grid = resolve_grid(members, request.options, files, listener)
+        receivers = request.of_shard(members.receivers)
+        if not receivers:
+            raise SpecError(f"--shard: the grid has {len(members.receivers)} receivers only")
+        if request.dry_run:
+            return _plan(request, grid, receivers).metrics((), started)
+        with Journal(unfinished(request.out), grid.run) as journal:
+            _recall(request, journal, listener)
+            if request.executor is not None:
+                _spread(request, request.executor, grid, journal, listener)
+            for name in receivers:
+                _measure(grid, name, journal, files, listener)
+            lines = [*journal.ordered(_lines(grid, receivers, journal, files))]
+            metrics = _metrics(request, grid, lines, started)
+            with replacing(request.out, force=request.force) as file:
+                file.write(b"".join(map(encoded, lines)))
     return metrics
 
 
@@ -120,14 +116,11 @@ def _recall(request: TransferRequest, journal: Journal, listener: Listener) -> N
     """Takes what is finished: parts that are named and, to go on, what was cut off."""
     left = [unfinished(request.out), *finished(request.out)] if request.resume else []
     for path in left:
-        try:
-            _check(path, journal.take(path, torn=True))
-        except MismatchError as error:
-            if not request.force:
-                raise
-            listener.note(f"{error}: starting anew")
+        lines = journal.resume(path, force=request.force, listener=listener)
+        if lines is None:
             clear_parts(request.out)
             break
+        _check(path, lines)
     for part in request.joined:
         _check(part, journal.take(part))
     if not request.resume:
@@ -135,38 +128,51 @@ def _recall(request: TransferRequest, journal: Journal, listener: Listener) -> N
     journal.start()
 
 
-def _measure(lineup: Lineup, name: str, journal: Journal, listener: Listener) -> None:
+def _measure(
+    grid: ResolvedGrid, name: str, journal: Journal, files: InputFiles, listener: Listener
+) -> None:
     """The lines of a receiver that are missing; what is known costs nothing, not even torch."""
-    wanted = [line for line in lineup.lines((name,)) if journal.get(line) is None]
-    if not wanted:
+    if all(journal.get(line) is not None for line in grid.lines((name,))):
         return
-    host = Host(lineup.settings[name], listener)
-    for vector in (None, *lineup.vectors[name]):
-        line = {"kind": "receiver", "receiver": name} if vector is None else cell(name, vector)
-        if journal.get(line) is not None:
-            continue
-        if vector is None:
-            told = {"device": host.device, **host.proxies(listener)}
-            journal.add({**line, **told, "baselines": host.baselines(listener)})
-        else:
-            journal.add({**line, **host.cell(vector, listener)})
-    listener.milestone(f"{name}: {len(lineup.vectors[name])} vectors")
+    member = grid.members.receivers[name]
+    receiver = MeasuredReceiver(name, member, grid.receivers[name], grid.options, files, listener)
+    line: Line = {"kind": "receiver", "receiver": name}
+    if journal.get(line) is None:
+        facts = {"device": receiver.device, **receiver.proxies(listener)}
+        journal.add({**line, **facts, "baselines": receiver.baselines()})
+    for vector in grid.vectors[name]:
+        line = cell(name, vector)
+        if journal.get(line) is None:
+            journal.add({**line, **receiver.cell(vector, listener)})
+    listener.milestone(f"{name}: {len(grid.vectors[name])} vectors")
+    files.release(member.model)
+
+
+def _lines(
+    grid: ResolvedGrid, receivers: tuple[str, ...], journal: Journal, files: InputFiles
+) -> list[Line]:
+    """The lines of the output, in order; the cosines come with the last receivers."""
+    lines = [*grid.lines(receivers)]
+    if set(receivers) == set(grid.receivers):
+        _add_cosines(grid, journal, files)
+        lines.append({"kind": "alignment"})
+    return lines
 
 
 def _spread(
     request: TransferRequest,
     executor: Executor,
-    lineup: Lineup,
+    grid: ResolvedGrid,
     journal: Journal,
     listener: Listener,
 ) -> None:
     """The receivers that are not finished as jobs, each of which writes a part of its own."""
-    names, jobs = [*lineup.settings], {}
+    names, jobs = [*grid.receivers], {}
     folder(request.out).mkdir(exist_ok=True)
     for place, name in enumerate(names, start=1):
         if name not in request.of_shard(names):
             continue
-        if any(journal.get(line) is None for line in lineup.lines((name,))):
+        if any(journal.get(line) is None for line in grid.lines((name,))):
             jobs[name] = replace(
                 request,
                 out=part_of(request.out, place),
@@ -187,37 +193,74 @@ def _job(request: TransferRequest) -> None:
     clear(request.out)
 
 
-def _align(drawer: GridFile, lineup: Lineup, journal: Journal) -> None:
-    """Cosines between the donors' vectors over the quantized weights."""
+def _add_cosines(grid: ResolvedGrid, journal: Journal, files: InputFiles) -> None:
+    """The line of cosines between the donors' vectors over the quantized weights."""
     line: Line = {"kind": "alignment"}
     if journal.get(line) is not None:
         return
-    targets = next(iter(lineup.settings.values())).targets
-    alignment = Alignment(len(drawer.donors))
-    with ExitStack() as stack:
-        rhos = [stack.enter_context(opened(d.rho, Silence())) for d in drawer.donors.values()]
-        for name in targets:
-            alignment.add([rho.finite(name) for rho in rhos])
-    tables = {"global": alignment.whole, "rows": alignment.by_row}
+    donors = grid.members.donors
+    cosines = Cosines(len(donors))
+    rhos = [files.open(donor.rho) for donor in donors.values()]
+    for name in next(iter(grid.receivers.values())).targets:
+        cosines.add([rho.finite(name) for rho in rhos])
+    tables = {"global": cosines.whole, "rows": cosines.by_row}
     rounded = {key: np.round(table, 6).tolist() for key, table in tables.items()}
-    journal.add({**line, "donors": [*drawer.donors], **rounded})
+    journal.add({**line, "donors": [*donors], **rounded})
 
 
-def _plan(request: TransferRequest, lineup: Lineup, receivers: tuple[str, ...]) -> Plan:
+class Cosines:
+    """Cosines between several vectors, from matrices that come one after the other.
+
+    Args:
+        count: how many vectors there are.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._gram = np.zeros((count, count))
+        self._rows = np.zeros((count, count))
+        self._seen = np.zeros((count, count))
+
+    def add(self, matrices: Sequence[Array]) -> None:
+        """Takes one weight of every vector, each [out, in], float32; sums are in float64."""
+        stack = np.stack(matrices, axis=1).astype(np.float64)  # [out, vectors, in]
+        gram = stack @ stack.transpose(0, 2, 1)  # [out, vectors, vectors]
+        self._gram += gram.sum(axis=0)
+        lengths = np.sqrt(np.einsum("rii->ri", gram))
+        scale = lengths[:, :, None] * lengths[:, None, :]
+        self._rows += _quotient(gram, scale).sum(axis=0)
+        self._seen += (scale > 0).sum(axis=0)
+
+    @property
+    def whole(self) -> Array:
+        """Cosine of every pair, over all weights as one long vector; 0 beside a zero vector."""
+        length = np.sqrt(np.diag(self._gram))
+        return _quotient(self._gram, length[:, None] * length[None, :])
+
+    @property
+    def by_row(self) -> Array:
+        """Mean of the cosines of output rows, each row counted once; rows of zeros are left out."""
+        return _quotient(self._rows, self._seen)
+
+
+def _quotient(top: Array, bottom: Array) -> Array:
+    """Element by element; 0 where there is nothing to divide by."""
+    quotient: Array = np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+    return quotient
+
+
+def _plan(request: TransferRequest, grid: ResolvedGrid, receivers: tuple[str, ...]) -> Plan:
     """What the grid would do: how often each image would go through a network."""
-    wishes, images, largest = request.wishes, {"val": 0, "test": 0}, 0
-    curve = len(wishes.lambdas) - 1  # lambda 0 is the same for every vector
+    options, images = request.options, {"val": 0, "test": 0}
+    curve = len(options.lambdas) - 1  # lambda 0 is the same for every vector
     for name in receivers:
-        facts, count = lineup.run["receivers"][name], len(lineup.vectors[name])
-        grids = 2 + len([*other_grids(lineup.grid)]) + bool(facts["qat"]) + len(facts["baselines"])
-        on_test = curve if wishes.oracle else 1 + len(wishes.fixed)
+        facts, count = grid.run["receivers"][name], len(grid.vectors[name])
+        grids = 2 + len([*other_grids(grid.grid)]) + bool(facts["qat"]) + len(facts["baselines"])
+        on_test = curve if options.oracle else 1 + len(options.fixed)
         images["val"] += facts["images"]["val"] * (1 + count * curve)
         images["test"] += facts["images"]["test"] * (grids + count * on_test)
-        decoded = lineup.settings[name].examples.nbytes(facts["images"])
-        largest = max(largest, 5 * lineup.settings[name].theta.stat().st_size + decoded)
-    cells = sum(len(lineup.vectors[name]) for name in receivers)
-    parameters = {"cells": cells, "lambdas": list(wishes.lambdas), "grid": lineup.grid.to_json()}
-    return Plan("transfer", request.out, {}, {}, parameters, TORCH + largest, images)
+    cells = sum(len(grid.vectors[name]) for name in receivers)
+    parameters = {"cells": cells, "lambdas": list(options.lambdas), "grid": grid.grid.to_json()}
+    return Plan("transfer", request.out, {}, {}, parameters, images)
 
 
 def _matrix(path: Path, lines: list[Line]) -> Matrix:
@@ -231,9 +274,9 @@ def _check(path: Path, lines: list[Line]) -> None:
 
 
 def _metrics(
-    request: TransferRequest, lineup: Lineup, lines: list[Line], started: float
+    request: TransferRequest, grid: ResolvedGrid, lines: list[Line], started: float
 ) -> Metrics:
-    run = lineup.run
+    run = grid.run
     inputs = [
         *(Input(r["model"], "checkpoint", r["digest"]) for r in run["receivers"].values()),
         *(Input(r["data"], "data", r["data_digest"]) for r in run["receivers"].values()),

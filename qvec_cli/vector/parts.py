@@ -63,10 +63,10 @@ def select(
     """
     if not parts:
         return frozenset(names)
-    found = frozenset(name for name in names if part_of(name, shapes) in parts)
-    if not found:
+    chosen = frozenset(name for name in names if part_of(name, shapes) in parts)
+    if not chosen:
         raise MismatchError(f"--parts {','.join(parts)}: no tensor is of these parts")
-    return found
+    return chosen
 
 
 def _is_norm(path: list[str], leaf: str, shapes: Mapping[str, Outline]) -> bool:

@@ -73,7 +73,7 @@ def _bound(start: int, width: int = 3072) -> str:
 
 def write_moments(source: Path, out: Path) -> None:
     """Whole moments of random positive definite matrices, as ``qvec moments`` lays them out."""
-    from qvec_cli.calibration.moments_file import Facts, MomentsSource, plan
+    from qvec_cli.calibration.moments_file import MomentsFacts, MomentsSource, plan
     from qvec_cli.checkpoint.card import Card, Kind
     from qvec_cli.checkpoint.read import Checkpoint
     from qvec_cli.checkpoint.write import write
@@ -87,7 +87,7 @@ def write_moments(source: Path, out: Path) -> None:
         targets = targets_in(theta, model, (), Silence())
         widths = {name: theta[name].shape[1] for name in targets}
     made = MomentsSource("noise", "1", "2", 64, "3", "4", _BASE)
-    facts = Facts(None, dict.fromkeys(targets, 64 * 197), {}, (made,))
+    facts = MomentsFacts(None, dict.fromkeys(targets, 64 * 197), {}, (made,))
     card = Card(Kind.MOMENTS, model=model, targets=targets, base=_BASE, moments=facts.to_json())
     write(out, plan(widths, None), _random(widths), card, force=True)
 

@@ -1,0 +1,124 @@
+"""The loop that quantizes a model: each target by its method, with what is known of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qvec_cli.calibration.from_moments import LayerMoments
+from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.errors import NotFiniteError
+from qvec_cli.inputs.patched import Patched
+from qvec_cli.quant.methods import quantize_weight
+from qvec_cli.quant.qtensor import QTensor
+from qvec_cli.specs import Grid, Method
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedModel:
+    """What quantization has changed so far, by the names of tensors."""
+
+    weights: dict[str, QTensor] = field(default_factory=dict)  # as far as they stay in memory
+    floats: dict[str, Array] = field(default_factory=dict)  # new biases and norms, float32
+    sqnr_db: dict[str, float | None] = field(default_factory=dict)  # of every weight
+
+
+@dataclass(frozen=True, slots=True)
+class ModelQuantizer:
+    """A float model, and how its targets are quantized."""
+
+    source: Checkpoint | Patched
+    targets: tuple[str, ...]
+    grid: Grid
+    method: Method
+    moments: LayerMoments | None = None  # of the targets' inputs, if they come from a file
+
+    @property
+    def theta(self) -> Checkpoint:
+        """The receiver's file, to which no vector is added."""
+        return self.source.theta if isinstance(self.source, Patched) else self.source
+
+    def quantize(self, name: str, model: QuantizedModel) -> QTensor:
+        """The codes of one target as its file has it; its error and new bias go into ``model``.
+
+        Raises:
+            NotFiniteError: a corrected bias beyond the file's number format.
+        """
+        weight = self.source.finite(name)
+        inputs = self.moments.inputs(name) if self.moments else None
+        quantized = quantize_weight(name, weight, self.grid, self.method, inputs)
+        model.sqnr_db[name] = quantized.sqnr_db
+        if inputs is not None and (bias := self._bias(name)):
+            mean_error = (quantized.restored - weight) @ inputs.mean
+            model.floats[bias] = self.corrected_bias(bias, self.source.finite(bias), mean_error)
+        return quantized.codes
+
+    def complete(self, model: QuantizedModel) -> None:
+        """Quantizes every target that is not in ``model`` yet, and keeps it in memory."""
+        for name in self.targets:
+            if name not in model.weights:
+                model.weights[name] = self.quantize(name, model)
+        if self.moments:
+            self.moments.carrier.settle()
+
+    def tensors(
+        self, model: QuantizedModel, *, fake: bool
+    ) -> Iterator[tuple[str, Iterable[Array]]]:
+        """Every tensor of the quantized file; what is not in ``model`` yet, a weight at a time.
+
+        A bias that is still to be corrected comes after its weight.
+
+        Args:
+            model: what has been quantized before; gets the errors of the other weights.
+            fake: whether weights are float numbers on the grid in place of packed codes.
+        """
+        chosen, biases = set(self.targets), {name: self._bias(name) for name in self.targets}
+        late = {bias for bias in biases.values() if bias not in model.floats}
+        for name, entry in self.theta.items():
+            if name in late:
+                continue
+            if name not in chosen:
+                yield name, self._float(name, entry.dtype, model)
+                continue
+            codes = model.weights.get(name) or self.quantize(name, model)
+            stored = {name: codes.weight()} if fake else codes.to_named(name)
+            yield from ((part, [array.reshape(-1)]) for part, array in stored.items())
+            if (bias := biases[name]) and bias in late:
+                yield bias, self._float(bias, self.theta[bias].dtype, model)
+        self.source.settle()
+        if self.moments:
+            self.moments.carrier.settle()
+
+    def _float(self, name: str, dtype: str, model: QuantizedModel) -> Iterable[Array]:
+        """The blocks of a tensor that stays as it is, or has new values."""
+        if name in model.floats:
+            return [from_float32(model.floats[name].reshape(-1), dtype)]
+        return self.source.checked(name)
+
+    def _bias(self, weight: str) -> str | None:
+        return self.moments.bias(weight) if self.moments else None
+
+    def corrected_bias(self, name: str, bias: Array, mean_error: Array) -> Array:
+        """A bias with which the layer's outputs keep their mean (Nagel et al. 2019, 1906.04721).
+
+        Args:
+            name: of the bias in the file.
+            bias: [out], before.
+            mean_error: [out], of the outputs, over all calibration tokens.
+        """
+        return self.representable(name, (bias - mean_error).astype(np.float32))
+
+    def representable(self, name: str, values: Array) -> Array:
+        """Values of a tensor as the file's number format holds them, float32.
+
+        Raises:
+            NotFiniteError: values beyond it.
+        """
+        dtype = self.theta[name].dtype
+        rounded = to_float32(from_float32(values, dtype), dtype)
+        if not np.isfinite(rounded).all():
+            raise NotFiniteError(f"{self.theta.path}: {name}: overflows {dtype} in calibration")
+        return rounded
