@@ -163,8 +163,11 @@ def _idle(*given: Any, **more: Any) -> Any:
     return dict(given[2])
 
 
-@pytest.mark.parametrize("lesson", [_worse, _broken, _idle], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("way", ["rtn", "awq"])
+@pytest.mark.parametrize(
+    ("lesson", "way"),
+    [(_worse, "rtn"), (_broken, "rtn"), (_idle, "awq")],
+    ids=["worse", "broken", "idle"],
+)
 def test_what_does_not_help_is_not_kept(
     lesson: Any, way: str, drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
