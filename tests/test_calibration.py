@@ -18,6 +18,7 @@ from test_export import made
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.inputs import network as networks
 from qvec_cli.inputs.examples import open_for
+from qvec_cli.inputs.files import model_of
 from qvec_cli.inputs.network import load_network
 from qvec_cli.inputs.proxies import Proxies
 from qvec_cli.model.build import normalise
@@ -113,8 +114,7 @@ def test_layers_without_a_bias_are_counted(
 def _mean_outputs(path: Path, drawer: Drawer) -> dict[str, np.ndarray]:
     """Of every linear layer, biases included, on the calibration images."""
     with Checkpoint(path) as checkpoint, Checkpoint(drawer.receiver) as theta:
-        model = theta.card.model  # type: ignore[union-attr]
-        assert model is not None
+        model = model_of(theta)
         network = load_network(checkpoint, model, "cpu").eval()
         examples = open_for(theta, model, str(drawer.receiver_data), Loading())
         images, _ = examples.decoded("train", Silence())
@@ -294,7 +294,7 @@ CHANGING = [("--method", "awq"), ("--method", "gptq", "--bias-correction"), ("--
 
 @pytest.mark.parametrize(
     ("args", "dtype"),
-    zip(CHANGING, (torch.float16, torch.bfloat16, torch.float64), strict=True),
+    [*zip(CHANGING, (torch.float16, torch.bfloat16, torch.float64), strict=True)],
     ids=str,
 )
 def test_the_network_that_was_calibrated_is_the_one_that_is_written(

@@ -183,7 +183,7 @@ def test_top1_on_images_is_that_of_eval_with_what_the_file_says_of_itself(
     mean, std, classes, model = (
         json.loads(facts[key]) for key in ("mean", "std", "classes", "timm")
     )
-    data = timm.data.resolve_data_config(pretrained_cfg=model.pretrained_cfg)
+    data = timm.data.resolve_data_config(pretrained_cfg=model["pretrained_cfg"])
     assert (list(data["mean"]), list(data["std"])) == (mean, std)
     transform = timm.data.create_transform(**data)
     right = count = 0

@@ -15,6 +15,7 @@ from safetensors.torch import save_file as save_tensors
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.inputs.examples import open_for
+from qvec_cli.inputs.files import model_of
 from qvec_cli.inputs.network import load_network
 from qvec_cli.learn import distill as module
 from qvec_cli.learn.distill import Lesson, Pupils, distance, distill
@@ -69,9 +70,7 @@ def test_codes_stay_and_scales_biases_and_norms_move(
 def _distance(path: Path, drawer: Drawer, images: Path, places: slice) -> float:
     """KL to the receiver on some of the images that are drawn."""
     with Checkpoint(path) as checkpoint, Checkpoint(drawer.receiver) as theta:
-        assert theta.card is not None
-        assert theta.card.model is not None
-        model = theta.card.model
+        model = model_of(theta)
         networks = [load_network(each, model, "cpu").eval() for each in (checkpoint, theta)]
         own = drawer.donor if images == drawer.donor_data else drawer.receiver
         with Checkpoint(own) as named:
