@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import FrameType
 from typing import Annotated, Any, Final, NoReturn
@@ -74,31 +74,38 @@ COMMANDS: Final[dict[str, dict[str, Callable[..., None]]]] = {
 }
 """Every command in the order of use, by the section of ``qvec --help`` and ``qvec help``."""
 
-app = typer.Typer(
-    cls=PlainGroup,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Quantization vectors: make Vision Transformers survive 2- to 4-bit quantization.\n\n"
-    "qvec COMMAND --help lists the flags of a command; qvec help COMMAND is its page of the "
-    "manual.",
-)
+_HELP: Final = """\
+Quantization vectors: make Vision Transformers survive 2- to 4-bit quantization.
 
-for section, commands in COMMANDS.items():
-    for name, function in commands.items():
-        app.command(name, cls=PlainCommand, rich_help_panel=section)(expand(function))
+qvec COMMAND --help lists the flags of a command; qvec help COMMAND is its page of the manual.
+"""
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def program(sections: Mapping[str, Mapping[str, Callable[..., None]]]) -> typer.Typer:
+    """The command line whose commands are functions by section and name."""
+    whole = typer.Typer(
+        cls=PlainGroup,
+        callback=common,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help=_HELP,
+    )
+    for section, commands in sections.items():
+        for name, function in commands.items():
+            whole.command(name, cls=PlainCommand, rich_help_panel=section)(expand(function))
+    return whole
+
+
+def _version(show_version: bool) -> None:
+    if show_version:
         from qvec_cli.outputs.provenance import version
 
         typer.echo(f"qvec {version('qvec')}")
         raise typer.Exit
 
 
-@app.callback()
 def common(
     context: typer.Context,
     _: Annotated[
@@ -115,6 +122,9 @@ def common(
                 "Start it without torchrun, which is for finetune and train-qat.",
             )
         raise typer.Exit(SpecError.exit_code)
+
+
+app = program(COMMANDS)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -57,7 +57,7 @@ def plot(
 
     Examples:
         qvec plot sweep.json -o sweep.svg
-        qvec plot grid.jsonl --figure heatmap -o grid.png
+        qvec plot quantized.json --figure layers -o layers.png
     """
     from qvec_cli.report import plot as verb
     from qvec_cli.report.figures import FigureOptions
@@ -79,7 +79,7 @@ def report(
     files: Results,
     *,
     title: Annotated[
-        str, typer.Option(metavar="TEXT", help="Of the page.", rich_help_panel="Page")
+        str, typer.Option(metavar="TITLE", help="Of the page.", rich_help_panel="Page")
     ] = "Quantization vectors",
     output: options.OutputFile,
     writing: Writing,
@@ -88,7 +88,7 @@ def report(
 
     Examples:
         qvec report sweep.json -o report.html
-        qvec report grid.jsonl sweep.json --title Digits -o report.html
+        qvec report sweep.json quantized.json --title Digits -o report.html
     """
     from qvec_cli.report import report as verb
 
