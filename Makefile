@@ -4,8 +4,9 @@ PYTHON ?= python3
 # A pair that is known to work; pyproject.toml states the lower bounds.
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
+WORKERS ?= 2
 
-.PHONY: demo study study-real zero-shot zero-shot-real test lint fix bench slow clean
+.PHONY: demo study study-real zero-shot zero-shot-real test lint floors fix bench slow clean
 
 demo: .venv/ready  ## the whole method on real images, offline
 	$(MAKE) --no-print-directory -C examples/tiny BIN=$(CURDIR)/$(BIN) demo
@@ -23,7 +24,7 @@ zero-shot-real: .venv/ready  ## the same on a pretrained ViT-S, at most two hour
 	$(MAKE) --no-print-directory -C examples/real BIN=$(CURDIR)/$(BIN) zero-shot
 
 test: lint  ## everything a change must pass
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --durations=25 -m "not slow and not gpu"
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -33,6 +34,9 @@ lint: .venv/ready
 fix: .venv/ready  ## what a machine can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+floors: .venv/ready  ## the figures of the house: files, lines, rooms
+	$(BIN)/python tests/test_floors.py
 
 slow: .venv/ready .bench/ct/ready .bench/llmc/ready  ## the tests that take minutes
 	$(BIN)/pytest -m "slow and not gpu"

@@ -96,6 +96,37 @@ def light(*args: object) -> tuple[int, list[str], list[str]]:
     return int(code), heavy, rest
 
 
+WITHOUT = """
+import contextlib, io, json, sys, traceback
+class Heavy:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "timm", "torchvision", "onnx", "matplotlib", "rich"}:
+            raise AssertionError(f"{name} is imported")
+sys.meta_path.insert(0, Heavy())
+from qvec_cli.cli.app import run
+results = []
+for words in json.load(sys.stdin):
+    out, err, code = io.StringIO(), io.StringIO(), -1
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = run(words)
+        except Exception:
+            traceback.print_exc()
+    results.append((code, out.getvalue(), err.getvalue()))
+json.dump(results, sys.stdout)
+"""
+
+
+def without_torch(lines: Sequence[Sequence[object]], folder: Path | None = None) -> list[Result]:
+    """Runs command lines in one process of their own, in which nothing heavy can be imported."""
+    words = json.dumps([[str(word) for word in line] for line in lines])
+    command = [sys.executable, "-c", WITHOUT]
+    done = subprocess.run(
+        command, input=words, capture_output=True, text=True, check=True, cwd=folder
+    )
+    return [Result(*result) for result in json.loads(done.stdout)]
+
+
 def draw(folder: Path, classes: Sequence[str], train: int, test: int, seed: int) -> Path:
     """An image folder whose classes are bars at different places, in noise."""
     rng = np.random.default_rng(seed)

@@ -1,4 +1,7 @@
-"""The rules of the house, read from its sources: floors, doors, circles and names."""
+"""The rules of the house, read from its sources: floors, doors, circles, names and sizes.
+
+``python tests/test_floors.py`` (or ``make floors``) prints the figures that the rules limit.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import graphlib
 import subprocess
 import sys
 import tomllib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -37,8 +40,12 @@ FLOORS = {
     "checkpoint": 1,
     "": 0,
 }
-"""Every room and its floor; imports go down only."""
+"""Every room and its floor; imports go down only. The room "" is the files beside the rooms."""
 ROOMS = {f"qvec_cli.{name}" for name in FLOORS}
+MOST_FILES, MOST_LINES = 145, 23_000
+LARGEST_ROOM, MOST_FILES_IN_A_ROOM = 0.15, 16
+IMPORTS = 0.08
+SHORTEST, LONGEST = 60, 500
 EXTRAS = ("hfds", "onnx", "slurm", "plot")
 DOORS = {
     "rich": {"cli/show.py"},
@@ -52,9 +59,14 @@ DOORS = {
     "jinja2": {"report/page.py"},
     "onnxscript": {"export/graph.py"},
     "onnxruntime": {"export/onnx.py"},
+    "huggingface_hub": {"model/build.py"},
+    "safetensors": {"checkpoint/write.py"},
+    "array_api_compat": {"quant"},
+    "PIL": {"data", "learn/batches.py", "model/build.py"},
 }
 
 
+@cache
 def module(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -65,18 +77,36 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def length(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
     """Every module that a file imports, in bodies and for type checkers too."""
     known = {module(file) for file in FILES}
+    names = set()
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             assert node.module
-            for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                yield whole if whole in known else node.module
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name in known else node.module for name in whole}
+    return frozenset(names)
+
+
+def import_lines(path: Path) -> int:
+    """How many lines of a file are part of an import."""
+    kinds = (ast.Import, ast.ImportFrom)
+    nodes = [node for node in ast.walk(tree(path)) if isinstance(node, kinds)]
+    return len({n for node in nodes for n in range(node.lineno, (node.end_lineno or 0) + 1)})
+
+
+def libraries(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(path)}
 
 
 def inner(path: Path) -> set[str]:
@@ -88,15 +118,30 @@ def room(name: str) -> str:
     return parts[1] if len(parts) > 2 or name in ROOMS else ""
 
 
-@pytest.mark.parametrize("path", FILES, ids=module)
-def test_imports_go_down(path: Path) -> None:
-    here = room(module(path))
-    for name in inner(path):
-        there = room(name)
-        outside = module(path) == "qvec_cli.__main__"
-        assert FLOORS[there] < FLOORS[here] or here == there or outside, (
-            f"{module(path)} imports {name}"
-        )
+def rooms() -> dict[str, list[Path]]:
+    """The files of each room."""
+    files = defaultdict(list)
+    for path in FILES:
+        files[room(module(path))].append(path)
+    return dict(files)
+
+
+def importers() -> Counter[str]:
+    """How many files of the package import each module."""
+    return Counter(name for path in FILES for name in inner(path) - {module(path)})
+
+
+# --- floors and doors -----------------------------------------------------------------------------
+
+
+def test_imports_go_down() -> None:
+    up = [
+        f"{module(path)} imports {name}"
+        for path in FILES
+        for name in sorted(inner(path))
+        if FLOORS[room(name)] >= FLOORS[room(module(path))] and room(name) != room(module(path))
+    ]
+    assert [line for line in up if not line.startswith("qvec_cli.__main__ ")] == []
 
 
 def test_no_imports_go_in_a_circle_not_even_inside_function_bodies() -> None:
@@ -105,30 +150,27 @@ def test_no_imports_go_in_a_circle_not_even_inside_function_bodies() -> None:
     assert set(graph) <= set(order)
 
 
-@pytest.mark.parametrize("path", FILES, ids=module)
-def test_files_and_vectors_are_numpys_even_inside_functions(path: Path) -> None:
-    if room(module(path)) in {"checkpoint", "vector", ""} and path.name != "pickles.py":
-        assert {name.split(".")[0] for name in imports(path)}.isdisjoint({"torch", "timm"})
+def test_files_and_vectors_are_numpys_even_inside_functions() -> None:
+    numpys = [path for name in ("checkpoint", "vector", "") for path in rooms()[name]]
+    heavy = {path.name for path in numpys if {"torch", "timm"} & libraries(path)}
+    assert heavy <= {"pickles.py"}
 
 
 def test_the_verbs_do_not_know_each_other() -> None:
     shared = {"session", "train_request"}
-    for path in FILES:
-        if room(module(path)) == "pipeline":
-            known = {name.rsplit(".", 1)[1] for name in inner(path) if room(name) == "pipeline"}
-            assert known <= shared, f"{path.name} imports {known - shared}"
+    for path in rooms()["pipeline"]:
+        known = {name.rsplit(".", 1)[1] for name in inner(path) if room(name) == "pipeline"}
+        assert known <= shared, f"{path.name} imports {known - shared}"
 
 
-@pytest.mark.parametrize("library", DOORS)
-def test_each_library_has_one_door(library: str) -> None:
-    users = {
-        path.relative_to(PACKAGE).as_posix()
-        for path in FILES
-        if any(name.split(".")[0] == library for name in imports(path))
-    }
-    assert users
-    for user in users:
-        assert user in DOORS[library] or user.split("/")[0] in DOORS[library], user
+def test_each_library_has_one_door() -> None:
+    used = {name for path in FILES for name in libraries(path)}
+    assert used - {"qvec_cli", "numpy", "torch", *sys.stdlib_module_names} == DOORS.keys()
+    for library, doors in DOORS.items():
+        paths = [path for path in FILES if library in libraries(path)]
+        users = {path.relative_to(PACKAGE).as_posix() for path in paths}
+        outside = {user for user in users if not {user, user.split("/")[0]} & doors}
+        assert outside == set(), f"{library} is imported by {outside}"
 
 
 def test_the_environment_is_read_in_one_place() -> None:
@@ -154,10 +196,13 @@ def test_every_import_is_declared() -> None:
         text.split(">")[0].split("=")[0].strip().lower().replace("-", "_")
         for text in (*project["dependencies"], *(text for name in EXTRAS for text in extras[name]))
     }
-    found = {name.split(".")[0] for path in FILES for name in imports(path)}
-    found -= {"qvec_cli", *sys.stdlib_module_names}
+    names = {name for path in FILES for name in libraries(path)}
+    names -= {"qvec_cli", *sys.stdlib_module_names}
     package = {"yaml": "pyyaml", "PIL": "pillow"}
-    assert {package.get(name, name) for name in found} <= declared
+    assert {package.get(name, name) for name in names} <= declared
+
+
+# --- names ----------------------------------------------------------------------------------------
 
 
 def test_no_two_files_share_a_name_and_none_is_a_drawer() -> None:
@@ -166,11 +211,47 @@ def test_no_two_files_share_a_name_and_none_is_a_drawer() -> None:
     assert not names.keys() & {"utils.py", "common.py", "helpers.py", "misc.py"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=module)
-def test_a_file_says_what_it_is_and_is_short(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert ast.get_docstring(tree(path)), "no docstring"
-    assert len(text.splitlines()) <= 500
+def test_no_two_classes_share_a_name() -> None:
+    places = defaultdict(list)
+    for path in FILES:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(module(path))
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
+def test_every_file_and_every_room_says_what_it_is() -> None:
+    assert [module(path) for path in FILES if not ast.get_docstring(tree(path))] == []
+    sentences = {name: PACKAGE / name / "__init__.py" for name in FLOORS}
+    assert [name for name, path in sentences.items() if not path.exists()] == []
+    assert rooms().keys() == FLOORS.keys()
+
+
+# --- sizes ----------------------------------------------------------------------------------------
+
+
+def test_the_house_is_small() -> None:
+    total = sum(map(length, FILES))
+    assert len(FILES) <= MOST_FILES
+    assert total <= MOST_LINES
+    assert sum(map(import_lines, FILES)) < IMPORTS * total
+
+
+def test_no_room_is_large() -> None:
+    total = sum(map(length, FILES))
+    lines = {name: sum(map(length, files)) for name, files in rooms().items()}
+    assert {name: n for name, n in lines.items() if n > LARGEST_ROOM * total} == {}
+    counts = {name: len(files) for name, files in rooms().items()}
+    assert {name: n for name, n in counts.items() if n > MOST_FILES_IN_A_ROOM} == {}
+
+
+def test_a_file_ends_where_its_subject_ends() -> None:
+    """A short one has two importers, or it would stand in the file that needs it."""
+    lengths = {path: length(path) for path in FILES if not path.name.startswith("__")}
+    assert {module(path): n for path, n in lengths.items() if n > LONGEST} == {}
+    users = importers()
+    short = {module(path): n for path, n in lengths.items() if n < SHORTEST}
+    assert {name: n for name, n in short.items() if users[name] < 2} == {}
 
 
 def test_the_top_level_is_the_owners() -> None:
@@ -215,3 +296,33 @@ def test_no_other_file_imports_torch_or_timm_before_a_function_needs_them() -> N
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"torch", "timm", "torchvision", "matplotlib", "rich", "onnx", "onnxruntime"}
     assert heavy & set(done.stdout.split()) == set()
+
+
+def figures() -> Iterator[str]:
+    """The measures that the rules above limit, a line each, and a line a room."""
+    total, files = sum(map(length, FILES)), len(FILES)
+    shares = {name: sum(map(length, paths)) / total for name, paths in rooms().items()}
+    largest = max(shares, key=lambda name: shares[name])
+    longest = max(FILES, key=length)
+    imported = sum(map(import_lines, FILES)) / total
+    yield f"files          {files:7,}  (at most {MOST_FILES})"
+    yield f"lines          {total:7,}  (at most {MOST_LINES:,})"
+    yield f"import lines   {imported:7.1%}  (below {IMPORTS:.0%})"
+    yield f"largest room   {shares[largest]:7.1%}  {largest} (at most {LARGEST_ROOM:.0%})"
+    yield f"longest file   {length(longest):7,}  {module(longest)} (at most {LONGEST})"
+    yield f"README bytes   {(ROOT / 'README.md').stat().st_size:7,}"
+    yield f"\n{'room':<12} floor files  lines  share"
+    for name, floor in FLOORS.items():
+        paths = rooms()[name]
+        lines = sum(map(length, paths))
+        row = f"{floor:>5} {len(paths):>5} {lines:>6,} {shares[name]:>6.1%}"
+        yield f"{name or 'beside them':<12} {row}"
+
+
+def test_the_figures_name_every_room() -> None:
+    text = "\n".join(figures())
+    assert all(f"\n{name} " in text for name in FLOORS if name)
+
+
+if __name__ == "__main__":
+    print(*figures(), sep="\n")

@@ -134,9 +134,9 @@ FAULTS: dict[str, tuple[str, Callable[[Lines], None]]] = {
         "no table of 3 x 3",
         change(("global", 0), [1.0], "alignment"),
     ),
-    "another grid": ("its grid bits differs", of_another_run("grid", {"bits": 2})),
-    "other lambdas": ("its lambdas differs", of_another_run("lambdas", [0.0])),
-    "other donors": ("its donors cars differs", of_another_run("donors", {})),
+    "another grid": ("grid bits 3 vs 2", of_another_run("grid", {"bits": 2})),
+    "other lambdas": ("lambdas", of_another_run("lambdas", [0.0])),
+    "other donors": ("donors cars differs", of_another_run("donors", {})),
     "one cell twice": (
         "cars from cars stands twice",
         lambda lines: lines.append({**find(lines, "cell"), "diagonal": False}),

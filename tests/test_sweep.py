@@ -133,7 +133,7 @@ def test_a_sweep_cut_off_goes_on_where_it_was(
         "an unfinished run is there" in sweep(drawer, out, "--bits", 2, "--cross-grid", code=1).err
     )
     again = sweep(drawer, out, "--bits", 3, "--resume", code=1)
-    assert "is of another sweep: its grid changed" in again.err
+    assert "is of another run: grid bits 2 vs 3" in again.err
 
     done: list[float] = []
     monkeypatch.setattr(
@@ -141,17 +141,32 @@ def test_a_sweep_cut_off_goes_on_where_it_was(
         "score",
         lambda self, lam, split: (done.append(lam), score(self, lam, split))[1],
     )
-    sweep(drawer, out, "--bits", 2, "--cross-grid", "--resume")
-    assert taken == [0, 0.75]
-    assert done[0] == 1.5
-    assert without_speed(json.loads(out.read_text())["results"]) == without_speed(swept["results"])
-    assert not unfinished(out).exists()
+    state = unfinished(out).read_text()
+    for text in (state, as_one_document(state)):
+        unfinished(out).write_text(text)
+        sweep(drawer, out, "--bits", 2, "--cross-grid", "--resume", "--force")
+        assert taken == [0, 0.75]
+        assert done[0] == 1.5
+        results = json.loads(out.read_text())["results"]
+        assert without_speed(results) == without_speed(swept["results"])
+        assert not unfinished(out).exists()
+        done.clear()
+
+
+def as_one_document(journal: str) -> str:
+    """What qvec 0.1 left of a sweep that was cut off: indented JSON."""
+    header, *lines = map(json.loads, journal.splitlines())
+    run = {key: value for key, value in header.items() if key not in ("kind", "command")}
+    names = [line.pop("name") for line in lines]
+    assert [line.pop("kind") for line in lines] == ["score"] * 2
+    document = {"run": run, "scores": dict(zip(names, lines, strict=True))}
+    return json.dumps(document, indent=2, sort_keys=True) + "\n"
 
 
 def test_a_broken_state_is_named(drawer: Drawer, tmp_path: Path) -> None:
     out = tmp_path / "sweep.json"
-    unfinished(out).write_text('{"run": {')
-    assert "is not the state of a sweep" in sweep(drawer, out, "--resume", code=1).errors[0]
+    unfinished(out).write_text("x\n")
+    assert "is not JSON" in sweep(drawer, out, "--resume", code=1).errors[0]
     sweep(drawer, out, "--force")
 
 

@@ -217,7 +217,7 @@ def test_what_is_known_costs_no_torch(files: Files, tmp_path: Path) -> None:
 def test_a_part_of_another_grid_is_refused(files: Files, tmp_path: Path) -> None:
     out = tmp_path / "grid.jsonl"
     result = run(files, out, "--join", files.out, "--lambdas", "0,1", code=1)
-    assert "is of another run: its lambdas changed" in result.errors[0]
+    assert "is of another run: lambdas " in result.errors[0]
     assert not out.exists()
 
 
@@ -323,7 +323,7 @@ def test_an_old_run_is_left_for_a_new_one_with_force(files: Files, tmp_path: Pat
     run(files, out, "--lambdas", "0,0.5", "--nulls", "", "--no-oracle")
     out.rename(unfinished(out))
     refused = run(files, out, "--resume", code=1)
-    assert "is of another run: its lambdas, nulls random, oracle changed" in refused.errors[0]
+    assert "is of another run: lambdas " in refused.errors[0]
     done = run(files, out, "--resume", "--force")
     assert "starting anew" in done.err
     assert out.read_bytes() == files.out.read_bytes()

@@ -20,7 +20,7 @@ from qvec_cli.errors import MismatchError
 from qvec_cli.inputs.files import InputFiles
 from qvec_cli.inputs.proxies import find_proxies
 from qvec_cli.inputs.receiver import ReceiverOptions, resolve
-from qvec_cli.outputs.dry_run import TORCH, Plan
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.pipeline.quantize import quantize
 from qvec_cli.specs import Calibration, Grid, Listener, Scale, Silence, Target, spent
@@ -157,5 +157,4 @@ def _plan(request: AdviseRequest, inputs: AdviseInputs, parameters: Facts) -> Pl
     fates = dict.fromkeys(theta, "kept: no target")
     fates |= dict.fromkeys(inputs.receiver.targets, quantized)
     images = {"proxy": inputs.judging.count + request.proxy.samples}
-    memory = TORCH + 8 * theta.nbytes + 2 * inputs.judging.nbytes()
-    return Plan("advise", request.out, fates, theta, parameters, memory, images)
+    return Plan("advise", request.out, fates, theta, parameters, images)

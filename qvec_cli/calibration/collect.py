@@ -30,7 +30,7 @@ from qvec_cli.inputs.files import opened, require_float
 from qvec_cli.inputs.grids import require_some
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model
-from qvec_cli.outputs.dry_run import TORCH, Plan
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.outputs.provenance import backbone_digest, provenance
 from qvec_cli.quant.moments import Inputs, is_smaller
@@ -144,11 +144,8 @@ def _planned(request: MomentsRequest, job: _Collection, parameters: Mapping[str,
     check_images(theta, job.targets, job.model, request.device)
     chosen = set(job.targets)
     fates = {n: "inputs are measured" if n in chosen else "no target" for n in theta}
-    numbers = sum(entry.size for entry in theta.values())
-    squares = sum(theta[name].shape[1] ** 2 for name in job.targets)
     images = {request.split: job.count}
-    memory = TORCH + 12 * numbers + 8 * job.examples.nbytes(images) + 12 * squares
-    return Plan("moments", request.out, fates, theta, parameters, memory, images, data=request.data)
+    return Plan("moments", request.out, fates, theta, parameters, images, data=request.data)
 
 
 def _measured(

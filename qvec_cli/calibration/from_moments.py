@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,10 +62,6 @@ class LayerMoments:
     def facts(self) -> dict[str, Any]:
         """As cards and metrics name them."""
         return {**self._stored.facts.in_words(), "bias_correction": self._correction}
-
-    def memory(self, targets: Iterable[str]) -> int:
-        """Bytes that one layer takes beside its weight, about: its moment and GPTQ's matrices."""
-        return 5 * max(self._theta[name].shape[1] ** 2 for name in targets) * 8
 
     def check(self, targets: Collection[str], listener: Listener) -> None:
         """Refuses targets whose moments are missing; says which have no bias to correct.

@@ -16,7 +16,6 @@ from qvec_cli.errors import DataError, SpecError
 from qvec_cli.inputs.proxies import Proxies, ProxyOptions, draw_each, find_proxies
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import head_tensors
-from qvec_cli.outputs.dry_run import TORCH
 from qvec_cli.quant.affine import stored_scale
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import QTensor, sqnr_db
@@ -75,12 +74,6 @@ def find_refinement_images(
         names = ", ".join(source.spec for source in images.sources)
         raise DataError(f"{names}: --refine needs {_HELD_BACK} images or more, here are {count}")
     return images
-
-
-def refinement_memory(theta: Checkpoint, images: Proxies) -> int:
-    """Bytes that it takes, about: torch, two networks, what moves, and the images."""
-    numbers = sum(entry.size for entry in theta.values())
-    return TORCH + 24 * numbers + 5 * images.nbytes()
 
 
 def refine(

@@ -15,7 +15,6 @@ from qvec_cli.errors import MismatchError, NotFiniteError
 from qvec_cli.inputs.patched import Patched
 from qvec_cli.inputs.proxies import Proxies, draw_each
 from qvec_cli.model.configuration import Model
-from qvec_cli.outputs.dry_run import TORCH
 from qvec_cli.quant.methods import QUANTIZERS, FloatTarget, quantize_weight
 from qvec_cli.quant.moments import Inputs
 from qvec_cli.specs import Calibration, Listener, Target
@@ -32,18 +31,6 @@ class CalibrationImages:
 
     options: Calibration
     images: Proxies
-
-    def memory(self, theta: Checkpoint, targets: Iterable[str]) -> int:
-        """Bytes that calibration takes, about; a batch's way through a block comes on top.
-
-        Beside torch and the network: the images as decoded and as floats, the inputs of a block
-        and what comes out of it, which are about as large, and the method's own matrices.
-        """
-        pixels = self.images.nbytes()
-        largest = max(sum(theta[name].shape) ** 2 for name in targets)
-        numbers = sum(entry.size for entry in theta.values())
-        networks = 2 if self.options.target is Target.FLOAT else 1
-        return TORCH + networks * (12 * numbers + 20 * pixels) + 24 * networks * largest
 
     def facts(self) -> dict[str, Any]:
         """As cards and metrics name them."""

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import FrameType
 from typing import Annotated, Any, Final, NoReturn
@@ -16,8 +16,8 @@ from typing import Annotated, Any, Final, NoReturn
 import typer
 
 from qvec_cli.cli import (
-    advising,
     drawing,
+    inspection,
     manual,
     measurement,
     quantization,
@@ -26,6 +26,8 @@ from qvec_cli.cli import (
     training,
     vectors,
 )
+from qvec_cli.cli.help_text import PlainCommand, PlainGroup
+from qvec_cli.cli.signature import expand
 from qvec_cli.errors import QvecError, RankError, ReaderLeftError, SpecError
 from qvec_cli.learn import distributed
 
@@ -48,55 +50,62 @@ _NO_MEMORY: Final = ("out of memory", "allocate memory")
 """What torch says on a GPU and on a CPU, in errors that have no class of their own."""
 
 
-app = typer.Typer(
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Quantization vectors: make Vision Transformers survive 2- to 4-bit quantization.",
-)
+COMMANDS: Final[dict[str, dict[str, Callable[..., None]]]] = {
+    "Train": {"finetune": training.finetune, "train-qat": training.train_qat},
+    "Vectors": {
+        "extract": vectors.extract,
+        "combine": vectors.combine,
+        "moments": vectors.moments,
+        "patch": vectors.patch,
+    },
+    "Quantize": {
+        "quantize": quantization.quantize,
+        "advise": study.advise,
+        "export": quantization.export,
+    },
+    "Measure": {"eval": measurement.evaluate, "sweep-lambda": measurement.sweep_lambda},
+    "Study": {"transfer": study.transfer},
+    "Look": {
+        "inspect": inspection.inspect,
+        "plot": drawing.plot,
+        "report": drawing.report,
+        "help": manual.manual,
+    },
+}
+"""Every command in the order of use, by the section of ``qvec --help`` and ``qvec help``."""
 
-app.command()(training.finetune)
+_HELP: Final = """\
+Quantization vectors: make Vision Transformers survive 2- to 4-bit quantization.
 
-app.command()(training.train_qat)
-
-app.command()(vectors.extract)
-
-app.command()(vectors.combine)
-
-app.command()(vectors.moments)
-
-app.command()(vectors.patch)
-
-app.command()(quantization.quantize)
-
-app.command()(quantization.export)
-
-app.command("eval")(measurement.evaluate)
-
-app.command()(measurement.sweep_lambda)
-
-app.command()(study.transfer)
-
-app.command()(advising.advise)
-
-app.command()(study.inspect)
-
-app.command()(drawing.plot)
-
-app.command()(drawing.report)
-app.command("help")(manual.manual)
+qvec COMMAND --help lists the flags of a command; qvec help COMMAND is its page of the manual.
+"""
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def program(sections: Mapping[str, Mapping[str, Callable[..., None]]]) -> typer.Typer:
+    """The command line whose commands are functions by section and name."""
+    whole = typer.Typer(
+        cls=PlainGroup,
+        callback=common,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help=_HELP,
+    )
+    for section, commands in sections.items():
+        for name, function in commands.items():
+            whole.command(name, cls=PlainCommand, rich_help_panel=section)(expand(function))
+    return whole
+
+
+def _version(show_version: bool) -> None:
+    if show_version:
         from qvec_cli.outputs.provenance import version
 
         typer.echo(f"qvec {version('qvec')}")
         raise typer.Exit
 
 
-@app.callback()
 def common(
     context: typer.Context,
     _: Annotated[
@@ -113,6 +122,9 @@ def common(
                 "Start it without torchrun, which is for finetune and train-qat.",
             )
         raise typer.Exit(SpecError.exit_code)
+
+
+app = program(COMMANDS)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

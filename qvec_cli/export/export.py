@@ -15,7 +15,7 @@ from qvec_cli.export.form import ExportSource, ExportTarget, Form
 from qvec_cli.inputs.data_use import inherited_use
 from qvec_cli.inputs.files import opened
 from qvec_cli.model.build import NetworkOptions
-from qvec_cli.outputs.dry_run import TORCH, Plan
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.quant.qtensor import part_names
 from qvec_cli.specs import ExportFormat, Listener
@@ -28,10 +28,6 @@ FORMS: Final[Mapping[ExportFormat, Form]] = {
 
 _SUFFIXES: Final = {".onnx": ExportFormat.ONNX}
 """The format by the name of the output, without --to."""
-
-
-_COPIES: Final = 6
-"""Float32 copies of the network that are alive while it is exported, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +104,4 @@ def _planned(
     for name, fate in fates.items():
         assert source.grid is not None
         each |= dict.fromkeys(part_names(name, source.grid), fate)
-    numbers = sum(entry.size for entry in checkpoint.values())
-    numbers += sum(rows * columns for rows, columns in source.packed.values())
-    return Plan("export", out, each, checkpoint, parameters, TORCH + _COPIES * 4 * numbers)
+    return Plan("export", out, each, checkpoint, parameters)

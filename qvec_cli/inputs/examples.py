@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,10 +26,6 @@ class Examples:
     model: Model
     relabel: tuple[int, ...]  # from the data set's class index to the head's
     loading: Loading
-
-    def nbytes(self, images: Mapping[str, int]) -> int:
-        """Bytes of so many decoded images."""
-        return math.prod(self.model.input_size) * sum(images.values())
 
     def decoded(self, split: str, listener: Listener) -> Batch:
         """Every image of a split, uint8 [N, C, H, W], with the head's labels."""

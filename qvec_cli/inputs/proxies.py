@@ -91,10 +91,6 @@ class Proxies:
         """Whether no picture is among them."""
         return all(source.examples.task.name == NOISE for source in self.sources)
 
-    def nbytes(self) -> int:
-        """Bytes of the decoded images."""
-        return sum(s.examples.nbytes({"train": s.count}) for s in self.sources)
-
     def facts(self) -> list[dict[str, Any]]:
         """As cards and metrics name them."""
         tasks = [(source.examples.task, source.count) for source in self.sources]

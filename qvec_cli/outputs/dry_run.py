@@ -5,23 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from qvec_cli.checkpoint.header import Entry
-from qvec_cli.checkpoint.read import BLOCK, Checkpoint
+from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.outputs.hf_folder import check_output
 from qvec_cli.outputs.metrics import Input, Metrics
-
-STREAMING: Final = 60_000_000 + 12 * BLOCK * 4
-"""Bytes that Python, numpy and the blocks on their way take, whatever the model."""
-
-
-TORCH: Final = 900_000_000
-"""Bytes that torch, timm and torchvision take before the first tensor."""
-
-
-_TENSOR: Final = 2_000
-"""Bytes of bookkeeping for one tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +22,6 @@ class Plan:
     fates: Mapping[str, str]  # what becomes of each tensor, by name
     outline: Mapping[str, Entry]
     parameters: Mapping[str, Any]
-    memory: int  # beside what is held for the inputs
     images: Mapping[str, int] = field(default_factory=dict)  # by split
     data: str | None = None  # the data set as typed
     folder: bool = False  # whether the output is one
@@ -45,7 +33,6 @@ class Plan:
         inputs = tuple(inputs)
         if self.output and size:
             check_output(self.output, folder=self.folder, force=True, size=size)
-        held = sum(c.nbytes for c in inputs if c.in_memory)
         tensors = [
             {"name": n, "dtype": e.dtype, "shape": list(e.shape), "fate": self.fates[n]}
             for n, e in self.outline.items()
@@ -57,7 +44,6 @@ class Plan:
                 "images": dict(self.images),
                 "bytes_in": sum(c.nbytes for c in inputs),
                 "bytes_out": size,
-                "memory_bytes": self.memory + held + _TENSOR * len(tensors),
             }
         }
         files = [Input(str(c.path), c.kind, c.stated) for c in inputs]

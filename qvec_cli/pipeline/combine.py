@@ -22,7 +22,7 @@ from qvec_cli.errors import CheckpointError, MismatchError, QvecError
 from qvec_cli.inputs.data_use import inherited_use, joined_data
 from qvec_cli.inputs.files import InputFiles, card_of, input_files, require, stated_model
 from qvec_cli.inputs.kinship import require_same_grid, require_same_start
-from qvec_cli.outputs.dry_run import STREAMING, Plan
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.outputs.provenance import provenance
 from qvec_cli.specs import Grid, Listener, Part, Rule, Use, spent
@@ -240,11 +240,7 @@ def _plan(
     run: _Merging, plan: Mapping[str, Entry], request: CombineRequest, facts: Mapping[str, Any]
 ) -> Plan:
     fates = {name: "combined" if name in run.chosen else "zero: of another part" for name in plan}
-    count = len(run.vectors)
-    memory = STREAMING + 8 * count * BLOCK
-    if request.merge.whole:  # each tensor as it is and trimmed, and sums in float64
-        memory += max(plan[name].size for name in run.chosen) * (8 * count + 40)
-    return Plan("combine", request.out, fates, plan, facts, memory)
+    return Plan("combine", request.out, fates, plan, facts)
 
 
 def _card(vectors: Sequence[Checkpoint], facts: Mapping[str, Any], use: Use) -> Card:

@@ -14,7 +14,7 @@ from qvec_cli.inputs.examples import Examples, open_for
 from qvec_cli.inputs.files import opened, require_model
 from qvec_cli.inputs.foreign import stored_grid
 from qvec_cli.model import build
-from qvec_cli.outputs.dry_run import TORCH, Plan
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.quant.qtensor import packed_weights, part_names
 from qvec_cli.specs import Grid, Listener, Loading
@@ -56,8 +56,7 @@ def evaluate(request: EvaluateRequest, listener: Listener) -> Metrics:
 
             check_network(checkpoint, model, request.device)
             fates = dict.fromkeys(checkpoint, "loaded")
-            memory = TORCH + 2 * checkpoint.nbytes + examples.nbytes(images)
-            planned = Plan("eval", request.out, fates, checkpoint, {}, memory, images, request.data)
+            planned = Plan("eval", request.out, fates, checkpoint, {}, images, request.data)
             return planned.metrics((checkpoint,), started)
         from qvec_cli.inputs.network import load_network
 

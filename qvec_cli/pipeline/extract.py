@@ -21,7 +21,7 @@ from qvec_cli.errors import CheckpointError, MismatchError
 from qvec_cli.inputs.files import InputFiles, card_of, require, stated_model
 from qvec_cli.inputs.kinship import require_same_start, require_twins
 from qvec_cli.model.targets import head_tensors
-from qvec_cli.outputs.dry_run import STREAMING, Plan
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.outputs.provenance import provenance
 from qvec_cli.specs import NOTHING, Listener
@@ -68,7 +68,7 @@ def extract(
         if dry_run:
             fates = pairing.fates(fp, "subtracted", "left out")
             fates |= dict.fromkeys(attached, "carried")
-            planned = Plan("extract", out, fates, {**fp, **attached}, {}, STREAMING)
+            planned = Plan("extract", out, fates, {**fp, **attached}, {})
             return planned.metrics(inputs, started, size_of(whole, _card(fp, qat, carried)))
         tensors = chain(_tensors(fp, qat, plan, rho, base), _copied(carried))
         card = write(out, whole, tensors, lambda: _card(fp, qat, carried), force=force)

@@ -16,7 +16,7 @@ from qvec_cli.checkpoint.write import size_of, write
 from qvec_cli.inputs.files import InputFiles, card_of
 from qvec_cli.inputs.lambdas import AUTO, LambdaChoice, read_choice
 from qvec_cli.inputs.patched import PATCHED, Anchor, Patched, patched_receiver
-from qvec_cli.outputs.dry_run import STREAMING, Plan
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.outputs.provenance import provenance
 from qvec_cli.specs import Listener, Part
@@ -67,7 +67,7 @@ def patch(request: PatchRequest, listener: Listener) -> Metrics:
         if request.dry_run:
             fates = pairing.fates(theta, "patched", "kept")
             fates |= dict.fromkeys(others, "kept: of another part")
-            planned = Plan("patch", request.out, fates, theta, parameters, STREAMING)
+            planned = Plan("patch", request.out, fates, theta, parameters)
             return planned.metrics((theta, rho), started, size_of(theta, card()))
         written = write(request.out, theta, _tensors(patched), card, force=request.force)
         inputs = (Input.of(theta), Input.of(rho))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from qvec_cli.calibration.from_moments import LayerMoments, MomentsOptions
 from qvec_cli.calibration.quantize_model import ModelQuantizer, QuantizedModel
@@ -15,7 +15,6 @@ from qvec_cli.calibration.refine import (
     RefinementOptions,
     find_refinement_images,
     refine,
-    refinement_memory,
 )
 from qvec_cli.calibration.sequential import (
     CalibrationImages,
@@ -35,16 +34,13 @@ from qvec_cli.inputs.patched import PATCHED, Anchor, Patched, anchored
 from qvec_cli.inputs.proxies import Proxies
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model
-from qvec_cli.outputs.dry_run import STREAMING, Plan
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.hf_folder import check_output, config_of, size_of_output, write_output
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.outputs.provenance import provenance
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import parts, stored_bits
 from qvec_cli.specs import Calibration, Grid, GridOptions, Listener, Method, Target, Use, spent
-
-_COPIES: Final = 10
-"""Float32 copies of one weight that are alive while it is quantized, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,10 +287,10 @@ class _Job:
 def _job(request: QuantizeRequest, files: InputFiles, listener: Listener) -> _Job:
     """Opens everything that a request names, and decides targets and grid."""
     theta, moments = files.open(request.source), None
-    carrier = files.open(request.moments.path) if request.moments else None
     patched = anchored(theta, request.anchor, files, listener)
     require_float(theta)
-    if carrier and request.moments:
+    if request.moments:
+        carrier = files.open(request.moments.path)
         moments = LayerMoments(theta, carrier, request.moments, listener)
     calibration, refinement = request.calibrated_on, request.refinement
     known = request.folder or request.network or calibration or refinement
@@ -314,17 +310,10 @@ def _job(request: QuantizeRequest, files: InputFiles, listener: Listener) -> _Jo
 
 def _planned(job: _Job) -> Plan:
     theta, request = job.theta, job.request
-    targets, moments = job.quantizer.targets, job.quantizer.moments
     fates = dict.fromkeys(theta, "kept: no target")
     if job.patched:
         fates |= dict.fromkeys(job.patched.names, "patched: no target")
-    fates |= dict.fromkeys(targets, f"quantized to {job.quantizer.grid}")
-    memory = STREAMING + _COPIES * max(theta[name].size for name in targets) * 4
-    if moments:
-        memory += moments.memory(targets)
-    most = job.calibration.memory(theta, targets) if job.calibration else 0
-    if job.refinement:
-        most = max(most, refinement_memory(theta, job.refinement))
+    fates |= dict.fromkeys(job.quantizer.targets, f"quantized to {job.quantizer.grid}")
     specs = [source.spec for images in job.images.values() for source in images.sources]
     return Plan(
         "quantize",
@@ -332,7 +321,6 @@ def _planned(job: _Job) -> Plan:
         fates,
         theta,
         job.parameters,
-        memory + most,
         {name: images.count for name, images in job.images.items()},
         data=specs[0] if specs else None,
         folder=request.folder,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -13,14 +11,14 @@ from typing import Any, Final
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qvec_cli.checkpoint.card import Card, Kind, canonical
+from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import name_of
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import unfinished
 from qvec_cli.checkpoint.write import write
 from qvec_cli.data.datasets import Task
-from qvec_cli.errors import CheckpointError, MismatchError, NotFiniteError, TrainingError
+from qvec_cli.errors import CheckpointError, NotFiniteError, TrainingError
 from qvec_cli.inputs.data_use import inherited_use
 from qvec_cli.inputs.files import opened
 from qvec_cli.inputs.grids import check_fit
@@ -33,10 +31,11 @@ from qvec_cli.learn.fit import Progress, TrainingRun, warmup_steps
 from qvec_cli.model import build, qat
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import of_network
-from qvec_cli.outputs.dry_run import TORCH, Plan
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.outputs.provenance import backbone_digest, provenance
 from qvec_cli.pipeline.train_request import TrainRequest, stored_model
+from qvec_cli.results.journal import is_same_run
 from qvec_cli.specs import NOTHING, DataUse, Listener, Use, spent
 
 _LOWER: Final = "A lower --lr or a longer --warmup-steps may hold it; start anew with --force."
@@ -216,7 +215,9 @@ class Session:
             place = saved.card.provenance
             if not all(isinstance(place.get(key), dict) for key in ("run", "progress")):
                 raise CheckpointError(f"{path}: its qvec card is damaged (run, progress)")
-            if not self._is_same_run(path, place["run"]):
+            force, listener = self.request.force, self.listener
+            current = self._fingerprint()
+            if not is_same_run(path, place["run"], current, force=force, listener=listener):
                 return
             tensors = {name: saved.array(name) for name in saved}
             saved.settle()
@@ -224,18 +225,6 @@ class Session:
             self.fit.at = Progress(**place["progress"])
         at = self.fit.at
         self.listener.note(f"resumed at epoch {at.epoch + 1}, step {at.step + 1}")
-
-    def _is_same_run(self, path: Path, stored: Mapping[str, Any]) -> bool:
-        asked = json.loads(canonical(self._fingerprint()))  # as the file has it: lists, not tuples
-        changed = [f"{k} {stored.get(k)} vs {asked[k]}" for k in asked if stored.get(k) != asked[k]]
-        if changed and not self.request.force:
-            raise MismatchError(
-                f"{path}: is of another run: {'; '.join(changed)}",
-                hint="Repeat the flags of that run, or start anew with --force.",
-            )
-        if changed:
-            self.listener.note(f"{path}: is of another run: starting anew")
-        return not changed
 
     def _fingerprint(self) -> dict[str, Any]:
         """What must not change between the parts of one run."""
@@ -310,12 +299,8 @@ def _write(path: Path, arrays: Mapping[str, Any], card: Card, *, force: bool) ->
     return write(path, plan, ((n, [a.reshape(-1)]) for n, a in arrays.items()), card, force=force)
 
 
-_PER_WEIGHT: Final = 5 * 4
-"""Bytes: the weight, its gradient, two moments of AdamW, and the state that is written."""
-
-
 def rehearse(request: TrainRequest, task: Task, listener: Listener, started: float) -> Metrics:
-    """The plan of a run; activations, which depend on the network, are not in its memory.
+    """The plan of a run, from file lists and a network without weights.
 
     Raises:
         QvecError: what the run would be refused for.
@@ -347,9 +332,6 @@ def _plan(request: TrainRequest, task: Task, network: torch.nn.Module, model: Mo
         check_fit({name: outline[name].shape for name in targets}, request.grid, request.model)
         fates |= dict.fromkeys(targets, f"trained through {request.grid}")
     images = {name: len(samples) for name, samples in task.splits.items()}
-    held = sum(e.size for e in outline.values()) * _PER_WEIGHT
-    pixels = math.prod(model.input_size) * (images.get("train", 0) + images.get("val", 0))
     command = "train-qat" if request.grid else "finetune"
     parameters = {"epochs": request.recipe.epochs, "batch_size": request.recipe.batch_size}
-    memory = TORCH + held + pixels
-    return Plan(command, request.out, fates, outline, parameters, memory, images, request.data)
+    return Plan(command, request.out, fates, outline, parameters, images, request.data)

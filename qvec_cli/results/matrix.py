@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Final, TypeVar
 
 from qvec_cli.errors import CheckpointError, MismatchError
+from qvec_cli.results.journal import differences
 from qvec_cli.results.records import Record, Score, decode
 from qvec_cli.specs import DataUse, Grid
 
@@ -240,16 +240,16 @@ def _require_schema(run: Record) -> None:
 
 def _require_same_run(first: Record, other: Record) -> None:
     """Refuses lines of another run; where it ran, and under which paths, may differ."""
-    if changed := sorted(changes(first.value, other.value)):
+    if fields := differences(first.value, other.value):
         raise MismatchError(
-            f"{other.where}: is of another run than {first.where}: its {changed[0]} differs",
+            f"{other.where}: is of another run than {first.where}: {fields[0]}",
             hint="Draw one run at a time.",
         )
 
 
 def same_run(first: Record, other: Record) -> bool:
     """Whether two run lines are of one run."""
-    return not any(changes(first.value, other.value))
+    return not differences(first.value, other.value)
 
 
 def _receiver(name: str, record: Record) -> ReceiverRecord:
@@ -364,35 +364,3 @@ def _square(line: Record, key: str, size: int) -> tuple[tuple[float, ...], ...]:
     if any(len(row) != size for row in table):
         raise line.fault(f"{key} is no table of {size} x {size} cosines")
     return table
-
-
-_ANY: Final = "*"
-
-
-LOOSE: Final = {
-    ("version",),
-    ("environment",),
-    ("receivers", _ANY, "model"),
-    ("receivers", _ANY, "data"),
-    ("receivers", _ANY, "qat", "path"),
-    ("receivers", _ANY, "baselines", _ANY, "path"),
-    ("donors", _ANY, "rho"),
-    ("base", "path"),
-    ("models", _ANY, "path"),
-}
-"""What may differ between the parts of a run: programs, and the paths of what digests tell."""
-
-
-def changes(old: Any, new: Any, *place: str) -> Iterator[str]:
-    """Where two configurations differ, but for what may."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in {*old, *new}:
-            yield from changes(old.get(name), new.get(name), *place, name)
-    elif old != new and not any(map(partial(_fits, place), LOOSE)):
-        yield " ".join(place)
-
-
-def _fits(place: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
-    """Whether a place is at or below one that may differ."""
-    pairs = zip(place, pattern, strict=False)
-    return len(place) >= len(pattern) and all(mark in (_ANY, name) for name, mark in pairs)

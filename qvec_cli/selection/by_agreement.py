@@ -16,7 +16,7 @@ from qvec_cli.inputs.files import InputFiles
 from qvec_cli.inputs.lambdas import AUTO, LambdaChoice
 from qvec_cli.inputs.proxies import Proxies, ProxyOptions
 from qvec_cli.inputs.receiver import PairedVector, Receiver, ReceiverOptions, resolve
-from qvec_cli.outputs.dry_run import TORCH, Plan
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.selection.by_labels import UNIT
 from qvec_cli.selection.choose import NEGATIVE, Average, choose_lambda, fit, removed
@@ -310,5 +310,4 @@ def _plan(request: AgreementRequest, receiver: Receiver, parameters: Point) -> P
     fates = receiver.vectors[0].pairing.fates(theta, "patched", "kept")
     fates |= dict.fromkeys(receiver.targets, f"patched, quantized to {receiver.grid}")
     images = {"proxy": sum(source.count for source in proxies.sources)}
-    memory = TORCH + 5 * theta.nbytes + proxies.nbytes()
-    return Plan("sweep-lambda", request.out, fates, theta, parameters, memory, images)
+    return Plan("sweep-lambda", request.out, fates, theta, parameters, images)

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from qvec_cli.checkpoint.replace import check_target, check_unfinished, unfinished, write_json
-from qvec_cli.errors import CheckpointError, MismatchError, NotFiniteError, QvecError
+from qvec_cli.checkpoint.replace import check_target, check_unfinished, unfinished
+from qvec_cli.errors import NotFiniteError, QvecError
 from qvec_cli.inputs.data_use import inherited_use, patched_use
 from qvec_cli.inputs.files import InputFiles
 from qvec_cli.inputs.receiver import Receiver, ReceiverOptions, resolve
-from qvec_cli.outputs.dry_run import TORCH, Plan
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
+from qvec_cli.results.journal import Journal, Line
+from qvec_cli.results.records import Record, Score
 from qvec_cli.specs import DataUse, GridOptions, Listener, Loading, Method, Use, spent
 
 if TYPE_CHECKING:
     from qvec_cli.selection.trial import Trial
 
 
-_NUMBERS: Final = ("n", "n_correct", "top1", "n_correct_top5", "top5", "loss")
-"""What a score holds at least."""
+_NUMBERS: Final = ("n_correct_top5", "top5", "loss")
+"""What a score of a journal must hold, beside its counts and its share."""
 
 
 UNIT: Final = 1.0
@@ -47,8 +48,13 @@ class SweepRequest:
     force: bool = False
     dry_run: bool = False
 
+    @property
+    def points(self) -> tuple[float, ...]:
+        """Every lambda that is measured, ascending; 0, which is plain quantization, among them."""
+        return tuple(sorted({0.0, *self.lambdas}))
 
-def _plan(request: SweepRequest, receiver: Receiver, lambdas: tuple[float, ...]) -> Plan:
+
+def _plan(request: SweepRequest, receiver: Receiver) -> Plan:
     from qvec_cli.inputs.network import check_network
 
     theta, examples, grid = receiver.theta, receiver.examples, receiver.grid
@@ -57,17 +63,17 @@ def _plan(request: SweepRequest, receiver: Receiver, lambdas: tuple[float, ...])
     fates = receiver.vectors[0].pairing.fates(theta, "patched", "kept")
     fates |= dict.fromkeys(receiver.targets, f"patched, quantized to {grid}")
     images = {split: len(examples.task.split(split)) for split in ("val", "test")}
-    memory = TORCH + 5 * theta.nbytes + examples.nbytes(images)
-    parameters = {"lambdas": list(lambdas), "grid": grid.to_json()}
-    what = (request.out, fates, theta, parameters, memory, images, request.data)
-    return Plan("sweep-lambda", *what)
+    parameters = {"lambdas": list(request.points), "grid": grid.to_json()}
+    return Plan("sweep-lambda", request.out, fates, theta, parameters, images, request.data)
 
 
-def _fingerprint(request: SweepRequest, receiver: Receiver) -> dict[str, Any]:
+def _header(request: SweepRequest, receiver: Receiver) -> Line:
     """What a point of the curve depends on, besides its lambda."""
     assert receiver.grid is not None
     task = receiver.examples.task
     return {
+        "kind": "run",
+        "command": "sweep-lambda",
         "receiver": receiver.theta.settle(),
         "rho": receiver.vectors[0].rho.settle(),
         "grid": receiver.grid.to_json(),
@@ -92,32 +98,38 @@ def sweep(request: SweepRequest, listener: Listener) -> Metrics:
     started = time.perf_counter()
     check_target(request.out, force=request.force)
     check_unfinished(request.out, resume=request.resume, force=request.force)
-    lambdas = tuple(sorted({0.0, *request.lambdas}))
     with InputFiles(listener) as files:
         theta, rho = files.open(request.receiver), files.open(request.vector)
         options = ReceiverOptions(request.grid, request.method, request.loading, request.data)
         receiver = resolve(theta, (rho,), options, listener)
         if request.dry_run:
-            return _plan(request, receiver, lambdas).metrics((theta, rho), started)
-        points = _Points(request, _fingerprint(request, receiver))
-        trial = _trial(request, receiver, listener)
-        data = Input(request.data, "data", receiver.examples.task.digest)
-        inputs, use = (Input.of(theta), Input.of(rho), data), patched_use(theta, rho)
-        before = inherited_use(theta)
-    curve = _curve(trial, lambdas, points, listener)
-    labels = Use(DataUse.RECEIVER_LABELS, {"val": curve[0]["val"]["n"]})
-    costs = _Costs(before, use, spent(use, labels))
-    results = _report(trial, curve, points, costs)
+            return _plan(request, receiver).metrics((theta, rho), started)
+        with Journal(unfinished(request.out), _header(request, receiver)) as journal:
+            _recall(request, journal, listener)
+            return _measured(request, receiver, journal, started, listener)
+
+
+def _measured(
+    request: SweepRequest, receiver: Receiver, journal: Journal, started: float, listener: Listener
+) -> Metrics:
+    """The scores that the journal lacks, and the document of all."""
+    theta, rho = receiver.theta, receiver.vectors[0].rho
+    trial = _trial(request, receiver, listener)
+    data = Input(request.data, "data", receiver.examples.task.digest)
+    curve = _curve(trial, request.points, journal, listener)
+    patched, labels = patched_use(theta, rho), {"val": curve[0]["val"]["n"]}
+    chosen = spent(patched, Use(DataUse.RECEIVER_LABELS, labels))
+    costs = _Costs(inherited_use(theta), patched, chosen)
     return Metrics(
         "sweep-lambda",
-        inputs,
+        (Input.of(theta), Input.of(rho), data),
         {
             "grid": trial.grid.to_json(),
             "method": request.method,
             "data": request.data,
-            "lambdas": list(lambdas),
+            "lambdas": list(request.points),
         },
-        results,
+        _report(trial, curve, journal, costs),
         costs.chosen,
         device=str(next(trial.network.parameters()).device),
         started=started,
@@ -144,25 +156,25 @@ class _Costs:
 
 
 def _curve(
-    trial: Trial, lambdas: tuple[float, ...], points: _Points, listener: Listener
+    trial: Trial, lambdas: tuple[float, ...], journal: Journal, listener: Listener
 ) -> list[dict[str, Any]]:
     curve = []
     for done, lam in enumerate(lambdas, start=1):
-        val = _score(trial, points, lam, "val")
+        val = _score(trial, journal, lam, "val")
         curve.append({"lambda": lam, "val": val})
         listener.progress("sweep", done, len(lambdas), **{"lambda": lam, "top1": val["top1"]})
     return curve
 
 
 def _report(
-    trial: Trial, curve: list[dict[str, Any]], points: _Points, costs: _Costs
+    trial: Trial, curve: list[dict[str, Any]], journal: Journal, costs: _Costs
 ) -> dict[str, Any]:
     """The curve, and on test: its best point, lambda 1, and what the receiver had before."""
     best, plain = choose(curve), next(point for point in curve if point["lambda"] == 0)
-    fp = points.get("test of float", lambda: trial.float_score("test").to_json())
+    fp = _kept(journal, "test of float", lambda: trial.float_score("test").to_json())
 
     def row(point: dict[str, Any], use: Use) -> dict[str, Any]:
-        test = _score(trial, points, point["lambda"], "test")
+        test = _score(trial, journal, point["lambda"], "test")
         return {**point, "test": test, "data_use": use.level}
 
     return {
@@ -176,9 +188,9 @@ def _report(
     }
 
 
-def _score(trial: Trial, points: _Points, lam: float, split: str) -> dict[str, Any]:
+def _score(trial: Trial, journal: Journal, lam: float, split: str) -> dict[str, Any]:
     try:
-        return points.get(f"{split} at {lam!r}", lambda: trial.score(lam, split).to_json())
+        return _kept(journal, f"{split} at {lam!r}", lambda: trial.score(lam, split).to_json())
     except NotFiniteError:
         raise QvecError(
             f"at lambda {lam:g} the patched model is no longer finite",
@@ -191,35 +203,24 @@ def choose(curve: list[dict[str, Any]]) -> dict[str, Any]:
     return min(curve, key=lambda p: (-p["val"]["n_correct"], abs(p["lambda"]), p["lambda"] < 0))
 
 
-class _Points:
-    """Scores that are kept beside the output until it is whole, so that a sweep can go on."""
+def _kept(journal: Journal, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The score that the journal keeps under a name, or one that is measured now and kept."""
+    key = {"kind": "score", "name": name}
+    line = journal.get(key)
+    if line is None:
+        line = {**key, **measure()}
+        journal.add(line)
+    return {field: value for field, value in line.items() if field not in key}
 
-    def __init__(self, request: SweepRequest, run: dict[str, Any]) -> None:
-        self._path, self._run = unfinished(request.out), run
-        self._scores = self._load() if request.resume and self._path.exists() else {}
 
-    def get(self, key: str, score: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The score kept under a key, or measured now."""
-        if key not in self._scores:
-            self._scores[key] = score()
-            write_json(self._path, {"run": self._run, "scores": self._scores}, force=True)
-        return self._scores[key]
-
-    def _load(self) -> dict[str, dict[str, Any]]:
-        try:
-            document = json.loads(self._path.read_bytes())
-            stored, scores = dict(document["run"]), dict(document["scores"])
-            numbers = [score[key] for score in scores.values() for key in _NUMBERS]
-            if not all(isinstance(number, int | float) for number in numbers):
-                raise TypeError("its scores are no numbers")
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as fault:
-            raise CheckpointError(
-                f"{self._path}: is not the state of a sweep ({fault})",
-                hint="Start anew with --force.",
-            ) from None
-        if changed := [key for key in self._run if stored.get(key) != self._run[key]]:
-            raise MismatchError(
-                f"{self._path}: is of another sweep: its {', '.join(changed)} changed",
-                hint="Start anew with --force.",
-            )
-        return scores
+def _recall(request: SweepRequest, journal: Journal, listener: Listener) -> None:
+    """Takes the scores of a sweep that was cut off, to go on with them."""
+    if request.resume:
+        path = unfinished(request.out)
+        lines = journal.resume(path, force=request.force, listener=listener) or []
+        for number, line in enumerate(lines[1:], start=2):
+            score = Record(f"{path}:{number}", line)
+            Score.of(score)
+            for field in _NUMBERS:
+                score.number(field)
+    journal.start()

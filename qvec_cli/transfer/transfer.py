@@ -17,18 +17,18 @@ from qvec_cli.checkpoint.replace import (
     replacing,
     unfinished,
 )
-from qvec_cli.errors import MismatchError, SpecError
+from qvec_cli.errors import SpecError
 from qvec_cli.inputs.files import InputFiles
-from qvec_cli.outputs.dry_run import TORCH, Plan
+from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.results.documents import check_apart
+from qvec_cli.results.journal import Journal, Line, encoded
 from qvec_cli.results.matrix import Matrix, parse
 from qvec_cli.results.records import Record
 from qvec_cli.results.summary import summarise
 from qvec_cli.specs import DataUse, Listener, Silence, Use
 from qvec_cli.transfer.cells import CellOptions, MeasuredReceiver, other_grids
 from qvec_cli.transfer.grid_file import read_grid_file
-from qvec_cli.transfer.journal import Journal, Line, encoded
 from qvec_cli.transfer.pairs import ResolvedGrid, cell, resolve_grid
 from qvec_cli.transfer.slurm import (
     Executor,
@@ -116,14 +116,11 @@ def _recall(request: TransferRequest, journal: Journal, listener: Listener) -> N
     """Takes what is finished: parts that are named and, to go on, what was cut off."""
     left = [unfinished(request.out), *finished(request.out)] if request.resume else []
     for path in left:
-        try:
-            _check(path, journal.take(path, torn=True))
-        except MismatchError as error:
-            if not request.force:
-                raise
-            listener.note(f"{error}: starting anew")
+        lines = journal.resume(path, force=request.force, listener=listener)
+        if lines is None:
             clear_parts(request.out)
             break
+        _check(path, lines)
     for part in request.joined:
         _check(part, journal.take(part))
     if not request.resume:
@@ -253,7 +250,7 @@ def _quotient(top: Array, bottom: Array) -> Array:
 
 def _plan(request: TransferRequest, grid: ResolvedGrid, receivers: tuple[str, ...]) -> Plan:
     """What the grid would do: how often each image would go through a network."""
-    options, images, largest = request.options, {"val": 0, "test": 0}, 0
+    options, images = request.options, {"val": 0, "test": 0}
     curve = len(options.lambdas) - 1  # lambda 0 is the same for every vector
     for name in receivers:
         facts, count = grid.run["receivers"][name], len(grid.vectors[name])
@@ -261,11 +258,9 @@ def _plan(request: TransferRequest, grid: ResolvedGrid, receivers: tuple[str, ..
         on_test = curve if options.oracle else 1 + len(options.fixed)
         images["val"] += facts["images"]["val"] * (1 + count * curve)
         images["test"] += facts["images"]["test"] * (grids + count * on_test)
-        decoded = grid.receivers[name].examples.nbytes(facts["images"])
-        largest = max(largest, 5 * grid.receivers[name].theta.nbytes + decoded)
     cells = sum(len(grid.vectors[name]) for name in receivers)
     parameters = {"cells": cells, "lambdas": list(options.lambdas), "grid": grid.grid.to_json()}
-    return Plan("transfer", request.out, {}, {}, parameters, TORCH + largest, images)
+    return Plan("transfer", request.out, {}, {}, parameters, images)
 
 
 def _matrix(path: Path, lines: list[Line]) -> Matrix:
