@@ -15,6 +15,7 @@ from safetensors.torch import save_file as save_tensors
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.inputs.examples import open_for
+from qvec_cli.inputs.files import model_of
 from qvec_cli.inputs.network import load_network
 from qvec_cli.learn import distill as module
 from qvec_cli.learn.distill import Lesson, Pupils, distance, distill
@@ -69,9 +70,7 @@ def test_codes_stay_and_scales_biases_and_norms_move(
 def _distance(path: Path, drawer: Drawer, images: Path, places: slice) -> float:
     """KL to the receiver on some of the images that are drawn."""
     with Checkpoint(path) as checkpoint, Checkpoint(drawer.receiver) as theta:
-        assert theta.card is not None
-        assert theta.card.model is not None
-        model = theta.card.model
+        model = model_of(theta)
         networks = [load_network(each, model, "cpu").eval() for each in (checkpoint, theta)]
         own = drawer.donor if images == drawer.donor_data else drawer.receiver
         with Checkpoint(own) as named:
@@ -163,8 +162,11 @@ def _idle(*given: Any, **more: Any) -> Any:
     return dict(given[2])
 
 
-@pytest.mark.parametrize("lesson", [_worse, _broken, _idle], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("way", ["rtn", "awq"])
+@pytest.mark.parametrize(
+    ("lesson", "way"),
+    [(_worse, "rtn"), (_broken, "rtn"), (_idle, "awq")],
+    ids=["worse", "broken", "idle"],
+)
 def test_what_does_not_help_is_not_kept(
     lesson: Any, way: str, drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
