@@ -14,8 +14,8 @@ from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.inputs.examples import open_for
 from qvec_cli.inputs.files import model_of
+from qvec_cli.inputs.images import open_for
 from qvec_cli.inputs.network import load_network
 from qvec_cli.learn import distill as module
 from qvec_cli.learn.distill import Lesson, Pupils, distance, distill

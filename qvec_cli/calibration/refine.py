@@ -13,7 +13,7 @@ from qvec_cli.calibration.sequential import load_float
 from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import DataError, SpecError
-from qvec_cli.inputs.proxies import Proxies, ProxyOptions, draw_each, find_proxies
+from qvec_cli.inputs.images import Proxies, ProxyOptions, draw_each, find_proxies
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import head_tensors
 from qvec_cli.quant.affine import stored_scale

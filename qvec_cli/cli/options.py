@@ -26,7 +26,7 @@ from qvec_cli.specs import (
 )
 
 if TYPE_CHECKING:
-    from qvec_cli.inputs.proxies import ProxyOptions
+    from qvec_cli.inputs.images import ProxyOptions
     from qvec_cli.model.build import NetworkOptions
 
 
@@ -314,7 +314,7 @@ class ProxyFlags:
         Raises:
             SpecError: none, or too few.
         """
-        from qvec_cli.inputs.proxies import ProxyOptions
+        from qvec_cli.inputs.images import ProxyOptions
 
         return ProxyOptions(
             specs=tuple(self.proxy or ()), samples=self.proxy_samples or 256, loading=loading

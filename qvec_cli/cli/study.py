@@ -87,7 +87,7 @@ def advise(
         qvec advise receiver.st --bits 3 --rho rho.st --proxy pictures/
     """
     from qvec_cli.advise import advise as verb
-    from qvec_cli.advise.setup import AdviseRequest
+    from qvec_cli.advise.candidates import AdviseRequest
 
     vectors = tuple(ways.rho or ())
     request = AdviseRequest(

@@ -9,7 +9,7 @@ from typing import Any, Final
 from qvec_cli.checkpoint.replace import check_target, check_unfinished, is_stream, unfinished
 from qvec_cli.data.tasks import TASKS
 from qvec_cli.errors import SpecError
-from qvec_cli.inputs.examples import open_data
+from qvec_cli.inputs.images import open_data
 from qvec_cli.learn import ranks
 from qvec_cli.learn.distributed import ALONE, World
 from qvec_cli.outputs.metrics import Input, Metrics

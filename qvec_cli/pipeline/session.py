@@ -19,9 +19,9 @@ from qvec_cli.checkpoint.replace import unfinished
 from qvec_cli.checkpoint.write import write
 from qvec_cli.data.datasets import Task
 from qvec_cli.errors import CheckpointError, NotFiniteError, TrainingError
-from qvec_cli.inputs.data_use import inherited_use
 from qvec_cli.inputs.files import opened
 from qvec_cli.inputs.grids import check_fit
+from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.inputs.network import device, load_state, outline
 from qvec_cli.learn import ranks, snapshot
 from qvec_cli.learn.accuracy import parts, score

@@ -13,7 +13,7 @@ from torch import nn
 from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import NotFiniteError
-from qvec_cli.inputs.examples import Examples
+from qvec_cli.inputs.images import Examples
 from qvec_cli.inputs.network import load_network
 from qvec_cli.learn.accuracy import Accuracy, measure
 from qvec_cli.learn.batches import Batch

@@ -167,7 +167,7 @@ def _draw(data: Path) -> Path:
 def sweep(folder: Path) -> None:
     """Eleven lambdas in one process against twelve evaluations of decoded images."""
     from qvec_cli.checkpoint.read import Checkpoint
-    from qvec_cli.inputs.examples import open_for
+    from qvec_cli.inputs.images import open_for
     from qvec_cli.inputs.lambdas import parse_lambdas
     from qvec_cli.inputs.network import load_network
     from qvec_cli.learn.accuracy import measure
