@@ -139,7 +139,7 @@ def sweep_lambda(
 
     Examples:
         qvec sweep-lambda receiver.st rho.st --data images/digits -o sweep.json
-        qvec sweep-lambda receiver.st rho.st --objective agreement --proxy noise -o agreed.json
+        qvec sweep-lambda r.st rho.st --objective agreement --proxy noise -o r.json
     """
     from qvec_cli.checkpoint.replace import unfinished
     from qvec_cli.inputs.lambdas import parse_lambdas
