@@ -20,9 +20,7 @@ Results = Annotated[
     list[Path],
     typer.Argument(
         metavar="FILE...",
-        readable=False,
         help="JSON of transfer, sweep-lambda, quantize --metrics, eval; - for stdin.",
-        rich_help_panel=options.INPUT,
     ),
 ]
 
