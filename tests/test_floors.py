@@ -201,7 +201,6 @@ TORCHS_OWN = {
         "learn.batches",
         "learn.distill",
         "learn.fit",
-        "learn.snapshot",
         "model.qat",
         "pipeline.session",
         "selection.agreement",

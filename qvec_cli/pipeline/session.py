@@ -23,11 +23,11 @@ from qvec_cli.inputs.data_use import inherited_use
 from qvec_cli.inputs.files import opened
 from qvec_cli.inputs.grids import check_fit
 from qvec_cli.inputs.network import device, load_state, outline
-from qvec_cli.learn import ranks, snapshot
+from qvec_cli.learn import distributed
 from qvec_cli.learn.accuracy import parts, score
 from qvec_cli.learn.batches import TrainingBatches, View, decode
 from qvec_cli.learn.distributed import ALONE, World
-from qvec_cli.learn.fit import Progress, TrainingRun, warmup_steps
+from qvec_cli.learn.fit import Progress, TrainingRun, restore, share_state, state_of, warmup_steps
 from qvec_cli.model import build, qat
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import of_network
@@ -85,7 +85,6 @@ class Session:
         """
         self._note_warmup()
         self._note_ranks()
-        ranks.join(self.world, self.device)
         if self.request.resume:
             self._resume()
         try:
@@ -165,7 +164,9 @@ class Session:
 
     def _validate(self) -> dict[str, Any]:
         """Scores on the validation split; of both forwards when training through a grid."""
-        ranks.align(self.world, self.network.buffers())  # running means are each rank's own
+        distributed.copy_from_first(
+            self.world, self.network.buffers()
+        )  # running means are each rank's own
         try:
             with qat.float_forward(self.network) as wrapped:
                 result = {"float": self._score()}
@@ -185,7 +186,7 @@ class Session:
             normalise=self.fit.normalise,
             batch_size=self.request.recipe.batch_size,
         )
-        found = ranks.gathered(self.world, own)
+        found = distributed.gathered(self.world, own)
         return score(found, time.perf_counter() - started).to_json()
 
     def _save(self) -> None:
@@ -193,16 +194,14 @@ class Session:
             return
         place = {"op": "train", "progress": asdict(self.fit.at), "run": self._fingerprint()}
         card = Card(Kind.STATE, provenance=place)
-        _write(
-            unfinished(self.request.out), snapshot.take(self.fit, qat.plain_name), card, force=True
-        )
+        _write(unfinished(self.request.out), state_of(self.fit, qat.plain_name), card, force=True)
 
     def _resume(self) -> None:
         """Goes on where the first rank's file stands."""
         if self.world.leads:
             self._read()
-        self.fit.at = ranks.from_first(self.world, self.fit.at)
-        snapshot.align(self.fit)
+        self.fit.at = distributed.from_first(self.world, self.fit.at)
+        share_state(self.fit)
 
     def _read(self) -> None:
         path = unfinished(self.request.out)
@@ -221,7 +220,7 @@ class Session:
                 return
             tensors = {name: saved.array(name) for name in saved}
             saved.settle()
-            snapshot.restore(self.fit, tensors, qat.plain_name)
+            restore(self.fit, tensors, qat.plain_name)
             self.fit.at = Progress(**place["progress"])
         at = self.fit.at
         self.listener.note(f"resumed at epoch {at.epoch + 1}, step {at.step + 1}")
