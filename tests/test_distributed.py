@@ -21,8 +21,8 @@ from torch.nn import functional
 
 from qvec_cli.data.datasets import open_task
 from qvec_cli.errors import RankError, SpecError, TrainingError
-from qvec_cli.learn import accuracy, distributed
-from qvec_cli.learn.batches import NO_LABEL, TrainingBatches, View, decode
+from qvec_cli.learn import distributed, forward
+from qvec_cli.learn.batches import NO_LABEL, PreparedSplit, TrainingBatches, decode
 from qvec_cli.learn.distributed import ALONE, World, here
 from qvec_cli.learn.fit import share_of_loss
 from qvec_cli.model import build
@@ -87,7 +87,7 @@ def test_the_ranks_together_see_the_batches_of_one_process(tmp_path: Path) -> No
     """13 images, 4 a batch: the last one goes to the first of three ranks, the others borrow."""
     task = open_task(str(draw(tmp_path / "d", ("x", "y"), 7, 1, seed=0)), None)
     for augmented, skip in ((True, 0), (False, 2)):
-        view = View(task.split("train"), build.transform(MODEL, augment=augmented), 3)
+        view = PreparedSplit(task.split("train"), build.transform(MODEL, augment=augmented), 3)
         assert len(view.samples) == 13
         made = [
             TrainingBatches(view, seed=1, batch_size=4, augmented=augmented, world=world)
@@ -113,23 +113,23 @@ def test_a_score_that_ranks_measure_together_is_that_of_one_process_to_the_bit(
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 7))
     images, labels = torch.randint(0, 256, (23, 3, 8, 8), dtype=torch.uint8), torch.arange(23) % 7
     flags: Any = {"normalise": normalise, "batch_size": 4}
-    alone = accuracy.score(accuracy.parts(network, images, labels, **flags), 1.0)
+    alone = forward.accuracy_of(forward.batch_counts(network, images, labels, **flags), 1.0)
     for size in SIZES:
         of_all = []
         for world in worlds(size):
             own = [place for batch in world.whole_batches(23, 4) for place in batch]
-            of_all.append(accuracy.parts(network, images[own], labels[own], **flags))
+            of_all.append(forward.batch_counts(network, images[own], labels[own], **flags))
 
         def gather(boxes: list[Any], _: object, of_all: list[Any] = of_all) -> None:
             boxes[:] = of_all
 
         monkeypatch.setattr("torch.distributed.all_gather_object", gather)
-        assert accuracy.score(distributed.gathered(World(0, size), of_all[0]), 1.0) == alone
+        assert forward.accuracy_of(distributed.gathered(World(0, size), of_all[0]), 1.0) == alone
 
 
 def test_a_split_without_images_for_a_rank_decodes_to_nothing(drawer: Drawer) -> None:
     samples = open_task(str(drawer.donor_data), None).split("val")
-    images, labels = decode(View(samples, lambda _: torch.zeros(1), 3), places=[])
+    images, labels = decode(PreparedSplit(samples, lambda _: torch.zeros(1), 3), places=[])
     assert (len(images), len(labels)) == (0, 0)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from qvec_cli.data.datasets import Samples, open_task
-from qvec_cli.learn.batches import TrainingBatches, View, decode
+from qvec_cli.learn.batches import PreparedSplit, TrainingBatches, decode
 from qvec_cli.learn.fit import TrainingRun, learning_rate, warmup_steps
 from qvec_cli.model import build
 from qvec_cli.model.configuration import Model
@@ -119,7 +119,7 @@ MODEL = Model(
 
 
 def training(samples: Samples, seed: int, workers: int, *, augmented: bool) -> TrainingBatches:
-    view = View(samples, build.transform(MODEL, augment=augmented), 3, workers)
+    view = PreparedSplit(samples, build.transform(MODEL, augment=augmented), 3, workers)
     return TrainingBatches(view, seed=seed, batch_size=8, augmented=augmented)
 
 
@@ -146,7 +146,7 @@ def test_an_epoch_can_be_entered_anywhere(samples: Samples) -> None:
 
 
 def test_every_image_is_seen_once_an_epoch(samples: Samples) -> None:
-    images, _ = decode(View(samples, build.transform(MODEL, augment=False), 3))
+    images, _ = decode(PreparedSplit(samples, build.transform(MODEL, augment=False), 3))
     made = training(samples, 0, 0, augmented=False)
     seen = torch.cat([batch for batch, _ in made.epoch(0)])
     assert sorted(map(hash, map(str, seen.flatten(1).tolist()))) == sorted(
@@ -163,7 +163,7 @@ def test_drawing_batches_leaves_torchs_own_stream_alone(samples: Samples) -> Non
 
 def test_decoded_images_are_timms_transform_of_the_files(samples: Samples) -> None:
     transform = build.transform(MODEL, augment=False)
-    images, labels = decode(View(samples, transform, 3, workers=2))
+    images, labels = decode(PreparedSplit(samples, transform, 3, workers=2))
     for index in (0, 17, len(samples) - 1):
         expected = torch.as_tensor(transform(samples.load(index).convert("RGB")))
         assert torch.equal(images[index], expected)

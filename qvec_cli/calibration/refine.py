@@ -24,7 +24,7 @@ from qvec_cli.specs import Calibration, Grid, Listener, Method
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from qvec_cli.learn.distill import Pupils
+    from qvec_cli.learn.distill import TeacherOutputs
 
 
 SEED: Final = 0
@@ -131,23 +131,23 @@ def refine(
     Raises:
         NotFiniteError: a network whose output is not a number.
     """
-    from qvec_cli.learn.distill import Lesson, distill, loss_name, measured
+    from qvec_cli.learn.distill import DistillOptions, distill, loss_name, measured
 
     subject.completed(made)
-    seen, held = _pupils(subject, images, listener)
+    seen, held = _teacher_outputs(subject, images, listener)
     network = load_float(subject.source, subject.model, subject.device)
     places = dict(network.named_parameters(remove_duplicate=False))
     loose = {n: value for n, value in subject.loose(made).items() if n in places}
     before = made.weights, loose
     _place(places, *before)
     error = measured(network, held)
-    lesson = Lesson(steps, seed=SEED)
+    options = DistillOptions(steps, seed=SEED)
     student = _Student(made.weights, loose, next(network.parameters()).device)
 
     def heard(done: int, loss: float) -> None:
         listener.progress("refine", done, steps, loss=loss)
 
-    moved = distill(network, seen, student.free(), student.tensors, lesson, heard)
+    moved = distill(network, seen, student.free(), student.tensors, options, heard)
     after = student.stored(moved, {name: subject.theta[name].dtype for name in loose})
     _place(places, *after)
     found = _measured_or_none(network, held)
@@ -155,7 +155,7 @@ def refine(
     facts = {
         "kept": kept,
         "steps": steps,
-        "loss": loss_name(seen.wanted.shape[1]),
+        "loss": loss_name(seen.logits.shape[1]),
         "held_back": {"images": len(held.images), "before": error, "after": found},
         "learned_from": len(seen.images),
     }
@@ -165,12 +165,12 @@ def refine(
     return _refined(subject, made, *after), facts
 
 
-def _measured_or_none(network: nn.Module, pupils: Pupils) -> float | None:
+def _measured_or_none(network: nn.Module, examples: TeacherOutputs) -> float | None:
     from qvec_cli.errors import NotFiniteError
     from qvec_cli.learn.distill import measured
 
     try:
-        return measured(network, pupils)
+        return measured(network, examples)
     except NotFiniteError:
         return None
 
@@ -186,12 +186,14 @@ def _refined(
     return Calibrated(weights, {**made.floats, **loose}, ratios)
 
 
-def _pupils(subject: Subject, images: Proxies, listener: Listener) -> tuple[Pupils, Pupils]:
+def _teacher_outputs(
+    subject: Subject, images: Proxies, listener: Listener
+) -> tuple[TeacherOutputs, TeacherOutputs]:
     """Images to learn from and images held back, with the logits of the float receiver."""
     import torch
 
-    from qvec_cli.learn.answers import logits
-    from qvec_cli.learn.distill import Pupils
+    from qvec_cli.learn.distill import TeacherOutputs
+    from qvec_cli.learn.forward import logits
     from qvec_cli.model.build import normalise
 
     decoded, size = images.decoded(listener), images.sources[0].examples.loading.batch_size
@@ -201,7 +203,7 @@ def _pupils(subject: Subject, images: Proxies, listener: Listener) -> tuple[Pupi
     held = torch.arange(len(decoded)) % _HELD_BACK == _HELD_BACK - 1  # of every source some
     parts = (decoded[part] for part in (~held, held))
     first, second = (
-        Pupils(some, wanted[part.to(wanted.device)], ready, size)
+        TeacherOutputs(some, wanted[part.to(wanted.device)], ready, size)
         for some, part in zip(parts, (~held, held), strict=True)
     )
     return first, second

@@ -20,7 +20,7 @@ from qvec_cli.vector.arithmetic import difference
 
 if TYPE_CHECKING:
     from qvec_cli.inputs.proxies import Proxies
-    from qvec_cli.learn.answers import Outputs
+    from qvec_cli.learn.forward import Outputs
     from qvec_cli.selection.trial import Trial
 
 
