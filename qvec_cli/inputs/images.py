@@ -204,18 +204,18 @@ class Examples:
         """Every image of a split, uint8 [N, C, H, W], with the head's labels."""
         import torch
 
-        from qvec_cli.learn.batches import View, decode
+        from qvec_cli.learn.batches import PreparedSplit, decode
         from qvec_cli.model import build
 
         samples = self.task.split(split)
-        view = View(
+        prepared = PreparedSplit(
             samples,
             build.transform(self.model, augment=False),
             self.model.input_size[0],
             self.loading.workers,
         )
         images, labels = decode(
-            view, lambda done: listener.progress(f"decode {split}", done, len(samples))
+            prepared, lambda done: listener.progress(f"decode {split}", done, len(samples))
         )
         return images, torch.tensor(self.relabel)[labels]
 

@@ -22,7 +22,7 @@ from qvec_cli.specs import Grid, Listener, Loading
 if TYPE_CHECKING:
     from torch import nn
 
-    from qvec_cli.learn.accuracy import Accuracy
+    from qvec_cli.learn.forward import Accuracy
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +103,11 @@ def _cost(checkpoint: Checkpoint, network: nn.Module) -> dict[str, int]:
 def _measure(
     network: nn.Module, examples: Examples, request: EvaluateRequest, listener: Listener
 ) -> Accuracy:
-    from qvec_cli.learn.accuracy import measure
+    from qvec_cli.learn.forward import measure
 
     images, labels = examples.decoded(request.split, listener)
 
-    def heard(done: int) -> None:
+    def progress(done: int) -> None:
         listener.progress("evaluate", done, len(images))
 
     return measure(
@@ -116,5 +116,5 @@ def _measure(
         labels,
         normalise=build.normalise(examples.model),
         batch_size=request.loading.batch_size,
-        heard=heard,
+        progress=progress,
     )

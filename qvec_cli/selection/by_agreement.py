@@ -25,7 +25,7 @@ from qvec_cli.vector.pairing import select
 
 if TYPE_CHECKING:
     from qvec_cli.checkpoint.dtypes import Array
-    from qvec_cli.learn.answers import Outputs
+    from qvec_cli.learn.forward import Outputs
     from qvec_cli.selection.agreement import Judge
     from qvec_cli.selection.trial import Trial
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from qvec_cli.checkpoint.read import Checkpoint
     from qvec_cli.inputs.images import Proxies, ProxyOptions
     from qvec_cli.inputs.receiver import Receiver
-    from qvec_cli.learn.answers import Outputs
+    from qvec_cli.learn.forward import Outputs
     from qvec_cli.model.configuration import Model
     from qvec_cli.selection.trial import Trial
     from qvec_cli.transfer.grid_file import GridReceiver

@@ -170,7 +170,7 @@ def sweep(folder: Path) -> None:
     from qvec_cli.inputs.images import open_for
     from qvec_cli.inputs.lambdas import parse_lambdas
     from qvec_cli.inputs.network import load_network
-    from qvec_cli.learn.accuracy import measure
+    from qvec_cli.learn.forward import measure
     from qvec_cli.model.build import normalise
     from qvec_cli.selection import by_labels as swept
     from qvec_cli.specs import GridOptions, Loading, Silence
