@@ -223,6 +223,43 @@ def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], No
     return folder
 
 
+WITHOUT = """
+import contextlib, io, json, sys, traceback
+from importlib.machinery import PathFinder
+class Heavy:  # a finder that may say where a module lies, and a loader that refuses to run it
+    def find_spec(self, name, path=None, target=None):
+        if name in {"torch", "timm", "torchvision", "onnx", "matplotlib", "rich"}:
+            spec = PathFinder.find_spec(name, path)
+            spec.loader = self
+            return spec
+    def create_module(self, spec):
+        raise AssertionError(f"{spec.name} is imported")
+    exec_module = create_module
+sys.meta_path.insert(0, Heavy())
+from qvec_cli.cli.app import run
+results = []
+for words in json.load(sys.stdin):
+    out, err, code = io.StringIO(), io.StringIO(), -1
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = run(words)
+        except Exception:
+            traceback.print_exc()
+    results.append((code, out.getvalue(), err.getvalue()))
+json.dump(results, sys.stdout)
+"""
+
+
+def without_torch(lines: Sequence[Sequence[object]], folder: Path | None = None) -> list[Result]:
+    """Runs command lines in one process of their own, in which nothing heavy can be imported."""
+    words = json.dumps([[str(word) for word in line] for line in lines])
+    command = [sys.executable, "-c", WITHOUT]
+    done = subprocess.run(
+        command, input=words, capture_output=True, text=True, check=True, cwd=folder
+    )
+    return [Result(*result) for result in json.loads(done.stdout)]
+
+
 def draw(folder: Path, classes: Sequence[str], train: int, test: int, seed: int) -> Path:
     """An image folder whose classes are bars at different places, in noise."""
     rng = np.random.default_rng(seed)

@@ -2,6 +2,7 @@
 
 import functools
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,14 +45,17 @@ def _grids(columns, bits):
 
 
 def _cases(test):
-    """Runs a law on every weight, at every width, in every granularity."""
+    """Runs a law on every weight in every granularity, the width going round; if slow, on all."""
+    slow = pytest.param(BITS, id="every width", marks=pytest.mark.slow)
 
-    @pytest.mark.parametrize("bits", BITS)
-    @pytest.mark.parametrize("name", WEIGHTS)
+    @pytest.mark.parametrize("widths", [pytest.param((), id="a width each"), slow])
     @functools.wraps(test)
-    def run(name, bits):
-        for grid in _grids(WEIGHTS[name].shape[1], bits):
-            test(WEIGHTS[name], grid)
+    def run(widths):
+        for place, weight in enumerate(WEIGHTS.values()):
+            kinds = _grids(weight.shape[1], 2)
+            for number, kind in enumerate(kinds):
+                for bits in widths or (BITS[(place + number) % len(BITS)],):
+                    test(weight, replace(kind, bits=bits))
 
     del run.__wrapped__  # pytest would read its parameters
     return run
@@ -110,11 +114,11 @@ def test_numpy_and_torch_give_the_same_bits(weight, grid):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("bits", BITS)
-def test_a_gpu_gives_the_same_bits(bits):
+def test_a_gpu_gives_the_same_bits():
     weight = np.exp(RNG.normal(size=(4096, 64)) * 5).astype(np.float32)
-    there = fake_quantize(torch.from_numpy(weight).cuda(), Grid(bits)).cpu().numpy()
-    np.testing.assert_array_equal(_bits(fake_quantize(weight, Grid(bits))), _bits(there))
+    for bits in BITS:
+        there = fake_quantize(torch.from_numpy(weight).cuda(), Grid(bits)).cpu().numpy()
+        np.testing.assert_array_equal(_bits(fake_quantize(weight, Grid(bits))), _bits(there))
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -158,13 +162,13 @@ def test_halves_round_to_the_even_code(bits):
     np.testing.assert_array_equal(quantize(halves, QParams(one, None), grid), [[-2, 0, 0]])
 
 
-@pytest.mark.parametrize("grid", [g for bits in BITS for g in _grids(8, bits)], ids=str)
-def test_a_block_of_zeros_comes_back_as_zeros_on_a_finite_scale(grid):
+def test_a_block_of_zeros_comes_back_as_zeros_on_a_finite_scale():
     zeros = np.zeros((3, 8), np.float32)
-    np.testing.assert_array_equal(fake_quantize(zeros, grid), zeros)
-    scale = choose_qparams(_blocks(zeros, grid), grid).scale
-    np.testing.assert_array_equal(scale, np.float32(np.float32(TINY) / grid.quant_max))
-    assert (scale > 0).all()
+    for grid in (grid for bits in BITS for grid in _grids(8, bits)):
+        np.testing.assert_array_equal(fake_quantize(zeros, grid), zeros)
+        scale = choose_qparams(_blocks(zeros, grid), grid).scale
+        np.testing.assert_array_equal(scale, np.float32(np.float32(TINY) / grid.quant_max))
+        assert (scale > 0).all()
 
 
 @_cases
@@ -197,12 +201,12 @@ def test_a_power_of_two_passes_through_quantization(bits):
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("name", WEIGHTS)
-def test_a_group_of_the_whole_row_is_a_channel(name, bits):
-    weight = WEIGHTS[name]
-    whole = Grid(bits, Granularity.GROUP, weight.shape[1])
-    np.testing.assert_array_equal(fake_quantize(weight, whole), fake_quantize(weight, Grid(bits)))
-    assert scale_shape(weight.shape, whole) == scale_shape(weight.shape, Grid(bits))
+def test_a_group_of_the_whole_row_is_a_channel(bits):
+    for weight in WEIGHTS.values():
+        whole, channel = Grid(bits, Granularity.GROUP, weight.shape[1]), Grid(bits)
+        shown = fake_quantize(weight, whole)
+        np.testing.assert_array_equal(shown, fake_quantize(weight, channel))
+        assert scale_shape(weight.shape, whole) == scale_shape(weight.shape, channel)
 
 
 @pytest.mark.parametrize("bits", BITS)

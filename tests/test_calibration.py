@@ -17,9 +17,9 @@ from test_export import made
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.inputs import network as networks
-from qvec_cli.inputs.examples import open_for
+from qvec_cli.inputs.files import model_of
+from qvec_cli.inputs.images import Proxies, open_for
 from qvec_cli.inputs.network import load_network
-from qvec_cli.inputs.proxies import Proxies
 from qvec_cli.model.build import normalise
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import sqnr_db
@@ -30,10 +30,13 @@ every_method = pytest.mark.parametrize("method", CALIBRATED)
 SMALL = ("--bits", 3, "--calib-samples", 24, "--batch-size", 16, "--device", "cpu")
 
 
-@every_method
-@pytest.mark.parametrize("grid", [(), ("--scale", "mse-full"), ("--asymmetric",)], ids=str)
+@pytest.mark.parametrize(
+    ("method", "grid"),
+    [("gptq", ("--scale", "mse-full")), ("awq", ("--asymmetric",))],
+    ids=["gptq", "awq"],
+)
 def test_a_calibrated_file_is_a_packed_file_like_any_other(
-    method: Method, grid: tuple[str, ...], drawer: Drawer, tmp_path: Path
+    method: str, grid: tuple[str, ...], drawer: Drawer, tmp_path: Path
 ) -> None:
     out, fake = tmp_path / "q.st", tmp_path / "f.st"
     args = ("quantize", drawer.receiver, *SMALL, "--method", method, *grid)
@@ -110,8 +113,7 @@ def test_layers_without_a_bias_are_counted(
 def _mean_outputs(path: Path, drawer: Drawer) -> dict[str, np.ndarray]:
     """Of every linear layer, biases included, on the calibration images."""
     with Checkpoint(path) as checkpoint, Checkpoint(drawer.receiver) as theta:
-        model = theta.card.model  # type: ignore[union-attr]
-        assert model is not None
+        model = model_of(theta)
         network = load_network(checkpoint, model, "cpu").eval()
         examples = open_for(theta, model, str(drawer.receiver_data), Loading())
         images, _ = examples.decoded("train", Silence())
@@ -191,12 +193,12 @@ def test_data_sets_that_do_not_go_together_cost_a_line(
     [
         (("--method", "gptq"), "--method gptq needs images: --calib is missing"),
         (("--method", "awq"), "--method awq needs images: --calib is missing"),
-        (("--method", "mse", "--calib", "DATA"), "--calib is of no use to --method mse"),
+        (("--method", "rtn", "--calib", "DATA"), "--calib is of no use to --method rtn"),
         (("--bias-correction",), "--bias-correction needs images"),
         (("--calib-samples", "9"), "--calib-samples needs images"),
         (("--split", "test"), "--split goes with --data"),
         (("--method", "gptq", "--calib", "nowhere/"), "nowhere/: no such folder"),
-        (("--method", "mse", "--scale", "hqq"), "--scale hqq is not the rule of --method mse"),
+        (("--method", "mse"), "'mse' is not one of 'rtn', 'gptq', 'awq'"),
         (
             ("--method", "gptq", "--calib", "DATA", "--targets", "patch_embed.proj.weight"),
             "matches no matrix",
@@ -223,14 +225,12 @@ def test_a_sweep_takes_no_method_with_images(
 ) -> None:
     args = ("sweep-lambda", drawer.receiver, drawer.rho, "--data", drawer.receiver_data)
     found = call(*args, "--method", method, "-o", tmp_path / "s.json", code=2)
-    said = f"error: --method {method} needs images, which a sweep does not give it"
-    assert found.errors == [said]
+    assert f"--method {method} needs calibration images" in found.errors[0]
 
 
-@every_method
-def test_a_plan_foretells_the_size(method: Method, drawer: Drawer, tmp_path: Path) -> None:
+def test_a_plan_foretells_the_size(drawer: Drawer, tmp_path: Path) -> None:
     out = tmp_path / "q.st"
-    args = ("quantize", drawer.receiver, *SMALL, "--method", method, "--calib")
+    args = ("quantize", drawer.receiver, *SMALL, "--method", "gptq", "--calib")
     plan = call(*args, drawer.receiver_data, "-o", out, "--dry-run", "--json").json
     assert not out.exists()
     call(*args, drawer.receiver_data, "-o", out)
@@ -291,8 +291,11 @@ def test_awq_clips_no_layer_that_makes_queries_and_keys(drawer: Drawer, tmp_path
 CHANGING = [("--method", "awq"), ("--method", "gptq", "--bias-correction"), ("--bias-correction",)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("args", CHANGING, ids=str)
+@pytest.mark.parametrize(
+    ("args", "dtype"),
+    [*zip(CHANGING, (torch.float16, torch.bfloat16, torch.float64), strict=True)],
+    ids=str,
+)
 def test_the_network_that_was_calibrated_is_the_one_that_is_written(
     args: tuple[str, ...],
     dtype: torch.dtype,

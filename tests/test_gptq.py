@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import subprocess
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from covers import pairwise
 
 from qvec_cli.quant import gptq as module
 from qvec_cli.quant.gptq import DAMPING, gptq
@@ -22,19 +24,25 @@ WEIGHT = RNG.standard_normal((20, COLUMNS)).astype(np.float32)
 TOKENS = RNG.standard_normal((600, COLUMNS)) @ (
     RNG.standard_normal((COLUMNS, COLUMNS)) * np.exp(RNG.standard_normal(COLUMNS))
 )
-GRIDS = [
-    Grid(bits, granularity, size, scale, symmetric)
-    for bits in (2, 3, 4, 8)
-    for granularity, size in (
-        (Granularity.CHANNEL, None),
-        (Granularity.GROUP, 12),
-        (Granularity.TENSOR, None),
-    )
+BITS = (2, 3, 4, 8)
+BLOCKS = ((Granularity.CHANNEL, None), (Granularity.GROUP, 12), (Granularity.TENSOR, None))
+RULES = [
+    (scale, symmetric)
     for scale in Scale
     for symmetric in (True, False)
     if symmetric or scale is not Scale.MSE_FULL
 ]
-every_grid = pytest.mark.parametrize("grid", GRIDS, ids=str)
+GRIDS = [Grid(bits, *kind, *rule) for rule, bits, kind in pairwise(RULES, BITS, BLOCKS)]
+"""Every pair of rule, width and block."""
+
+EVERY_GRID = [Grid(bits, *kind, *rule) for rule, bits, kind in product(RULES, BITS, BLOCKS)]
+every_grid = pytest.mark.parametrize(
+    "grids",
+    [
+        pytest.param(GRIDS, id="every pair"),
+        pytest.param(EVERY_GRID, id="every triple", marks=pytest.mark.slow),
+    ],
+)
 
 
 def inputs(moment: Any) -> Inputs:
@@ -45,13 +53,14 @@ SEEN = inputs(TOKENS.T @ TOKENS / len(TOKENS))
 
 
 @every_grid
-@pytest.mark.parametrize("size", [1.0, 3e-7, 5e4])
-def test_without_correlations_it_is_rounding_to_nearest(grid: Grid, size: float) -> None:
-    ours = gptq(WEIGHT, grid, inputs(size * np.eye(COLUMNS)))
-    if grid.scale is Scale.MSE and grid.symmetric:
-        return  # with the lowest code in use, see below
-    assert np.array_equal(ours.codes, rtn(WEIGHT, grid).codes)
-    assert np.array_equal(ours.weight(), rtn(WEIGHT, grid).weight())
+def test_without_correlations_it_is_rounding_to_nearest(grids: list[Grid]) -> None:
+    for place, grid in enumerate(grids):
+        if grid.scale is Scale.MSE and grid.symmetric:
+            continue  # with the lowest code in use, see below
+        size = (1.0, 3e-7, 5e4)[place % 3]
+        ours, plain = gptq(WEIGHT, grid, inputs(size * np.eye(COLUMNS))), rtn(WEIGHT, grid)
+        assert np.array_equal(ours.codes, plain.codes), grid
+        assert np.array_equal(ours.weight(), plain.weight()), grid
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -68,14 +77,15 @@ def test_on_a_clipped_grid_the_lowest_code_is_in_use(bits: int) -> None:
 
 
 @every_grid
-def test_where_inputs_go_together_the_output_error_is_below_roundings(grid: Grid) -> None:
-    ours, plain = (
-        output_error(tensor.weight() - WEIGHT, SEEN.moment)
-        for tensor in (gptq(WEIGHT, grid, SEEN), rtn(WEIGHT, grid))
-    )
-    assert ours.sum() < 0.9 * plain.sum()
-    if grid.granularity is not Granularity.TENSOR:  # which is searched as a whole
-        assert (ours < plain).mean() >= 0.8
+def test_where_inputs_go_together_the_output_error_is_below_roundings(grids: list[Grid]) -> None:
+    for grid in grids:
+        ours, plain = (
+            output_error(tensor.weight() - WEIGHT, SEEN.moment)
+            for tensor in (gptq(WEIGHT, grid, SEEN), rtn(WEIGHT, grid))
+        )
+        assert ours.sum() < 0.9 * plain.sum(), grid
+        if grid.granularity is not Granularity.TENSOR:  # which is searched as a whole
+            assert (ours < plain).mean() >= 0.8, grid
 
 
 def reference(weight: Any, grid: Grid, moment: Any) -> Any:
@@ -98,16 +108,18 @@ def reference(weight: Any, grid: Grid, moment: Any) -> Any:
     return codes
 
 
-@pytest.mark.parametrize("grid", [g for g in GRIDS if g.scale is Scale.ABSMAX], ids=str)
-def test_the_codes_are_those_of_the_papers_equations(grid: Grid) -> None:
-    ours = gptq(WEIGHT, grid, SEEN).codes
-    # float32 against float64: a tie may fall the other way, and moves its row from there on.
-    assert (ours == reference(WEIGHT, grid, SEEN.moment)).all(axis=1).mean() >= 0.85
+@every_grid
+def test_the_codes_are_those_of_the_papers_equations(grids: list[Grid]) -> None:
+    for grid in grids:
+        if grid.scale is Scale.ABSMAX:
+            same = gptq(WEIGHT, grid, SEEN).codes == reference(WEIGHT, grid, SEEN.moment)
+            # float32 against float64: a tie may fall the other way, and moves its row from there.
+            assert same.all(axis=1).mean() >= 0.85, grid
 
 
 @every_grid
 def test_its_own_account_of_the_error_is_the_output_error(
-    grid: Grid, monkeypatch: pytest.MonkeyPatch
+    grids: list[Grid], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accounts = []
     feed_back = module._feed_back
@@ -118,32 +130,42 @@ def test_its_own_account_of_the_error_is_the_output_error(
         return codes, errors
 
     monkeypatch.setattr(module, "_feed_back", listening)
-    shown = gptq(WEIGHT, grid, SEEN).weight()
     damped = SEEN.moment + DAMPING * np.diag(SEEN.moment).mean() * np.eye(COLUMNS)
-    exact = output_error(shown - WEIGHT, damped)
-    (errors,) = accounts
-    if grid.granularity is Granularity.TENSOR:
-        assert exact.sum() == pytest.approx(errors.sum(axis=1).min(), rel=1e-3)
-    else:
-        np.testing.assert_allclose(exact, errors.min(axis=0), rtol=1e-3)
+    for grid in grids:
+        exact = output_error(gptq(WEIGHT, grid, SEEN).weight() - WEIGHT, damped)
+        errors = accounts.pop()
+        assert accounts == []
+        if grid.granularity is Granularity.TENSOR:
+            assert exact.sum() == pytest.approx(errors.sum(axis=1).min(), rel=1e-3), grid
+        else:
+            np.testing.assert_allclose(exact, errors.min(axis=0), rtol=1e-3, err_msg=str(grid))
 
 
 @every_grid
-def test_searching_rows_is_never_worse_than_the_scale_of_rounding(grid: Grid) -> None:
+def test_searching_rows_is_never_worse_than_the_scale_of_rounding(grids: list[Grid]) -> None:
     """A scale fixed beforehand is among those that are tried."""
-    if grid.scale not in {Scale.MSE, Scale.MSE_FULL}:
-        return
     damped = SEEN.moment + DAMPING * np.diag(SEEN.moment).mean() * np.eye(COLUMNS)
-    tries = module._tries(WEIGHT, grid, np.diag(SEEN.moment))
     factor = module._factor(SEEN.moment)
     assert factor is not None
-    codes, errors = module._feed_back(WEIGHT, grid, tries, factor)
-    assert codes.shape[0] == module.TRIED
-    ours = output_error(gptq(WEIGHT, grid, SEEN).weight() - WEIGHT, damped)
-    assert ours.sum() <= errors.sum(axis=1).min() * (1 + 1e-4)
+    for grid in grids:
+        if grid.scale not in {Scale.MSE, Scale.MSE_FULL}:
+            continue
+        tries = module._tries(WEIGHT, grid, np.diag(SEEN.moment))
+        codes, errors = module._feed_back(WEIGHT, grid, tries, factor)
+        assert codes.shape[0] == module.TRIED
+        ours = output_error(gptq(WEIGHT, grid, SEEN).weight() - WEIGHT, damped)
+        assert ours.sum() <= errors.sum(axis=1).min() * (1 + 1e-4), grid
 
 
-@pytest.mark.parametrize("grid", [Grid(2, scale=Scale.MSE_FULL), Grid(3), GRIDS[5]], ids=str)
+@pytest.mark.parametrize(
+    "grid",
+    [
+        Grid(2, scale=Scale.MSE_FULL),
+        Grid(3),
+        Grid(2, Granularity.GROUP, 12, Scale.MSE, symmetric=False),
+    ],
+    ids=str,
+)
 def test_how_the_work_is_cut_does_not_show(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = gptq(WEIGHT, grid, SEEN)
     monkeypatch.setattr(module, "_RESIDENT", 1)
@@ -155,10 +177,11 @@ def test_how_the_work_is_cut_does_not_show(grid: Grid, monkeypatch: pytest.Monke
 
 
 @every_grid
-def test_a_column_without_input_is_set_to_zero(grid: Grid) -> None:
+def test_a_column_without_input_is_set_to_zero(grids: list[Grid]) -> None:
     moment, weight = SEEN.moment.copy(), WEIGHT.copy()
     moment[7], moment[:, 7] = 0, 0
-    assert (gptq(weight, grid, inputs(moment)).weight()[:, 7] == 0).all()
+    for grid in grids:
+        assert (gptq(weight, grid, inputs(moment)).weight()[:, 7] == 0).all(), grid
     assert np.array_equal(weight, WEIGHT)  # others need what was passed
     assert moment[7, 7] == 0
 
@@ -235,7 +258,7 @@ def test_on_the_same_scales_the_weights_are_those_of_llm_compressor(tmp_path: Pa
     """A published implementation, bit for bit: it takes scales and zero points as arguments."""
     given: dict[str, Any] = {"weight": WEIGHT, "moment": SEEN.moment.astype(np.float32)}
     ours = {}
-    for grid in GRIDS:
+    for grid in EVERY_GRID:
         if grid.scale is not Scale.ABSMAX or grid.granularity is Granularity.TENSOR:
             continue
         key = f"{grid.bits} {int(grid.symmetric)} {grid.group_size or 0}"

@@ -13,15 +13,19 @@ from typing import Any
 
 import pytest
 import typer
-from conftest import call, light
+from conftest import call, without_torch
 
 from qvec_cli.cli.app import app
-from qvec_cli.cli.manual import GROUPS, listing, page, sentence
+from qvec_cli.cli.help_text import PlainGroup
+from qvec_cli.cli.manual import TOPICS, listing, page, sentence
 from qvec_cli.errors import SpecError
 
 MANUAL = Path(__file__).parents[1] / "qvec_cli" / "manual"
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-TOPICS = [name for names in GROUPS.values() for name in names]
+PROGRAM = typer.main.get_command(app)
+assert isinstance(PROGRAM, PlainGroup)
+COMMANDS: dict[str, Any] = dict(PROGRAM.commands)
+SECTIONS = {**PROGRAM.sections(), "Topics": list(TOPICS)}
+PAGES = [name for names in SECTIONS.values() for name in names]
 FLAGS = {
     name: {flag for p in command.params for flag in (*p.opts, *p.secondary_opts)}
     for name, command in COMMANDS.items()
@@ -30,7 +34,7 @@ EVERY_FLAG = {flag for flags in FLAGS.values() for flag in flags} | {"--help", "
 FOREIGN = {"--nproc-per-node", "--tasks"}
 """Flags of other programs that a page names."""
 
-every_page = pytest.mark.parametrize("topic", TOPICS)
+every_page = pytest.mark.parametrize("topic", PAGES)
 
 
 def examples(text: str) -> list[list[str]]:
@@ -42,11 +46,8 @@ def examples(text: str) -> list[list[str]]:
 
 
 def test_every_command_has_a_page_and_every_page_is_listed() -> None:
-    assert len(TOPICS) == len(set(TOPICS))
-    assert {path.stem for path in MANUAL.iterdir()} == set(TOPICS)
-    assert {name for group, names in GROUPS.items() if group != "Topics" for name in names} == set(
-        COMMANDS
-    )
+    assert len(PAGES) == len(set(PAGES)) == len(COMMANDS) + len(TOPICS)
+    assert {path.stem for path in MANUAL.iterdir()} == set(PAGES)
 
 
 @every_page
@@ -92,16 +93,16 @@ def test_every_flag_that_a_page_names_exists(topic: str) -> None:
 @every_page
 def test_a_page_points_to_pages_that_exist(topic: str) -> None:
     for name in re.findall(r"qvec help ([a-z][a-z-]*)", page(topic)):
-        assert name in TOPICS, name
+        assert name in PAGES, name
 
 
 def test_the_list_has_each_page_with_its_sentence_in_the_order_of_use() -> None:
     shown = call("help").out
-    assert shown == listing()
+    assert shown == listing(SECTIONS)
     rows = re.findall(r"^- `([a-z-]+)`: (.*)$", shown, re.MULTILINE)
-    assert [name for name, _ in rows] == TOPICS
+    assert [name for name, _ in rows] == PAGES
     assert all(said == sentence(page(name)) for name, said in rows)
-    assert re.findall(r"^## (\w+)$", shown, re.MULTILINE) == list(GROUPS)
+    assert re.findall(r"^## (\w+)$", shown, re.MULTILINE) == list(SECTIONS)
 
 
 @every_page
@@ -109,9 +110,9 @@ def test_a_pipe_gets_the_page_as_it_is(topic: str) -> None:
     assert call("help", topic).out == (MANUAL / f"{topic}.md").read_text(encoding="utf-8")
 
 
-def test_help_starts_neither_torch_nor_timm() -> None:
-    assert light("help") == (0, [], [])
-    assert light("help", "quantize") == (0, [], [])
+def test_a_pipe_gets_a_page_without_torch_or_rich() -> None:
+    results = without_torch([["help"], ["help", "quantize"]])
+    assert [(result.code, result.err) for result in results] == [(0, ""), (0, "")], results
 
 
 @pytest.mark.parametrize(

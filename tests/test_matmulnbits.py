@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import product
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from covers import pairwise
 from onnx import TensorProto, helper, numpy_helper
 
 from qvec_cli.errors import MismatchError
@@ -25,8 +25,8 @@ SHARED = [
     *((Granularity.GROUP, size) for size in (16, 32, 48, 96, 256, 512)),
 ]
 GRIDS = [
-    Grid(bits, granularity, size, symmetric=symmetric)
-    for bits, (granularity, size), symmetric in product(range(2, 9), SHARED, (True, False))
+    Grid(bits, *kind, symmetric=symmetric)
+    for bits, kind, symmetric in pairwise(range(2, 9), SHARED, (True, False))
 ]
 GRIDS += [Grid(2, scale=Scale.MSE_FULL), Grid(3, scale_dtype="float16")]
 
@@ -59,17 +59,16 @@ def read(made: dict[str, Array], rows: int, columns: int, grid: Grid) -> Array:
     return whole.reshape(rows, -1)[:, :columns]
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_the_arrays_hold_the_very_weight(grid: Grid) -> None:
-    weight = packed(grid)
-    rows, columns = weight.codes.shape
-    made = arrays(weight)
-    assert {name: array.dtype for name, array in made.items()} == {
-        "codes": np.uint8,
-        "scales": np.float32,
-        **({} if grid.symmetric else {"zero_points": np.uint8}),
-    }
-    assert np.array_equal(read(made, rows, columns, grid), weight.weight())
+def test_the_arrays_hold_the_very_weight() -> None:
+    for grid in GRIDS:
+        weight = packed(grid)
+        made = arrays(weight)
+        assert {name: array.dtype for name, array in made.items()} == {
+            "codes": np.uint8,
+            "scales": np.float32,
+            **({} if grid.symmetric else {"zero_points": np.uint8}),
+        }
+        assert np.array_equal(read(made, *weight.codes.shape, grid), weight.weight()), grid
 
 
 @pytest.mark.parametrize("columns", [1, 2, 15, 16, 31, 33, 64, 65, 127, 129, 200])
@@ -111,16 +110,15 @@ def product_of(weight: QTensor, rows: Array) -> Array:
     return logits(model.SerializeToString(), rows)
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_onnxruntime_multiplies_by_the_very_weight(grid: Grid) -> None:
-    weight = packed(grid, rows=20)
-    columns = weight.codes.shape[1]
+def test_onnxruntime_multiplies_by_the_very_weight() -> None:
     rng = np.random.default_rng(0)
-    for count in (1, 19):
-        x = rng.normal(size=(count, columns)).astype(np.float32)
-        exact = x.astype(np.float64) @ weight.weight().T.astype(np.float64)
-        size = np.abs(x).astype(np.float64) @ np.abs(weight.weight().T).astype(np.float64)
-        assert (np.abs(product_of(weight, x) - exact) <= 4e-6 * size).all()
+    for grid in GRIDS:
+        weight = packed(grid, rows=20)
+        for count in (1, 19):
+            x = rng.normal(size=(count, weight.codes.shape[1])).astype(np.float32)
+            exact = x.astype(np.float64) @ weight.weight().T.astype(np.float64)
+            size = np.abs(x).astype(np.float64) @ np.abs(weight.weight().T).astype(np.float64)
+            assert (np.abs(product_of(weight, x) - exact) <= 4e-6 * size).all(), grid
 
 
 @pytest.mark.parametrize("size", [1, 8, 24, 40, 100])

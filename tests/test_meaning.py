@@ -385,8 +385,8 @@ def test_a_start_may_be_piped_in(drawer: Drawer, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_a_hundred_thousand_tensors_are_subtracted_within_bounds(tmp_path: Path) -> None:
-    count, size = 100_000, 16
+def test_thousands_of_tensors_are_subtracted_within_bounds(tmp_path: Path) -> None:
+    count, size = 30_000, 16
     names = (f"blocks.{i // 10:05}.layer{i % 10}.weight" for i in range(count))
     header = {
         name: {"dtype": "F32", "shape": [4], "data_offsets": [size * i, size * (i + 1)]}
@@ -400,5 +400,5 @@ def test_a_hundred_thousand_tensors_are_subtracted_within_bounds(tmp_path: Path)
     made = spawn("extract", tmp_path / "a.st", tmp_path / "b.st", "-o", tmp_path / "rho", "--json")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert made.json["results"]["tensors"] == count
-    assert made.json["timing"]["peak_rss_bytes"] < 500e6
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 15
+    assert made.json["timing"]["peak_rss_bytes"] < 250e6
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 8

@@ -14,10 +14,11 @@ from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.inputs.examples import open_for
+from qvec_cli.inputs.files import model_of
+from qvec_cli.inputs.images import open_for
 from qvec_cli.inputs.network import load_network
 from qvec_cli.learn import distill as module
-from qvec_cli.learn.distill import Lesson, Pupils, distance, distill
+from qvec_cli.learn.distill import DistillOptions, TeacherOutputs, distance, distill
 from qvec_cli.model.build import normalise
 from qvec_cli.specs import Loading, Silence
 
@@ -69,9 +70,7 @@ def test_codes_stay_and_scales_biases_and_norms_move(
 def _distance(path: Path, drawer: Drawer, images: Path, places: slice) -> float:
     """KL to the receiver on some of the images that are drawn."""
     with Checkpoint(path) as checkpoint, Checkpoint(drawer.receiver) as theta:
-        assert theta.card is not None
-        assert theta.card.model is not None
-        model = theta.card.model
+        model = model_of(theta)
         networks = [load_network(each, model, "cpu").eval() for each in (checkpoint, theta)]
         own = drawer.donor if images == drawer.donor_data else drawer.receiver
         with Checkpoint(own) as named:
@@ -163,8 +162,11 @@ def _idle(*given: Any, **more: Any) -> Any:
     return dict(given[2])
 
 
-@pytest.mark.parametrize("lesson", [_worse, _broken, _idle], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("way", ["rtn", "awq"])
+@pytest.mark.parametrize(
+    ("lesson", "way"),
+    [(_worse, "rtn"), (_broken, "rtn"), (_idle, "awq")],
+    ids=["worse", "broken", "idle"],
+)
 def test_what_does_not_help_is_not_kept(
     lesson: Any, way: str, drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,17 +210,17 @@ def test_a_network_is_at_no_distance_from_itself(classes: int) -> None:
     assert float(distance(logits + torch.arange(classes), logits)) > 0
 
 
-def test_a_lesson_finds_the_factor_that_was_hidden() -> None:
+def test_distillation_finds_the_factor_that_was_hidden() -> None:
     """One linear layer, taught by itself with half its weight."""
     network = torch.nn.Linear(6, 5, bias=False)
     images = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         wanted = network(images) / 2
-    pupils = Pupils(images, wanted, lambda x: x, 16)
+    examples = TeacherOutputs(images, wanted, lambda x: x, 16)
     weight = network.weight.detach().clone()
     moved = distill(
-        network, pupils, {"weight": torch.zeros(1)},
-        lambda free: {"weight": weight * free["weight"].exp()}, Lesson(300, lr=0.02),
+        network, examples, {"weight": torch.zeros(1)},
+        lambda free: {"weight": weight * free["weight"].exp()}, DistillOptions(300, lr=0.02),
     )  # fmt: skip
     assert float(moved["weight"].exp()) == pytest.approx(0.5, abs=0.02)
     assert torch.equal(network.weight, weight)

@@ -20,12 +20,18 @@ def typed(grid: Grid) -> tuple[object, ...]:
     return ("--bits", grid.bits, *size, "--scale", grid.scale, kind)
 
 
-@pytest.mark.parametrize("bits", [2, 4])
-def test_each_row_is_what_the_file_would_be(bits: int, drawer: Drawer, tmp_path: Path) -> None:
-    found = call("quantize", drawer.receiver, "--bits", bits, "--compare", "--json",
+@pytest.mark.parametrize(
+    ("bits", "held"),
+    [(2, ("--granularity", "channel")), pytest.param(4, (), marks=pytest.mark.slow)],
+    ids=["by channel", "all"],
+)
+def test_each_row_is_what_the_file_would_be(
+    bits: int, held: tuple[str, ...], drawer: Drawer, tmp_path: Path
+) -> None:
+    found = call("quantize", drawer.receiver, "--bits", bits, "--compare", "--json", *held,
                  "--data", drawer.receiver_data, "--device", "cpu").json  # fmt: skip
     rows = found["results"]["compared"]
-    assert len({row["name"] for row in rows}) == len(rows) == 14
+    assert len({row["name"] for row in rows}) == len(rows) == (7 if held else 14)
     assert found["data_use"] == {"level": "receiver_labels", "counts": {"val": 12}}
     float_ = call("eval", drawer.receiver, "--data", drawer.receiver_data, "--split", "val",
                   "--json").json["results"]  # fmt: skip
@@ -68,22 +74,25 @@ def test_the_noise_is_that_of_all_targets_together(drawer: Drawer, tmp_path: Pat
     pairs = [(before[name].astype(np.float64), after[name]) for name in names]
     signal = sum(np.square(old).sum() for old, _ in pairs)
     noise = sum(np.square(old - new).sum() for old, new in pairs)
-    rows = call("quantize", drawer.receiver, "--bits", 3, "--compare", "--json").json["results"]
-    assert rows["compared"][0]["name"] == "3-bit channel absmax"
-    assert rows["compared"][0]["sqnr_db"] == pytest.approx(10 * np.log10(signal / noise))
+    one = ("--granularity", "channel", "--scale", "absmax", "--symmetric")
+    found = call("quantize", drawer.receiver, "--bits", 3, "--compare", *one, "--json").json
+    (row,) = found["results"]["compared"]
+    assert row["name"] == "3-bit channel absmax"
+    assert row["sqnr_db"] == pytest.approx(10 * np.log10(signal / noise))
 
 
 def test_without_images_nothing_is_used_and_torch_is_not_loaded(drawer: Drawer) -> None:
     code = (
         "import sys; from qvec_cli.cli.app import run\n"
-        f"code = run(['quantize', {str(drawer.receiver)!r}, '--bits', '2', '--compare'])\n"
+        f"words = ['quantize', {str(drawer.receiver)!r}, '--bits', '2', '--compare']\n"
+        "code = run([*words, '--scale', 'absmax'])\n"
         "raise SystemExit(code or 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     table = done.stdout.splitlines()
     assert table[0] == "grid\tbits per weight\tsize\tSQNR"
-    assert len(table) == 1 + 14 + 1
+    assert len(table) == 1 + 4 + 1
     assert table[-1] == "receiver data used: none"
 
 
@@ -147,5 +156,6 @@ def test_without_compare_an_output_is_needed_and_data_has_no_use(
 
 def test_the_table_is_kept_by_metrics(drawer: Drawer, tmp_path: Path) -> None:
     kept = tmp_path / "table.json"
-    call("quantize", drawer.receiver, "--bits", 3, "--compare", "--metrics", kept)
+    one = ("--scale", "absmax", "--symmetric")
+    call("quantize", drawer.receiver, "--bits", 3, "--compare", *one, "--metrics", kept)
     assert b'"compared"' in kept.read_bytes()

@@ -8,16 +8,15 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
 from qvec_cli.cli import (
-    advising,
     drawing,
+    inspection,
     manual,
     measurement,
     quantization,
@@ -26,7 +25,9 @@ from qvec_cli.cli import (
     training,
     vectors,
 )
-from qvec_cli.errors import QvecError, RankError, ReaderLeftError, SpecError
+from qvec_cli.cli.help_text import PlainCommand, PlainGroup
+from qvec_cli.cli.signature import expand
+from qvec_cli.errors import QvecError, ReaderLeftError, SpecError
 from qvec_cli.learn import distributed
 
 _SIGNALS: Final = {
@@ -48,55 +49,62 @@ _NO_MEMORY: Final = ("out of memory", "allocate memory")
 """What torch says on a GPU and on a CPU, in errors that have no class of their own."""
 
 
-app = typer.Typer(
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Quantization vectors: make Vision Transformers survive 2- to 4-bit quantization.",
-)
+COMMANDS: Final[dict[str, dict[str, Callable[..., None]]]] = {
+    "Train": {"finetune": training.finetune, "train-qat": training.train_qat},
+    "Vectors": {
+        "extract": vectors.extract,
+        "combine": vectors.combine,
+        "moments": vectors.moments,
+        "patch": vectors.patch,
+    },
+    "Quantize": {
+        "quantize": quantization.quantize,
+        "advise": study.advise,
+        "export": quantization.export,
+    },
+    "Measure": {"eval": measurement.evaluate, "sweep-lambda": measurement.sweep_lambda},
+    "Study": {"transfer": study.transfer},
+    "Look": {
+        "inspect": inspection.inspect,
+        "plot": drawing.plot,
+        "report": drawing.report,
+        "help": manual.manual,
+    },
+}
+"""Every command in the order of use, by the section of ``qvec --help`` and ``qvec help``."""
 
-app.command()(training.finetune)
+_HELP: Final = """\
+Quantization vectors: make Vision Transformers survive 2- to 4-bit quantization.
 
-app.command()(training.train_qat)
-
-app.command()(vectors.extract)
-
-app.command()(vectors.combine)
-
-app.command()(vectors.moments)
-
-app.command()(vectors.patch)
-
-app.command()(quantization.quantize)
-
-app.command()(quantization.export)
-
-app.command("eval")(measurement.evaluate)
-
-app.command()(measurement.sweep_lambda)
-
-app.command()(study.transfer)
-
-app.command()(advising.advise)
-
-app.command()(study.inspect)
-
-app.command()(drawing.plot)
-
-app.command()(drawing.report)
-app.command("help")(manual.manual)
+qvec COMMAND --help lists the flags of a command; qvec help COMMAND is its page of the manual.
+"""
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def program(sections: Mapping[str, Mapping[str, Callable[..., None]]]) -> typer.Typer:
+    """The command line whose commands are functions by section and name."""
+    whole = typer.Typer(
+        cls=PlainGroup,
+        callback=common,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help=_HELP,
+    )
+    for section, commands in sections.items():
+        for name, function in commands.items():
+            whole.command(name, cls=PlainCommand, rich_help_panel=section)(expand(function))
+    return whole
+
+
+def _version(show_version: bool) -> None:
+    if show_version:
         from qvec_cli.outputs.provenance import version
 
         typer.echo(f"qvec {version('qvec')}")
         raise typer.Exit
 
 
-@app.callback()
 def common(
     context: typer.Context,
     _: Annotated[
@@ -107,12 +115,13 @@ def common(
     """Takes the options that stand before any command, and refuses what ranks cannot share."""
     command, size = context.invoked_subcommand, distributed.here().size
     if size > 1 and command not in _SHARED:
-        if distributed.here().leads:  # every rank knows; nothing need be asked of the others
-            show.complain(
-                f"qvec {command} runs in one process, and {size} were started",
-                "Start it without torchrun, which is for finetune and train-qat.",
-            )
-        raise typer.Exit(SpecError.exit_code)
+        raise SpecError(
+            f"qvec {command} runs in one process, and {size} were started",
+            hint="Start it without torchrun, which is for finetune and train-qat.",
+        )
+
+
+app = program(COMMANDS)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -147,33 +156,11 @@ def run(argv: Sequence[str] | None = None) -> int:
     except SystemExit as exit_:
         code = exit_.code
     except Exception as fault:
-        return _once(partial(_explain, fault), echo=isinstance(fault, RankError))
-    if code in _SIGNALS:
-        return _stopped(code)
-    return code if isinstance(code, int) else 0
-
-
-def _stopped(code: int) -> int:
-    """A signal mostly reaches all ranks, so the first one tells of it."""
-
-    def tell() -> int:
+        distributed.wait_for_torchrun(_world(), fault)
+        return _explain(fault)
+    if code in _SIGNALS and _world().size == 1:  # torchrun reports a signal itself
         show.complain(_SIGNALS[code], None)
-        return code
-
-    return _once(tell) if _world().leads else code
-
-
-def _once(tell: Callable[[], int], *, echo: bool = False) -> int:
-    """Tells of a fault; of several processes, one does."""
-    world = _world()
-    if world.size == 1:
-        return tell()
-    from qvec_cli.learn import ranks
-
-    try:
-        return ranks.once(world, tell, echo=echo)
-    finally:  # it ends now; torchrun would stop it meanwhile, with another exit code
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return code if isinstance(code, int) else 0
 
 
 def _world() -> distributed.World:
@@ -238,6 +225,8 @@ def _prepare() -> None:
     if not _world().leads:  # what libraries say, the first rank's will have said
         show.drop_stdout()
         warnings.simplefilter("ignore")
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # it writes no file and ends at once
+        return
     stop = _Stop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Annotated, Final
 
 import typer
 
 from qvec_cli.cli import show
+from qvec_cli.cli.help_text import PlainGroup
 from qvec_cli.errors import SpecError
 
-GROUPS: Final = {
-    "Train": ("finetune", "train-qat"),
-    "Vectors": ("extract", "moments", "combine", "patch"),
-    "Quantize": ("quantize", "advise", "export"),
-    "Measure": ("eval", "sweep-lambda"),
-    "Study": ("transfer", "plot", "report"),
-    "Look": ("inspect", "help"),
-    "Topics": ("tour", "grids", "data", "data-use", "files", "errors", "paper", "changes"),
-}
-"""Every page, commands in the order of use; each is a Markdown file of qvec_cli/manual."""
+TOPICS: Final = ("tour", "grids", "data", "data-use", "files", "errors", "paper", "changes")
+"""The pages that are not of a command."""
+
+_FOLDER: Final = resources.files("qvec_cli") / "manual"
 
 _HEAD: Final = """\
 # qvec
@@ -30,6 +26,7 @@ _HEAD: Final = """\
 
 
 def manual(
+    context: typer.Context,
     topic: Annotated[
         str | None,
         typer.Argument(metavar="TOPIC", help="A command or a topic.", show_default="the list"),
@@ -38,8 +35,14 @@ def manual(
     """Show a page of the manual, or list the pages.
 
     Pages are formatted on a terminal, and plain Markdown in a pipe.
+
+    Examples:
+        qvec help tour
+        qvec help quantize
     """
-    show.page(listing() if topic is None else page(topic))
+    program = context.find_root().command
+    assert isinstance(program, PlainGroup)
+    show.page(listing(program.sections()) if topic is None else page(topic))
 
 
 def page(topic: str) -> str:
@@ -48,14 +51,14 @@ def page(topic: str) -> str:
     Raises:
         SpecError: no page has this name; the hint names the closest ones.
     """
-    topics = [name for names in GROUPS.values() for name in names]
-    if topic not in topics:
-        near = difflib.get_close_matches(topic.lower().replace("_", "-"), topics, cutoff=0.55)
+    pages = {file.name.removesuffix(".md"): file for file in _FOLDER.iterdir()}
+    if topic not in pages:
+        near = difflib.get_close_matches(topic.lower().replace("_", "-"), pages, cutoff=0.55)
         guess = f"Did you mean {', '.join(near)}? " if near else ""
         raise SpecError(
             f"the manual has no page {topic!r}", hint=f"{guess}qvec help lists all pages."
         )
-    return (resources.files("qvec_cli") / "manual" / f"{topic}.md").read_text(encoding="utf-8")
+    return pages[topic].read_text(encoding="utf-8")
 
 
 def sentence(text: str) -> str:
@@ -63,10 +66,10 @@ def sentence(text: str) -> str:
     return " ".join(text.split("\n\n")[1].split())
 
 
-def listing() -> str:
-    """All pages by group, as Markdown, each with the sentence with which it opens."""
+def listing(sections: Mapping[str, Sequence[str]]) -> str:
+    """All pages as Markdown, each with its sentence: commands by section, then topics."""
     lines = [_HEAD]
-    for group, names in GROUPS.items():
+    for section, names in {**sections, "Topics": TOPICS}.items():
         rows = [f"- `{name}`: {sentence(page(name))}\n" for name in names]
-        lines += [f"\n## {group}\n\n", *rows]
+        lines += [f"\n## {section}\n\n", *rows]
     return "".join(lines)

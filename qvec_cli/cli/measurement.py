@@ -2,157 +2,133 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qvec_cli.cli import show
-from qvec_cli.cli.options import (
-    LAMBDAS,
-    AsJson,
-    BatchSize,
-    Bits,
-    ClassMap,
-    CropPct,
-    Cross,
-    Data,
-    DataDir,
-    Device,
-    Download,
-    DryRun,
-    Force,
-    GranularityChoice,
-    GroupSize,
-    ImgSize,
-    InChans,
-    Lambdas,
-    MeasureChoice,
-    MethodChoice,
-    ModelArg,
-    ModelName,
-    Out,
-    Proxy,
-    ProxySamples,
-    Resume,
-    ScaleChoice,
-    ScaleDtypeChoice,
-    Symmetric,
-    Workers,
-    loading_of,
-    proxies,
-    refuse_typed,
-    wish,
-)
+from qvec_cli.cli import options, show
+from qvec_cli.cli.options import GridFlags, ImageFlags, NetworkFlags, OutputFlags, ProxyFlags
+from qvec_cli.cli.signature import Adapted
+from qvec_cli.cli.text import Facts, accuracy, size
 from qvec_cli.errors import SpecError
-from qvec_cli.inputs.lambdas import parse_lambdas
-from qvec_cli.specs import GridOptions, Listener, Loading, Method, Objective
+from qvec_cli.specs import Listener, Method, Objective
 
 if TYPE_CHECKING:
     from qvec_cli.outputs.metrics import Metrics
 
+Writing = Annotated[OutputFlags, Adapted(without=("metrics",))]
+"""The output itself is the file of metrics."""
+
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(readable=False, help="Float or packed checkpoint.")],
-    data: Data,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="JSON file for the metrics.")
+    checkpoint: Annotated[Path, typer.Argument(help="Float or packed checkpoint.")],
+    *,
+    data: options.Data,
+    split: Annotated[str, typer.Option(metavar="train|val|test", help="Of --data.")] = "test",
+    class_map: Annotated[
+        Path | None,
+        typer.Option(help="Class names in the order of the head, one a line, for bare files."),
     ] = None,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    model: ModelName = None,
-    img_size: ImgSize = None,
-    in_chans: InChans = None,
-    crop_pct: CropPct = None,
-    model_arg: ModelArg = None,
-    class_map: ClassMap = None,
-    data_dir: DataDir = None,
-    dataset_download: Download = False,
-    batch_size: BatchSize = 128,
-    workers: Workers = 0,
-    device: Device = "auto",
-    force: Force = False,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
+    images: ImageFlags,
+    network: NetworkFlags,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="JSON file for the metrics.", rich_help_panel=options.OUTPUT
+        ),
+    ] = None,
+    writing: Writing,
 ) -> None:
-    """Measure the accuracy of CHECKPOINT; it knows its own architecture."""
-    from qvec_cli.pipeline.evaluate import EvaluateRequest
-    from qvec_cli.pipeline.evaluate import evaluate as run
+    """Measure the accuracy of CHECKPOINT, float or packed.
 
-    named = wish(model, img_size, in_chans, crop_pct, model_arg)
-    loading = Loading(
-        data_dir=_text(data_dir),
-        download=dataset_download and not dry_run,
-        class_map=_text(class_map),
-        workers=workers,
-        batch_size=batch_size,
+    Examples:
+        qvec eval receiver_w3.st --data images/digits
+        qvec eval receiver_w3.st --data images/digits --split val -o receiver_w3.json
+    """
+    from qvec_cli.pipeline import evaluate as verb
+
+    named = network.options()
+    request = verb.EvaluateRequest(
+        source=checkpoint,
+        data=data,
+        loading=images.loading(dry_run=writing.dry_run, class_map=class_map),
+        split=split,
+        wish=named,
+        device=images.device,
+        out=output,
+        dry_run=writing.dry_run,
     )
-    request = EvaluateRequest(checkpoint, data, loading, split, named, device, output, dry_run)
     show.deliver(
-        lambda listener: run(request, listener),
-        as_json=as_json,
+        partial(verb.evaluate, request),
+        evaluate_text,
+        writing,
         document=output,
         inputs=(checkpoint,),
-        force=force,
-        dry_run=dry_run,
     )
+
+
+def evaluate_text(results: Facts) -> Iterator[str]:
+    """The accuracies, the loss, the speed, and what packed weights save on disk."""
+    yield f"{results['split']} top-1: {accuracy(results)}"
+    yield f"{results['split']} top-5: {results['top5']:.4f} ({results['n_correct_top5']})"
+    yield f"loss: {results['loss']:.4f}"
+    yield f"images/s: {results['images_per_second']:.0f}"
+    cost = results["cost"]
+    if cost["packed"]:
+        share = cost["file_bytes"] / cost["float_bytes"]
+        yield (
+            f"disk: {size(cost['file_bytes'])}, {share:.3f} of the {size(cost['float_bytes'])} in "
+            f"float; memory: {size(cost['memory_bytes'])}, weights are unpacked"
+        )
 
 
 def sweep_lambda(
-    receiver: Annotated[
-        Path, typer.Argument(readable=False, help="Model to make robust to quantization.")
-    ],
+    receiver: options.Receiver,
     rhos: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RHO...",
-            readable=False,
-            help="Vectors; more than one are ranked, with --objective agreement.",
+            metavar="RHO...", help="Vectors; more than one are ranked, with --objective agreement."
         ),
     ],
-    output: Out,
+    *,
     data: Annotated[
         str | None,
         typer.Option(
-            help="Labelled images of the receiver, named as qvec eval does.", show_default=False
+            metavar="SPEC", help="Labelled images of the receiver, named as qvec eval does."
         ),
     ] = None,
+    lambdas: options.Lambdas = options.LAMBDAS,
     objective: Annotated[
-        Objective, typer.Option(help="What chooses: labels of --data, or --proxy without any.")
+        Objective,
+        typer.Option(
+            help="What chooses: labels of --data, or --proxy without any.", rich_help_panel="Lambda"
+        ),
     ] = Objective.ACCURACY,
-    proxy: Proxy = None,
-    proxy_samples: ProxySamples = None,
-    measure: MeasureChoice = None,
-    bits: Bits = None,
-    granularity: GranularityChoice = None,
-    group_size: GroupSize = None,
-    scale: ScaleChoice = None,
-    symmetric: Symmetric = None,
-    scale_dtype: ScaleDtypeChoice = None,
-    cross_grid: Cross = False,
-    method: MethodChoice = Method.RTN,
-    lambdas: Lambdas = LAMBDAS,
-    data_dir: DataDir = None,
-    dataset_download: Download = False,
-    batch_size: BatchSize = 128,
-    workers: Workers = 0,
-    device: Device = "auto",
-    resume: Resume = False,
-    force: Force = False,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
+    proxy: ProxyFlags,
+    grid: GridFlags,
+    method: options.MethodChoice = Method.RTN,
+    images: ImageFlags,
+    output: options.OutputFile,
+    resume: options.Resume = False,
+    writing: Writing,
 ) -> None:
-    """Choose lambda for RECEIVER: on its validation images, or without any of its data.
+    """Choose lambda for RECEIVER, by its labels or without its data.
 
     --objective accuracy takes the lambda that is right most often on --data, and reports it on
     test. --objective agreement takes the one at which the quantized model follows the receiver's
-    own float answers most closely on --proxy images; --data, if given, only judges the choice.
+    own float answers most closely on --proxy images; --data then only judges the choice.
+
+    Examples:
+        qvec sweep-lambda receiver.st rho.st --data images/digits -o sweep.json
+        qvec sweep-lambda r.st rho.st --objective agreement --proxy noise -o r.json
     """
     from qvec_cli.checkpoint.replace import unfinished
+    from qvec_cli.inputs.lambdas import parse_lambdas
 
-    wanted = GridOptions(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid)
-    loading = loading_of(data_dir, dataset_download, dry_run, workers, batch_size)
+    grid_options, loading = grid.options(), images.loading(dry_run=writing.dry_run)
     points = parse_lambdas(lambdas)
     work: Callable[[Listener], Metrics]
     if objective is Objective.AGREEMENT:
@@ -160,35 +136,54 @@ def sweep_lambda(
 
         if resume:
             raise SpecError("--resume goes with --objective accuracy: this one takes seconds")
-        images = proxies(proxy, proxy_samples, loading)
-        options = by_agreement.AgreementOptions(points, images, wanted, method, measure, device)
         judged = by_agreement.AgreementRequest(
-            receiver, tuple(rhos), output, options, data, force, dry_run
+            receiver=receiver,
+            vectors=tuple(rhos),
+            out=output,
+            options=by_agreement.AgreementOptions(
+                lambdas=points,
+                proxy=proxy.options(loading),
+                grid=grid_options,
+                method=method,
+                measure=proxy.measure,
+                device=images.device,
+            ),
+            data=data,
+            force=writing.force,
+            dry_run=writing.dry_run,
         )
         work = partial(by_agreement.agree, judged)
     else:
-        from qvec_cli.selection.by_labels import SweepRequest, sweep
+        from qvec_cli.selection import by_labels
 
-        _by_labels(rhos, data, proxy=proxy, proxy_samples=proxy_samples, measure=measure)
-        labelled = SweepRequest(
-            receiver, rhos[0], data or "", output, points, wanted, loading, method,
-            device, resume, force, dry_run,
-        )  # fmt: skip
-        work = partial(sweep, labelled)
+        options.refuse("goes with --objective agreement", proxy)
+        labelled = by_labels.SweepRequest(
+            receiver=receiver,
+            vector=_only(rhos, data),
+            data=data or "",
+            out=output,
+            lambdas=points,
+            grid=grid_options,
+            loading=loading,
+            method=method,
+            device=images.device,
+            resume=resume,
+            force=writing.force,
+            dry_run=writing.dry_run,
+        )
+        work = partial(by_labels.sweep, labelled)
     show.deliver(
         work,
-        as_json=as_json,
+        sweep_text,
+        writing,
         document=output,
         inputs=(receiver, *rhos),
-        force=force,
-        dry_run=dry_run,
         written=lambda: unfinished(output).unlink(missing_ok=True),
     )
 
 
-def _by_labels(rhos: list[Path], data: str | None, **typed: object) -> None:
-    """Refuses what only a choice without labels takes, and a choice by labels without any."""
-    refuse_typed("goes with --objective agreement", **typed)
+def _only(rhos: list[Path], data: str | None) -> Path:
+    """The one vector of a choice by labels; SpecError without labels or with more vectors."""
     if data is None:
         raise SpecError(
             "--data is missing", hint="Without labels: --objective agreement --proxy SPEC."
@@ -198,7 +193,49 @@ def _by_labels(rhos: list[Path], data: str | None, **typed: object) -> None:
             f"{len(rhos)} vectors are given, --objective accuracy takes one",
             hint="--objective agreement ranks them; qvec transfer measures them all.",
         )
+    return rhos[0]
 
 
-def _text(path: Path | None) -> str | None:
-    return str(path) if path is not None else None
+def sweep_text(results: Facts) -> Iterator[str]:
+    """The curve over lambda, the choice, and what it is worth on test."""
+    if "objective" in results:
+        yield from _agreement_text(results)
+        return
+    yield "lambda\tvalidation top-1"
+    chosen = results["chosen"]["lambda"]
+    for point in results["curve"]:
+        mark = "\t<- chosen" if point["lambda"] == chosen else ""
+        yield f"{point['lambda']:g}\t{accuracy(point['val'])}{mark}"
+    rows = {
+        "float, not quantized": results["baselines"]["fp"],
+        "lambda 0 (plain quantization)": results["baselines"]["ptq"],
+        "lambda 1 (zero-shot)": results["zero_shot"],
+        f"lambda {chosen:g} (chosen)": results["chosen"],
+    }
+    yield "on test\ttop-1\treceiver data used"
+    for name, row in rows.items():
+        yield f"{name}\t{accuracy(row['test'])}\t{row['data_use']}"
+
+
+def _agreement_text(results: Facts) -> Iterator[str]:
+    """A choice without labels: the curve of the best donor, and how the donors rank."""
+    chosen, proxies = results["chosen"], results["proxies"]
+    yield f"distance to the float answers on {proxies['n']} proxy images, {results['measure']}"
+    judged = "val" in results["curve"][0]
+    yield "lambda\tdistance" + ("\tvalidation top-1" if judged else "")
+    for point in results["curve"]:
+        mark = "\t<- chosen" if point["lambda"] == chosen["lambda"] else ""
+        val = f"\t{accuracy(point['val'])}" if judged else ""
+        distance = f"{point['distance']:.4f} +- {point['standard_error']:.4f}"
+        yield f"{point['lambda']:g}\t{distance}{val}{mark}"
+    yield "donor\tdamage explained\tlambda\tremoved" + ("\ttest top-1" if judged else "")
+    for donor in results["donors"]:
+        choice = donor["chosen"]
+        test = f"\t{accuracy(choice['test'])}" if judged else ""
+        explained, removed = (f"{donor['score'][key]:.1%}" for key in ("explained", "removed"))
+        yield f"{donor['rho']}\t{explained}\t{choice['lambda']:g}\t{removed}{test}"
+    if judged:
+        for name, row in (("float", "fp"), ("lambda 0", "ptq")):
+            yield f"{name} on test: {accuracy(results['baselines'][row]['test'])}"
+    if chosen["lambda"] == 0:
+        yield "lambda 0: no vector is surely better than plain quantization here"

@@ -1,43 +1,58 @@
-"""Options that several commands share, so that a flag means one thing everywhere."""
+"""Flags that several commands share, in groups, so that a flag means one thing everywhere."""
 
 from __future__ import annotations
 
 import ast
 import re
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, TypeVar
 
 import typer
 
 from qvec_cli.cli import recipe
+from qvec_cli.cli.signature import typed_flags
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Granularity, Loading, Measure, Method, Part, Scale, ScaleDtype, Target
+from qvec_cli.specs import (
+    Granularity,
+    GridOptions,
+    Loading,
+    Measure,
+    Method,
+    Part,
+    Scale,
+    ScaleDtype,
+)
 
 if TYPE_CHECKING:
-    from qvec_cli.inputs.proxies import ProxyOptions
+    from qvec_cli.inputs.images import ProxyOptions
     from qvec_cli.model.build import NetworkOptions
 
 
 Word = TypeVar("Word", bound=StrEnum)
 
+GRID: Final = "Grid"
+METHOD: Final = "Method"
+IMAGES: Final = "Images"
+OUTPUT: Final = "Output"
+"""Sections of a help text that single flags stand in, too."""
 
-Out = Annotated[Path, typer.Option("-o", "--output", help="File to write.", show_default=False)]
+LAMBDAS = "0:1.5:0.15"
+"""The curve that is measured unless another is typed."""
 
-Force = Annotated[bool, typer.Option("--force", "-f", help="Replace what exists.")]
 
-DryRun = Annotated[
-    bool,
-    typer.Option("--dry-run", help="Read headers, say what would be done, and write nothing."),
+Receiver = Annotated[Path, typer.Argument(help="Model to make robust to quantization.")]
+
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="SPEC",
+        help="An image folder (train/ val/ test/), torch/NAME, hfds/ORG/NAME, or a task "
+        "of the paper by name, as FashionMNIST.",
+    ),
 ]
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print the metrics as one JSON document.")]
-
-MetricsFile = Annotated[
-    Path | None, typer.Option("--metrics", help="Also write the metrics to this JSON file.")
-]
-
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut off.")]
 
 Recipe = Annotated[
     Path | None,
@@ -49,96 +64,9 @@ Recipe = Annotated[
     ),
 ]
 
-
-Data = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        help="An image folder (train/ val/ test/), torch/NAME, hfds/ORG/NAME, or a task of the "
-        "paper by name, as FashionMNIST.",
-        show_default=False,
-    ),
+MethodChoice = Annotated[
+    Method, typer.Option("--method", help="How codes are chosen.", rich_help_panel=METHOD)
 ]
-
-DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where named data sets lie.")]
-
-Download = Annotated[
-    bool, typer.Option("--dataset-download", help="Let a named data set be downloaded.")
-]
-
-ClassMap = Annotated[
-    Path | None,
-    typer.Option(help="Class names in the order of the head, one a line, for bare files."),
-]
-
-Workers = Annotated[
-    int, typer.Option("--workers", "-j", min=0, help="Processes that decode images.")
-]
-
-BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per forward.")]
-
-
-def _device(name: str) -> str:
-    """Refuses a word that is no device, before torch is imported to ask it."""
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
-        raise SpecError(f"--device {name!r} is none of auto, cpu, cuda, cuda:N and mps")
-    return name
-
-
-Device = Annotated[str, typer.Option(callback=_device, help="cpu, cuda, mps or auto.")]
-
-ModelName = Annotated[
-    str | None, typer.Option("--model", help="timm's name, for a file that does not say.")
-]
-
-ImgSize = Annotated[int | None, typer.Option(min=1, help="Side of the square input, pixels.")]
-
-InChans = Annotated[
-    int | None, typer.Option(min=1, max=3, help="Colour channels of the input; 3 by default.")
-]
-
-CropPct = Annotated[
-    float | None, typer.Option(min=0.01, max=1.0, help="Share of the image that is cropped.")
-]
-
-ModelArg = Annotated[
-    list[str] | None,
-    typer.Option(metavar="KEY=VALUE", help="Argument for timm's constructor; repeat it."),
-]
-
-
-Bits = Annotated[
-    int | None, typer.Option(min=2, max=8, help="Width of a code.", show_default="the file's own")
-]
-
-GranularityChoice = Annotated[
-    Granularity | None,
-    typer.Option("--granularity", help="What shares a scale.", show_default="channel"),
-]
-
-ScaleChoice = Annotated[
-    Scale | None,
-    typer.Option("--scale", help="How scales are chosen.", show_default="absmax, the paper's"),
-]
-
-Symmetric = Annotated[
-    bool | None,
-    typer.Option(
-        "--symmetric/--asymmetric",
-        help="Whether zero is code 0, or has a zero point beside each scale.",
-        show_default="symmetric, the paper's",
-    ),
-]
-
-ScaleDtypeChoice = Annotated[
-    ScaleDtype | None,
-    typer.Option("--scale-dtype", help="How a file holds scales.", show_default="float32"),
-]
-
-GroupSize = Annotated[int | None, typer.Option(min=1, help="Input features per scale.")]
-
-LAMBDAS = "0:1.5:0.15"
-"""The curve that is measured unless another is typed."""
 
 Lambdas = Annotated[
     str,
@@ -147,11 +75,8 @@ Lambdas = Annotated[
         "-l",
         metavar="LIST",
         help="start:stop:step with the stop included, or 0,0.5,1. 0 always takes part.",
+        rich_help_panel="Lambda",
     ),
-]
-
-Cross = Annotated[
-    bool, typer.Option("--cross-grid", help="Take what was made for another grid all the same.")
 ]
 
 Parts = Annotated[
@@ -159,97 +84,251 @@ Parts = Annotated[
     typer.Option(
         "--parts",
         metavar="LIST",
-        help="Parts of the network to use: embed, attn, mlp, norm, bias.",
+        help="Parts of the network whose tensors take part: embed, attn, mlp, norm, bias.",
         show_default="all",
     ),
 ]
 
-MethodChoice = Annotated[
-    Method, typer.Option("--method", help="How codes are chosen; --scale says on which scales.")
-]
-
-
-Proxy = Annotated[
+Targets = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="SPEC",
-        help="Images without labels that are not the receiver's: named as --data is, any folder, "
-        "or noise. Repeat it to mix.",
-        show_default=False,
+        "--targets",
+        metavar="GLOB",
+        help="Weights that are quantized, by name, in place of the file's own; repeat it.",
     ),
 ]
 
-ProxySamples = Annotated[
-    int | None,
-    typer.Option(min=2, help="Of them in all, drawn with seed 0.", show_default="256"),
+OutputFile = Annotated[
+    Path, typer.Option("-o", "--output", help="File to write.", rich_help_panel=OUTPUT)
 ]
 
-MeasureChoice = Annotated[
-    Measure | None,
-    typer.Option(
-        "--measure",
-        help="How answers are compared.",
-        show_default="kl, or features where classes say little",
-    ),
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on with a run that was cut off.", rich_help_panel=OUTPUT),
 ]
 
 
-Calib = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="SPEC",
-        help="Images to calibrate with, named as --data is; labels are not read. Repeat it to mix.",
-    ),
-]
-
-CalibSamples = Annotated[
-    int | None,
-    typer.Option(min=1, help="Of the train splits in all, drawn with seed 0.", show_default="512"),
-]
-
-MomentsFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--moments",
-        readable=False,
-        help="What qvec moments wrote, or a vector that carries it; in place of images.",
-    ),
-]
-
-BiasCorrection = Annotated[
-    bool, typer.Option("--bias-correction", help="Let biases make good the outputs' mean error.")
-]
+def check_device(name: str) -> str:
+    """Refuses a word that is no device, before torch is imported to ask it."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise SpecError(f"--device {name!r} is none of auto, cpu, cuda, cuda:N and mps")
+    return name
 
 
-TargetChoice = Annotated[
-    Target,
-    typer.Option(
-        "--target",
-        help="Whose outputs gptq aims at in each layer: those of the float network, or its own "
-        "behind the quantized layers.",
-    ),
-]
+@dataclass(frozen=True, slots=True)
+class GridFlags:
+    """The grid of the quantized weights."""
 
-Anchor = Annotated[
-    Path | None,
-    typer.Option(readable=False, help="Vector that is added before, as patch does.", metavar="RHO"),
-]
+    heading: ClassVar[str] = GRID
 
-AnchorLambda = Annotated[
-    str | None,
-    typer.Option("--lambda", "-l", metavar="NUMBER", help="Of --anchor.", show_default="1"),
-]
+    bits: Annotated[
+        int | None,
+        typer.Option(
+            min=2, max=8, help="Width of a code, 2 to 8.", show_default="the file's own grid"
+        ),
+    ] = None
+    granularity: Annotated[
+        Granularity | None,
+        typer.Option(
+            help="What shares a scale: the matrix, an output row, or --group-size weights of it.",
+            show_default="channel",
+        ),
+    ] = None
+    group_size: Annotated[
+        int | None, typer.Option(min=1, help="Input features per scale, with granularity group.")
+    ] = None
+    scale: Annotated[
+        Scale | None,
+        typer.Option(help="How scales are chosen.", show_default="absmax, the paper's"),
+    ] = None
+    symmetric: Annotated[
+        bool | None,
+        typer.Option(
+            "--symmetric/--asymmetric",
+            help="Whether zero is code 0, or has a zero point beside each scale.",
+            show_default="symmetric, the paper's",
+        ),
+    ] = None
+    scale_dtype: Annotated[
+        ScaleDtype | None,
+        typer.Option(help="Number format of the scales in a file.", show_default="float32"),
+    ] = None
 
-Refine = Annotated[
-    int | None,
-    typer.Option(
-        metavar="STEPS",
-        help="Then let scales, biases and norms learn the float network's outputs on --proxy.",
-    ),
-]
+    cross_grid: Annotated[
+        bool, typer.Option(help="Take what was made for another grid all the same.")
+    ] = False
+
+    def options(self) -> GridOptions:
+        """The grid as it was typed; SpecError where values do not go together."""
+        return GridOptions(
+            bits=self.bits,
+            granularity=self.granularity,
+            group_size=self.group_size,
+            scale=self.scale,
+            symmetric=self.symmetric,
+            scale_dtype=self.scale_dtype,
+            cross=self.cross_grid,
+        )
 
 
-def model_args(pairs: list[str] | None) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class ImageFlags:
+    """How images are fetched and go through a network."""
+
+    heading: ClassVar[str] = IMAGES
+
+    data_dir: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where named data sets lie.")
+    ] = None
+    dataset_download: Annotated[bool, typer.Option(help="Let a named data set be downloaded.")] = (
+        False
+    )
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", "-b", min=1, help="Images per forward pass.")
+    ] = 128
+    workers: Annotated[
+        int,
+        typer.Option("--workers", "-j", min=0, help="Processes that decode images; 0: this one."),
+    ] = 0
+    device: Annotated[
+        str,
+        typer.Option(
+            callback=check_device, metavar="DEVICE", help="cpu, cuda, cuda:N, mps or auto."
+        ),
+    ] = "auto"
+
+    def loading(
+        self, *, dry_run: bool, class_map: Path | None = None, batch_size: int | None = None
+    ) -> Loading:
+        """How images are fetched; a dry run downloads nothing."""
+        return Loading(
+            data_dir=str(self.data_dir) if self.data_dir is not None else None,
+            download=self.dataset_download and not dry_run,
+            class_map=str(class_map) if class_map is not None else None,
+            workers=self.workers,
+            batch_size=batch_size or self.batch_size,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkFlags:
+    """The architecture, for a file that does not say it."""
+
+    heading: ClassVar[str] = "Network"
+
+    model: Annotated[
+        str | None, typer.Option(help="timm's name, for a file that does not say.")
+    ] = None
+    img_size: Annotated[
+        int | None, typer.Option(min=1, metavar="PIXELS", help="Side of the square input.")
+    ] = None
+    in_chans: Annotated[
+        int | None,
+        typer.Option(min=1, max=3, help="Colour channels of the input, 1 to 3.", show_default="3"),
+    ] = None
+    crop_pct: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, max=1.0, help="Share of the image that evaluation crops, 0.01 to 1."
+        ),
+    ] = None
+    model_arg: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Argument for timm's constructor; repeat it."),
+    ] = None
+
+    @property
+    def args(self) -> dict[str, Any]:
+        """Arguments for timm's constructor; SpecError if one is not KEY=VALUE."""
+        return key_values(self.model_arg)
+
+    def options(self) -> NetworkOptions | None:
+        """The architecture that was named, whose classes the file's head tells; None if none was.
+
+        Raises:
+            SpecError: a shape without a name.
+        """
+        from qvec_cli.model.build import NetworkOptions
+
+        args = self.args
+        if self.model is None:
+            if self.img_size or self.in_chans or self.crop_pct or args:
+                raise SpecError(
+                    "--img-size, --in-chans, --crop-pct and --model-arg go with --model"
+                )
+            return None
+        return NetworkOptions(
+            name=self.model,
+            num_classes=0,
+            img_size=self.img_size,
+            in_chans=self.in_chans or 3,
+            crop_pct=self.crop_pct,
+            args=args,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyFlags:
+    """Images without labels that are not the receiver's."""
+
+    heading: ClassVar[str] = "Proxy images"
+
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SPEC",
+            help="Images without labels that are not the receiver's: named as --data is, any "
+            "folder, or noise. Repeat it to mix.",
+        ),
+    ] = None
+    proxy_samples: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="How many of them in all, at least 2, drawn with seed 0.",
+            show_default="256",
+        ),
+    ] = None
+    measure: Annotated[
+        Measure | None,
+        typer.Option(
+            help="How answers are compared.",
+            show_default="kl, or features where classes say little",
+        ),
+    ] = None
+
+    def options(self, loading: Loading) -> ProxyOptions:
+        """The images that were named.
+
+        Raises:
+            SpecError: none, or too few.
+        """
+        from qvec_cli.inputs.images import ProxyOptions
+
+        return ProxyOptions(
+            specs=tuple(self.proxy or ()), samples=self.proxy_samples or 256, loading=loading
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFlags:
+    """What happens to the output, and how the result is shown."""
+
+    heading: ClassVar[str] = OUTPUT
+
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace what exists.")] = False
+    dry_run: Annotated[
+        bool, typer.Option(help="Read headers, say what would be done, and write nothing.")
+    ] = False
+    metrics: Annotated[
+        Path | None, typer.Option(help="Also write the metrics to this JSON file.")
+    ] = None
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the metrics as one JSON document.")
+    ] = False
+
+
+def key_values(pairs: list[str] | None, flag: str = "--model-arg") -> dict[str, Any]:
     """KEY=VALUE texts as arguments; values are Python literals, or else text.
 
     Raises:
@@ -259,70 +338,12 @@ def model_args(pairs: list[str] | None) -> dict[str, Any]:
     for pair in pairs or ():
         key, sign, value = pair.partition("=")
         if not (key and sign):
-            raise SpecError(f"--model-arg {pair!r} is not KEY=VALUE")
+            raise SpecError(f"{flag} {pair!r} is not KEY=VALUE")
         try:
             parsed[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             parsed[key] = value
     return parsed
-
-
-def wish(
-    model: str | None,
-    img_size: int | None,
-    in_chans: int | None,
-    crop_pct: float | None,
-    pairs: list[str] | None,
-) -> NetworkOptions | None:
-    """The architecture that a user names for a file that does not say; its head tells the classes.
-
-    Raises:
-        SpecError: a shape without a name.
-    """
-    from qvec_cli.model.build import NetworkOptions
-
-    args = model_args(pairs)
-    if model is None and (img_size or in_chans or crop_pct or args):
-        raise SpecError("--img-size, --in-chans, --crop-pct and --model-arg go with --model")
-    return (
-        NetworkOptions(model, 0, False, img_size, in_chans or 3, crop_pct, args) if model else None
-    )
-
-
-def loading_of(
-    data_dir: Path | None, download: bool, dry_run: bool, workers: int, batch_size: int
-) -> Loading:
-    """How images are fetched; a dry run downloads nothing."""
-    folder = str(data_dir) if data_dir is not None else None
-    return Loading(folder, download and not dry_run, None, workers, batch_size)
-
-
-def refuse_typed(why: str, hint: str | None = None, /, **typed: object) -> None:
-    """Refuses the first of some flags that was typed where it has no meaning.
-
-    Args:
-        why: what follows the flag in the message.
-        hint: the way out.
-        **typed: values by parameter name; None and False were not typed.
-
-    Raises:
-        SpecError: names the flag.
-    """
-    for name, value in typed.items():
-        if value is not None and value is not False:
-            flag = {"output": "-o", "lam": "--lambda"}.get(name, f"--{name.replace('_', '-')}")
-            raise SpecError(f"{flag} {why}", hint=hint)
-
-
-def proxies(specs: list[str] | None, samples: int | None, loading: Loading) -> ProxyOptions:
-    """The images that a user names.
-
-    Raises:
-        SpecError: none, or too few.
-    """
-    from qvec_cli.inputs.proxies import ProxyOptions
-
-    return ProxyOptions(tuple(specs or ()), samples or 256, loading)
 
 
 def chosen_parts(text: str | None) -> tuple[Part, ...]:
@@ -333,22 +354,43 @@ def chosen_parts(text: str | None) -> tuple[Part, ...]:
     """
     if text is None:
         return ()
-    found = listed(text, Part, "--parts")
-    if not found:
+    named = word_list(text, Part, "--parts")
+    if not named:
         raise SpecError("--parts names no part", hint=f"Parts are {', '.join(Part)}.")
-    return tuple(part for part in Part if part in found)
+    return tuple(part for part in Part if part in named)
 
 
-def listed(text: str, words: type[Word], flag: str) -> list[Word]:
+def word_list(text: str, words: type[Word], flag: str) -> list[Word]:
     """The words of a comma-separated list, each once.
 
     Raises:
         SpecError: one that is not known.
     """
-    found = []
+    known = []
     for part in dict.fromkeys(filter(None, (part.strip() for part in text.split(",")))):
         if part not in set(words):
-            known = ", ".join(words)
-            raise SpecError(f"{flag} {part!r} is none of {known}")
-        found.append(words(part))
-    return found
+            raise SpecError(f"{flag} {part!r} is none of {', '.join(words)}")
+        known.append(words(part))
+    return known
+
+
+def refuse(why: str, *groups: object, hint: str | None = None, **flags: object) -> None:
+    """Refuses the first of some flags that was typed where it has no meaning.
+
+    Args:
+        why: what follows the flag in the message.
+        *groups: groups of flags, which are typed where they are not their defaults.
+        hint: the way out.
+        **flags: single flags by parameter name; None and False were not typed.
+
+    Raises:
+        SpecError: names the flag.
+    """
+    typed = [name for name, value in flags.items() if value is not None and value is not False]
+    for name in (*typed, *(name for group in groups for name in typed_flags(group))):
+        flag = _SPELLED.get(name, f"--{name.replace('_', '-')}")
+        raise SpecError(f"{flag} {why}", hint=hint)
+
+
+_SPELLED: Final = {"output": "-o", "lam": "--lambda"}
+"""Parameters whose flags have another name."""

@@ -1,283 +1,262 @@
-"""Commands that make what is shipped: quantize, export."""
+"""The commands that make what is shipped: quantize, export."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from qvec_cli.cli import show
-from qvec_cli.cli.options import (
-    Anchor,
-    AnchorLambda,
-    AsJson,
-    BatchSize,
-    BiasCorrection,
-    Bits,
-    Calib,
-    CalibSamples,
-    CropPct,
-    Cross,
-    DataDir,
-    Device,
-    Download,
-    DryRun,
-    Force,
-    GranularityChoice,
-    GroupSize,
-    ImgSize,
-    InChans,
-    MethodChoice,
-    MetricsFile,
-    ModelArg,
-    ModelName,
-    MomentsFile,
-    Out,
-    Proxy,
-    ProxySamples,
-    Refine,
-    ScaleChoice,
-    ScaleDtypeChoice,
-    Symmetric,
-    TargetChoice,
-    Workers,
-    loading_of,
-    proxies,
-    refuse_typed,
-    wish,
-)
+from qvec_cli.cli import options, show
+from qvec_cli.cli.options import GridFlags, ImageFlags, NetworkFlags, OutputFlags, ProxyFlags
+from qvec_cli.cli.signature import Adapted
+from qvec_cli.cli.text import Facts, accuracy, size, some
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Calibration, ExportFormat, GridOptions, Listener, Loading, Method, Target
+from qvec_cli.specs import Calibration, ExportFormat, Listener, Loading, Method, Target
 
 if TYPE_CHECKING:
     from qvec_cli.calibration.from_moments import MomentsOptions
     from qvec_cli.calibration.refine import RefinementOptions
-    from qvec_cli.inputs.patched import Anchor as Anchored
+    from qvec_cli.inputs.patched import Anchor
     from qvec_cli.outputs.metrics import Metrics
 
 
+@dataclass(frozen=True, slots=True)
+class CalibrationFlags:
+    """By which method codes are chosen, and what it calibrates with."""
+
+    heading: ClassVar[str] = options.METHOD
+
+    method: options.MethodChoice = Method.RTN
+    fake: Annotated[
+        bool, typer.Option(help="Write float32 weights on the grid, not packed codes.")
+    ] = False
+    calib: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SPEC",
+            help="Images to calibrate with, named as --data is; labels are not read. "
+            "Repeat it to mix.",
+        ),
+    ] = None
+    calib_samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How many of the train splits in all, drawn with seed 0.",
+            show_default="512",
+        ),
+    ] = None
+    moments: Annotated[
+        Path | None,
+        typer.Option(
+            help="What qvec moments wrote, or a vector that carries it; in place of images."
+        ),
+    ] = None
+    bias_correction: Annotated[
+        bool, typer.Option(help="Let biases make good the outputs' mean error.")
+    ] = False
+    target: Annotated[
+        Target,
+        typer.Option(
+            help="Whose outputs gptq aims at in each layer: those of the float network, or its "
+            "own behind the quantized layers."
+        ),
+    ] = Target.QUANTIZED
+    anchor: Annotated[
+        Path | None, typer.Option(metavar="RHO", help="Vector that is added before, as patch does.")
+    ] = None
+    lam: Annotated[
+        str | None,
+        typer.Option("--lambda", "-l", metavar="NUMBER", help="Of --anchor.", show_default="1"),
+    ] = None
+    refine: Annotated[
+        int | None,
+        typer.Option(
+            metavar="STEPS",
+            help="Then let scales, biases and norms learn the float network's outputs on --proxy.",
+        ),
+    ] = None
+
+    def calibration(self, loading: Loading, device: str) -> Calibration | None:
+        """The images of --calib, for methods that look at some.
+
+        Raises:
+            SpecError: a flag that needs images, and none are named.
+        """
+        correction = self.bias_correction and self.moments is None
+        if self.calib:
+            return Calibration(
+                specs=tuple(self.calib),
+                samples=self.calib_samples or 512,
+                loading=loading,
+                device=device,
+                bias_correction=correction,
+                target=self.target,
+            )
+        needing = {
+            "--bias-correction": correction,
+            "--calib-samples": self.calib_samples,
+            "--target float": self.target is Target.FLOAT,
+        }
+        for flag in (flag for flag, typed in needing.items() if typed):
+            hint = "Or --moments FILE." if flag == "--bias-correction" else None
+            raise SpecError(f"{flag} needs images: --calib is missing", hint=hint)
+        return None
+
+    def moments_source(self) -> MomentsOptions | None:
+        """The moments of --moments, with which images do not go."""
+        from qvec_cli.calibration.from_moments import MomentsOptions
+
+        if self.moments is None:
+            return None
+        options.refuse(
+            "does not go with --moments",
+            hint="Moments stand in place of images.",
+            calib=self.calib,
+            calib_samples=self.calib_samples,
+        )
+        return MomentsOptions(path=self.moments, bias_correction=self.bias_correction)
+
+    def start(self, *, cross: bool, dry_run: bool) -> Anchor | None:
+        """The vector of --anchor; ``cross``: whether it may be for another grid."""
+        from qvec_cli.inputs.patched import Anchor
+
+        if self.anchor is None:
+            if self.lam is not None:
+                hint = "qvec patch adds a vector too."
+                raise SpecError("--lambda goes with --anchor RHO", hint=hint)
+            return None
+        return Anchor(rho=self.anchor, lam=self.lam or "1", cross=cross, dry_run=dry_run)
+
+    def refinement(
+        self, proxy: ProxyFlags, loading: Loading, device: str
+    ) -> RefinementOptions | None:
+        """What --refine does after the method, on images of --proxy or of --calib."""
+        from qvec_cli.calibration.refine import RefinementOptions
+
+        if self.refine is None:
+            options.refuse("goes with --refine STEPS", proxy)
+            return None
+        if not proxy.proxy and proxy.proxy_samples is not None:
+            raise SpecError("--proxy-samples needs images: --proxy is missing")
+        images = proxy.options(loading) if proxy.proxy else None
+        return RefinementOptions(steps=self.refine, device=device, proxies=images)
+
+
+@dataclass(frozen=True, slots=True)
+class CompareFlags:
+    """A table of grids in place of a file."""
+
+    heading: ClassVar[str] = "Comparison"
+
+    compare: Annotated[
+        bool, typer.Option(help="Write nothing; try the grids without data, row by row.")
+    ] = False
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="Images for --compare to measure each row on."),
+    ] = None
+    split: Annotated[
+        str | None, typer.Option(metavar="train|val|test", help="Of --data.", show_default="val")
+    ] = None
+
+
 def quantize(
-    checkpoint: Annotated[Path, typer.Argument(readable=False, help="Float checkpoint.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Float checkpoint, patched or not.")],
+    *,
+    targets: options.Targets = None,
+    grid: GridFlags,
+    calibration: CalibrationFlags,
+    proxy: Annotated[ProxyFlags, Adapted(without=("measure",))],
+    comparison: CompareFlags,
+    images: ImageFlags,
+    network: NetworkFlags,
     output: Annotated[
         str | None,
         typer.Option(
             "-o",
             "--output",
-            metavar="PATH",
+            metavar="FILE|FOLDER/",
             help="File to write; or FOLDER/, which transformers loads. None with --compare.",
-            show_default=False,
+            rich_help_panel=options.OUTPUT,
         ),
     ] = None,
-    bits: Bits = None,
-    granularity: GranularityChoice = None,
-    group_size: GroupSize = None,
-    scale: ScaleChoice = None,
-    symmetric: Symmetric = None,
-    scale_dtype: ScaleDtypeChoice = None,
-    cross_grid: Cross = False,
-    method: MethodChoice = Method.RTN,
-    fake: Annotated[
-        bool, typer.Option("--fake", help="Write float32 weights on the grid, not packed codes.")
-    ] = False,
-    targets: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GLOB", help="Weights to quantize, in place of the file's own."),
-    ] = None,
-    calib: Calib = None,
-    calib_samples: CalibSamples = None,
-    moments: MomentsFile = None,
-    bias_correction: BiasCorrection = False,
-    target: TargetChoice = Target.QUANTIZED,
-    anchor: Anchor = None,
-    lam: AnchorLambda = None,
-    refine: Refine = None,
-    proxy: Proxy = None,
-    proxy_samples: ProxySamples = None,
-    compare: Annotated[
-        bool,
-        typer.Option("--compare", help="Write nothing; try the grids without data, row by row."),
-    ] = False,
-    data: Annotated[
-        str | None, typer.Option(help="Images for --compare to measure each row on.")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Of --data.", show_default="val")] = None,
-    data_dir: DataDir = None,
-    dataset_download: Download = False,
-    workers: Workers = 0,
-    batch_size: BatchSize = 128,
-    device: Device = "auto",
-    model: ModelName = None,
-    img_size: ImgSize = None,
-    in_chans: InChans = None,
-    crop_pct: CropPct = None,
-    model_arg: ModelArg = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    metrics: MetricsFile = None,
-    as_json: AsJson = False,
+    writing: OutputFlags,
 ) -> None:
-    """Write CHECKPOINT with its linear weights in 2 to 8 bits; the head stays as it is."""
-    wanted = GridOptions(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid)
-    loading = loading_of(data_dir, dataset_download, dry_run, workers, batch_size)
-    patterns = tuple(targets or ())
-    named = wish(model, img_size, in_chans, crop_pct, model_arg)
-    if split is not None and data is None:
+    """Write CHECKPOINT with its linear weights in 2 to 8 bits.
+
+    The classifier head stays as it is.
+
+    Examples:
+        qvec quantize receiver.st --bits 3 --scale mse-full -o receiver_w3.st
+        qvec quantize patched.st --method gptq --moments moments.st -o patched_w3.st
+    """
+    grid_options, named = grid.options(), network.options()
+    loading = images.loading(dry_run=writing.dry_run)
+    if comparison.split is not None and comparison.data is None:
         raise SpecError("--split goes with --data")
-    out: Path | None = None
     work: Callable[[Listener], Metrics]
-    if compare:
+    if comparison.compare:
         from qvec_cli.pipeline import compare_grids
 
-        refuse_typed(
+        options.refuse(
             "does not go with --compare, which writes no checkpoint",
-            "--metrics FILE keeps the table as JSON.",
-            output=output, method=method is not Method.RTN, fake=fake, calib=calib,
-            calib_samples=calib_samples, moments=moments, bias_correction=bias_correction,
-            target=target is Target.FLOAT, anchor=anchor, lam=lam, refine=refine is not None,
-            proxy=proxy, proxy_samples=proxy_samples, dry_run=dry_run,
-        )  # fmt: skip
-        images_of = data, split or "val", loading, device
-        compared = compare_grids.CompareGridsRequest(
-            checkpoint, wanted, patterns, *images_of, named
+            calibration,
+            proxy,
+            hint="--metrics FILE keeps the table as JSON.",
+            output=output,
+            dry_run=writing.dry_run,
         )
-        work = partial(compare_grids.compare_grids, compared)
+        table = compare_grids.CompareGridsRequest(
+            source=checkpoint,
+            grid=grid_options,
+            patterns=tuple(targets or ()),
+            data=comparison.data,
+            split=comparison.split or "val",
+            loading=loading,
+            device=images.device,
+            network=named,
+        )
+        work = partial(compare_grids.compare_grids, table)
     else:
         from qvec_cli.pipeline import quantize as verb
 
-        carried = _moments(moments, bias_correction, calib=calib, calib_samples=calib_samples)
-        correction = bias_correction and carried is None
-        told = (tuple(calib or ()), calib_samples or 512, loading, device, correction, target)
-        images = _calibration(Calibration(*told), calib_samples)
+        moments = calibration.moments_source()
+        examples = calibration.calibration(loading, images.device)
         if output is None:
             raise SpecError("-o FILE is missing", hint="--compare goes without.")
-        if data is not None:
+        if comparison.data is not None:
             raise SpecError("--data goes with --compare", hint="--calib names calibration images.")
-        out = Path(output)
         request = verb.QuantizeRequest(
-            checkpoint,
-            out,
-            wanted,
-            method,
-            fake,
-            patterns,
-            images,
-            _anchor(anchor, lam, cross_grid, dry_run),
-            _refinement(refine, proxy, proxy_samples, loading, device),
-            force,
-            dry_run,
+            source=checkpoint,
+            out=Path(output),
+            grid=grid_options,
+            method=calibration.method,
+            fake=calibration.fake,
+            patterns=tuple(targets or ()),
+            calibration=examples,
+            anchor=calibration.start(cross=grid.cross_grid, dry_run=writing.dry_run),
+            refinement=calibration.refinement(proxy, loading, images.device),
+            force=writing.force,
+            dry_run=writing.dry_run,
             folder=_is_folder(output),
             network=named,
-            moments=carried,
+            moments=moments,
         )
         work = partial(verb.quantize, request)
     show.deliver(
         work,
-        as_json=as_json,
-        inputs=(checkpoint, *([moments] if moments else []), *([anchor] if anchor else [])),
-        document=metrics,
-        out=out,
-        force=force,
-        dry_run=dry_run,
+        quantize_text,
+        writing,
+        inputs=tuple(filter(None, (checkpoint, calibration.moments, calibration.anchor))),
+        out=Path(output) if output is not None else None,
     )
-
-
-def export(
-    checkpoint: Annotated[
-        Path, typer.Argument(readable=False, help="Packed or float checkpoint of qvec.")
-    ],
-    output: Out,
-    to: Annotated[
-        ExportFormat | None,
-        typer.Option("--to", help="Format.", show_default="what the name of the output tells"),
-    ] = None,
-    check: Annotated[
-        bool, typer.Option(help="Run what was made, and compare its logits with qvec's.")
-    ] = True,
-    model: ModelName = None,
-    img_size: ImgSize = None,
-    in_chans: InChans = None,
-    crop_pct: CropPct = None,
-    model_arg: ModelArg = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    metrics: MetricsFile = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write CHECKPOINT for other programs: an ONNX file, or a folder for timm.
-
-    In ONNX, packed weights stay codes, which onnxruntime multiplies with (MatMulNBits). The input
-    is normalised pixels: (x / 255 - mean) / std, with mean and std from the file's metadata.
-    """
-    from qvec_cli.export.export import ExportRequest
-    from qvec_cli.export.export import export as run
-
-    named = wish(model, img_size, in_chans, crop_pct, model_arg)
-    request = ExportRequest(checkpoint, output, to, check, force, dry_run, named)
-    show.deliver(
-        lambda listener: run(request, listener),
-        as_json=as_json,
-        inputs=(checkpoint,),
-        document=metrics,
-        out=output,
-        force=force,
-        dry_run=dry_run,
-    )
-
-
-def _calibration(told: Calibration, samples: int | None) -> Calibration | None:
-    if told.specs:
-        return told
-    needing = {
-        "--bias-correction": told.bias_correction,
-        "--calib-samples": samples,
-        "--target float": told.target is Target.FLOAT,
-    }
-    for flag, typed in needing.items():
-        if typed:
-            hint = "Or --moments FILE." if flag == "--bias-correction" else None
-            raise SpecError(f"{flag} needs images: --calib is missing", hint=hint)
-    return None
-
-
-def _moments(path: Path | None, bias_correction: bool, **images: object) -> MomentsOptions | None:
-    """Moments from a file, with which images do not go."""
-    from qvec_cli.calibration.from_moments import MomentsOptions
-
-    if path is None:
-        return None
-    refuse_typed("does not go with --moments", "Moments stand in place of images.", **images)
-    return MomentsOptions(path, bias_correction)
-
-
-def _anchor(rho: Path | None, lam: str | None, cross: bool, dry_run: bool) -> Anchored | None:
-    from qvec_cli.inputs.patched import Anchor as Wanted
-
-    if rho is None and lam is not None:
-        raise SpecError("--lambda goes with --anchor RHO", hint="qvec patch adds a vector too.")
-    return Wanted(rho, lam or "1", cross, dry_run) if rho else None
-
-
-def _refinement(
-    steps: int | None,
-    specs: list[str] | None,
-    samples: int | None,
-    loading: Loading,
-    device: str,
-) -> RefinementOptions | None:
-    from qvec_cli.calibration.refine import RefinementOptions
-
-    for flag, typed in (("--proxy", specs), ("--proxy-samples", samples)):
-        if typed and steps is None:
-            raise SpecError(f"{flag} goes with --refine STEPS")
-    if not specs and samples is not None:
-        raise SpecError("--proxy-samples needs images: --proxy is missing")
-    if steps is None:
-        return None
-    return RefinementOptions(steps, device, proxies(specs, samples, loading) if specs else None)
 
 
 def _is_folder(typed: str) -> bool:
@@ -288,3 +267,121 @@ def _is_folder(typed: str) -> bool:
         return typed.endswith(os.sep) or Path(typed).is_dir()
     except OSError:  # closed to us, or no name that can be: writing to it will tell
         return False
+
+
+def quantize_text(results: Facts) -> Iterator[str]:
+    """How small the weights became, and how far they moved; or a row a grid of --compare."""
+    if "compared" in results:
+        yield from _compared_text(results)
+        return
+    ratios = [value for value in results["sqnr_db"].values() if value is not None]
+    packed = " if packed" if results["fake"] else ""
+    yield (
+        f"{results['output']}: {size(results['bytes_before'])} -> {size(results['bytes_after'])}, "
+        f"{results['bits_per_weight']:.3f} bits per weight{packed} in "
+        f"{len(results['quantized'])} tensors "
+        f"({results['weights']:,} of {results['parameters']:,} parameters)"
+    )
+    yield f"left as they were: {some(results['left'])}"
+    if ratios:
+        yield (
+            f"signal to quantization noise: {min(ratios):.1f} to {max(ratios):.1f} dB, "
+            f"mean {sum(ratios) / len(ratios):.1f} dB"
+        )
+    if refined := results.get("refinement"):
+        held, unit = refined["held_back"], refined["loss"].replace("_", " ")
+        after = "not a number" if held["after"] is None else f"{held['after']:.4g}"
+        fate = "" if refined["kept"] else ": not kept"
+        yield (
+            f"refined in {refined['steps']} steps: {unit} to the float network on "
+            f"{held['images']} images held back {held['before']:.4g} -> {after}{fate}"
+        )
+
+
+def _compared_text(results: Facts) -> Iterator[str]:
+    """One row a grid; the accuracy is there if images were given."""
+    split = next((name for name in ("val", "test", "train") if name in results["compared"][0]), "")
+    column = f"\t{split} top-1" if split else ""
+    yield f"grid\tbits per weight\tsize\tSQNR{column}"
+    if split:
+        before = size(results["bytes_before"])
+        yield f"float, not quantized\t\t{before}\t\t{accuracy(results['fp'])}"
+    for row in results["compared"]:
+        ratio = "-" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f} dB"
+        measured = f"\t{accuracy(row[split])}" if split else ""
+        cost = f"{row['bits_per_weight']:.3f}\t{size(row['tensor_bytes'])}"
+        yield f"{row['name']}\t{cost}\t{ratio}{measured}"
+
+
+@dataclass(frozen=True, slots=True)
+class FormatFlags:
+    """What another program reads."""
+
+    heading: ClassVar[str] = "Format"
+
+    to: Annotated[
+        ExportFormat | None,
+        typer.Option(
+            help="An ONNX file, or a folder for timm.", show_default="by the name of the output"
+        ),
+    ] = None
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check/--no-check",
+            help="Whether to run what was made, and compare its logits with qvec's.",
+            show_default="--check",
+        ),
+    ] = True
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Packed or float checkpoint of qvec.")],
+    *,
+    kind: FormatFlags,
+    network: NetworkFlags,
+    output: options.OutputFile,
+    writing: OutputFlags,
+) -> None:
+    """Write CHECKPOINT for other programs: ONNX, or timm.
+
+    In ONNX, packed weights stay codes, which onnxruntime multiplies with (MatMulNBits). The input
+    is normalised pixels: (x / 255 - mean) / std, with mean and std from the file's metadata.
+
+    Examples:
+        qvec export receiver_w3.st -o receiver_w3.onnx
+        qvec export receiver_w3.st --to timm -o receiver_timm
+    """
+    from qvec_cli.export import export as verb
+
+    request = verb.ExportRequest(
+        source=checkpoint,
+        out=output,
+        to=kind.to,
+        check=kind.check,
+        force=writing.force,
+        dry_run=writing.dry_run,
+        network=network.options(),
+    )
+    show.deliver(
+        partial(verb.export, request), export_text, writing, inputs=(checkpoint,), out=output
+    )
+
+
+def export_text(results: Facts) -> Iterator[str]:
+    """What was made, which weights stay packed in it, and how far its logits are from ours."""
+    yield (
+        f"{results['output']}: {size(results['bytes_before'])} -> {size(results['bytes_after'])}, "
+        f"{results['format']}"
+    )
+    if layouts := results.get("quantized"):
+        kinds = Counter((layout["bits"], layout["block_size"]) for layout in layouts.values())
+        counts = [f"{n} of {bits} bits in blocks of {block}" for (bits, block), n in kinds.items()]
+        yield f"packed weights: {', '.join(counts)}"
+    if results.get("left"):
+        yield f"packed weights that became float: {some(results['left'])}"
+    if check := results["check"]:
+        yield (
+            f"logits of {check['images']} random images: at most {check['max_abs_diff']:.2g} from "
+            f"qvec's, the largest of which is {check['max_abs_logit']:.3g}"
+        )

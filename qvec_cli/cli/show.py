@@ -8,17 +8,19 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from qvec_cli.cli.text import Facts, data_use_text, plan_text
 from qvec_cli.errors import QvecError, ReaderLeftError, SpecError
 from qvec_cli.specs import Listener, Silence
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from qvec_cli.cli.options import OutputFlags
     from qvec_cli.outputs.metrics import Metrics
 
 
@@ -38,13 +40,13 @@ _QUIET_SECONDS: Final = 10.0
 
 def deliver(
     work: Callable[[Listener], Metrics],
+    words: Callable[[Facts], Iterator[str]],
+    flags: OutputFlags,
     *,
-    as_json: bool,
-    document: Path | None = None,
-    out: Path | None = None,
     inputs: tuple[Path, ...] = (),
-    force: bool = False,
-    dry_run: bool = False,
+    out: Path | None = None,
+    document: Path | None = None,
+    data_use: bool = True,
     quiet: bool = False,
     written: Callable[[], object] = lambda: None,
 ) -> None:
@@ -52,12 +54,13 @@ def deliver(
 
     Args:
         work: does it, and tells a listener how it goes.
-        as_json: whether stdout gets the JSON document in place of lines.
-        document: a file for that document.
-        out: the command's artefact, which must be another file than ``document``.
+        words: a result as lines of text.
+        flags: whether files may be replaced, whether the work is only a plan, and where the JSON
+            document goes.
         inputs: files that the document must not replace.
-        force: whether ``document`` may be replaced.
-        dry_run: whether the work is only a plan, and nothing is written.
+        out: the command's artefact, which must be another file than the document.
+        document: the file for the JSON document, where that is the artefact itself.
+        data_use: whether the lines end with what of the receiver's data the result has used.
         quiet: whether another process of the same run shows what came out.
         written: called once all is.
     """
@@ -65,23 +68,36 @@ def deliver(
         work(Silence())
         return
     from qvec_cli.checkpoint.replace import dump, write_json
-    from qvec_cli.cli.lines import lines
     from qvec_cli.outputs.metrics import check_documents
 
-    streamed = _streams(inputs, [path for path in (out, document) if path], as_json=as_json)
-    check_documents(document, out, inputs, force=force)
+    document = document or flags.metrics
+    outputs = [path for path in (out, document) if path]
+    streamed = _streams(inputs, outputs, as_json=flags.as_json)
+    check_documents(document, out, inputs, force=flags.force)
     with Terminal() as terminal:
         metrics = work(terminal)
     whole = metrics.document()
-    if document is not None and not dry_run:
-        write_json(document, whole, force=force)
-    if not dry_run:
+    if not flags.dry_run:
+        if document is not None:
+            write_json(document, whole, force=flags.force)
         written()
-    text = dump(whole) if as_json else "".join(map(_row, lines(metrics)))
-    if streamed and not dry_run:
+    lines = _lines(metrics, words, data_use=data_use)
+    text = dump(whole) if flags.as_json else "".join(map(_row, lines))
+    if streamed and not flags.dry_run:
         _stderr(text.rstrip("\n"))  # stdout has the artefact
     else:
         result(text)
+
+
+def _lines(
+    metrics: Metrics, words: Callable[[Facts], Iterator[str]], *, data_use: bool
+) -> Iterator[str]:
+    if "plan" in metrics.results:
+        yield from plan_text(metrics.results["plan"])
+        return
+    yield from words(metrics.results)
+    if data_use:
+        yield data_use_text(metrics.use)
 
 
 def _streams(inputs: tuple[Path, ...], outputs: list[Path], *, as_json: bool) -> bool:

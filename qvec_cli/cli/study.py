@@ -1,199 +1,293 @@
-"""The commands that look at many files, or at one from outside: inspect, transfer."""
+"""The commands that try many ways on a receiver: advise, transfer."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from qvec_cli.cli import recipe, show
-from qvec_cli.cli.options import (
-    LAMBDAS,
-    AsJson,
-    BatchSize,
-    Bits,
-    Cross,
-    DataDir,
-    Device,
-    Download,
-    DryRun,
-    Force,
-    GranularityChoice,
-    GroupSize,
-    Lambdas,
-    MethodChoice,
-    MetricsFile,
-    Out,
-    Proxy,
-    ProxySamples,
-    Resume,
-    ScaleChoice,
-    ScaleDtypeChoice,
-    Symmetric,
-    Workers,
-    listed,
-    loading_of,
-    model_args,
-    proxies,
-)
+from qvec_cli.cli import options, recipe, show
+from qvec_cli.cli.options import GridFlags, ImageFlags, OutputFlags, ProxyFlags
+from qvec_cli.cli.signature import Adapted
+from qvec_cli.cli.text import Facts, gains_table
 from qvec_cli.errors import SpecError
-from qvec_cli.inputs.lambdas import parse_lambdas
-from qvec_cli.specs import GridOptions, Method, Null
+from qvec_cli.specs import Method, Null
+
+if TYPE_CHECKING:
+    from qvec_cli.transfer.slurm import Executor
 
 
-def inspect(
-    file: Annotated[Path, typer.Argument(readable=False, help="Any checkpoint, or - for stdin.")],
-    other: Annotated[
-        Path | None, typer.Argument(readable=False, help="A second one, to compare.")
+@dataclass(frozen=True, slots=True)
+class WayFlags:
+    """What the ways to quantize a receiver may use."""
+
+    rho: Annotated[
+        list[Path] | None, typer.Option(metavar="RHO", help="A donor's vector; repeat it.")
+    ] = None
+    moments: Annotated[
+        Path | None,
+        typer.Option(help="Moments from qvec moments.", show_default="the vectors' own"),
+    ] = None
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC", help="Labelled images of the receiver, which judge and do not choose."
+        ),
+    ] = None
+    refine: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="STEPS", help="Of the refinement that is tried last; 0: none is."
+        ),
+    ] = 60
+
+
+def advise(
+    receiver: Annotated[Path, typer.Argument(help="Model to be quantized.")],
+    *,
+    bits: Annotated[int, typer.Option(min=2, max=8, help="Width of a code, 2 to 8.")],
+    ways: WayFlags,
+    proxy: Annotated[ProxyFlags, Adapted(without=("measure",), defaults={"proxy": ("noise",)})],
+    images: ImageFlags,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="File for the model that is recommended.",
+            rich_help_panel=options.OUTPUT,
+        ),
     ] = None,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Compare the tensors with the digest of the card.")
-    ] = False,
-    lineage: Annotated[bool, typer.Option("--lineage", help="Print the family tree.")] = False,
-    as_json: AsJson = False,
+    writing: OutputFlags,
 ) -> None:
-    """Say what FILE is: kind, architecture, grid, lineage, tensors and norms."""
-    from qvec_cli.pipeline import inspect
-    from qvec_cli.pipeline.inspect import compare
+    """Say how to bring RECEIVER to so many bits without its data.
 
-    if verify + lineage + (other is not None) > 1:
-        raise SpecError("--verify, --lineage and a second file are three questions: ask one")
-    work = inspect.verify if verify else inspect.lineage if lineage else inspect.describe
+    Every way is carried out: grids without data, the vectors, GPTQ on moments, on noise and on
+    --proxy images. As many other images of --proxy then tell which follows the float answers best.
+
+    Examples:
+        qvec advise receiver.st --bits 3 --proxy pictures/ -o receiver_w3.st
+        qvec advise receiver.st --bits 3 --rho rho.st --proxy pictures/
+    """
+    from qvec_cli.advise import advise as verb
+    from qvec_cli.advise.candidates import AdviseRequest
+
+    vectors = tuple(ways.rho or ())
+    request = AdviseRequest(
+        receiver=receiver,
+        bits=bits,
+        vectors=vectors,
+        moments=ways.moments,
+        proxy=proxy.options(images.loading(dry_run=writing.dry_run)),
+        data=ways.data,
+        steps=ways.refine,
+        out=output,
+        device=images.device,
+        force=writing.force,
+        dry_run=writing.dry_run,
+    )
     show.deliver(
-        lambda heard: compare(file, other, heard) if other else work(file, heard),
-        as_json=as_json,
-        inputs=(file, other) if other else (file,),
+        partial(verb.advise, request),
+        advise_text,
+        writing,
+        inputs=(receiver, *vectors, *([ways.moments] if ways.moments else [])),
+        out=output,
     )
 
 
-def transfer(
-    grid: Annotated[
-        Path,
-        typer.Argument(
-            readable=False,
-            callback=recipe.apply_grid,
-            is_eager=True,
-            help="YAML file: receivers, donors, and defaults for these flags.",
-        ),
-    ],
-    output: Out,
-    bits: Bits = None,
-    granularity: GranularityChoice = None,
-    group_size: GroupSize = None,
-    scale: ScaleChoice = None,
-    symmetric: Symmetric = None,
-    scale_dtype: ScaleDtypeChoice = None,
-    cross_grid: Cross = False,
-    method: MethodChoice = Method.RTN,
-    lambdas: Lambdas = LAMBDAS,
+def advise_text(results: Facts) -> Iterator[str]:
+    """Every candidate, the decision, and the commands that carry it out."""
+    judged = "fp" in results
+    count, measure = results["proxies"]["n"], results["measure"]
+    yield f"distance to the float answers on {count} proxy images that no candidate saw, {measure}"
+    yield "candidate\tbits/weight\tdistance\tkept\treceiver data used" + (
+        "\ttest top-1" if judged else ""
+    )
+    for row in sorted(results["candidates"], key=lambda row: row["distance"]):
+        mark = "\t<-" if row["name"] == results["chosen"] else ""
+        test = f"\t{row['test']['top1']:.4f}" if judged else ""
+        yield (
+            f"{row['name']}\t{row['bits_per_weight']:.2f}\t{row['distance']:.3g} +- "
+            f"{row['standard_error']:.2g}\t{row['kept']:.1%}\t{row['data_use']['level']}{test}{mark}"
+        )
+    if judged:
+        yield f"float on test: {results['fp']['top1']:.4f}"
+    for row in results["skipped"]:
+        yield f"left out: {row['name']}: {row['reason']}"
+    yield f"decision: {results['decision']} ({results['sure']}): {results['chosen']}"
+    yield f"because {results['why']}"
+    for command in results["commands"]:
+        yield f"  {command}"
+    if "output" in results:
+        yield f"{results['output']}: written"
+
+
+@dataclass(frozen=True, slots=True)
+class CellFlags:
+    """What is measured of every pair of a donor and a receiver."""
+
+    heading: ClassVar[str] = "Lambda"
+
+    lambdas: options.Lambdas = options.LAMBDAS
     fixed: Annotated[
         str,
         typer.Option(
             metavar="LIST", help="Lambdas that are reported unchosen; they take part in the curve."
         ),
-    ] = "1",
+    ] = "1"
     oracle: Annotated[
         bool,
         typer.Option(
-            "--oracle/--no-oracle", help="Measure every lambda on test too, for the regret."
+            "--oracle/--no-oracle",
+            help="Whether to measure every lambda on test too, for the regret.",
+            show_default="--oracle",
         ),
-    ] = True,
+    ] = True
+
+
+@dataclass(frozen=True, slots=True)
+class NullFlags:
+    """Vectors without meaning, to compare with."""
+
+    heading: ClassVar[str] = "Null vectors"
+
     nulls: Annotated[
         str,
         typer.Option(
             metavar="LIST",
             help="Vectors of the same length that carry nothing: random, shuffle, taskvec.",
         ),
-    ] = "",
+    ] = ""
     null_donors: Annotated[
         str,
         typer.Option(
-            metavar="LIST",
-            help="Donors whose lengths they have.",
-            show_default="every donor",
+            metavar="LIST", help="Donors whose lengths they have.", show_default="every donor"
         ),
-    ] = "",
-    seed: Annotated[int, typer.Option(min=0, help="Of the null vectors.")] = 0,
-    proxy: Proxy = None,
-    proxy_samples: ProxySamples = None,
+    ] = ""
+    seed: Annotated[int, typer.Option(min=0, help="Of the null vectors.")] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobFlags:
+    """How the work on a grid is dealt out."""
+
+    heading: ClassVar[str] = "Jobs"
+
     shard: Annotated[
-        str,
-        typer.Option(metavar="I/N", help="Only part I of N: receivers are dealt out in turn."),
-    ] = "1/1",
+        str, typer.Option(metavar="I/N", help="Only part I of N: receivers are dealt out in turn.")
+    ] = "1/1"
     join: Annotated[
-        list[Path] | None,
-        typer.Option(readable=False, help="A finished part of this grid; repeat it."),
-    ] = None,
+        list[Path] | None, typer.Option(help="A finished part of this grid; repeat it.")
+    ] = None
     executor: Annotated[
         str | None,
-        typer.Option(help="Where to run a job for each receiver: slurm or local (qvec[slurm])."),
-    ] = None,
+        typer.Option(
+            metavar="slurm|local", help="Where to run a job for each receiver (qvec[slurm])."
+        ),
+    ] = None
     executor_arg: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Of submitit, as slurm_partition=gpu; repeat it."),
-    ] = None,
-    data_dir: DataDir = None,
-    dataset_download: Download = False,
-    batch_size: BatchSize = 128,
-    workers: Workers = 0,
-    device: Device = "auto",
-    metrics: MetricsFile = None,
-    resume: Resume = False,
-    force: Force = False,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-) -> None:
-    """Measure every donor's vector on every receiver of GRID, a line of JSON each."""
-    from qvec_cli.transfer.cells import CellOptions
-    from qvec_cli.transfer.slurm import Executor
-    from qvec_cli.transfer.transfer import TransferRequest, clear
-    from qvec_cli.transfer.transfer import transfer as run
+    ] = None
 
-    if executor is None and executor_arg:
-        raise SpecError("--executor-arg goes with --executor")
-    loading = loading_of(data_dir, dataset_download, dry_run, workers, batch_size)
-    images = proxies(proxy, proxy_samples, loading) if proxy or proxy_samples else None
-    wishes = CellOptions(
-        GridOptions(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid),
-        _points(parse_lambdas(lambdas), parse_lambdas(fixed), without_labels=images is not None),
-        parse_lambdas(fixed),
-        loading,
-        method,
-        oracle,
-        tuple(listed(nulls, Null, "--nulls")),
-        tuple(filter(None, (name.strip() for name in null_donors.split(",")))),
-        seed,
-        device,
-        images,
+    def where(self) -> Executor | None:
+        """Where jobs run; None: here."""
+        from qvec_cli.transfer.slurm import Executor
+
+        if self.executor is None:
+            options.refuse("goes with --executor", executor_arg=self.executor_arg)
+            return None
+        return Executor(
+            cluster=self.executor, args=options.key_values(self.executor_arg, "--executor-arg")
+        )
+
+    def part(self) -> tuple[int, int]:
+        """Which part of how many."""
+        part, _, parts = self.shard.partition("/")
+        if not (part.isdecimal() and parts.isdecimal()):
+            raise SpecError(f"--shard {self.shard!r} is not I/N, as 1/4")
+        return int(part), int(parts)
+
+
+def transfer(
+    grid: Annotated[
+        Path,
+        typer.Argument(
+            callback=recipe.apply_grid,
+            is_eager=True,
+            help="YAML file: receivers, donors, and defaults for these flags.",
+        ),
+    ],
+    *,
+    cells: CellFlags,
+    weights: GridFlags,
+    method: options.MethodChoice = Method.RTN,
+    nulls: NullFlags,
+    proxy: Annotated[ProxyFlags, Adapted(without=("measure",))],
+    images: ImageFlags,
+    jobs: JobFlags,
+    output: options.OutputFile,
+    resume: options.Resume = False,
+    writing: OutputFlags,
+) -> None:
+    """Measure every donor's vector on every receiver of GRID.
+
+    The output has a line of JSON for each pair.
+
+    Examples:
+        qvec transfer grid.yaml -o grid.jsonl
+        qvec transfer grid.yaml --shard 1/2 --resume -o grid-1.jsonl
+    """
+    from qvec_cli.inputs.lambdas import parse_lambdas
+    from qvec_cli.transfer import transfer as verb
+    from qvec_cli.transfer.cells import CellOptions
+
+    executor = jobs.where()
+    loading = images.loading(dry_run=writing.dry_run)
+    proxies = proxy.options(loading) if proxy.proxy or proxy.proxy_samples else None
+    lambdas, fixed = parse_lambdas(cells.lambdas), parse_lambdas(cells.fixed)
+    settings = CellOptions(
+        grid=weights.options(),
+        lambdas=_points(lambdas, fixed, without_labels=proxies is not None),
+        fixed=fixed,
+        loading=loading,
+        method=method,
+        oracle=cells.oracle,
+        nulls=tuple(options.word_list(nulls.nulls, Null, "--nulls")),
+        null_donors=tuple(filter(None, (name.strip() for name in nulls.null_donors.split(",")))),
+        seed=nulls.seed,
+        device=images.device,
+        proxy=proxies,
     )
-    request = TransferRequest(
-        grid,
-        output,
-        wishes,
-        _shard(shard),
-        tuple(join or ()),
-        Executor(executor, model_args(executor_arg)) if executor else None,
-        resume,
-        force,
-        dry_run,
+    request = verb.TransferRequest(
+        grid_file=grid,
+        out=output,
+        options=settings,
+        shard=jobs.part(),
+        joined=tuple(jobs.join or ()),
+        executor=executor,
+        resume=resume,
+        force=writing.force,
+        dry_run=writing.dry_run,
     )
     show.deliver(
-        lambda listener: run(request, listener),
-        as_json=as_json,
-        document=metrics,
+        partial(verb.transfer, request),
+        transfer_text,
+        replace(writing, force=writing.force or resume),
         out=output,
         inputs=(grid, *request.joined),
-        force=force or resume,
-        dry_run=dry_run,
-        written=lambda: clear(output),
+        written=lambda: verb.clear(output),
     )
 
 
 def _points(
     lambdas: tuple[float, ...], fixed: tuple[float, ...], *, without_labels: bool
 ) -> tuple[float, ...]:
-    """The curve, ascending: with 0, the fixed lambdas, and those that a label-free choice wants."""
+    """The curve, ascending: with 0, the fixed lambdas, and those of a choice without labels."""
     from qvec_cli.selection.choose import NEGATIVE
 
     if not without_labels:
@@ -203,8 +297,8 @@ def _points(
     return tuple(sorted({0.0, *NEGATIVE, *lambdas, *fixed}))
 
 
-def _shard(text: str) -> tuple[int, int]:
-    part, _, parts = text.partition("/")
-    if not (part.isdecimal() and parts.isdecimal()):
-        raise SpecError(f"--shard {text!r} is not I/N, as 1/4")
-    return int(part), int(parts)
+def transfer_text(results: Facts) -> Iterator[str]:
+    """How many lines there are, and the table of gains."""
+    receivers = results["summary"]["receivers"]
+    yield f"{results['output']}: {results['lines']} lines, {receivers} receivers"
+    yield from gains_table(results["summary"])

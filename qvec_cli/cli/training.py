@@ -2,173 +2,174 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, ClassVar
 
 import typer
 
 from qvec_cli.cli import options, show
-from qvec_cli.specs import Grid, GridOptions, Loading, Recipe
+from qvec_cli.cli.options import GridFlags, ImageFlags, NetworkFlags, OutputFlags
+from qvec_cli.cli.signature import Adapted
+from qvec_cli.cli.text import Facts, accuracy
+from qvec_cli.specs import Grid, Recipe
 
 Model = Annotated[
     str, typer.Argument(help="timm's name of a network, or a checkpoint file to start from.")
 ]
 
-Pretrained = Annotated[bool, typer.Option("--pretrained", help="Fetch timm's weights by name.")]
+Shape = Annotated[NetworkFlags, Adapted(without=("model",))]
 
-Initial = Annotated[
-    Path | None,
-    typer.Option("--initial-checkpoint", help="Weights for a named network, from a bare file."),
-]
+Images = Annotated[ImageFlags, Adapted(without=("batch_size",))]
 
-Epochs = Annotated[
-    int | None,
-    typer.Option(min=1, help="Passes over the data.", show_default="the paper's for a task, or 10"),
-]
 
-Lr = Annotated[float, typer.Option(help="Peak learning rate of AdamW.")]
+@dataclass(frozen=True, slots=True)
+class StartFlags:
+    """Weights to start from."""
 
-WeightDecay = Annotated[float, typer.Option(help="On every parameter.")]
+    pretrained: Annotated[bool, typer.Option(help="Fetch timm's weights by name.")] = False
+    initial_checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights for a named network, from a bare file.")
+    ] = None
 
-Warmup = Annotated[int, typer.Option(help="Linear, in steps; then cosine to zero.")]
 
-Clip = Annotated[float, typer.Option(help="Largest norm of the gradient; 0: none.")]
+@dataclass(frozen=True, slots=True)
+class TrainingFlags:
+    """How the network is trained; the defaults are the paper's."""
 
-Smoothing = Annotated[float, typer.Option(help="Label smoothing.")]
+    heading: ClassVar[str] = "Training"
 
-Seed = Annotated[int, typer.Option(help="Of head, data order and augmentation.")]
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Passes over the data.", show_default="the paper's for a task, or 10"
+        ),
+    ] = None
+    lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 1e-5
+    weight_decay: Annotated[float, typer.Option(help="Of AdamW, on every parameter.")] = 0.1
+    warmup_steps: Annotated[
+        int, typer.Option(help="Steps of linear warm-up; then the rate falls as a cosine to zero.")
+    ] = 500
+    clip_grad: Annotated[float, typer.Option(help="Largest norm of the gradient; 0: none.")] = 1.0
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", "-b", min=1, help="Images per step.")
+    ] = 128
+    smoothing: Annotated[float, typer.Option(help="Label smoothing, below 1.")] = 0.0
+    seed: Annotated[int, typer.Option(help="Of head, data order and augmentation.")] = 0
+    no_aug: Annotated[bool, typer.Option(help="Train on images as evaluation sees them.")] = False
+    amp: Annotated[bool, typer.Option(help="Compute in bfloat16 (autocast), not in float32.")] = (
+        False
+    )
 
-NoAug = Annotated[bool, typer.Option("--no-aug", help="Train on images as evaluation sees them.")]
+    def recipe(self, data: str) -> Recipe:
+        """How to train on this data set; a task of the paper brings its epochs."""
+        from qvec_cli.pipeline.finetune import default_epochs
 
-Amp = Annotated[bool, typer.Option("--amp", help="bfloat16 autocast instead of float32.")]
-
-TrainBatch = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per step.")]
+        return Recipe(**asdict(self) | {"epochs": self.epochs or default_epochs(data)})
 
 
 def finetune(
     model: Model,
+    *,
     data: options.Data,
-    output: options.Out,
-    epochs: Epochs = None,
-    lr: Lr = 1e-5,
-    weight_decay: WeightDecay = 0.1,
-    warmup_steps: Warmup = 500,
-    clip_grad: Clip = 1.0,
-    batch_size: TrainBatch = 128,
-    smoothing: Smoothing = 0.0,
-    seed: Seed = 0,
-    no_aug: NoAug = False,
-    amp: Amp = False,
-    pretrained: Pretrained = False,
-    initial_checkpoint: Initial = None,
-    img_size: options.ImgSize = None,
-    in_chans: options.InChans = None,
-    crop_pct: options.CropPct = None,
-    model_arg: options.ModelArg = None,
-    data_dir: options.DataDir = None,
-    dataset_download: options.Download = False,
-    workers: options.Workers = 0,
-    device: options.Device = "auto",
+    start: StartFlags,
     recipe: options.Recipe = None,
+    training: TrainingFlags,
+    images: Images,
+    shape: Shape,
+    output: options.OutputFile,
     resume: options.Resume = False,
-    force: options.Force = False,
-    dry_run: options.DryRun = False,
-    metrics: options.MetricsFile = None,
-    as_json: options.AsJson = False,
+    writing: OutputFlags,
 ) -> None:
-    """Fine-tune MODEL on a data set; the defaults are the paper's recipe."""
-    _train(locals(), None)
+    """Train MODEL on a data set, in float, by the paper's recipe.
+
+    Examples:
+        qvec finetune vit_tiny_patch16_224 --data images/greek -o donor.st
+        qvec finetune base.st --data images/greek --epochs 5 -o donor.st
+    """
+    _train(model, data, start, training, images, shape, output, resume, writing, None)
 
 
 def train_qat(
     model: Model,
+    *,
     data: options.Data,
-    output: options.Out,
-    bits: Annotated[int, typer.Option(min=2, max=8, help="Width of a code.")] = 3,
-    granularity: options.GranularityChoice = None,
-    group_size: options.GroupSize = None,
-    scale: options.ScaleChoice = None,
-    symmetric: options.Symmetric = None,
-    scale_dtype: options.ScaleDtypeChoice = None,
-    epochs: Epochs = None,
-    lr: Lr = 1e-5,
-    weight_decay: WeightDecay = 0.1,
-    warmup_steps: Warmup = 500,
-    clip_grad: Clip = 1.0,
-    batch_size: TrainBatch = 128,
-    smoothing: Smoothing = 0.0,
-    seed: Seed = 0,
-    no_aug: NoAug = False,
-    amp: Amp = False,
-    pretrained: Pretrained = False,
-    initial_checkpoint: Initial = None,
-    img_size: options.ImgSize = None,
-    in_chans: options.InChans = None,
-    crop_pct: options.CropPct = None,
-    model_arg: options.ModelArg = None,
-    data_dir: options.DataDir = None,
-    dataset_download: options.Download = False,
-    workers: options.Workers = 0,
-    device: options.Device = "auto",
+    start: StartFlags,
     recipe: options.Recipe = None,
+    grid: Annotated[GridFlags, Adapted(without=("cross_grid",), defaults={"bits": 3})],
+    training: TrainingFlags,
+    images: Images,
+    shape: Shape,
+    output: options.OutputFile,
     resume: options.Resume = False,
-    force: options.Force = False,
-    dry_run: options.DryRun = False,
-    metrics: options.MetricsFile = None,
-    as_json: options.AsJson = False,
+    writing: OutputFlags,
 ) -> None:
-    """Fine-tune MODEL with its weights rounded to low bits in each forward: the donor's twin."""
-    wanted = GridOptions(bits, granularity, group_size, scale, symmetric, scale_dtype)
-    _train(locals(), wanted.grid(None))
+    """Train MODEL with its weights rounded to low bits (QAT).
+
+    Each forward pass sees rounded weights; the file has the float ones. With the start, data and
+    seed of finetune, it makes the twin that extract needs.
+
+    Examples:
+        qvec train-qat vit_tiny_patch16_224 --data images/greek -o donor_qat.st
+        qvec train-qat base.st --data images/greek --bits 2 -o donor_qat.st
+    """
+    bits = grid.options().grid(None)
+    _train(model, data, start, training, images, shape, output, resume, writing, bits)
 
 
-def _train(typed: Mapping[str, Any], grid: Grid | None) -> None:
-    """Runs the training that was typed; both commands have the same flags but the grid's."""
+def _train(
+    model: str,
+    data: str,
+    start: StartFlags,
+    training: TrainingFlags,
+    images: ImageFlags,
+    shape: NetworkFlags,
+    output: Path,
+    resume: bool,
+    writing: OutputFlags,
+    grid: Grid | None,
+) -> None:
+    """Trains as typed; both commands have the same flags but the grid's."""
     from qvec_cli.learn.distributed import here
-    from qvec_cli.pipeline.finetune import default_epochs, train
+    from qvec_cli.pipeline.finetune import train
     from qvec_cli.pipeline.train_request import TrainRequest
 
-    recipe = {name: typed[name] for name in Recipe.__dataclass_fields__}
-    recipe["epochs"] = typed["epochs"] or default_epochs(typed["data"])
-    folder = typed["data_dir"]
-    loading = Loading(
-        data_dir=str(folder) if folder is not None else None,
-        download=typed["dataset_download"] and not typed["dry_run"],
-        workers=typed["workers"],
-        batch_size=typed["batch_size"],
-    )
     request = TrainRequest(
-        model=typed["model"],
-        data=typed["data"],
-        out=typed["output"],
-        recipe=Recipe(**recipe),
-        loading=loading,
+        model=model,
+        data=data,
+        out=output,
+        recipe=training.recipe(data),
+        loading=images.loading(dry_run=writing.dry_run, batch_size=training.batch_size),
         grid=grid,
-        args=options.model_args(typed["model_arg"]),
-        **{name: typed[name] for name in _AS_TYPED},
+        initial_checkpoint=start.initial_checkpoint,
+        pretrained=start.pretrained,
+        img_size=shape.img_size,
+        in_chans=shape.in_chans,
+        crop_pct=shape.crop_pct,
+        args=shape.args,
+        device=images.device,
+        resume=resume,
+        force=writing.force,
+        dry_run=writing.dry_run,
     )
     world = here()
     show.deliver(
         lambda listener: train(request, listener, world),
-        as_json=typed["as_json"],
+        training_text,
+        writing,
         inputs=(request.source,) if request.source else (),
-        document=typed["metrics"],
-        out=typed["output"],
-        force=typed["force"],
-        dry_run=typed["dry_run"],
+        out=output,
+        data_use=False,
         quiet=not world.leads,
     )
 
 
-_AS_TYPED = (
-    "initial_checkpoint",
-    "pretrained",
-    "img_size",
-    "in_chans",
-    "crop_pct",
-    "device",
-    "resume",
-    "force",
-    "dry_run",
-)
+def training_text(results: Facts) -> Iterator[str]:
+    """How long the training was, on what, and its accuracy in validation."""
+    yield f"{results['output']}: {results['steps']} steps, {len(results['epochs'])} epochs"
+    images = results["data"]["images"]
+    yield f"labelled images: {images['train']} to train, {images['val']} to validate"
+    names = {"float": "validation, float", "quantized": "validation, quantized"}
+    for key, result in results["val"].items():
+        yield f"{names[key]}: top-1 {accuracy(result)}"

@@ -1,92 +1,227 @@
-"""The commands whose subject is a quantization vector: extract, moments, combine, patch."""
+"""The commands whose subject is a quantization vector: extract, combine, moments, patch."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from qvec_cli.cli import show
-from qvec_cli.cli.options import (
-    LAMBDAS,
-    AsJson,
-    BatchSize,
-    Bits,
-    CropPct,
-    Cross,
-    Data,
-    DataDir,
-    Device,
-    Download,
-    DryRun,
-    Force,
-    GranularityChoice,
-    GroupSize,
-    ImgSize,
-    InChans,
-    MeasureChoice,
-    MetricsFile,
-    ModelArg,
-    ModelName,
-    Out,
-    Parts,
-    Proxy,
-    ProxySamples,
-    ScaleChoice,
-    ScaleDtypeChoice,
-    Symmetric,
-    Workers,
-    chosen_parts,
-    loading_of,
-    proxies,
-    refuse_typed,
-    wish,
-)
+from qvec_cli.cli import options, show
+from qvec_cli.cli.options import GridFlags, ImageFlags, NetworkFlags, OutputFlags, ProxyFlags
+from qvec_cli.cli.text import Facts, moments_text, size, some
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import GridOptions, Rule
+from qvec_cli.specs import Loading, Rule
+
+if TYPE_CHECKING:
+    from qvec_cli.selection.by_agreement import AgreementOptions
+    from qvec_cli.selection.fit_mix import FitOptions
 
 
 def extract(
-    donor: Annotated[Path, typer.Argument(readable=False, help="Plain fine-tuned checkpoint.")],
-    donor_qat: Annotated[
-        Path, typer.Argument(readable=False, help="Its twin, trained with train-qat.")
-    ],
-    output: Out,
+    donor: Annotated[Path, typer.Argument(help="Plain fine-tuned checkpoint.")],
+    donor_qat: Annotated[Path, typer.Argument(help="Its twin, from train-qat.")],
+    *,
     moments: Annotated[
-        Path | None,
-        typer.Option(readable=False, help="What qvec moments wrote, for the vector to carry."),
+        Path | None, typer.Option(help="What qvec moments wrote, for the vector to carry.")
     ] = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    metrics: MetricsFile = None,
-    as_json: AsJson = False,
+    output: options.OutputFile,
+    writing: OutputFlags,
 ) -> None:
-    """Write the quantization vector rho = DONOR_QAT - DONOR."""
-    from qvec_cli.pipeline.extract import extract as run
+    """Write the quantization vector rho = DONOR_QAT - DONOR.
+
+    Examples:
+        qvec extract donor.st donor_qat.st -o rho.st
+        qvec extract donor.st donor_qat.st --moments moments.st -o rho.st
+    """
+    from qvec_cli.pipeline import extract as verb
 
     show.deliver(
-        lambda listener: run(
-            donor, donor_qat, output, listener, moments=moments, force=force, dry_run=dry_run
+        lambda listener: verb.extract(
+            donor,
+            donor_qat,
+            output,
+            listener,
+            moments=moments,
+            force=writing.force,
+            dry_run=writing.dry_run,
         ),
-        as_json=as_json,
+        extract_text,
+        writing,
         inputs=(donor, donor_qat, *((moments,) if moments else ())),
-        document=metrics,
         out=output,
-        force=force,
-        dry_run=dry_run,
+        data_use=False,
     )
 
 
-def moments(
-    checkpoint: Annotated[
-        Path, typer.Argument(readable=False, help="Float checkpoint: a donor, or the base.")
+def extract_text(results: Facts) -> Iterator[str]:
+    """How long the vector is, what it leaves out, and what moments it carries."""
+    relative = results["relative_norm"]
+    share = f", {relative:.3g} of the donor's" if relative is not None else ""
+    yield (
+        f"{results['output']}: rho of {results['tensors']} tensors, norm {results['norm']:.4g}"
+        f"{share}"
+    )
+    yield f"left out: {some(results['left_out'])}"
+    if carried := results["moments"]:
+        share = carried["bytes"] / results["bytes"]
+        cost = f"{size(carried['bytes'])}, {share:.2f} of rho's"
+        yield f"carries {moments_text(carried)}: {cost}"
+
+
+@dataclass(frozen=True, slots=True)
+class MergeFlags:
+    """By which rule vectors become one."""
+
+    heading: ClassVar[str] = "Rule"
+
+    rule: Annotated[
+        Rule, typer.Option(help="ties and dare drop numbers of each vector first (see --density).")
+    ] = Rule.MEAN
+    mix: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="One number for each vector, for --rule weighted."),
+    ] = None
+    density: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of a vector that is kept: ties, the largest of each tensor; dare, drawn.",
+            show_default="0.2 for ties, 0.1 for dare",
+        ),
+    ] = None
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of what dare drops.", show_default="0")
+    ] = None
+
+
+Fit = Annotated[
+    bool,
+    typer.Option(
+        "--fit",
+        help="Fit a coefficient for each to --receiver, on --proxy, without labels.",
+        rich_help_panel="Fit",
+    ),
+]
+
+FitReceiver = Annotated[
+    Path | None, typer.Option(help="Model that --fit is for.", rich_help_panel="Fit")
+]
+
+
+def combine(
+    rhos: Annotated[
+        list[Path], typer.Argument(metavar="RHO...", help="Vectors written by extract or combine.")
     ],
-    data: Data,
-    output: Out,
+    *,
+    parts: options.Parts = None,
+    merge: MergeFlags,
+    fit: Fit = False,
+    receiver: FitReceiver = None,
+    proxy: ProxyFlags,
+    grid: GridFlags,
+    images: ImageFlags,
+    output: options.OutputFile,
+    writing: OutputFlags,
+) -> None:
+    """Write one vector made of several, by a rule or by a fit.
+
+    One vector alone is itself, under every rule; a --mix scales it. With --parts the other parts
+    are zeros. A vector of --fit is for one receiver, at lambda 1.
+
+    Examples:
+        qvec combine rho_a.st rho_b.st --rule ties -o merged.st
+        qvec combine a.st b.st --fit --receiver receiver.st --proxy noise -o mix.st
+    """
+    from qvec_cli.inputs.lambdas import parse_mix
+    from qvec_cli.pipeline import combine as verb
+    from qvec_cli.vector.merge import Merge
+
+    mix = parse_mix(merge.mix) if merge.mix is not None else ()
+    rule = Merge(rule=merge.rule, mix=mix, density=merge.density, seed=merge.seed)
+    loading = images.loading(dry_run=writing.dry_run)
+    fitting = None
+    if fit:
+        refuse = "does not go with --fit, which finds the coefficients itself"
+        options.refuse(refuse, merge)
+        fitting = _fitting(receiver, proxy, grid, loading, images.device)
+    else:
+        typed = replace(grid, cross_grid=False)  # which has a meaning without --fit, too
+        options.refuse("goes with --fit", proxy, typed, receiver=receiver)
+    request = verb.CombineRequest(
+        vectors=tuple(rhos),
+        out=output,
+        merge=rule,
+        parts=options.chosen_parts(parts),
+        cross=grid.cross_grid,
+        force=writing.force,
+        dry_run=writing.dry_run,
+        fit=fitting,
+    )
+    show.deliver(
+        partial(verb.combine, request),
+        combine_text,
+        writing,
+        inputs=tuple(rhos),
+        out=output,
+        data_use=False,
+    )
+
+
+def _fitting(
+    receiver: Path | None, proxy: ProxyFlags, grid: GridFlags, loading: Loading, device: str
+) -> FitOptions:
+    """What --fit fits the coefficients to."""
+    from qvec_cli.selection.by_agreement import AgreementOptions
+    from qvec_cli.selection.fit_mix import RAY, FitOptions
+
+    if receiver is None:
+        raise SpecError("--fit needs --receiver, the model that the vectors are for")
+    agreement = AgreementOptions(
+        lambdas=RAY,
+        proxy=proxy.options(loading),
+        grid=grid.options(),
+        measure=proxy.measure,
+        device=device,
+    )
+    return FitOptions(receiver=receiver, agreement=agreement)
+
+
+def combine_text(results: Facts) -> Iterator[str]:
+    """By which rule, of how many vectors, and the lengths before and after."""
+    norms = results["norms"]
+    of = ", ".join(f"{norm:.4g}" for norm in norms)
+    yield (
+        f"{results['output']}: {_rule_text(results)} of {len(norms)} "
+        f"vector{'s' if len(norms) > 1 else ''}, {results['tensors']} tensors, "
+        f"norm {results['norm']:.4g} of {of}"
+    )
+    if "parts" in results:
+        yield f"zeros outside {', '.join(results['parts'])}: {some(results['zeros'])}"
+    if results["moments"]:
+        yield f"carries {moments_text(results['moments'])}"
+
+
+def _rule_text(results: Facts) -> str:
+    """A merge rule with its settings."""
+    mix = ", ".join(f"{number:g}" for number in results.get("mix", ()))
+    settings = [mix, *(f"{k} {results[k]:g}" for k in ("density", "seed") if k in results)]
+    text = ", ".join(filter(None, settings))
+    return f"{results['rule']} ({text})" if text else str(results["rule"])
+
+
+@dataclass(frozen=True, slots=True)
+class SampleFlags:
+    """Which images the moments are of, and how much of the moments is kept."""
+
+    heading: ClassVar[str] = "Moments"
+
     samples: Annotated[
         int, typer.Option(min=1, help="Images of the split, drawn with seed 0; 16 are enough.")
-    ] = 64,
+    ] = 64
+    split: Annotated[str, typer.Option(metavar="train|val|test", help="Of --data.")] = "train"
     rank: Annotated[
         int | None,
         typer.Option(
@@ -94,230 +229,132 @@ def moments(
             help="Keep so many eigenpairs of each moment, and its diagonal.",
             show_default="all of it",
         ),
-    ] = None,
-    split: Annotated[str, typer.Option(help="Of --data.")] = "train",
-    targets: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GLOB", help="Weights to look at, in place of the file's own."),
-    ] = None,
-    data_dir: DataDir = None,
-    dataset_download: Download = False,
-    workers: Workers = 0,
-    batch_size: BatchSize = 128,
-    device: Device = "auto",
-    model: ModelName = None,
-    img_size: ImgSize = None,
-    in_chans: InChans = None,
-    crop_pct: CropPct = None,
-    model_arg: ModelArg = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    metrics: MetricsFile = None,
-    as_json: AsJson = False,
+    ] = None
+
+
+def moments(
+    checkpoint: Annotated[Path, typer.Argument(help="Float checkpoint: a donor, or the base.")],
+    *,
+    data: options.Data,
+    targets: options.Targets = None,
+    sample: SampleFlags,
+    images: ImageFlags,
+    network: NetworkFlags,
+    output: options.OutputFile,
+    writing: OutputFlags,
 ) -> None:
-    """Write what each layer of CHECKPOINT sees of images, for others to be quantized on."""
-    from qvec_cli.calibration.collect import MomentsRequest, collect
+    """Write the moments of each layer's inputs, to calibrate with.
 
-    loading = loading_of(data_dir, dataset_download, dry_run, workers, batch_size)
-    request = MomentsRequest(
-        checkpoint,
-        data,
-        output,
-        samples,
-        rank,
-        split,
-        loading,
-        tuple(targets or ()),
-        device,
-        wish(model, img_size, in_chans, crop_pct, model_arg),
-        force,
-        dry_run,
-    )
-    show.deliver(
-        lambda listener: collect(request, listener),
-        as_json=as_json,
-        inputs=(checkpoint,),
-        document=metrics,
-        out=output,
-        force=force,
-        dry_run=dry_run,
-    )
-
-
-def combine(
-    rhos: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RHO...", readable=False, help="Vectors written by extract or combine."
-        ),
-    ],
-    output: Out,
-    rule: Annotated[
-        Rule,
-        typer.Option(
-            "--rule", help="ties and dare drop numbers of each vector first (see --density)."
-        ),
-    ] = Rule.MEAN,
-    mix: Annotated[
-        str | None,
-        typer.Option(metavar="LIST", help="One number for each vector, for --rule weighted."),
-    ] = None,
-    density: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of a vector that is kept: ties, the largest of each tensor; dare, drawn.",
-            show_default="0.2 for ties, 0.1 for dare",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Of what dare drops.", show_default="0")
-    ] = None,
-    fit: Annotated[
-        bool,
-        typer.Option(
-            "--fit", help="Fit a coefficient for each to --receiver, on --proxy, without labels."
-        ),
-    ] = False,
-    receiver: Annotated[
-        Path | None, typer.Option(readable=False, help="Model that --fit is for.")
-    ] = None,
-    proxy: Proxy = None,
-    proxy_samples: ProxySamples = None,
-    measure: MeasureChoice = None,
-    bits: Bits = None,
-    granularity: GranularityChoice = None,
-    group_size: GroupSize = None,
-    scale: ScaleChoice = None,
-    symmetric: Symmetric = None,
-    scale_dtype: ScaleDtypeChoice = None,
-    data_dir: DataDir = None,
-    dataset_download: Download = False,
-    batch_size: BatchSize = 128,
-    workers: Workers = 0,
-    device: Device = "auto",
-    parts: Parts = None,
-    cross_grid: Cross = False,
-    force: Force = False,
-    dry_run: DryRun = False,
-    metrics: MetricsFile = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write one vector made of several; one alone is itself, under every rule.
-
-    With --parts the other parts are zeros. A --mix scales one vector too. A vector of --fit is for
-    one receiver, at lambda 1.
+    Examples:
+        qvec moments base.st --data images/greek -o moments.st
+        qvec moments donor.st --data images/greek --samples 16 --rank 32 -o moments.st
     """
-    from qvec_cli.inputs.lambdas import parse_mix
-    from qvec_cli.pipeline.combine import CombineRequest
-    from qvec_cli.pipeline.combine import combine as run
-    from qvec_cli.vector.merge import Merge
+    from qvec_cli.calibration import collect as verb
 
-    merge = Merge(rule, parse_mix(mix) if mix is not None else (), density, seed)
-    wanted = GridOptions(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid)
-    loading = loading_of(data_dir, dataset_download, dry_run, workers, batch_size)
-    wish = None
-    if fit:
-        refuse_typed("does not go with --fit, which finds the coefficients itself",
-                     rule=rule is not Rule.MEAN, mix=mix, density=density, seed=seed)  # fmt: skip
-        from qvec_cli.selection.by_agreement import AgreementOptions
-        from qvec_cli.selection.fit_mix import RAY, FitOptions
-
-        if receiver is None:
-            raise SpecError("--fit needs --receiver, the model that the vectors are for")
-        images = proxies(proxy, proxy_samples, loading)
-        agreement = AgreementOptions(RAY, images, wanted, measure=measure, device=device)
-        wish = FitOptions(receiver, agreement)
-    else:
-        refuse_typed("goes with --fit", receiver=receiver, proxy=proxy,
-                     proxy_samples=proxy_samples, measure=measure, bits=bits,
-                     granularity=granularity, group_size=group_size, scale=scale,
-                     symmetric=symmetric, scale_dtype=scale_dtype)  # fmt: skip
-    request = CombineRequest(
-        *(tuple(rhos), output, merge, chosen_parts(parts), cross_grid, force, dry_run), fit=wish
+    request = verb.MomentsRequest(
+        source=checkpoint,
+        data=data,
+        out=output,
+        samples=sample.samples,
+        rank=sample.rank,
+        split=sample.split,
+        loading=images.loading(dry_run=writing.dry_run),
+        patterns=tuple(targets or ()),
+        device=images.device,
+        network=network.options(),
+        force=writing.force,
+        dry_run=writing.dry_run,
     )
     show.deliver(
-        lambda listener: run(request, listener),
-        as_json=as_json,
-        inputs=tuple(rhos),
-        document=metrics,
+        partial(verb.collect, request),
+        collected_text,
+        writing,
+        inputs=(checkpoint,),
         out=output,
-        force=force,
-        dry_run=dry_run,
+        data_use=False,
     )
+
+
+def collected_text(results: Facts) -> Iterator[str]:
+    """Of how many layers there are moments, and how large they are."""
+    share = results["bytes"] / results["model_bytes"]
+    yield (
+        f"{results['output']}: {moments_text(results)} for {results['layers']} layers, "
+        f"{len(results['tokens'])} of them with inputs of their own"
+    )
+    yield f"{size(results['bytes'])}, {share:.2f} of the model's {size(results['model_bytes'])}"
 
 
 def patch(
-    receiver: Annotated[
-        Path, typer.Argument(readable=False, help="Model to make robust to quantization.")
-    ],
-    rho: Annotated[
-        Path, typer.Argument(readable=False, help="Vector written by extract or combine.")
-    ],
-    output: Out,
+    receiver: options.Receiver,
+    rho: Annotated[Path, typer.Argument(help="Vector written by extract or combine.")],
+    *,
+    parts: options.Parts = None,
     lam: Annotated[
         str,
         typer.Option(
             "--lambda",
             "-l",
-            metavar="NUMBER",
+            metavar="NUMBER|FILE|auto",
             help="Scaling coefficient, the JSON file of a sweep, or auto: by agreement on --proxy.",
+            rich_help_panel="Lambda",
         ),
     ] = "1",
-    proxy: Proxy = None,
-    proxy_samples: ProxySamples = None,
-    measure: MeasureChoice = None,
-    bits: Bits = None,
-    granularity: GranularityChoice = None,
-    group_size: GroupSize = None,
-    scale: ScaleChoice = None,
-    symmetric: Symmetric = None,
-    scale_dtype: ScaleDtypeChoice = None,
-    data_dir: DataDir = None,
-    dataset_download: Download = False,
-    batch_size: BatchSize = 128,
-    workers: Workers = 0,
-    device: Device = "auto",
-    parts: Parts = None,
-    cross_grid: Cross = False,
-    force: Force = False,
-    dry_run: DryRun = False,
-    metrics: MetricsFile = None,
-    as_json: AsJson = False,
+    proxy: ProxyFlags,
+    grid: GridFlags,
+    images: ImageFlags,
+    output: options.OutputFile,
+    writing: OutputFlags,
 ) -> None:
     """Write RECEIVER + lambda * RHO; the receiver keeps its head.
 
     --lambda auto takes the lambda at which the quantized model follows the receiver's own float
     answers most closely on --proxy images, on the vector's grid or the one of --bits.
+
+    Examples:
+        qvec patch receiver.st rho.st --lambda 0.75 -o patched.st
+        qvec patch receiver.st rho.st --lambda auto --proxy pictures/ -o patched.st
     """
     from qvec_cli.inputs.lambdas import AUTO
-    from qvec_cli.pipeline.patch import PatchRequest
-    from qvec_cli.pipeline.patch import patch as run
+    from qvec_cli.pipeline import patch as verb
 
-    wanted = GridOptions(bits, granularity, group_size, scale, symmetric, scale_dtype, cross_grid)
-    loading = loading_of(data_dir, dataset_download, dry_run, workers, batch_size)
-    chosen, auto = chosen_parts(parts), None
+    automatic: AgreementOptions | None = None
     if lam == AUTO:
         from qvec_cli.inputs.lambdas import parse_lambdas
-        from qvec_cli.selection import by_agreement
+        from qvec_cli.selection.by_agreement import AgreementOptions
 
-        images = proxies(proxy, proxy_samples, loading)
-        auto = by_agreement.AgreementOptions(
-            parse_lambdas(LAMBDAS), images, wanted, measure=measure, device=device, parts=chosen
+        automatic = AgreementOptions(
+            lambdas=parse_lambdas(options.LAMBDAS),
+            grid=grid.options(),
+            proxy=proxy.options(images.loading(dry_run=writing.dry_run)),
+            measure=proxy.measure,
+            device=images.device,
+            parts=options.chosen_parts(parts),
         )
     else:
-        refuse_typed("goes with --lambda auto", proxy=proxy, proxy_samples=proxy_samples,
-                     measure=measure, bits=bits, granularity=granularity,
-                     group_size=group_size, scale=scale, symmetric=symmetric,
-                     scale_dtype=scale_dtype)  # fmt: skip
-    request = PatchRequest(
-        *(receiver, rho, output, lam, cross_grid, force, dry_run), parts=chosen, auto=auto
+        typed = replace(grid, cross_grid=False)  # which has a meaning at any lambda
+        options.refuse("goes with --lambda auto", proxy, typed)
+    request = verb.PatchRequest(
+        receiver=receiver,
+        vector=rho,
+        out=output,
+        lam=lam,
+        cross=grid.cross_grid,
+        force=writing.force,
+        dry_run=writing.dry_run,
+        parts=options.chosen_parts(parts),
+        auto=automatic,
     )
     show.deliver(
-        lambda listener: run(request, listener),
-        as_json=as_json,
-        inputs=(receiver, rho),
-        document=metrics,
-        out=output,
-        force=force,
-        dry_run=dry_run,
+        partial(verb.patch, request), patch_text, writing, inputs=(receiver, rho), out=output
     )
+
+
+def patch_text(results: Facts) -> Iterator[str]:
+    """At which lambda how many tensors were patched, and which were not."""
+    only = f", of {', '.join(results['parts'])} only" if "parts" in results else ""
+    yield (
+        f"{results['output']}: {results['tensors']} tensors patched at lambda "
+        f"{results['lambda']:g}{only}"
+    )
+    yield f"kept from the receiver: {some(results['kept'])}"

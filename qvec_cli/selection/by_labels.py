@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.checkpoint.replace import check_target, check_unfinished, unfinished
 from qvec_cli.errors import NotFiniteError, QvecError
-from qvec_cli.inputs.data_use import inherited_use, patched_use
 from qvec_cli.inputs.files import InputFiles
+from qvec_cli.inputs.lineage import inherited_use, patched_use
 from qvec_cli.inputs.receiver import Receiver, ReceiverOptions, resolve
 from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics

@@ -1,0 +1,182 @@
+"""The command that looks into files: inspect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from qvec_cli.cli import show
+from qvec_cli.cli.options import OutputFlags
+from qvec_cli.cli.signature import Adapted
+from qvec_cli.cli.text import Facts, moments_text, size, some
+from qvec_cli.errors import QvecError, SpecError
+from qvec_cli.specs import Grid
+
+_LONGEST: Final = 1000
+"""Characters of a line that a card may fill."""
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="Any checkpoint, or - for stdin.")],
+    other: Annotated[Path | None, typer.Argument(help="A second one, to compare.")] = None,
+    *,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            help="Compare the tensors with the digest of the card.", rich_help_panel="Question"
+        ),
+    ] = False,
+    lineage: Annotated[
+        bool, typer.Option(help="Print the family tree.", rich_help_panel="Question")
+    ] = False,
+    showing: Annotated[OutputFlags, Adapted(without=("force", "dry_run", "metrics"))],
+) -> None:
+    """Say what FILE is: kind, network, grid, lineage, tensors.
+
+    Examples:
+        qvec inspect rho.st
+        qvec inspect donor.st donor_qat.st
+    """
+    from qvec_cli.pipeline import inspect as verb
+
+    if verify + lineage + (other is not None) > 1:
+        raise SpecError("--verify, --lineage and a second file are three questions: ask one")
+    question = verb.verify if verify else verb.lineage if lineage else verb.describe
+    show.deliver(
+        partial(verb.compare, file, other) if other else partial(question, file),
+        inspect_text,
+        showing,
+        inputs=(file, other) if other else (file,),
+        data_use=False,
+    )
+
+
+def inspect_text(results: Facts) -> Iterator[str]:
+    """One of inspect's four answers, by what the results hold."""
+    if "verified" in results:
+        yield f"the tensors are those of the card: {results['verified']}"
+    elif "same" in results:
+        yield from _comparison_text(results)
+    elif "tensors" in results:
+        yield from _description_text(results)
+    else:
+        role = _cut(f", {results['role']}") if results["role"] else ""
+        yield f"{results['kind']}{role} {(results['digest'] or 'of unknown digest')[:17]}"
+        yield _cut(f"base: {results['base'] or 'unknown'}")
+        yield from map(_cut, _lineage_text(results["provenance"], ""))
+
+
+def _comparison_text(results: Facts) -> Iterator[str]:
+    rows = results["tensors"]
+    for key, words in (("only_in_first", "first"), ("only_in_second", "second")):
+        if results[key]:
+            yield f"only in the {words}: {some(results[key])}"
+    if results["same"]:
+        yield f"the same {len(rows)} tensors in both"
+        return
+    relative = results["relative_norm"]
+    share = f", {relative:.3g} of the first" if relative is not None else ""
+    norm = "not finite" if results["norm"] is None else f"{results['norm']:.4g}"
+    yield f"{len(rows)} tensors in both, norm of the difference {norm}{share}"
+    yield "tensor\tdtype\tshape\tunequal\tnorm of the difference"
+    for row in rows:
+        if row.get("unequal") != 0:
+            dtype, shape = (_both(row[key]) for key in ("dtype", "shape"))
+            norm = f"{row['norm']:.6g}" if row.get("norm") is not None else "-"
+            yield f"{row['name']}\t{dtype}\t{shape}\t{row.get('unequal', '-')}\t{norm}"
+
+
+def _both(pair: list[Any]) -> str:
+    return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]} vs {pair[1]}"
+
+
+def _description_text(results: Facts) -> Iterator[str]:
+    card = results["card"]
+    role = _cut(f", {card['role']}") if card and card["role"] else ""
+    yield (
+        f"{results['kind']}{role}: {len(results['tensors'])} tensors, "
+        f"{_count(results['parameters'])} parameters, {size(results['bytes'])}"
+    )
+    if results["moments"]:
+        carried = f"carries {moments_text(results['moments'])}"
+        yield _cut(f"{carried}, in {len(results['attached'])} tensors")
+    if model := results["model"]:
+        yield _cut(
+            f"architecture: {model['architecture']} {model['model_args'] or ''}, "
+            f"{model['num_classes']} classes"
+        )
+    yield from map(_cut, _card_text(card)) if card else ["no qvec card: lineage is not known"]
+    if results["layout"]:
+        yield f"layout: {_layout_text(results['layout'])}"
+    edited = "" if results["digest_holds"] else " (not that of its card: edited since)"
+    yield f"digest: {results['digest']}{edited}"
+    yield "tensor\tdtype\tshape\tnorm"
+    for tensor in (*results["tensors"], *results["attached"]):
+        bad = f"\t{tensor['not_finite']} not finite" if tensor.get("not_finite") else ""
+        norm = f"{tensor['norm']:.6g}" if "norm" in tensor else "-"
+        yield f"{tensor['name']}\t{tensor['dtype']}\t{tensor['shape']}\t{norm}{bad}"
+
+
+def _count(parameters: int | None) -> str:
+    return f"{parameters:,}" if parameters is not None else "packed"
+
+
+def _layout_text(facts: Facts) -> str:
+    """A low-bit layout, and what its tensors tell of it."""
+    from qvec_cli.inputs.foreign import bits_in_words
+
+    group = f"group {facts['group_size']}" if facts["group_size"] else ""
+    weights = f"{facts['weights']} weight{'s' if facts['weights'] > 1 else ''}"
+    return ", ".join(
+        filter(None, (facts["name"], bits_in_words(facts["possible_bits"]), group, weights))
+    )
+
+
+def _cut(text: str) -> str:
+    """A text of a card, which may be of any length, cut to what a screen takes."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _card_text(card: Facts) -> Iterator[str]:
+    if data := card["data"]:
+        yield f"data: {data.get('name', '?')}, {data.get('images', '?')}"
+    if card["grid"]:
+        yield f"grid: {_grid_text(card['grid'])}"
+    if card["targets"] is not None:
+        yield f"targets: {len(card['targets'])} weights"
+    if recipe := card["recipe"]:
+        yield "recipe: " + ", ".join(f"{key} {value}" for key, value in recipe.items())
+    yield f"base: {card['base'] or 'unknown'}"
+    yield from _lineage_text(card["provenance"], "")
+
+
+def _lineage_text(lineage: Facts, indent: str) -> Iterator[str]:
+    """An operation, its parents below it, theirs below them."""
+    facts = f" at lambda {lineage['lambda']}" if "lambda" in lineage else ""
+    facts += f" by {lineage['rule']}" if "rule" in lineage else ""
+    facts += f" of {', '.join(map(str, lineage['parts']))}" if _listed(lineage, "parts") else ""
+    facts += f" by {lineage['ranks']} processes" if "ranks" in lineage else ""
+    yield f"{indent}made by: qvec {lineage.get('qvec', '?')} {lineage.get('op', '?')}{facts}"
+    parents = lineage.get("parents")
+    for parent in parents if isinstance(parents, list) else []:
+        if isinstance(parent, dict):
+            name, kind = parent.get("name", "?"), parent.get("kind", "?")
+            digest = str(parent.get("digest", "?"))[:12]
+            yield f"{indent}from: {parent.get('as', '?')} {name} ({kind}, {digest})"
+            if isinstance(parent.get("provenance"), dict) and parent["provenance"]:
+                yield from _lineage_text(parent["provenance"], indent + "  ")
+
+
+def _listed(lineage: Facts, key: str) -> bool:
+    return isinstance(lineage.get(key), list)
+
+
+def _grid_text(value: Facts) -> str:
+    try:
+        return str(Grid.from_json(value))
+    except QvecError:
+        return str(value)
