@@ -45,7 +45,7 @@ def test_every_number_of_the_file_is_in_the_matrix() -> None:
             assert cell.chosen["val"].lam == line["chosen"]["val"]["lambda"]
             assert cell.fixed[0].test.top1 == line["fixed"][0]["test"]["top1"]
             assert cell.oracle
-            assert cell.oracle[0] == line["oracle"]["lambda"]
+            assert cell.oracle.lam == line["oracle"]["lambda"]
     assert found.lambdas == LAMBDAS
     assert found.alignment
     assert found.alignment.whole[0][0] == 1

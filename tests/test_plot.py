@@ -14,6 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import call, light
+from qvec_cli.report.heatmap_facts import heat_of
+from qvec_cli.report.layer_facts import place_of, short, strips_of
+from qvec_cli.report.plane_facts import break_even, costs_of, plane_of
+from qvec_cli.report.spread import spread
+from qvec_cli.results.agreement_sweep import Agreed
 from samples import TASKS, grid_lines, text, written
 
 from qvec_cli.report.canvas import (
@@ -32,13 +37,8 @@ from qvec_cli.report.canvas import (
 from qvec_cli.report.curve_facts import agreed_of, cells_of, spread_of
 from qvec_cli.report.curves import curves, wilson
 from qvec_cli.report.heatmap import GAINS, heatmap, signed
-from qvec_cli.report.heatmap_facts import heat_of
-from qvec_cli.report.layer_facts import place_of, short, strips_of
 from qvec_cli.report.layers import strips
 from qvec_cli.report.plane import crossing, plane
-from qvec_cli.report.plane_facts import break_even, costs_of, plane_of
-from qvec_cli.report.spread import spread
-from qvec_cli.results.agreement_sweep import Agreed
 from qvec_cli.results.documents import Extraction, Layers, TrainingRecord, read
 from qvec_cli.results.matrix import Matrix, lines_of, parse
 from qvec_cli.specs import Cost

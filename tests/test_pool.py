@@ -49,7 +49,7 @@ def test_every_score_of_a_cell_is_the_mean_of_the_runs_on_the_images_of_one(key:
         ),
     ]
     assert whole.oracle
-    pairs.append((whole.oracle[1], [part.oracle[1] for part in parts if part.oracle]))
+    pairs.append((whole.oracle.test, [part.oracle.test for part in parts if part.oracle]))
     for ours, theirs in pairs:
         assert ours
         assert {score.n for score in theirs if score} == {ours.n}

@@ -131,7 +131,7 @@ def _one_donor(runs: Sequence[Matrix]) -> Iterator[Row]:
     for key, use in uses.items():
         name = "lambda* (labels)" if key == "val" else "lambda by agreement"
         yield row(f"one vector, {name}", [(r, c, c.chosen[key].test) for r, c in cells], use)
-    yield row("one vector, best on test", [(r, c, c.oracle[1]) for r, c in cells], "-")
+    yield row("one vector, best on test", [(r, c, c.oracle.test) for r, c in cells], "-")
     for null in runs[0].run["nulls"]:
         kept = [(r, c) for r in runs for c in r.cells.values() if c.null == null and not c.diagonal]
         chosen = [(r, c, c.chosen["agreement"].test) for r, c in kept]
@@ -236,7 +236,7 @@ def _ranks(runs: Sequence[Matrix]) -> Iterator[str]:
         within: list[float | None] = []
         for run in runs:
             cells = run.transfers
-            gains = np.array([run.gain(c.receiver, c.oracle[1]) for c in cells])
+            gains = np.array([run.gain(c.receiver, c.oracle.test) for c in cells])
             found = np.array([score(run, cell) for cell in cells])
             names = np.array([cell.receiver for cell in cells])
             over.append(spearman(found, gains))

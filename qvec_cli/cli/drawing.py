@@ -41,9 +41,9 @@ def plot(
     as_json: AsJson = False,
 ) -> None:
     """Draw the figure that FILES make: .png, .svg or .pdf."""
-    from qvec_cli.report.figures import FigureOptions
-    from qvec_cli.report.plot import PlotRequest
-    from qvec_cli.report.plot import plot as run
+    from qvec_cli.report.canvas import FigureOptions
+    from qvec_cli.report.figures import PlotRequest
+    from qvec_cli.report.figures import plot as run
 
     request = PlotRequest(tuple(files), output, FigureOptions(figure, receiver, donor, cost), force)
     show.deliver(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from qvec_cli.results.summary import gain_cells
+
 Facts = Mapping[str, Any]
 
 
@@ -25,14 +27,7 @@ def rows(summary: Facts) -> Iterator[str]:
     for name, row in summary["baselines"].items():
         yield f"{_BASELINES.get(name, name)}\t{row['top1']:.4f}\t{', '.join(row['data_use'])}"
     yield "\t".join(_HEAD)
-    for way, found in summary["ways"].items():
-        yield _row(_way(way), found)
-    for kind, ways in summary["nulls"].items():
-        for way, found in ways.items():
-            yield _row(f"null {kind}, {_way(way)}", found)
-    for way, gain in summary["own_vector"].items():
-        if gain is not None:
-            yield f"own vector, {_way(way)}\t{100 * gain:+.1f}"
+    yield from map("\t".join, gain_cells(summary, _way, "{:+.1f}".format))
     yield from _donors(summary["donors"])
     for kind, table in (summary["alignment"] or {}).items():
         yield from _aligned(kind, table)
@@ -53,23 +48,6 @@ def _scored(kinds: Mapping[str, Facts]) -> Iterator[str]:
 
 def _way(name: str) -> str:
     return _WAYS.get(name, name)
-
-
-def _row(name: str, found: Facts) -> str:
-    """One way to choose lambda."""
-    closed, regret = found["gap_closed"], found["regret"]
-    between = found["interval"]
-    cells = (
-        name,
-        f"{100 * found['mean']:+.1f}",
-        f"{100 * between[0]:+.1f} to {100 * between[1]:+.1f}" if between else "-",
-        f"{100 * found['median']:+.1f}",
-        f"{found['rates']['win']:.0%}",
-        f"{found['rates']['loss']:.0%}",
-        f"{closed['share']:.0%}" if closed else "-",
-        f"{100 * regret['mean']:.1f}" if regret else "-",
-    )
-    return "\t".join(cells)
 
 
 def _donors(ways: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
