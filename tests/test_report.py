@@ -11,7 +11,7 @@ import pytest
 from conftest import call
 from samples import TASKS, grid_lines, text, written
 
-from qvec_cli.report.heatmap import signed
+from qvec_cli.report.canvas import signed
 from qvec_cli.report.page import Page, Section, Table, embedded, inline, page
 from qvec_cli.results.matrix import lines_of, parse
 from qvec_cli.results.summary import summarise
@@ -101,7 +101,7 @@ def test_the_page_tells_what_transfer_tells(folder: Path) -> None:
     facts = summarise(parse(lines_of(text(grid_lines()), "g")))
     words = made(folder, "g.jsonl")[1].words
     found = facts["ways"]["lambda 1"]
-    assert words[words.index("λ = 1") + 1] == signed(100 * found["mean"], decimal=True)
+    assert words[words.index("λ = 1") + 1] == signed(100 * found["mean"])
     assert f"{found['gap_closed']['share']:.0%}" in words
     assert {"null random, λ = 1", "own vector, λ = 1", "λ best on test"} <= set(words)
 

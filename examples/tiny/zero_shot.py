@@ -2,11 +2,13 @@
 
 python zero_shot.py OUT GRID...: for each grid, OUT/*/GRID/grid.jsonl, OUT/*/GRID/*_advise.json and,
 where there are any, OUT/*/GRID/*_rules.json.
+python zero_shot.py --document TABLE TITLE: a table that was printed, as JSON that qvec plot draws.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +39,20 @@ WAYS = {
 """Ways of advise, each on the grid that its own measure prefers among those of equal bits."""
 
 EQUAL_BITS = 0.05
+
+BARS = {
+    "RTN": "rounding, paper's grid",
+    "mean vector, lambda 1": "mean of others' vectors",
+    "best plain grid by agreement": "rounding, best plain grid",
+    "own QAT": "the receiver's own QAT",
+    "GPTQ, donors' moments": "GPTQ on donors' moments",
+    "GPTQ, others' images": "GPTQ on others' images",
+    "advise": "qvec advise",
+}
+"""Ways of the first grid that figures show, and what they call them; float is a line."""
+
+USES = {"labels": "receiver_labels", "proxies": "proxy_images", "-": None}
+"""Receiver data in the words of some rows; others write a level's name with spaces."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +111,29 @@ def main(out: Path, grids: Sequence[str]) -> None:
             print(row.text(gaps))
         for line in (*_regret(runs), *_ranks(runs), *_decisions(advised), _kept(advised)):
             print(line)
+
+
+def document(table: Path, title: str) -> Json:
+    """A printed table as a document of kind ways: the tables of all grids, the first with bars."""
+    tables: list[Json] = []
+    for line in table.read_text().splitlines():
+        cells = line.split("\t")
+        if re.fullmatch(r".* receivers, \d+ seeds?", line):
+            tables.append({"title": line, "ways": [], "bars": [], "reference": None})
+        elif len(cells) == 6 and cells[0] != "way":
+            name, top1, closed, span, worse, use = cells
+            row = {"way": name, "top1": float(top1), "gap_closed": _share(closed)}
+            row["interval"] = [_share(end) for end in span.split(" to ")] if span != "-" else None
+            row |= {"worse": _share(worse), "data_use": USES.get(use, use.replace(" ", "_"))}
+            tables[-1]["ways"].append(row)
+    tables[0]["bars"] = [{"way": way, "label": label} for way, label in BARS.items()]
+    tables[0]["reference"] = "float"
+    return {"kind": "ways", "schema": 1, "title": title, "tables": tables}
+
+
+def _share(percent: str) -> float:
+    """A printed percentage as a share."""
+    return round(float(percent.removesuffix("%")) / 100, 4)
 
 
 def matrix(path: Path) -> Matrix:
@@ -209,7 +248,7 @@ def _same_grid(row: Json, document: Json) -> bool:
 
 
 def _score(test: Json) -> Score:
-    return Score(test["n"], test["n_correct"])
+    return Score.of(test["n"], test["n_correct"])
 
 
 def _regret(runs: Sequence[Matrix]) -> Iterator[str]:
@@ -297,4 +336,7 @@ def _kept(advised: Sequence[tuple[str, str, Json]]) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    if sys.argv[1] == "--document":
+        print(json.dumps(document(Path(sys.argv[2]), sys.argv[3]), indent=1))
+    else:
+        main(Path(sys.argv[1]), sys.argv[2:])

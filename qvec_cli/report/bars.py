@@ -15,13 +15,13 @@ from qvec_cli.report.canvas import (
     Drawing,
     FigureOptions,
     Sheet,
+    ink_on,
     name,
     styled,
     words_width,
 )
-from qvec_cli.report.ways import SAYS
 from qvec_cli.results.documents import Document, ResultFiles, WaysDocument, WaysTable, stem
-from qvec_cli.results.metrics_schema import EvalResults
+from qvec_cli.results.metrics_document import EvalResults
 from qvec_cli.specs import DataUse, spent
 
 if TYPE_CHECKING:
@@ -31,6 +31,14 @@ if TYPE_CHECKING:
 
 _FILLS: Final = dict(zip(DataUse, (COLOURS[0], COLOURS[5], COLOURS[1], COLOURS[3]), strict=True))
 """The colour of each level of receiver data."""
+
+
+_WORDS: Final = {
+    DataUse.NONE: "no receiver data",
+    DataUse.PROXY_IMAGES: "images of other tasks",
+    DataUse.RECEIVER_IMAGES: "the receiver's images",
+    DataUse.RECEIVER_LABELS: "the receiver's labels",
+}
 
 
 _STEP: Final = 0.3
@@ -125,12 +133,13 @@ def chart_of_evaluations(evaluations: Sequence[Document[EvalResults]]) -> BarCha
     line = floats[0] if len(floats) == 1 and len(evaluations) > 1 else None
     shown = [row for row in evaluations if row is not line]
     n = first.results.n
+    title = f"{stem(first.inputs[-1].path)}, {first.results.split}, n = {n:,} images"
     panel = BarPanel(
-        f"{stem(first.inputs[-1].path)}, {first.results.split}, n = {n:,} images",
+        title,
         tuple(Bar(_label(row), row.results.top1, row.use.level) for row in shown),
         (_label(line), line.results.top1) if line else None,
     )
-    return BarChart("Top-1 accuracy", (panel,))
+    return BarChart(f"Top-1 accuracy, {title}", (panel,))
 
 
 def _images(row: Document[EvalResults]) -> tuple[str | None, str]:
@@ -148,57 +157,73 @@ def bars(chart: BarChart) -> Figure:
     rows = [bar for panel in chart.panels for bar in panel.bars]
     left = words_width([name(bar.label, _LONGEST) for bar in rows], _POINTS) + 0.3
     width = max(7.6, left + 4.0, words_width([chart.title], 13) + 0.3)
-    uses = [use for use in DataUse if use in {bar.use for bar in rows}]
-    heights = [_STEP * len(panel.bars) for panel in chart.panels]
-    sheet = Sheet(width, 0.5 + sum(heights) + 0.55 * len(heights) + 0.75)
+    heads = [0.5 if len(chart.panels) > 1 else 0.25] * len(chart.panels)
+    sheet = Sheet(width, 1.3 + sum(heads) + _STEP * len(rows) + 0.2 * (len(heads) - 1))
     sheet.write(0.15, 0.14, chart.title, fontsize=12, fontweight="bold")
     shares = [bar.top1 for bar in rows] + [p.line[1] for p in chart.panels if p.line]
-    top, most = 0.48, min(100.0, 115 * max(shares) + 1)
-    for panel, height in zip(chart.panels, heights, strict=True):
-        sheet.write(0.15, top, panel.title, fontsize=_POINTS, color=SOFT)
-        axes = sheet.axes(left, top + 0.45, width - left - 0.75, height)
+    top, most = 0.45, min(100.0, 104 * max(shares) + 1)
+    for panel, head in zip(chart.panels, heads, strict=True):
+        if len(chart.panels) > 1:
+            sheet.write(0.15, top, panel.title, fontsize=_POINTS, color=SOFT)
+        height = _STEP * len(panel.bars)
+        axes = sheet.axes(left, top + head, width - left - 0.45, height)
         axes.set(xlim=(0, most), ylim=(len(panel.bars) - 0.5, -0.5))
-        _panel(axes, panel)
-        top += height + 0.55
-    _legend(sheet, top + 0.4, uses)
+        _panel(axes, panel, most)
+        top += head + height + 0.2
+    _legend(sheet, top + 0.35, [use for use in DataUse if use in {bar.use for bar in rows}])
     return sheet.figure
 
 
-def _panel(axes: Axes, panel: BarPanel) -> None:
+def _panel(axes: Axes, panel: BarPanel, most: float) -> None:
     for place, bar in enumerate(panel.bars):
-        axes.barh(place, 100 * bar.top1, height=0.72, color=_FILLS[bar.use])
-        text = f"{100 * bar.top1:.1f}"
+        share, fill = 100 * bar.top1, _FILLS[bar.use]
+        inside = share > 0.1 * most  # where no line can cross the number
+        axes.barh(place, share, height=0.74, color=fill)
         axes.annotate(
-            text, (100 * bar.top1, place), xytext=(4, 0), textcoords="offset points",
-            va="center", fontsize=_POINTS,
-            bbox={"boxstyle": "square,pad=0.12", "fc": "white", "ec": "none"}, zorder=4,
-        )  # fmt: skip
+            f"{share:.1f}",
+            (share, place),
+            xytext=(-4 if inside else 4, -0.5),
+            textcoords="offset points",
+            ha="right" if inside else "left",
+            va="center",
+            fontsize=_POINTS,
+            color=_ink(fill) if inside else INK,
+        )
     axes.set_yticks(range(len(panel.bars)), [name(bar.label, _LONGEST) for bar in panel.bars])
     axes.tick_params(axis="y", length=0, labelsize=_POINTS)
     axes.tick_params(axis="x", labelsize=8, length=2)
     axes.spines["bottom"].set_visible(False)
     axes.set_xlabel("top-1, %", fontsize=8, labelpad=1)
     if panel.line:
-        label, share = panel.line
-        axes.axvline(100 * share, color=INK, lw=1.1, ls=(0, (4, 2)), zorder=3)
+        label, top1 = panel.line
+        axes.axvline(100 * top1, color=INK, lw=1.1, ls=(0, (4, 2)), zorder=3)
         axes.annotate(
-            f"{name(label, _LONGEST)} {100 * share:.1f}", (100 * share, 1),
-            xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
-            ha="center", va="bottom", fontsize=_POINTS,
-        )  # fmt: skip
+            f"{name(label, _LONGEST)} {100 * top1:.1f}",
+            (100 * top1, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(14, 3),
+            textcoords="offset points",
+            ha="right",
+            va="bottom",
+            fontsize=_POINTS,
+        )
+
+
+def _ink(fill: str) -> str:
+    from matplotlib.colors import to_rgb
+
+    return ink_on(to_rgb(fill))
 
 
 def _legend(sheet: Sheet, top: float, uses: Sequence[DataUse]) -> None:
     """What the colours are, left to right."""
     from matplotlib.patches import Rectangle
 
-    left = 0.15
+    left, figure = 0.15, sheet.figure
     for use in uses:
-        corner = left / sheet.width, 1 - (top + 0.13) / sheet.height
+        corner = left / sheet.width, 1 - (top + 0.14) / sheet.height
         size = 0.2 / sheet.width, 0.13 / sheet.height
-        figure = sheet.figure
-        figure.add_artist(
-            Rectangle(corner, *size, color=_FILLS[use], lw=0, transform=figure.transFigure)
-        )
-        sheet.write(left + 0.27, top - 0.02, SAYS[use], fontsize=_POINTS)
-        left += 0.27 + words_width([SAYS[use]], _POINTS) + 0.3
+        swatch = Rectangle(corner, *size, color=_FILLS[use], lw=0, transform=figure.transFigure)
+        figure.add_artist(swatch)
+        sheet.write(left + 0.27, top, _WORDS[use], fontsize=_POINTS)
+        left += 0.27 + words_width([_WORDS[use]], _POINTS) + 0.3

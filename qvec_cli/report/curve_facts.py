@@ -12,7 +12,7 @@ from qvec_cli.report.curves import DISTINCT, CurvePanel, Curves, Far, Level, Tra
 from qvec_cli.report.ways import grid_use
 from qvec_cli.results.documents import Document, ResultFiles, stem
 from qvec_cli.results.matrix import FLOAT, OWN_QAT, PLAIN, Cell, Matrix
-from qvec_cli.results.metrics_schema import (
+from qvec_cli.results.metrics_document import (
     AgreedDonor,
     AgreementResults,
     EvalResults,

@@ -19,7 +19,7 @@ from qvec_cli.report.layers import draw_layers
 from qvec_cli.report.plane import draw_plane
 from qvec_cli.results.documents import DRAWN, ResultFiles, WaysDocument, check_apart, read
 from qvec_cli.results.matrix import Matrix
-from qvec_cli.results.metrics_schema import (
+from qvec_cli.results.metrics_document import (
     AgreementResults,
     EvalResults,
     ExtractResults,

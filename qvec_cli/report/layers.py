@@ -23,7 +23,7 @@ from qvec_cli.report.canvas import (
 )
 from qvec_cli.report.heatmap import Paint
 from qvec_cli.results.documents import Document, ResultFiles
-from qvec_cli.results.metrics_schema import QuantizeResults
+from qvec_cli.results.metrics_document import QuantizeResults
 from qvec_cli.specs import spent
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ from qvec_cli.report.ways import (
 )
 from qvec_cli.results.documents import Document, ResultFiles
 from qvec_cli.results.matrix import FLOAT, OWN_QAT, PLAIN, Cell, Matrix
-from qvec_cli.results.metrics_schema import ExtractResults, TrainingResults
+from qvec_cli.results.metrics_document import ExtractResults, TrainingResults
 from qvec_cli.specs import Cost
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from qvec_cli.results.documents import (
     stem,
 )
 from qvec_cli.results.matrix import Matrix
-from qvec_cli.results.metrics_schema import (
+from qvec_cli.results.metrics_document import (
     AgreementResults,
     ComparedResults,
     EvalResults,

@@ -15,8 +15,7 @@ from qvec_cli.checkpoint.source import STREAM
 from qvec_cli.errors import CheckpointError, MismatchError, SpecError
 from qvec_cli.outputs.metrics import SCHEMA, Input
 from qvec_cli.results.matrix import Matrix, lines_of, parse, same_run
-from qvec_cli.results.metrics_schema import (
-    RESULTS,
+from qvec_cli.results.metrics_document import (
     AgreementResults,
     ComparedResults,
     EvalResults,
@@ -29,6 +28,7 @@ from qvec_cli.results.metrics_schema import (
     SweepResults,
     TrainingResults,
 )
+from qvec_cli.results.metrics_schema import RESULTS
 from qvec_cli.results.records import Name, Record, Share, decode
 from qvec_cli.results.seeds import pooled
 from qvec_cli.specs import DataUse, Grid, Use
