@@ -26,7 +26,6 @@ from qvec_cli.report.bars import (
 )
 from qvec_cli.report.canvas import (
     COLOURS,
-    FORMATS,
     compact,
     ink_on,
     luminance,
@@ -523,17 +522,13 @@ def test_layers_are_called_by_as_few_words_as_tell_them_apart() -> None:
 
 
 DRAWN: tuple[tuple[str, tuple[str, ...]], ...] = (
-    *((suffix, ("q1.json",)) for suffix in FORMATS),
     ("svg", ("g.jsonl",)),
-    ("png", ("g.jsonl", "--figure", "curve", "--receiver", "cars", "--donor", "dtd")),
     ("svg", ("g.jsonl", "--figure", "plane")),
     ("svg", ("sweep1.json", "sweep2.json", "own_qat.json")),
-    ("svg", ("agreed.json",)),
     ("png", ("judged.json",)),
     ("svg", ("judged.jsonl", "--figure", "curve", "--receiver", "cars")),
-    ("svg", ("q1.json", "q2.json")),
+    ("png", ("q1.json", "q2.json")),
     ("pdf", ("ways.json",)),
-    ("png", ("own_qat.json", "w3.json", "fp.json")),
 )
 
 
