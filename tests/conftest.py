@@ -39,6 +39,19 @@ NETWORKS: dict[str, tuple[str, int, dict[str, object]]] = {
 FAST = ("--no-aug", "--lr", "1e-3", "--batch-size", "16", "--epochs", "2", "--device", "cpu")
 
 
+LONG = (
+    *("train", "export", "app", "readme", "survey", "report", "graph", "torchrun", "anchor"),
+    *("qat", "calibration", "crash", "transfer", "advise", "cells", "fitted", "golden", "growth"),
+)
+"""Test files that take longest: they begin, so that no worker ends long after the other."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, each as a whole."""
+    places = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
+
 @dataclass(frozen=True)
 class Result:
     """What a command line left behind."""

@@ -57,8 +57,8 @@ def advise(drawer: Drawer, *args: object, out: Path, trusted: bool = True) -> Ru
     """Runs it, and keeps every candidate; ``trusted``: all images count as pictures."""
     made = []
 
-    def kept(request: Any, listener: Any) -> Any:
-        done = quantize(request, listener)
+    def kept(request: Any, listener: Any, files: Any) -> Any:
+        done = quantize(request, listener, files)
         made.append(request.out.read_bytes())
         return done
 
@@ -255,10 +255,10 @@ def test_a_way_that_fails_is_left_out_and_the_others_go_on(
     def broken(*_: object) -> None:
         raise MismatchError("no combination is surely better")
 
-    def picky(request: Any, listener: Any) -> Any:
+    def picky(request: Any, listener: Any, files: Any) -> Any:
         if request.calibration:
             raise MismatchError("a moment is not a number")
-        return quantize(request, listener)
+        return quantize(request, listener, files)
 
     quantize = measure.quantize
     monkeypatch.setattr(measure, "quantize", picky)
