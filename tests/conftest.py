@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import fcntl
+import functools
 import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,28 +83,145 @@ def spawn(*args: object, env: dict[str, str] | None = None, **options: Any) -> R
 
 
 LIGHT = """
-import sys
+import contextlib, io, json, os, sys, traceback
+from importlib.machinery import PathFinder
+
+orders, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+for fd in (0, 1):  # a command's own streams are others
+    os.dup2(os.open(os.devnull, os.O_RDWR), fd)
+tried = set()
+
+
+class Guard:
+    # finds heavy modules, for code that looks where they lie, and loads none
+
+    def find_spec(self, name, path=None, target=None):
+        if name not in {"torch", "timm", "torchvision", "transformers", "onnx", "onnxruntime"}:
+            return None
+        if spec := PathFinder.find_spec(name, path, target):
+            spec.loader = self
+        return spec
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        tried.add(module.__name__)
+        raise ImportError(f"{module.__name__} is not to be imported here")
+
+
+sys.meta_path.insert(0, Guard())
 from qvec_cli.cli.app import run
-code = run(sys.argv[1:])
-print(code, *sorted({"torch", "timm", "torchvision", "onnx"} & set(sys.modules)), file=sys.stderr)
+
+for order in map(json.loads, orders):
+    os.chdir(order["folder"])
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    tried.clear()
+    err = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
+        try:
+            code = run(order["args"])
+        except Exception:
+            traceback.print_exc()
+            code = -1
+    print(json.dumps([code, sorted(tried), err.getvalue().splitlines()]), file=answers, flush=True)
 """
+"""Runs command lines one after another, and lets none import torch or what imports it."""
+
+
+@functools.cache
+def _light_process() -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", LIGHT]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def close() -> None:
+        process.communicate(timeout=60)
+
+    atexit.register(close)
+    return process
 
 
 def light(*args: object) -> tuple[int, list[str], list[str]]:
-    """Exit code, heavy modules and what stderr said, of a command in a fresh process."""
-    command = [sys.executable, "-c", LIGHT, *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    *rest, last = done.stderr.splitlines()
-    code, *heavy = last.split()
-    return int(code), heavy, rest
+    """Exit code, heavy modules that were tried, and what stderr said, of a command.
+
+    One process without torch runs them all.
+    """
+    process = _light_process()
+    assert process.stdin
+    assert process.stdout
+    order = {"args": [*map(str, args)], "folder": str(Path.cwd()), "environment": dict(os.environ)}
+    process.stdin.write(json.dumps(order) + "\n")
+    process.stdin.flush()
+    code, heavy, lines = json.loads(process.stdout.readline())
+    return code, heavy, lines
+
+
+OPENS = """
+import contextlib, gc, sys, time
+from pathlib import Path
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.errors import CheckpointError
+from qvec_cli.outputs.metrics import peak_rss_bytes
+
+for line in sys.stdin:
+    gc.collect()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    started = time.process_time()
+    try:
+        said = f"opened {len(Checkpoint(Path(line[:-1])))}"
+    except CheckpointError as error:
+        said = f"refused: {str(error)[-60:]}"
+    print(said, time.process_time() - started, peak_rss_bytes(), sep="\\t", flush=True)
+"""
+
+
+@contextlib.contextmanager
+def opening() -> Iterator[Callable[[Path], tuple[str, float, float]]]:
+    """A process that opens files, and says of each what came of it, its seconds and peak bytes."""
+    command = [sys.executable, "-c", OPENS]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        assert process.stdin
+        assert process.stdout
+
+        def opened(path: Path) -> tuple[str, float, float]:
+            print(path, file=process.stdin, flush=True)
+            said, seconds, peak = process.stdout.readline().rstrip("\n").split("\t")
+            return said, float(seconds), float(peak)
+
+        yield opened
+        process.stdin.close()
+
+
+def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that is filled once, whichever of pytest-xdist's workers needs it first."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, done = root / name, root / f"{name} is done"
+    with (root / f"{name} is in work").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
 
 
 WITHOUT = """
 import contextlib, io, json, sys, traceback
-class Heavy:
+from importlib.machinery import PathFinder
+class Heavy:  # a finder that may say where a module lies, and a loader that refuses to run it
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "timm", "torchvision", "onnx", "matplotlib", "rich"}:
-            raise AssertionError(f"{name} is imported")
+        if name in {"torch", "timm", "torchvision", "onnx", "matplotlib", "rich"}:
+            spec = PathFinder.find_spec(name, path)
+            spec.loader = self
+            return spec
+    def create_module(self, spec):
+        raise AssertionError(f"{spec.name} is imported")
+    exec_module = create_module
 sys.meta_path.insert(0, Heavy())
 from qvec_cli.cli.app import run
 results = []
@@ -176,20 +296,24 @@ class Drawer:
 @pytest.fixture(scope="session")
 def drawer(tmp_path_factory: pytest.TempPathFactory) -> Drawer:
     """Trained once; tests only read it."""
-    root = tmp_path_factory.mktemp("drawer")
-    donor_data = draw(root / "bars3", ("left", "middle", "right"), 30, 12, seed=0)
-    receiver_data = draw(root / "bars4", ("a", "b", "c", "d"), 30, 12, seed=1)
-    made = Drawer(
-        donor_data,
-        receiver_data,
-        *(root / f"{name}.st" for name in ("base", "donor", "donor_qat", "receiver", "rho")),
-    )
-    call("finetune", *MODEL, "--data", receiver_data, "-o", made.base, *FAST, "--seed", 7)
-    call("finetune", made.base, "--data", donor_data, "-o", made.donor, *FAST)
-    call("train-qat", made.base, "--data", donor_data, "-o", made.donor_qat, *FAST, "--bits", 3)
-    call("finetune", made.base, "--data", receiver_data, "-o", made.receiver, *FAST)
-    call("extract", made.donor, made.donor_qat, "-o", made.rho)
-    return made
+    root = shared(tmp_path_factory, "drawer", lambda folder: _train(_drawer_in(folder)))
+    return _drawer_in(root)
+
+
+def _drawer_in(root: Path) -> Drawer:
+    names = ("base", "donor", "donor_qat", "receiver", "rho")
+    return Drawer(root / "bars3", root / "bars4", *(root / f"{name}.st" for name in names))
+
+
+def _train(files: Drawer) -> None:
+    draw(files.donor_data, ("left", "middle", "right"), 30, 12, seed=0)
+    draw(files.receiver_data, ("a", "b", "c", "d"), 30, 12, seed=1)
+    call("finetune", *MODEL, "--data", files.receiver_data, "-o", files.base, *FAST, "--seed", 7)
+    donors = ("--data", files.donor_data, *FAST)
+    call("finetune", files.base, *donors, "-o", files.donor)
+    call("train-qat", files.base, *donors, "-o", files.donor_qat, "--bits", 3)
+    call("finetune", files.base, "--data", files.receiver_data, "-o", files.receiver, *FAST)
+    call("extract", files.donor, files.donor_qat, "-o", files.rho)
 
 
 @dataclass(frozen=True)
@@ -204,17 +328,23 @@ class Planted:
 @pytest.fixture(scope="session")
 def planted(drawer: Drawer, tmp_path_factory: pytest.TempPathFactory) -> Planted:
     """At 2 bits; every row is moved to the ternary grid that is nearest to it."""
-    root = tmp_path_factory.mktemp("planted vectors")  # a path with a space, for quoting
+    name = "planted vectors"  # a path with a space, for quoting
+    root = shared(tmp_path_factory, name, lambda folder: _plant(drawer, _planted_in(folder)))
+    return _planted_in(root)
+
+
+def _planted_in(root: Path) -> Planted:
+    return Planted(root / "whole.st", (root / "one.st", root / "two.st"), root / "pictures")
+
+
+def _plant(drawer: Drawer, files: Planted) -> None:
     rho = _repair(drawer)
+    _vector(drawer, files.whole, rho)
     halves = {name: ("attn" in name, block) for name, block in rho.items()}
-    made = Planted(root / "whole.st", (root / "one.st", root / "two.st"), root / "pictures")
-    _vector(drawer, made.whole, rho)
-    for path, mine, length in zip(made.parts, (True, False), (0.5, 2.0), strict=True):
-        _vector(
-            drawer, path, {n: length * b * (inside is mine) for n, (inside, b) in halves.items()}
-        )
-    _pictures(made.pictures, 90)
-    return made
+    for path, mine, length in zip(files.parts, (True, False), (0.5, 2.0), strict=True):
+        parts = {n: length * b * (inside is mine) for n, (inside, b) in halves.items()}
+        _vector(drawer, path, parts)
+    _pictures(files.pictures, 90)
 
 
 def _repair(drawer: Drawer) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from qvec_cli.errors import NotFiniteError
-from qvec_cli.learn.answers import Outputs, outputs
+from qvec_cli.learn.forward import Outputs, outputs
 from qvec_cli.selection.agreement import (
     TELLING,
     choose_measure,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -306,29 +308,53 @@ HEARD = (  # whatever the tests themselves were started with: nohup, a backgroun
 def test_a_signal_stops_training_without_leaving_half_a_file(
     drawer: Drawer, tmp_path: Path
 ) -> None:
-    """One training for each signal, all at once: starting is what takes long."""
-    codes = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
-    code = HEARD + "import runpy; runpy.run_module('qvec_cli', run_name='__main__')"
-    processes = {}
-    for number in codes:
-        out = tmp_path / number.name / "x.st"
-        out.parent.mkdir()
-        args = ["finetune", str(drawer.base), "--data", str(drawer.donor_data), "-o", str(out)]
-        processes[number] = subprocess.Popen(
-            [sys.executable, "-c", code, *args, "--epochs", "5000", "--no-aug"],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    for number, process in processes.items():
-        folder = tmp_path / number.name
-        deadline = time.monotonic() + 60
-        while not (folder / "x.st.state").exists() and time.monotonic() < deadline:
+    args = ["finetune", str(drawer.base), "--data", str(drawer.donor_data), "-o", "x.st"]
+    with started(*args, "--epochs", "5000", "--no-aug", folder=tmp_path) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "x.st.state").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.splitlines()[-1]) == (143, "error: stopped by SIGTERM")
+    assert "Traceback" not in errors
+    assert {path.name for path in tmp_path.iterdir()} == {"x.st.state"}
+
+
+@contextlib.contextmanager
+def started(*args: str, folder: Path, **streams: int) -> Iterator[subprocess.Popen[str]]:
+    """A command that runs and that hears signals."""
+    code = HEARD + "import runpy; runpy.run_module('qvec_cli', run_name='__main__')"
+    command = [sys.executable, "-c", code, *args]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=folder, **streams
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "stopped by SIGTERM"),
+        (signal.SIGHUP, 129, "stopped: the terminal has gone"),
+    ],
+)
+def test_each_signal_ends_a_command_with_its_code(
+    number: signal.Signals, code: int, said: str, drawer: Drawer, tmp_path: Path
+) -> None:
+    """It waits for the second half of its input, of which a temporary file has the first."""
+    body = drawer.donor.read_bytes()
+    args = ["extract", "-", str(drawer.donor_qat), "-o", "x.st"]
+    with started(*args, folder=tmp_path, stdin=subprocess.PIPE) as process:
+        assert process.stdin
+        os.write(process.stdin.fileno(), body[: len(body) // 2])  # returns once most is read
         process.send_signal(number)
-        _, errors = process.communicate(timeout=30)
-        assert process.returncode == codes[number], errors
-        assert "Traceback" not in errors
-        assert {path.name for path in folder.iterdir()} == {"x.st.state"}
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (code, f"error: {said}\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_terminal_that_has_gone_does_not_stop_the_work(tmp_path: Path) -> None:

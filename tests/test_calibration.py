@@ -17,10 +17,9 @@ from test_export import made
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.inputs import network as networks
-from qvec_cli.inputs.examples import open_for
 from qvec_cli.inputs.files import model_of
+from qvec_cli.inputs.images import Proxies, open_for
 from qvec_cli.inputs.network import load_network
-from qvec_cli.inputs.proxies import Proxies
 from qvec_cli.model.build import normalise
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import sqnr_db

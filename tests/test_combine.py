@@ -18,7 +18,7 @@ from qvec_cli.checkpoint.read import BLOCK, Checkpoint
 from qvec_cli.checkpoint.write import write
 from qvec_cli.specs import Grid, Part, Rule
 from qvec_cli.vector.merge import Merge, draws, merged
-from qvec_cli.vector.parts import part_of
+from qvec_cli.vector.pairing import part_of
 
 Arrays = dict[str, np.ndarray]
 RULES: dict[Rule, tuple[str, ...]] = {

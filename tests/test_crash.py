@@ -246,14 +246,25 @@ def traced(
     )
 
 
+CODES = ("ENOSPC", "EIO", "EDQUOT")
+FAILING = ("write", "fsync", "ftruncate", "fchmod", "rename", "link")
+SOME = {*zip(FAILING, 2 * CODES, strict=True)}
+"""Every call and every code; all their pairs are for the slow run."""
+
+
 @needs_strace
-@pytest.mark.parametrize("code", ["ENOSPC", "EIO", "EDQUOT"])
-@pytest.mark.parametrize("call", ["write", "fsync", "ftruncate", "fchmod", "rename", "link"])
+@pytest.mark.parametrize(
+    ("call", "code"),
+    [
+        pytest.param(*pair, marks=() if pair in SOME else pytest.mark.slow)
+        for pair in itertools.product(FAILING, CODES)
+    ],
+)
 def test_a_system_call_that_fails_costs_a_line(call: str, code: str, desk: Path) -> None:
     if call == "link":
         (desk / "out" / "p.st").unlink()
     before = found(desk)
-    at = 4 if (call, code) == ("write", "EIO") else 1  # the header is written last
+    at = 4 if (call, code) == ("write", "ENOSPC") else 1  # the header is written last
     done = traced(desk, FAMILIES[call], f"error={code}:when={at}", force=call != "link")
     assert "INJECTED" in (desk / "log").read_text()
     lines = done.stderr.splitlines()
@@ -274,7 +285,11 @@ def test_a_system_call_that_is_interrupted_is_made_again(call: str, desk: Path) 
 
 @needs_strace
 @both
-def test_killed_at_any_system_call_the_target_is_old_or_new(force: bool, desk: Path) -> None:
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_killed_at_any_system_call_the_target_is_old_or_new(
+    every: bool, force: bool, desk: Path
+) -> None:
+    """At the first and the last call of each kind; in the slow run at every one."""
     if not force:
         (desk / "out" / "p.st").unlink()
     before = found(desk)
@@ -283,8 +298,9 @@ def test_killed_at_any_system_call_the_target_is_old_or_new(force: bool, desk: P
     made = Counter(re.findall(r"^\d+ +(\w+)\(", (desk / "log").read_text(), re.MULTILINE))
     if not force:
         del made["write"]  # the same as those of the other case
-    moments = [(call, at) for call, count in made.items() for at in range(1, count + 1)]
-    assert len(moments) > (10 if force else 5)
+    places = {call: [*range(1, count + 1)] if every else {1, count} for call, count in made.items()}
+    moments = [(call, at) for call, ats in places.items() for at in ats]
+    assert len(moments) > (10 if force and every else 5)
     seen = set()
     for call, at in moments:
         put_back(desk, before)

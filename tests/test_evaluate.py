@@ -17,7 +17,7 @@ from safetensors.torch import load_file as load_torch
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.inputs.files import model_of
 from qvec_cli.inputs.network import load_network
-from qvec_cli.learn.accuracy import measure
+from qvec_cli.learn.forward import measure
 
 SPECS = [
     *[("--bits", bits) for bits in range(2, 9)],

@@ -13,9 +13,10 @@ from torch import nn
 from torch.nn import functional
 
 from qvec_cli.data.datasets import Samples, open_task
-from qvec_cli.learn.batches import TrainingBatches, View, decode
+from qvec_cli.learn.batches import PreparedSplit, TrainingBatches, decode
 from qvec_cli.learn.fit import TrainingRun, learning_rate, warmup_steps
 from qvec_cli.model import build
+from qvec_cli.model.configuration import Model
 from qvec_cli.specs import Recipe, Silence
 
 
@@ -52,8 +53,7 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 255 - 0.5
 
 
-@pytest.mark.parametrize("clip", [1.0, 0.01, 0.0])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("clip", "smoothing"), [(1.0, 0.0), (0.01, 0.1), (0.0, 0.0)])
 def test_training_is_a_plain_loop_of_torchs_own_parts(clip: float, smoothing: float) -> None:
     recipe = Recipe(3, 1e-2, 0.1, 4, clip, 6, smoothing)
     data, network, reference = batches(5), linear(), linear()
@@ -83,24 +83,20 @@ def test_training_is_a_plain_loop_of_torchs_own_parts(clip: float, smoothing: fl
     assert fit.at.history[-1]["loss"] < fit.at.history[0]["loss"]
 
 
-@pytest.mark.parametrize(("warmup", "total"), [(0, 10), (1, 10), (4, 10), (500, 2000)])
-def test_the_rate_rises_to_its_peak_and_falls_to_zero(warmup: int, total: int) -> None:
-    recipe = Recipe(lr=0.5, warmup_steps=warmup)
-    rates = [learning_rate(recipe, step, total) for step in range(total)]
-    peak = max(warmup - 1, 0)
-    assert rates[peak] == 0.5
-    assert rates[: peak + 1] == sorted(rates[: peak + 1])
-    assert rates[peak:] == sorted(rates[peak:], reverse=True)
-    assert 0 < rates[-1] < 0.5 * 3 / (total - warmup)
+def test_the_rate_rises_to_its_peak_and_falls_to_zero() -> None:
+    for warmup, total in ((0, 10), (1, 10), (4, 10), (500, 2000)):
+        recipe = Recipe(lr=0.5, warmup_steps=warmup)
+        rates = [learning_rate(recipe, step, total) for step in range(total)]
+        peak = max(warmup - 1, 0)
+        assert rates[peak] == 0.5
+        assert rates[: peak + 1] == sorted(rates[: peak + 1])
+        assert rates[peak:] == sorted(rates[peak:], reverse=True)
+        assert 0 < rates[-1] < 0.5 * 3 / (total - warmup)
 
 
-@pytest.mark.parametrize(
-    ("asked", "total", "steps"), [(500, 2000, 500), (500, 500, 50), (500, 6, 0), (3, 4, 3)]
-)
-def test_a_warm_up_that_the_run_would_not_outlast_is_a_tenth(
-    asked: int, total: int, steps: int
-) -> None:
-    assert warmup_steps(Recipe(warmup_steps=asked), total) == steps
+def test_a_warm_up_that_the_run_would_not_outlast_is_a_tenth() -> None:
+    for asked, total, steps in ((500, 2000, 500), (500, 500, 50), (500, 6, 0), (3, 4, 3)):
+        assert warmup_steps(Recipe(warmup_steps=asked), total) == steps
 
 
 @pytest.fixture(scope="module")
@@ -109,46 +105,48 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
     return open_task(str(folder), None).split("train")
 
 
-MODEL = {
-    "pretrained_cfg": {
+MODEL = Model(
+    "none",
+    2,
+    {},
+    {
         "input_size": [3, 32, 32],
         "interpolation": "bicubic",
         "crop_pct": 1.0,
         "crop_mode": "center",
-    }
-}
+    },
+)
 
 
 def training(samples: Samples, seed: int, workers: int, *, augmented: bool) -> TrainingBatches:
-    view = View(samples, build.transform(MODEL, augment=augmented), 3, workers)
+    view = PreparedSplit(samples, build.transform(MODEL, augment=augmented), 3, workers)
     return TrainingBatches(view, seed=seed, batch_size=8, augmented=augmented)
 
 
-@pytest.mark.parametrize("augmented", [True, False])
-def test_batches_depend_on_seed_and_epoch_and_not_on_workers(
-    samples: Samples, augmented: bool
-) -> None:
-    def epoch(seed: int, number: int, workers: int) -> torch.Tensor:
+def test_batches_depend_on_seed_and_epoch_and_not_on_workers(samples: Samples) -> None:
+    def epoch(seed: int, number: int, workers: int, *, augmented: bool) -> torch.Tensor:
         made = training(samples, seed, workers, augmented=augmented)
         return torch.cat([images for images, _ in made.epoch(number)])
 
-    assert torch.equal(epoch(0, 0, 0), epoch(0, 0, 2))
-    assert not torch.equal(epoch(0, 0, 0), epoch(0, 1, 0))
-    assert not torch.equal(epoch(0, 0, 0), epoch(1, 0, 0))
+    for augmented in (True, False):
+        first = epoch(0, 0, 0, augmented=augmented)
+        assert torch.equal(first, epoch(0, 0, 2, augmented=augmented))
+        assert not torch.equal(first, epoch(0, 1, 0, augmented=augmented))
+        assert not torch.equal(first, epoch(1, 0, 0, augmented=augmented))
 
 
-@pytest.mark.parametrize("augmented", [True, False])
-def test_an_epoch_can_be_entered_anywhere(samples: Samples, augmented: bool) -> None:
-    made = training(samples, 0, 0, augmented=augmented)
-    whole, rest = list(made.epoch(3)), list(made.epoch(3, skip=2))
-    assert len(rest) == len(whole) - 2
-    for (ours, labels), (theirs, same) in zip(whole[2:], rest, strict=True):
-        assert torch.equal(ours, theirs)
-        assert torch.equal(labels, same)
+def test_an_epoch_can_be_entered_anywhere(samples: Samples) -> None:
+    for augmented in (True, False):
+        made = training(samples, 0, 0, augmented=augmented)
+        whole, rest = list(made.epoch(3)), list(made.epoch(3, skip=2))
+        assert len(rest) == len(whole) - 2
+        for (ours, labels), (theirs, same) in zip(whole[2:], rest, strict=True):
+            assert torch.equal(ours, theirs)
+            assert torch.equal(labels, same)
 
 
 def test_every_image_is_seen_once_an_epoch(samples: Samples) -> None:
-    images, _ = decode(View(samples, build.transform(MODEL, augment=False), 3))
+    images, _ = decode(PreparedSplit(samples, build.transform(MODEL, augment=False), 3))
     made = training(samples, 0, 0, augmented=False)
     seen = torch.cat([batch for batch, _ in made.epoch(0)])
     assert sorted(map(hash, map(str, seen.flatten(1).tolist()))) == sorted(
@@ -165,7 +163,7 @@ def test_drawing_batches_leaves_torchs_own_stream_alone(samples: Samples) -> Non
 
 def test_decoded_images_are_timms_transform_of_the_files(samples: Samples) -> None:
     transform = build.transform(MODEL, augment=False)
-    images, labels = decode(View(samples, transform, 3, workers=2))
+    images, labels = decode(PreparedSplit(samples, transform, 3, workers=2))
     for index in (0, 17, len(samples) - 1):
         expected = torch.as_tensor(transform(samples.load(index).convert("RGB")))
         assert torch.equal(images[index], expected)

@@ -276,12 +276,10 @@ TORCHS_OWN = {
     for name in (
         "calibration.walk",
         "inputs.network",
-        "learn.accuracy",
-        "learn.answers",
+        "learn.forward",
         "learn.batches",
         "learn.distill",
         "learn.fit",
-        "learn.snapshot",
         "model.qat",
         "pipeline.session",
         "selection.agreement",

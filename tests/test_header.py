@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import json
 import struct
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import opening
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qvec_cli.checkpoint.header import MAX_HEADER, parse_header
 from qvec_cli.errors import CheckpointError
-
-OPENS = """
-import sys, time
-from pathlib import Path
-from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import CheckpointError
-from qvec_cli.outputs.metrics import peak_rss_bytes
-started = time.process_time()
-try:
-    said = f"opened {len(Checkpoint(Path(sys.argv[1])))}"
-except CheckpointError as error:
-    said = "refused"
-print(said)
-print(time.process_time() - started, peak_rss_bytes())
-"""
 
 
 def _tensors(count: int, shape: str) -> bytes:
@@ -106,32 +90,43 @@ HEADERS: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", HEADERS)
-def test_a_hostile_header_costs_little(case: str, tmp_path: Path) -> None:
-    make, expected = HEADERS[case]
-    text = make()
+BUSY = 3
+"""Seconds that are let pass; the work of one, on a machine that others use too."""
+
+
+SOME = (
+    *("ninety megabytes of shape", "tensors as many as may be", "metadata as many as may be"),
+    *("lists in lists", "one number", "one name with a letter of four bytes", "escapes"),
+    *("names twice at the end", "noughts"),
+)
+
+
+@pytest.mark.parametrize(
+    "cases", [SOME, pytest.param([*HEADERS], marks=pytest.mark.slow)], ids=["some", "all"]
+)
+def test_a_hostile_header_costs_little(cases: Sequence[str], tmp_path: Path) -> None:
     path = tmp_path / "hostile.st"
-    path.write_bytes(struct.pack("<Q", len(text)) + text)
-    command = [sys.executable, "-c", OPENS, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    said, costs = done.stdout.splitlines()
-    seconds, peak = map(float, costs.split())
-    assert expected in (said, "either")
-    assert peak < 200e6
-    assert seconds < 1
-    path.unlink()
+    with opening() as opened:
+        for case in cases:
+            make, expected = HEADERS[case]
+            text = make()
+            path.write_bytes(struct.pack("<Q", len(text)) + text)
+            said, seconds, peak = opened(path)
+            assert expected == "either" or said.startswith(expected), (case, said)
+            assert peak < 200e6, case
+            assert seconds < BUSY, case
 
 
 def test_the_longest_claim_allocates_nothing(tmp_path: Path) -> None:
-    for length in (MAX_HEADER + 1, 1 << 40, 1 << 63, (1 << 64) - 1):
-        path = tmp_path / "hostile.st"
-        with path.open("wb") as file:
-            file.write(struct.pack("<Q", length) + b"{}")
-            file.truncate(1 << 41 if length <= 1 << 40 else 100)
-        command = [sys.executable, "-c", OPENS, str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert done.stdout.startswith("refused")
-        assert float(done.stdout.split()[-1]) < 100e6
+    path = tmp_path / "hostile.st"
+    with opening() as opened:
+        for length in (MAX_HEADER + 1, 1 << 40, 1 << 63, (1 << 64) - 1):
+            with path.open("wb") as file:
+                file.write(struct.pack("<Q", length) + b"{}")
+                file.truncate(1 << 41 if length <= 1 << 40 else 100)
+            said, _, peak = opened(path)
+            assert said.startswith("refused"), length
+            assert peak < 100e6, length
 
 
 NAMES = st.sampled_from(
@@ -167,7 +162,7 @@ ENTRIES = st.tuples(
 ).map(lambda e: _object([*zip(('"dtype"', '"shape"', '"data_offsets"'), e, strict=True)]))
 
 
-@settings(database=None, derandomize=True, max_examples=500, deadline=1000)
+@settings(database=None, derandomize=True, max_examples=150, deadline=1000)
 @given(text=_objects(NAMES, ENTRIES | ENTRIES | ANYTHING) | ANYTHING)
 def test_whatever_json_a_header_is_it_is_read_or_refused_and_nothing_else(text: str) -> None:
     try:

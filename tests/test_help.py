@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import pytest
 import typer
-from conftest import Drawer, call, without_torch
+from conftest import Drawer, call, draw, without_torch
 from typer.testing import CliRunner
 
 from qvec_cli import specs
@@ -121,21 +121,24 @@ def test_flags_stand_in_sections(helps: dict[str, str]) -> None:
 def folder(drawer: Drawer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that the examples name."""
     folder = tmp_path_factory.mktemp("examples")
-    rhos = dict.fromkeys(("rho", "rho_a", "rho_b", "a", "b"), drawer.rho)
-    models = dict.fromkeys(("receiver", "patched"), drawer.receiver)
+    rhos = dict.fromkeys(("rho", "rho_a", "a"), drawer.rho)
+    models = dict.fromkeys(("receiver", "r"), drawer.receiver)
     models |= {name: getattr(drawer, name) for name in ("base", "donor", "donor_qat")}
     for name, path in (rhos | models).items():
         (folder / f"{name}.st").symlink_to(path)
     (folder / "images").mkdir()
     (folder / "images" / "greek").symlink_to(drawer.donor_data)
     (folder / "images" / "digits").symlink_to(drawer.receiver_data)
-    (folder / "pictures").symlink_to(drawer.donor_data)
+    draw(folder / "pictures", ("x",), 520, 1, seed=2)
     (folder / "grid.yaml").write_text(
         "receivers:\n  digits: {model: receiver.st, data: images/digits}\n"
         "donors:\n  greek: rho.st\n  latin: rho_a.st\n"
     )
     with contextlib.chdir(folder):
         for line in (
+            "combine rho.st --rule weighted --mix 0.5 -o rho_b.st",
+            "combine rho.st --rule weighted --mix 0.6 -o b.st",
+            "patch receiver.st rho.st -o patched.st",
             "quantize receiver.st --bits 3 -o receiver_w3.st --metrics quantized.json",
             "sweep-lambda receiver.st rho.st --data images/digits --lambdas 0,1 -o sweep.json",
             "moments receiver.st --data images/digits --samples 16 -o moments.st",
@@ -155,7 +158,8 @@ def test_the_examples_run(
     for words in lines:
         assert words[0] == name
         dry = any("--dry-run" in parameter.opts for parameter in PARAMETERS[name])
-        call(*words, *(["--dry-run", "-f"] if dry else []))
+        force = any("--force" in parameter.opts for parameter in PARAMETERS[name])
+        call(*words, *(["--dry-run"] if dry else []), *(["--force"] if force else []))
 
 
 def test_a_command_is_a_function_and_a_line_of_the_table() -> None:

@@ -13,7 +13,7 @@ from qvec_cli.checkpoint.header import Entry
 from qvec_cli.errors import MismatchError
 from qvec_cli.model.targets import head_tensors, of_outline
 from qvec_cli.specs import Part
-from qvec_cli.vector.parts import part_of, select
+from qvec_cli.vector.pairing import part_of, select
 
 Names = dict[Part, set[str]]
 BLOCK: Names = {

@@ -16,7 +16,7 @@ from PIL import Image
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import DataError, SpecError
 from qvec_cli.inputs.files import model_of, opened
-from qvec_cli.inputs.proxies import Proxies, ProxyOptions, find_proxies, is_own
+from qvec_cli.inputs.images import Proxies, ProxyOptions, find_proxies, is_own
 from qvec_cli.specs import DataUse, Loading, Silence
 
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.inputs.examples import open_for
 from qvec_cli.inputs.files import model_of
+from qvec_cli.inputs.images import open_for
 from qvec_cli.inputs.network import load_network
 from qvec_cli.learn import distill as module
-from qvec_cli.learn.distill import Lesson, Pupils, distance, distill
+from qvec_cli.learn.distill import DistillOptions, TeacherOutputs, distance, distill
 from qvec_cli.model.build import normalise
 from qvec_cli.specs import Loading, Silence
 
@@ -210,17 +210,17 @@ def test_a_network_is_at_no_distance_from_itself(classes: int) -> None:
     assert float(distance(logits + torch.arange(classes), logits)) > 0
 
 
-def test_a_lesson_finds_the_factor_that_was_hidden() -> None:
+def test_distillation_finds_the_factor_that_was_hidden() -> None:
     """One linear layer, taught by itself with half its weight."""
     network = torch.nn.Linear(6, 5, bias=False)
     images = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         wanted = network(images) / 2
-    pupils = Pupils(images, wanted, lambda x: x, 16)
+    examples = TeacherOutputs(images, wanted, lambda x: x, 16)
     weight = network.weight.detach().clone()
     moved = distill(
-        network, pupils, {"weight": torch.zeros(1)},
-        lambda free: {"weight": weight * free["weight"].exp()}, Lesson(300, lr=0.02),
+        network, examples, {"weight": torch.zeros(1)},
+        lambda free: {"weight": weight * free["weight"].exp()}, DistillOptions(300, lr=0.02),
     )  # fmt: skip
     assert float(moved["weight"].exp()) == pytest.approx(0.5, abs=0.02)
     assert torch.equal(network.weight, weight)

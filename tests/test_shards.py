@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Drawer, call
+from conftest import Drawer, call, opening
 from safetensors.numpy import load_file, save_file
 
 from qvec_cli.checkpoint import locate
@@ -184,44 +182,25 @@ PIECES = {
     "numbers": (b'{"a":[', b"1e9,", b"0]}"),
     "a letter of four bytes": (b'{"a":"\xf0\x9f\x98\x80', b"a", b'"}'),
 }
-OPENS = """
-import sys, time
-from pathlib import Path
-from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import CheckpointError
-from qvec_cli.outputs.metrics import peak_rss_bytes
-started = time.process_time()
-try:
-    Checkpoint(Path(sys.argv[1]))
-except CheckpointError as error:
-    print(str(error)[-60:])
-print(time.process_time() - started, peak_rss_bytes())
-"""
+BUSY = 3
+"""Seconds that are let pass; the work of one, on a machine that others use too."""
 
 
-def cost(path: Path) -> tuple[str, float, float]:
-    """What a process says to an input that it refuses, its seconds and its bytes."""
-    command = [sys.executable, "-c", OPENS, str(path)]
-    said, costs = subprocess.check_output(command, text=True).splitlines()
-    seconds, peak = map(float, costs.split())
-    return said, seconds, peak
-
-
-@pytest.mark.parametrize("case", [*PIECES, "tensors, in short", "shards, in short"])
-def test_a_hostile_index_costs_little(case: str, tmp_path: Path) -> None:
-    start, piece, end = PIECES[case.removesuffix(", in short")]
-    count = (locate._MAX_INDEX - len(start + end)) // (len(piece) + 5 * piece.count(b"%d"))
-    count = min(count, 358_000) if case.endswith("in short") else count
-    whole = piece * count
-    if b"%d" in piece:
-        whole = b"".join(piece.replace(b"%d", b"%d" % i) for i in range(count))
+def test_a_hostile_index_costs_little(tmp_path: Path) -> None:
     path = tmp_path / INDEX
-    path.write_bytes(start + whole + end)
-    said, seconds, peak = cost(path)
-    assert said
-    path.unlink()
-    assert peak < 200e6
-    assert seconds < 1
+    with opening() as opened:
+        for case in (*PIECES, "tensors, in short", "shards, in short"):
+            start, piece, end = PIECES[case.removesuffix(", in short")]
+            count = (locate._MAX_INDEX - len(start + end)) // (len(piece) + 5 * piece.count(b"%d"))
+            count = min(count, 358_000) if case.endswith("in short") else count
+            whole = piece * count
+            if b"%d" in piece:
+                whole = b"".join(piece.replace(b"%d", b"%d" % i) for i in range(count))
+            path.write_bytes(start + whole + end)
+            said, seconds, peak = opened(path)
+            assert said.startswith("refused"), case
+            assert peak < 200e6, case
+            assert seconds < BUSY, case
 
 
 def test_an_index_of_a_hundred_thousand_tensors_is_read(tmp_path: Path) -> None:
@@ -229,10 +208,11 @@ def test_an_index_of_a_hundred_thousand_tensors_is_read(tmp_path: Path) -> None:
     names = (f"visual.transformer.blocks.{i}.attention.projection.weight" for i in range(100_000))
     table = {name: shard.format(i % 100) for i, name in enumerate(names)}
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": table}, indent=2))
-    said, seconds, peak = cost(tmp_path / INDEX)
+    with opening() as opened:
+        said, seconds, peak = opened(tmp_path / INDEX)
     assert said.endswith(f"{shard.format(0)}: no such file")
     assert peak < 200e6
-    assert seconds < 1
+    assert seconds < BUSY
 
 
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:

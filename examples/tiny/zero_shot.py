@@ -2,11 +2,13 @@
 
 python zero_shot.py OUT GRID...: for each grid, OUT/*/GRID/grid.jsonl, OUT/*/GRID/*_advise.json and,
 where there are any, OUT/*/GRID/*_rules.json.
+python zero_shot.py --document TABLE TITLE: a table that was printed, as JSON that qvec plot draws.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +39,20 @@ WAYS = {
 """Ways of advise, each on the grid that its own measure prefers among those of equal bits."""
 
 EQUAL_BITS = 0.05
+
+BARS = {
+    "RTN": "rounding, paper's grid",
+    "mean vector, lambda 1": "mean of others' vectors",
+    "best plain grid by agreement": "rounding, best plain grid",
+    "own QAT": "the receiver's own QAT",
+    "GPTQ, donors' moments": "GPTQ on donors' moments",
+    "GPTQ, others' images": "GPTQ on others' images",
+    "advise": "qvec advise",
+}
+"""Ways of the first grid that figures show, and what they call them; float is a line."""
+
+USES = {"labels": "receiver_labels", "proxies": "proxy_images", "-": None}
+"""Receiver data in the words of some rows; others write a level's name with spaces."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +113,29 @@ def main(out: Path, grids: Sequence[str]) -> None:
             print(line)
 
 
+def document(table: Path, title: str) -> Json:
+    """A printed table as a document of kind ways: the tables of all grids, the first with bars."""
+    tables: list[Json] = []
+    for line in table.read_text().splitlines():
+        cells = line.split("\t")
+        if re.fullmatch(r".* receivers, \d+ seeds?", line):
+            tables.append({"title": line, "ways": [], "bars": [], "reference": None})
+        elif len(cells) == 6 and cells[0] != "way":
+            name, top1, closed, span, worse, use = cells
+            row = {"way": name, "top1": float(top1), "gap_closed": _share(closed)}
+            row["interval"] = [_share(end) for end in span.split(" to ")] if span != "-" else None
+            row |= {"worse": _share(worse), "data_use": USES.get(use, use.replace(" ", "_"))}
+            tables[-1]["ways"].append(row)
+    tables[0]["bars"] = [{"way": way, "label": label} for way, label in BARS.items()]
+    tables[0]["reference"] = "float"
+    return {"kind": "ways", "schema": 1, "title": title, "tables": tables}
+
+
+def _share(percent: str) -> float:
+    """A printed percentage as a share."""
+    return round(float(percent.removesuffix("%")) / 100, 4)
+
+
 def matrix(path: Path) -> Matrix:
     """One run."""
     return parse(lines_of(path.read_text(), str(path)))
@@ -131,7 +170,7 @@ def _one_donor(runs: Sequence[Matrix]) -> Iterator[Row]:
     for key, use in uses.items():
         name = "lambda* (labels)" if key == "val" else "lambda by agreement"
         yield row(f"one vector, {name}", [(r, c, c.chosen[key].test) for r, c in cells], use)
-    yield row("one vector, best on test", [(r, c, c.oracle[1]) for r, c in cells], "-")
+    yield row("one vector, best on test", [(r, c, c.oracle.test) for r, c in cells], "-")
     for null in runs[0].run["nulls"]:
         kept = [(r, c) for r in runs for c in r.cells.values() if c.null == null and not c.diagonal]
         chosen = [(r, c, c.chosen["agreement"].test) for r, c in kept]
@@ -209,7 +248,7 @@ def _same_grid(row: Json, document: Json) -> bool:
 
 
 def _score(test: Json) -> Score:
-    return Score(test["n"], test["n_correct"])
+    return Score.of(test["n"], test["n_correct"])
 
 
 def _regret(runs: Sequence[Matrix]) -> Iterator[str]:
@@ -236,7 +275,7 @@ def _ranks(runs: Sequence[Matrix]) -> Iterator[str]:
         within: list[float | None] = []
         for run in runs:
             cells = run.transfers
-            gains = np.array([run.gain(c.receiver, c.oracle[1]) for c in cells])
+            gains = np.array([run.gain(c.receiver, c.oracle.test) for c in cells])
             found = np.array([score(run, cell) for cell in cells])
             names = np.array([cell.receiver for cell in cells])
             over.append(spearman(found, gains))
@@ -297,4 +336,7 @@ def _kept(advised: Sequence[tuple[str, str, Json]]) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    if sys.argv[1] == "--document":
+        print(json.dumps(document(Path(sys.argv[2]), sys.argv[3]), indent=1))
+    else:
+        main(Path(sys.argv[1]), sys.argv[2:])

@@ -9,16 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qvec_cli.advise.candidates import Candidate, VectorOffers, Ways
+from qvec_cli.advise.candidates import AdviseInputs, AdviseRequest, Candidate, VectorOffers, Ways
 from qvec_cli.advise.decision import Family, Verdict
 from qvec_cli.advise.measure import MINE, Trials
-from qvec_cli.advise.setup import AdviseInputs, AdviseRequest
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.data.noise import NOISE
 from qvec_cli.errors import MismatchError
 from qvec_cli.inputs.files import InputFiles
-from qvec_cli.inputs.proxies import find_proxies
+from qvec_cli.inputs.images import find_proxies
 from qvec_cli.inputs.receiver import ReceiverOptions, resolve
 from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from qvec_cli.advise.decision import Family
-from qvec_cli.advise.setup import AdviseInputs, AdviseRequest
 from qvec_cli.calibration.from_moments import MomentsOptions
 from qvec_cli.calibration.refine import RefinementOptions
 from qvec_cli.data.noise import NOISE
 from qvec_cli.errors import QvecError
 from qvec_cli.inputs.files import InputFiles
+from qvec_cli.inputs.images import ProxyOptions
 from qvec_cli.inputs.patched import Anchor
 from qvec_cli.pipeline import combine
 from qvec_cli.pipeline.quantize import QuantizeRequest
@@ -32,6 +32,12 @@ from qvec_cli.specs import (
     Silence,
     Target,
 )
+
+if TYPE_CHECKING:
+    from qvec_cli.inputs.images import Proxies
+    from qvec_cli.inputs.receiver import Receiver
+    from qvec_cli.specs import Use
+
 
 _GROUPS: Final = (128, 64, 32, 16)
 """Group sizes that are tried for one that every layer takes, the cheapest first."""
@@ -306,3 +312,34 @@ class VectorOffers:
     def _command(self, out: str, *more: str) -> tuple[str, ...]:
         words = ("qvec", "combine", *map(str, self._request.vectors), *more, "-o", out)
         return (shlex.join(words),)
+
+
+@dataclass(frozen=True, slots=True)
+class AdviseRequest:
+    """What the user asks for."""
+
+    receiver: Path
+    bits: int
+    vectors: tuple[Path, ...] = ()
+    moments: Path | None = None  # None: those that the vectors carry
+    proxy: ProxyOptions = field(default_factory=lambda: ProxyOptions((NOISE,)))
+    data: str | None = None  # labels, to judge the decision by; they take no part in it
+    steps: int = 60  # of refinement; 0: it is not tried
+    out: Path | None = None  # where the recommended model is written
+    device: str = "auto"
+    force: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AdviseInputs:
+    """The receiver, and the images that judge its candidates."""
+
+    receiver: Receiver  # with its vectors, their grid and, where given, labelled images
+    judging: Proxies  # images that no candidate has seen
+    seen: Use  # the data that a choice on the candidates' own images uses
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """[out, in] of each weight to be quantized."""
+        return {name: self.receiver.theta[name].shape for name in self.receiver.targets}

@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from qvec_cli.advise.candidates import Candidate
+from qvec_cli.advise.candidates import AdviseInputs, AdviseRequest, Candidate
 from qvec_cli.advise.decision import Family, Judged, Verdict, decide
-from qvec_cli.advise.setup import AdviseInputs, AdviseRequest
 from qvec_cli.errors import QvecError
-from qvec_cli.inputs.data_use import inherited_use
 from qvec_cli.inputs.files import InputFiles, opened
+from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.pipeline.quantize import quantize
 from qvec_cli.quant.qtensor import stored_bits
 from qvec_cli.selection.choose import Average

@@ -24,10 +24,10 @@ from qvec_cli.checkpoint.write import size_of, write
 from qvec_cli.data.samples import Subset, Task
 from qvec_cli.errors import MismatchError, NotFiniteError
 from qvec_cli.inputs.architecture import architecture, targets_in
-from qvec_cli.inputs.data_use import digest_of
-from qvec_cli.inputs.examples import Examples, open_images
 from qvec_cli.inputs.files import opened, require_float
 from qvec_cli.inputs.grids import require_some
+from qvec_cli.inputs.images import Examples, open_images
+from qvec_cli.inputs.lineage import digest_of
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model
 from qvec_cli.outputs.dry_run import Plan

@@ -13,8 +13,7 @@ from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import ATTACHED, Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, NotFiniteError
-from qvec_cli.inputs.data_use import has_seen
-from qvec_cli.inputs.kinship import require_same_architecture
+from qvec_cli.inputs.lineage import has_seen, require_same_architecture
 from qvec_cli.quant import moments
 from qvec_cli.quant.moments import Inputs
 from qvec_cli.specs import DataUse, Listener, Use

@@ -13,7 +13,7 @@ from qvec_cli.calibration.sequential import load_float
 from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import DataError, SpecError
-from qvec_cli.inputs.proxies import Proxies, ProxyOptions, draw_each, find_proxies
+from qvec_cli.inputs.images import Proxies, ProxyOptions, draw_each, find_proxies
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import head_tensors
 from qvec_cli.quant.affine import stored_scale
@@ -24,7 +24,7 @@ from qvec_cli.specs import Calibration, Listener
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from qvec_cli.learn.distill import Pupils
+    from qvec_cli.learn.distill import TeacherOutputs
 
 
 SEED: Final = 0
@@ -101,7 +101,7 @@ def refine(
     Raises:
         NotFiniteError: a network whose output is not a number.
     """
-    from qvec_cli.learn.distill import Lesson, distill, loss_name, measured
+    from qvec_cli.learn.distill import DistillOptions, distill, loss_name, measured
 
     quantizer.complete(quantized)
     learned, held_back = _images(quantizer.theta, images, options.device, listener)
@@ -115,8 +115,8 @@ def refine(
     def progress(done: int, loss: float) -> None:
         listener.progress("refine", done, options.steps, loss=loss)
 
-    lesson = Lesson(options.steps, seed=SEED)
-    moved = distill(network, learned, student.free(), student.tensors, lesson, progress)
+    distilling = DistillOptions(options.steps, seed=SEED)
+    moved = distill(network, learned, student.free(), student.tensors, distilling, progress)
     dtypes = {name: quantizer.theta[name].dtype for name in vectors}
     weights, vectors = student.stored(moved, dtypes)
     _place(parameters, weights, vectors)
@@ -125,7 +125,7 @@ def refine(
     facts = {
         "kept": kept,
         "steps": options.steps,
-        "loss": loss_name(learned.wanted.shape[1]),
+        "loss": loss_name(learned.logits.shape[1]),
         "held_back": {"images": len(held_back.images), "before": before, "after": after},
         "learned_from": len(learned.images),
     }
@@ -161,7 +161,7 @@ def _errors(
     return {name: sqnr_db(source.finite(name), codes.weight()) for name, codes in weights.items()}
 
 
-def _measured_or_none(network: nn.Module, pupils: Pupils) -> float | None:
+def _measured_or_none(network: nn.Module, pupils: TeacherOutputs) -> float | None:
     from qvec_cli.errors import NotFiniteError
     from qvec_cli.learn.distill import measured
 
@@ -173,12 +173,12 @@ def _measured_or_none(network: nn.Module, pupils: Pupils) -> float | None:
 
 def _images(
     theta: Checkpoint, images: Proxies, device: str, listener: Listener
-) -> tuple[Pupils, Pupils]:
+) -> tuple[TeacherOutputs, TeacherOutputs]:
     """Images to learn from and images held back, with the logits of the float receiver."""
     import torch
 
-    from qvec_cli.learn.answers import logits
-    from qvec_cli.learn.distill import Pupils
+    from qvec_cli.learn.distill import TeacherOutputs
+    from qvec_cli.learn.forward import logits
     from qvec_cli.model.build import normalise
 
     decoded, size = images.decoded(listener), images.sources[0].examples.loading.batch_size
@@ -187,7 +187,7 @@ def _images(
     answers = logits(teacher, decoded, ready, size)
     last = torch.arange(len(decoded)) % _HELD_BACK == _HELD_BACK - 1  # of every source some
     first, second = (
-        Pupils(decoded[part], answers[part.to(answers.device)], ready, size)
+        TeacherOutputs(decoded[part], answers[part.to(answers.device)], ready, size)
         for part in (~last, last)
     )
     return first, second

@@ -12,8 +12,8 @@ from qvec_cli.calibration.quantize_model import ModelQuantizer, QuantizedModel
 from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, NotFiniteError
+from qvec_cli.inputs.images import Proxies, draw_each
 from qvec_cli.inputs.patched import Patched
-from qvec_cli.inputs.proxies import Proxies, draw_each
 from qvec_cli.model.configuration import Model
 from qvec_cli.quant.methods import QUANTIZERS, FloatTarget, quantize_weight
 from qvec_cli.quant.moments import Inputs

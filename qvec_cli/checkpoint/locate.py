@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from qvec_cli.checkpoint.card import refuse_constant
-from qvec_cli.checkpoint.contents import Contents
 from qvec_cli.checkpoint.header import MAX_HEADER, Entry, read_header, require_moderate, unique
-from qvec_cli.checkpoint.source import STREAM, File, open_file
+from qvec_cli.checkpoint.source import STREAM, Contents, File, open_file
 from qvec_cli.errors import CheckpointError
 
 _PICKLED: Final = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")

@@ -16,10 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from qvec_cli.checkpoint.contents import Contents
 from qvec_cli.checkpoint.dtypes import name_of
 from qvec_cli.checkpoint.header import MAX_NAME, Entry
-from qvec_cli.checkpoint.source import File, Memory
+from qvec_cli.checkpoint.source import Contents, File, Memory
 from qvec_cli.errors import CheckpointError
 
 if TYPE_CHECKING:

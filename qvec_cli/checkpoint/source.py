@@ -1,4 +1,4 @@
-"""Where the bytes of an input lie: in a file, in the copy of a stream, or in memory."""
+"""An input that is not yet read: its tensors, and where their bytes lie (file, stream, memory)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import os
 import stat
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
-from qvec_cli.checkpoint.header import MAX_HEADER, parse_header
+from qvec_cli.checkpoint.header import MAX_HEADER, Entry, parse_header
 from qvec_cli.errors import CheckpointError, SpecError
 
 STREAM: Final = Path("-")
@@ -194,3 +196,59 @@ def _near(path: Path) -> str | None:
         return None
     close = difflib.get_close_matches(path.name, names, n=1)
     return f"Did you mean {path.parent / close[0]}?" if close else None
+
+
+WRAPPED: Final = "timm_model."
+"""What stands before every name of timm's inside transformers' wrapper."""
+
+
+_PREFIXES: Final = ("module.", "_orig_mod.", "model.", WRAPPED)
+"""What wrappers put before every name: DDP, torch.compile, the paper's own code, transformers."""
+
+
+@dataclass(slots=True)
+class Contents:
+    """An input whose tensors are found and not yet read."""
+
+    entries: dict[str, Entry] = field(default_factory=dict)  # in the order of the data
+    sources: list[Source] = field(default_factory=list)  # ``Entry.part`` counts in it
+    metadata: dict[str, str] = field(default_factory=dict)
+    config: dict[str, Any] | None = None  # config.json beside the weights
+    aliases: dict[str, str] = field(default_factory=dict)  # tied names, and the one that is kept
+    notes: list[str] = field(default_factory=list)  # what the user should know of the reading
+    streams: bool = True  # or else is held in memory as a whole
+
+    def add(self, source: Source) -> int:
+        """Takes a source, to close later, and returns its number."""
+        self.sources.append(source)
+        return len(self.sources) - 1
+
+    def strip(self) -> None:
+        """Takes away what a wrapper has put before every name."""
+        taken = ""
+        while prefix := _common(self.entries):
+            taken += prefix
+            self.entries = {n.removeprefix(prefix): e for n, e in self.entries.items()}
+            self.aliases = {
+                a.removeprefix(prefix): b.removeprefix(prefix) for a, b in self.aliases.items()
+            }
+        if taken:
+            self.notes.append(f"{taken!r} before every name is left out")
+
+    def identities(self) -> Iterator[tuple[int, int]]:
+        """What tells files apart that have several names."""
+        for source in self.sources:
+            if isinstance(source, File):
+                yield source.identity
+
+    def close(self) -> None:
+        """Gives every file back."""
+        for source in self.sources:
+            source.close()
+
+
+def _common(names: Mapping[str, Entry]) -> str:
+    for prefix in _PREFIXES:
+        if names and all(len(n) > len(prefix) and n.startswith(prefix) for n in names):
+            return prefix
+    return ""

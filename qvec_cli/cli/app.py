@@ -9,7 +9,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from types import FrameType
 from typing import Annotated, Any, Final, NoReturn
 
@@ -28,7 +27,7 @@ from qvec_cli.cli import (
 )
 from qvec_cli.cli.help_text import PlainCommand, PlainGroup
 from qvec_cli.cli.signature import expand
-from qvec_cli.errors import QvecError, RankError, ReaderLeftError, SpecError
+from qvec_cli.errors import QvecError, ReaderLeftError, SpecError
 from qvec_cli.learn import distributed
 
 _SIGNALS: Final = {
@@ -116,12 +115,10 @@ def common(
     """Takes the options that stand before any command, and refuses what ranks cannot share."""
     command, size = context.invoked_subcommand, distributed.here().size
     if size > 1 and command not in _SHARED:
-        if distributed.here().leads:  # every rank knows; nothing need be asked of the others
-            show.complain(
-                f"qvec {command} runs in one process, and {size} were started",
-                "Start it without torchrun, which is for finetune and train-qat.",
-            )
-        raise typer.Exit(SpecError.exit_code)
+        raise SpecError(
+            f"qvec {command} runs in one process, and {size} were started",
+            hint="Start it without torchrun, which is for finetune and train-qat.",
+        )
 
 
 app = program(COMMANDS)
@@ -159,33 +156,11 @@ def run(argv: Sequence[str] | None = None) -> int:
     except SystemExit as exit_:
         code = exit_.code
     except Exception as fault:
-        return _once(partial(_explain, fault), echo=isinstance(fault, RankError))
-    if code in _SIGNALS:
-        return _stopped(code)
-    return code if isinstance(code, int) else 0
-
-
-def _stopped(code: int) -> int:
-    """A signal mostly reaches all ranks, so the first one tells of it."""
-
-    def tell() -> int:
+        distributed.wait_for_torchrun(_world(), fault)
+        return _explain(fault)
+    if code in _SIGNALS and _world().size == 1:  # torchrun reports a signal itself
         show.complain(_SIGNALS[code], None)
-        return code
-
-    return _once(tell) if _world().leads else code
-
-
-def _once(tell: Callable[[], int], *, echo: bool = False) -> int:
-    """Tells of a fault; of several processes, one does."""
-    world = _world()
-    if world.size == 1:
-        return tell()
-    from qvec_cli.learn import ranks
-
-    try:
-        return ranks.once(world, tell, echo=echo)
-    finally:  # it ends now; torchrun would stop it meanwhile, with another exit code
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return code if isinstance(code, int) else 0
 
 
 def _world() -> distributed.World:
@@ -250,6 +225,8 @@ def _prepare() -> None:
     if not _world().leads:  # what libraries say, the first rank's will have said
         show.drop_stdout()
         warnings.simplefilter("ignore")
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # it writes no file and ends at once
+        return
     stop = _Stop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):

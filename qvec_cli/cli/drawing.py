@@ -20,9 +20,7 @@ Results = Annotated[
     list[Path],
     typer.Argument(
         metavar="FILE...",
-        readable=False,
         help="JSON of transfer, sweep-lambda, quantize --metrics, eval; - for stdin.",
-        rich_help_panel=options.INPUT,
     ),
 ]
 
@@ -59,13 +57,13 @@ def plot(
         qvec plot sweep.json -o sweep.svg
         qvec plot quantized.json --figure layers -o layers.png
     """
-    from qvec_cli.report import plot as verb
-    from qvec_cli.report.figures import FigureOptions
+    from qvec_cli.report import figures as verb
+    from qvec_cli.report.canvas import FigureOptions
 
     figure = FigureOptions(
         kind=drawing.figure, receiver=drawing.receiver, donor=drawing.donor, cost=drawing.cost
     )
-    request = verb.PlotRequest(files=tuple(files), out=output, wish=figure, force=writing.force)
+    request = verb.PlotRequest(files=tuple(files), out=output, options=figure, force=writing.force)
     show.deliver(partial(verb.plot, request), plot_text, writing, out=output, inputs=tuple(files))
 
 

@@ -106,7 +106,9 @@ def _description(parameter: Any) -> str:
         note = f"[default: {parameter.show_default}]"
     elif parameter.required:
         note = "[required]"
-    return f"{parameter.help or ''} {note.replace(' ', _GLUE)}"
+    if len(note) <= _width() - _COLUMN - 2:
+        note = note.replace(" ", _GLUE)
+    return f"{parameter.help or ''} {note}"
 
 
 def _width() -> int:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from qvec_cli.cli import options, show
+from qvec_cli.cli import show
 from qvec_cli.cli.options import OutputFlags
 from qvec_cli.cli.signature import Adapted
 from qvec_cli.cli.text import Facts, moments_text, size, some
@@ -21,32 +21,17 @@ _LONGEST: Final = 1000
 
 
 def inspect(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            readable=False,
-            help="Any checkpoint, or - for stdin.",
-            rich_help_panel=options.INPUT,
-        ),
-    ],
-    other: Annotated[
-        Path | None,
-        typer.Argument(
-            readable=False, help="A second one, to compare.", rich_help_panel=options.INPUT
-        ),
-    ] = None,
+    file: Annotated[Path, typer.Argument(help="Any checkpoint, or - for stdin.")],
+    other: Annotated[Path | None, typer.Argument(help="A second one, to compare.")] = None,
     *,
     verify: Annotated[
         bool,
         typer.Option(
-            "--verify",
-            help="Compare the tensors with the digest of the card.",
-            rich_help_panel="Question",
+            help="Compare the tensors with the digest of the card.", rich_help_panel="Question"
         ),
     ] = False,
     lineage: Annotated[
-        bool,
-        typer.Option("--lineage", help="Print the family tree.", rich_help_panel="Question"),
+        bool, typer.Option(help="Print the family tree.", rich_help_panel="Question")
     ] = False,
     showing: Annotated[OutputFlags, Adapted(without=("force", "dry_run", "metrics"))],
 ) -> None:

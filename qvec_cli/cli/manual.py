@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from qvec_cli.cli import options, show
+from qvec_cli.cli import show
 from qvec_cli.cli.help_text import PlainGroup
 from qvec_cli.errors import SpecError
 
@@ -29,12 +29,7 @@ def manual(
     context: typer.Context,
     topic: Annotated[
         str | None,
-        typer.Argument(
-            metavar="TOPIC",
-            help="A command or a topic.",
-            show_default="the list",
-            rich_help_panel=options.INPUT,
-        ),
+        typer.Argument(metavar="TOPIC", help="A command or a topic.", show_default="the list"),
     ] = None,
 ) -> None:
     """Show a page of the manual, or list the pages.

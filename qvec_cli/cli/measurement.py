@@ -24,24 +24,13 @@ Writing = Annotated[OutputFlags, Adapted(without=("metrics",))]
 
 
 def evaluate(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            readable=False, help="Float or packed checkpoint.", rich_help_panel=options.INPUT
-        ),
-    ],
+    checkpoint: Annotated[Path, typer.Argument(help="Float or packed checkpoint.")],
     *,
     data: options.Data,
-    split: Annotated[
-        str,
-        typer.Option(metavar="train|val|test", help="Of --data.", rich_help_panel=options.INPUT),
-    ] = "test",
+    split: Annotated[str, typer.Option(metavar="train|val|test", help="Of --data.")] = "test",
     class_map: Annotated[
         Path | None,
-        typer.Option(
-            help="Class names in the order of the head, one a line, for bare files.",
-            rich_help_panel=options.INPUT,
-        ),
+        typer.Option(help="Class names in the order of the head, one a line, for bare files."),
     ] = None,
     images: ImageFlags,
     network: NetworkFlags,
@@ -101,19 +90,14 @@ def sweep_lambda(
     rhos: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RHO...",
-            readable=False,
-            help="Vectors; more than one are ranked, with --objective agreement.",
-            rich_help_panel=options.INPUT,
+            metavar="RHO...", help="Vectors; more than one are ranked, with --objective agreement."
         ),
     ],
     *,
     data: Annotated[
         str | None,
         typer.Option(
-            metavar="SPEC",
-            help="Labelled images of the receiver, named as qvec eval does.",
-            rich_help_panel=options.INPUT,
+            metavar="SPEC", help="Labelled images of the receiver, named as qvec eval does."
         ),
     ] = None,
     lambdas: options.Lambdas = options.LAMBDAS,
@@ -139,7 +123,7 @@ def sweep_lambda(
 
     Examples:
         qvec sweep-lambda receiver.st rho.st --data images/digits -o sweep.json
-        qvec sweep-lambda receiver.st rho.st --objective agreement --proxy noise -o agreed.json
+        qvec sweep-lambda r.st rho.st --objective agreement --proxy noise -o r.json
     """
     from qvec_cli.checkpoint.replace import unfinished
     from qvec_cli.inputs.lambdas import parse_lambdas

@@ -26,13 +26,12 @@ from qvec_cli.specs import (
 )
 
 if TYPE_CHECKING:
-    from qvec_cli.inputs.proxies import ProxyOptions
+    from qvec_cli.inputs.images import ProxyOptions
     from qvec_cli.model.build import NetworkOptions
 
 
 Word = TypeVar("Word", bound=StrEnum)
 
-INPUT: Final = "Input"
 GRID: Final = "Grid"
 METHOD: Final = "Method"
 IMAGES: Final = "Images"
@@ -43,12 +42,7 @@ LAMBDAS = "0:1.5:0.15"
 """The curve that is measured unless another is typed."""
 
 
-Receiver = Annotated[
-    Path,
-    typer.Argument(
-        readable=False, help="Model to make robust to quantization.", rich_help_panel=INPUT
-    ),
-]
+Receiver = Annotated[Path, typer.Argument(help="Model to make robust to quantization.")]
 
 Data = Annotated[
     str,
@@ -57,7 +51,6 @@ Data = Annotated[
         metavar="SPEC",
         help="An image folder (train/ val/ test/), torch/NAME, hfds/ORG/NAME, or a task "
         "of the paper by name, as FashionMNIST.",
-        rich_help_panel=INPUT,
     ),
 ]
 
@@ -68,7 +61,6 @@ Recipe = Annotated[
         callback=recipe.apply,
         is_eager=True,
         help="YAML file with defaults for these flags; flags win.",
-        rich_help_panel=INPUT,
     ),
 ]
 
@@ -94,7 +86,6 @@ Parts = Annotated[
         metavar="LIST",
         help="Parts of the network whose tensors take part: embed, attn, mlp, norm, bias.",
         show_default="all",
-        rich_help_panel=INPUT,
     ),
 ]
 
@@ -104,13 +95,11 @@ Targets = Annotated[
         "--targets",
         metavar="GLOB",
         help="Weights that are quantized, by name, in place of the file's own; repeat it.",
-        rich_help_panel=INPUT,
     ),
 ]
 
 OutputFile = Annotated[
-    Path,
-    typer.Option("-o", "--output", help="File to write.", rich_help_panel=OUTPUT),
+    Path, typer.Option("-o", "--output", help="File to write.", rich_help_panel=OUTPUT)
 ]
 
 Resume = Annotated[
@@ -166,7 +155,7 @@ class GridFlags:
     ] = None
 
     cross_grid: Annotated[
-        bool, typer.Option("--cross-grid", help="Take what was made for another grid all the same.")
+        bool, typer.Option(help="Take what was made for another grid all the same.")
     ] = False
 
     def options(self) -> GridOptions:
@@ -191,9 +180,9 @@ class ImageFlags:
     data_dir: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where named data sets lie.")
     ] = None
-    dataset_download: Annotated[
-        bool, typer.Option("--dataset-download", help="Let a named data set be downloaded.")
-    ] = False
+    dataset_download: Annotated[bool, typer.Option(help="Let a named data set be downloaded.")] = (
+        False
+    )
     batch_size: Annotated[
         int, typer.Option("--batch-size", "-b", min=1, help="Images per forward pass.")
     ] = 128
@@ -314,7 +303,7 @@ class ProxyFlags:
         Raises:
             SpecError: none, or too few.
         """
-        from qvec_cli.inputs.proxies import ProxyOptions
+        from qvec_cli.inputs.images import ProxyOptions
 
         return ProxyOptions(
             specs=tuple(self.proxy or ()), samples=self.proxy_samples or 256, loading=loading
@@ -329,8 +318,7 @@ class OutputFlags:
 
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace what exists.")] = False
     dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Read headers, say what would be done, and write nothing."),
+        bool, typer.Option(help="Read headers, say what would be done, and write nothing.")
     ] = False
     metrics: Annotated[
         Path | None, typer.Option(help="Also write the metrics to this JSON file.")

@@ -34,7 +34,7 @@ class CalibrationFlags:
 
     method: options.MethodChoice = Method.RTN
     fake: Annotated[
-        bool, typer.Option("--fake", help="Write float32 weights on the grid, not packed codes.")
+        bool, typer.Option(help="Write float32 weights on the grid, not packed codes.")
     ] = False
     calib: Annotated[
         list[str] | None,
@@ -55,13 +55,11 @@ class CalibrationFlags:
     moments: Annotated[
         Path | None,
         typer.Option(
-            readable=False,
-            help="What qvec moments wrote, or a vector that carries it; in place of images.",
+            help="What qvec moments wrote, or a vector that carries it; in place of images."
         ),
     ] = None
     bias_correction: Annotated[
-        bool,
-        typer.Option("--bias-correction", help="Let biases make good the outputs' mean error."),
+        bool, typer.Option(help="Let biases make good the outputs' mean error.")
     ] = False
     target: Annotated[
         Target,
@@ -71,10 +69,7 @@ class CalibrationFlags:
         ),
     ] = Target.QUANTIZED
     anchor: Annotated[
-        Path | None,
-        typer.Option(
-            readable=False, metavar="RHO", help="Vector that is added before, as patch does."
-        ),
+        Path | None, typer.Option(metavar="RHO", help="Vector that is added before, as patch does.")
     ] = None
     lam: Annotated[
         str | None,
@@ -161,26 +156,19 @@ class CompareFlags:
     heading: ClassVar[str] = "Comparison"
 
     compare: Annotated[
-        bool,
-        typer.Option("--compare", help="Write nothing; try the grids without data, row by row."),
+        bool, typer.Option(help="Write nothing; try the grids without data, row by row.")
     ] = False
     data: Annotated[
         str | None,
         typer.Option(metavar="SPEC", help="Images for --compare to measure each row on."),
     ] = None
     split: Annotated[
-        str | None,
-        typer.Option(metavar="train|val|test", help="Of --data.", show_default="val"),
+        str | None, typer.Option(metavar="train|val|test", help="Of --data.", show_default="val")
     ] = None
 
 
 def quantize(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            readable=False, help="Float checkpoint, patched or not.", rich_help_panel=options.INPUT
-        ),
-    ],
+    checkpoint: Annotated[Path, typer.Argument(help="Float checkpoint, patched or not.")],
     *,
     targets: options.Targets = None,
     grid: GridFlags,
@@ -348,14 +336,7 @@ class FormatFlags:
 
 
 def export(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            readable=False,
-            help="Packed or float checkpoint of qvec.",
-            rich_help_panel=options.INPUT,
-        ),
-    ],
+    checkpoint: Annotated[Path, typer.Argument(help="Packed or float checkpoint of qvec.")],
     *,
     kind: FormatFlags,
     network: NetworkFlags,

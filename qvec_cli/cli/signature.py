@@ -13,6 +13,9 @@ from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_
 
 from typer.models import ArgumentInfo, ParameterInfo
 
+INPUT: Final = "Input"
+"""The section of arguments, and of flags that name no other."""
+
 _METAVARS: Final = {int: "N", float: "NUMBER", Path: "FILE", str: "NAME"}
 """What stands for a value in a help text, unless the flag says it better."""
 
@@ -30,7 +33,7 @@ def expand(function: Callable[..., None]) -> Callable[..., None]:
 
     Args:
         function: takes arguments and flags annotated as typer wants them, and groups. A group is
-            a dataclass whose fields are annotated so; its ``heading`` is their section in the help.
+            a dataclass whose fields are annotated so; its ``heading``, if any, is their section.
 
     Returns:
         A function of single flags, which calls ``function`` with its groups as objects. Every flag
@@ -42,13 +45,11 @@ def expand(function: Callable[..., None]) -> Callable[..., None]:
     for name, parameter in signature(function).parameters.items():
         kind, *marks = _split(hints[name])
         if is_dataclass(kind) and isinstance(kind, type):
-            flags = list(
-                _flags(kind, next((m for m in marks if isinstance(m, Adapted)), Adapted()))
-            )
+            flags = list(_flags(kind, marks[0] if marks else Adapted()))
             groups[name] = kind, [flag.name for flag in flags]
             parameters += flags
         elif marks:
-            parameters.append(_completed(name, hints[name], parameter.default, None))
+            parameters.append(_completed(name, hints[name], parameter.default, INPUT))
         else:  # typer's context
             parameters.append(parameter.replace(annotation=kind))
 
@@ -66,26 +67,29 @@ def expand(function: Callable[..., None]) -> Callable[..., None]:
 
 def typed_flags(group: object) -> Iterator[str]:
     """The names of a group's fields that differ from their defaults."""
-    for one in fields(group):  # type: ignore[arg-type]  # a dataclass, by the caller's word
-        if getattr(group, one.name) != one.default:
-            yield one.name
+    for item in fields(group):  # type: ignore[arg-type]  # a dataclass, by the caller's word
+        if getattr(group, item.name) != item.default:
+            yield item.name
 
 
 def _flags(group: type, adapted: Adapted) -> Iterator[Parameter]:
     """A group's fields as parameters, but for those that a command does without."""
     hints = get_type_hints(group, include_extras=True)
-    heading: str = group.heading  # type: ignore[attr-defined]
-    for one in fields(group):
-        if one.name not in adapted.without:
-            default = adapted.defaults.get(one.name, one.default)
-            yield _completed(one.name, hints[one.name], default, heading)
+    heading: str = getattr(group, "heading", INPUT)
+    for item in fields(group):
+        if item.name not in adapted.without:
+            default = adapted.defaults.get(item.name, item.default)
+            yield _completed(item.name, hints[item.name], default, heading)
 
 
-def _completed(name: str, hint: Any, default: object, heading: str | None) -> Parameter:
+def _completed(name: str, hint: Any, default: object, heading: str) -> Parameter:
     """A parameter whose metavar, default and section are texts."""
     kind, info = _split(hint)
     info = copy(info)
+    info.readable = False  # the readers of files say what is wrong with them
     info.rich_help_panel = info.rich_help_panel or heading
+    if kind is bool and not info.param_decls and info.default is ...:
+        info.param_decls = (f"--{name.replace('_', '-')}",)  # without typer's --no-x beside it
     info.metavar = info.metavar or _metavar(name, kind, info)
     info.show_default = _default_text(default, info) or False
     annotation = Annotated[kind, info]  # type: ignore[valid-type]
@@ -102,7 +106,7 @@ def _metavar(name: str, kind: Any, info: ParameterInfo) -> str | None:
     if isinstance(info, ArgumentInfo):
         return name.upper()
     while get_origin(kind) in {Union, types.UnionType, list}:
-        kind = next(one for one in get_args(kind) if one is not type(None))
+        kind = next(arg for arg in get_args(kind) if arg is not type(None))
     if issubclass(kind, StrEnum):
         return "|".join(kind)
     return _METAVARS.get(kind)

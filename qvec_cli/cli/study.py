@@ -25,17 +25,12 @@ if TYPE_CHECKING:
 class WayFlags:
     """What the ways to quantize a receiver may use."""
 
-    heading: ClassVar[str] = options.INPUT
-
     rho: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="RHO", readable=False, help="A donor's vector; repeat it."),
+        list[Path] | None, typer.Option(metavar="RHO", help="A donor's vector; repeat it.")
     ] = None
     moments: Annotated[
         Path | None,
-        typer.Option(
-            readable=False, help="Moments from qvec moments.", show_default="the vectors' own"
-        ),
+        typer.Option(help="Moments from qvec moments.", show_default="the vectors' own"),
     ] = None
     data: Annotated[
         str | None,
@@ -52,17 +47,9 @@ class WayFlags:
 
 
 def advise(
-    receiver: Annotated[
-        Path,
-        typer.Argument(
-            readable=False, help="Model to be quantized.", rich_help_panel=options.INPUT
-        ),
-    ],
+    receiver: Annotated[Path, typer.Argument(help="Model to be quantized.")],
     *,
-    bits: Annotated[
-        int,
-        typer.Option(min=2, max=8, help="Width of a code, 2 to 8.", rich_help_panel=options.INPUT),
-    ],
+    bits: Annotated[int, typer.Option(min=2, max=8, help="Width of a code, 2 to 8.")],
     ways: WayFlags,
     proxy: Annotated[ProxyFlags, Adapted(without=("measure",), defaults={"proxy": ("noise",)})],
     images: ImageFlags,
@@ -87,7 +74,7 @@ def advise(
         qvec advise receiver.st --bits 3 --rho rho.st --proxy pictures/
     """
     from qvec_cli.advise import advise as verb
-    from qvec_cli.advise.setup import AdviseRequest
+    from qvec_cli.advise.candidates import AdviseRequest
 
     vectors = tuple(ways.rho or ())
     request = AdviseRequest(
@@ -191,12 +178,10 @@ class JobFlags:
     heading: ClassVar[str] = "Jobs"
 
     shard: Annotated[
-        str,
-        typer.Option(metavar="I/N", help="Only part I of N: receivers are dealt out in turn."),
+        str, typer.Option(metavar="I/N", help="Only part I of N: receivers are dealt out in turn.")
     ] = "1/1"
     join: Annotated[
-        list[Path] | None,
-        typer.Option(readable=False, help="A finished part of this grid; repeat it."),
+        list[Path] | None, typer.Option(help="A finished part of this grid; repeat it.")
     ] = None
     executor: Annotated[
         str | None,
@@ -232,11 +217,9 @@ def transfer(
     grid: Annotated[
         Path,
         typer.Argument(
-            readable=False,
             callback=recipe.apply_grid,
             is_eager=True,
             help="YAML file: receivers, donors, and defaults for these flags.",
-            rich_help_panel=options.INPUT,
         ),
     ],
     *,

@@ -16,11 +16,7 @@ from qvec_cli.cli.text import Facts, accuracy
 from qvec_cli.specs import Grid, Recipe
 
 Model = Annotated[
-    str,
-    typer.Argument(
-        help="timm's name of a network, or a checkpoint file to start from.",
-        rich_help_panel=options.INPUT,
-    ),
+    str, typer.Argument(help="timm's name of a network, or a checkpoint file to start from.")
 ]
 
 Shape = Annotated[NetworkFlags, Adapted(without=("model",))]
@@ -32,11 +28,7 @@ Images = Annotated[ImageFlags, Adapted(without=("batch_size",))]
 class StartFlags:
     """Weights to start from."""
 
-    heading: ClassVar[str] = options.INPUT
-
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Fetch timm's weights by name.")
-    ] = False
+    pretrained: Annotated[bool, typer.Option(help="Fetch timm's weights by name.")] = False
     initial_checkpoint: Annotated[
         Path | None, typer.Option(help="Weights for a named network, from a bare file.")
     ] = None
@@ -65,12 +57,10 @@ class TrainingFlags:
     ] = 128
     smoothing: Annotated[float, typer.Option(help="Label smoothing, below 1.")] = 0.0
     seed: Annotated[int, typer.Option(help="Of head, data order and augmentation.")] = 0
-    no_aug: Annotated[
-        bool, typer.Option("--no-aug", help="Train on images as evaluation sees them.")
-    ] = False
-    amp: Annotated[
-        bool, typer.Option("--amp", help="Compute in bfloat16 (autocast), not in float32.")
-    ] = False
+    no_aug: Annotated[bool, typer.Option(help="Train on images as evaluation sees them.")] = False
+    amp: Annotated[bool, typer.Option(help="Compute in bfloat16 (autocast), not in float32.")] = (
+        False
+    )
 
     def recipe(self, data: str) -> Recipe:
         """How to train on this data set; a task of the paper brings its epochs."""

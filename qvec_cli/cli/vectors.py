@@ -22,26 +22,11 @@ if TYPE_CHECKING:
 
 
 def extract(
-    donor: Annotated[
-        Path,
-        typer.Argument(
-            readable=False, help="Plain fine-tuned checkpoint.", rich_help_panel=options.INPUT
-        ),
-    ],
-    donor_qat: Annotated[
-        Path,
-        typer.Argument(
-            readable=False, help="Its twin, from train-qat.", rich_help_panel=options.INPUT
-        ),
-    ],
+    donor: Annotated[Path, typer.Argument(help="Plain fine-tuned checkpoint.")],
+    donor_qat: Annotated[Path, typer.Argument(help="Its twin, from train-qat.")],
     *,
     moments: Annotated[
-        Path | None,
-        typer.Option(
-            readable=False,
-            help="What qvec moments wrote, for the vector to carry.",
-            rich_help_panel=options.INPUT,
-        ),
+        Path | None, typer.Option(help="What qvec moments wrote, for the vector to carry.")
     ] = None,
     output: options.OutputFile,
     writing: OutputFlags,
@@ -94,8 +79,7 @@ class MergeFlags:
     heading: ClassVar[str] = "Rule"
 
     rule: Annotated[
-        Rule,
-        typer.Option(help="ties and dare drop numbers of each vector first (see --density)."),
+        Rule, typer.Option(help="ties and dare drop numbers of each vector first (see --density).")
     ] = Rule.MEAN
     mix: Annotated[
         str | None,
@@ -123,20 +107,13 @@ Fit = Annotated[
 ]
 
 FitReceiver = Annotated[
-    Path | None,
-    typer.Option(readable=False, help="Model that --fit is for.", rich_help_panel="Fit"),
+    Path | None, typer.Option(help="Model that --fit is for.", rich_help_panel="Fit")
 ]
 
 
 def combine(
     rhos: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RHO...",
-            readable=False,
-            help="Vectors written by extract or combine.",
-            rich_help_panel=options.INPUT,
-        ),
+        list[Path], typer.Argument(metavar="RHO...", help="Vectors written by extract or combine.")
     ],
     *,
     parts: options.Parts = None,
@@ -256,14 +233,7 @@ class SampleFlags:
 
 
 def moments(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            readable=False,
-            help="Float checkpoint: a donor, or the base.",
-            rich_help_panel=options.INPUT,
-        ),
-    ],
+    checkpoint: Annotated[Path, typer.Argument(help="Float checkpoint: a donor, or the base.")],
     *,
     data: options.Data,
     targets: options.Targets = None,
@@ -317,14 +287,7 @@ def collected_text(results: Facts) -> Iterator[str]:
 
 def patch(
     receiver: options.Receiver,
-    rho: Annotated[
-        Path,
-        typer.Argument(
-            readable=False,
-            help="Vector written by extract or combine.",
-            rich_help_panel=options.INPUT,
-        ),
-    ],
+    rho: Annotated[Path, typer.Argument(help="Vector written by extract or combine.")],
     *,
     parts: options.Parts = None,
     lam: Annotated[

@@ -64,12 +64,12 @@ def _open(spec: str, folder: Path | None, *, download: bool) -> Task:
 
 def _find(task: PaperTask, folder: Path | None, *, download: bool) -> DataSource:
     """A task in the first of the places where it may be: folder, idx, torchvision, hub."""
-    if folder is not None and (found := _on_disk(task, folder)):
-        return found
+    if folder is not None and (source := _on_disk(task, folder)):
+        return source
     failures = []
-    for source in _sources(task, folder, download=download):
+    for open_source in _sources(task, folder, download=download):
         try:
-            return source(download=download)
+            return open_source(download=download)
         except DataError as error:
             failures.append(error)
     if failures and (download or torchvision_sets.present(task, folder)):
@@ -90,10 +90,10 @@ def _sources(
 
 def _on_disk(task: PaperTask, folder: Path) -> DataSource | None:
     if home := _image_folder(task, folder):
-        found = read_folder(home)
-        if task.tests_on_val and "test" not in found.splits and "val" in found.splits:
-            found.splits["test"] = found.splits.pop("val")
-        return found
+        source = read_folder(home)
+        if task.tests_on_val and "test" not in source.splits and "val" in source.splits:
+            source.splits["test"] = source.splits.pop("val")
+        return source
     home = find_idx(task, folder) if task.idx else None
     return open_idx(task, home) if home else None
 
@@ -123,21 +123,20 @@ def _open_torch(name: str, folder: Path | None, *, download: bool) -> Task:
             hint=_did_you_mean(name.lower(), list(known)),
         )
     here = torchvision_sets.present(task, folder) or (download and torchvision_sets.fetches(task))
-    if folder is not None and not here and (found := _on_disk(task, folder)):
-        return _checked(task, found)
+    if folder is not None and not here and (source := _on_disk(task, folder)):
+        return _checked(task, source)
     if folder is None or not here:
         raise _absent(task, folder)
     return _checked(task, torchvision_sets.open_torchvision(task, folder, download=download))
 
 
-def _checked(task: PaperTask, found: DataSource) -> Task:
+def _checked(task: PaperTask, source: DataSource) -> Task:
     """A task that has as many classes as it should, each with images to learn from."""
-    opened = assemble(task.name, found)
+    opened = assemble(task.name, source)
     count = len(opened.classes)
-    if count == task.classes and "train" in found.splits:
+    if count == task.classes and "train" in source.splits:
         opened.split("train")
-        labels = found.splits["train"]
-        count = len(set(labels.labels))
+        count = len(set(source.splits["train"].labels))
     if count != task.classes:
         raise DataError(f"{task.name} has {task.classes} classes, but {count} were found in it")
     return opened
@@ -191,8 +190,8 @@ def open_unlabelled(spec: str, folder: Path | None, side: int, *, download: bool
         return noise(side)
     place = Path(spec)
     if place.is_dir() and not has_splits(place):
-        found = read_flat(place)
-        return Task(place.resolve().name or spec, found.classes, found.splits)
+        source = read_flat(place)
+        return Task(place.resolve().name or spec, source.classes, source.splits)
     return open_task(spec, folder, download=download)
 
 

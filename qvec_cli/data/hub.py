@@ -131,13 +131,13 @@ def _splits(loaded: Mapping[str, Any], task: PaperTask | None, where: str) -> li
     """Pairs of our name and theirs."""
     if task is None:
         first = {k: next((name for name in v if name in loaded), "") for k, v in _SPELLINGS.items()}
-        wanted = [(split, name) for split, name in first.items() if name]
+        pairs = [(split, name) for split, name in first.items() if name]
     else:
-        wanted = [("train", "train"), ("test", task.hub.test)]
-    if not wanted or any(name not in loaded for _, name in wanted):
-        expected = ", ".join(name for _, name in wanted) or "train, validation or test"
+        pairs = [("train", "train"), ("test", task.hub.test)]
+    if not pairs or any(name not in loaded for _, name in pairs):
+        expected = ", ".join(name for _, name in pairs) or "train, validation or test"
         raise DataError(f"{where}: has the splits {', '.join(loaded)}, not {expected}")
-    return wanted
+    return pairs
 
 
 def _columns(features: Mapping[str, Any], task: PaperTask | None, where: str) -> tuple[str, str]:

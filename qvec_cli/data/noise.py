@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 NOISE: Final = "noise"
-"""The name under which the images are asked for."""
+"""The name of the images, in --calib and --proxy."""
 
 
 COUNT: Final = 4096
-"""Images that there are; each is drawn from its own number, so that a few cost a few."""
+"""How many images there are; each is drawn from its number alone."""
 
 
 _CONTRAST: Final = 0.25
@@ -53,8 +53,8 @@ class NoiseImages:
         from PIL import Image
 
         stream = np.random.default_rng((0, index))
-        grey, own = _pattern(stream, self.side, 1), _pattern(stream, self.side, 3)
-        mixed = grey * _SHARED**0.5 + own * (1 - _SHARED) ** 0.5
+        grey, colours = _pattern(stream, self.side, 1), _pattern(stream, self.side, 3)
+        mixed = grey * _SHARED**0.5 + colours * (1 - _SHARED) ** 0.5
         pixels = np.clip(0.5 + _CONTRAST * mixed, 0, 1) * 255
         return Image.fromarray(np.rint(pixels.transpose(1, 2, 0)).astype(np.uint8))
 
@@ -74,6 +74,6 @@ def _pattern(stream: np.random.Generator, side: int, channels: int) -> np.ndarra
     distance = np.hypot(rows, columns)
     distance[0, 0] = np.inf  # the mean is set apart
     white = np.fft.rfft2(stream.standard_normal((channels, side, side)))
-    found = np.fft.irfft2(white / distance, s=(side, side))
-    spread = found.std(axis=(1, 2), keepdims=True)
-    return np.asarray(found / np.where(spread > 0, spread, 1))
+    pattern = np.fft.irfft2(white / distance, s=(side, side))
+    spread = pattern.std(axis=(1, 2), keepdims=True)
+    return np.asarray(pattern / np.where(spread > 0, spread, 1))

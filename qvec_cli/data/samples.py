@@ -156,13 +156,13 @@ def draw_validation(train: Samples) -> tuple[Samples, Samples]:
     return Subset(train, 0, count - val), Subset(train, count - val, count)
 
 
-def assemble(name: str, found: DataSource) -> Task:
+def assemble(name: str, source: DataSource) -> Task:
     """The data set that a source holds; val is drawn from train where the source has none.
 
     Raises:
         DataError: a split is empty or too small.
     """
-    splits = dict(found.splits)
+    splits = dict(source.splits)
     for split, samples in splits.items():
         if len(samples) == 0:
             raise DataError(f"{name}: the {split} split is empty")
@@ -171,7 +171,7 @@ def assemble(name: str, found: DataSource) -> Task:
             splits["train"], splits["val"] = draw_validation(splits["train"])
         except DataError as error:
             raise DataError(f"{name}: {error}", hint=error.hint) from None
-    return Task(name, found.classes, {split: splits[split] for split in SPLITS if split in splits})
+    return Task(name, source.classes, {split: splits[split] for split in SPLITS if split in splits})
 
 
 def fold(name: str) -> str:

@@ -112,25 +112,25 @@ def _construct(
 
 
 def _cut(dataset: Any, task: PaperTask, vision: Vision, root: Path) -> dict[str, Samples]:
-    found = _files(dataset)
-    assert found is not None
-    if len(found) != vision.whole:
+    files = _files(dataset)
+    assert files is not None
+    if len(files) != vision.whole:
         raise DataError(
-            f"{task.name}: {root / vision.place} has {len(found)} images, not {vision.whole}",
+            f"{task.name}: {root / vision.place} has {len(files)} images, not {vision.whole}",
             hint="qvec draws train and test from the whole set; with images missing, others "
             "would be drawn.",
         )
-    found.sort(key=lambda item: (item[1], item[0].replace(os.sep, "/")))
-    whole = ImageFiles([file for file, _ in found], [label for _, label in found])
+    files.sort(key=lambda item: (item[1], item[0].replace(os.sep, "/")))
+    whole = ImageFiles([file for file, _ in files], [label for _, label in files])
     end = task.train + task.test
     return {"train": Subset(whole, 0, task.train), "test": Subset(whole, task.train, end)}
 
 
 def _samples(sets: Sequence[Any], task: PaperTask) -> Samples:
     listed = [_files(dataset) for dataset in sets]
-    found = [item for items in listed if items is not None for item in items]
-    if found:
-        return ImageFiles([file for file, _ in found], [label for _, label in found])
+    files = [item for items in listed if items is not None for item in items]
+    if files:
+        return ImageFiles([file for file, _ in files], [label for _, label in files])
     (dataset,) = sets
     try:
         labels: list[Any] = [

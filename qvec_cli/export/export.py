@@ -12,8 +12,8 @@ from typing import Any, Final
 from qvec_cli.errors import QvecError, SpecError
 from qvec_cli.export import onnx, timm_folder
 from qvec_cli.export.form import ExportSource, ExportTarget, Form
-from qvec_cli.inputs.data_use import inherited_use
 from qvec_cli.inputs.files import opened
+from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics

@@ -13,8 +13,8 @@ from qvec_cli.checkpoint.dtypes import name_of
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.replace import write_json
 from qvec_cli.export.form import ExportSource, ExportTarget, Form, compare
-from qvec_cli.inputs.data_use import inherited_use
 from qvec_cli.inputs.files import FAKE, card_of
+from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.model import build
 from qvec_cli.model.configuration import Model
 from qvec_cli.outputs.hf_folder import (

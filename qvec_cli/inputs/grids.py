@@ -8,7 +8,7 @@ from typing import Any
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
 from qvec_cli.inputs.files import stated_model
-from qvec_cli.inputs.kinship import CROSS
+from qvec_cli.inputs.lineage import CROSS
 from qvec_cli.model.targets import matching, of_outline
 from qvec_cli.quant.affine import block_shape
 from qvec_cli.specs import Grid, GridOptions, Listener

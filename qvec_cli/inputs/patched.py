@@ -12,14 +12,13 @@ import numpy as np
 from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import Checkpoint, finite
 from qvec_cli.errors import CheckpointError
-from qvec_cli.inputs.data_use import patched_use
 from qvec_cli.inputs.files import InputFiles
 from qvec_cli.inputs.lambdas import LambdaChoice, read_choice
+from qvec_cli.inputs.lineage import patched_use
 from qvec_cli.inputs.receiver import pair_up
 from qvec_cli.specs import Listener, Part, Use, spent
 from qvec_cli.vector.arithmetic import apply
-from qvec_cli.vector.pairing import Pairing
-from qvec_cli.vector.parts import select
+from qvec_cli.vector.pairing import Pairing, select
 
 if TYPE_CHECKING:
     from torch import nn

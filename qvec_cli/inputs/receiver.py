@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, SpecError
-from qvec_cli.inputs.examples import Examples, open_for
 from qvec_cli.inputs.files import model_of, require, require_float, stated_model
 from qvec_cli.inputs.grids import choose_grid, choose_targets
-from qvec_cli.inputs.kinship import note_fit, note_twice, require_same_grid, require_same_start
-from qvec_cli.inputs.proxies import Proxies, ProxyOptions, find_proxies
+from qvec_cli.inputs.images import Examples, Proxies, ProxyOptions, find_proxies, open_for
+from qvec_cli.inputs.lineage import note_fit, note_twice, require_same_grid, require_same_start
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import head_tensors
 from qvec_cli.quant.methods import QUANTIZERS

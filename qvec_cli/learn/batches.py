@@ -49,8 +49,8 @@ class _Fault:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """A split as a network sees it."""
+class PreparedSplit:
+    """A split and how its images are prepared for a network."""
 
     samples: Samples
     transform: Transform
@@ -61,43 +61,43 @@ class View:
 class _Decoded(Dataset[Any]):
     """Pairs of transformed image and label; random transforms are drawn from ``stream``."""
 
-    def __init__(self, view: View, stream: tuple[int, int] | None = None) -> None:
-        self.view, self.stream = view, stream  # seed and epoch
+    def __init__(self, split: PreparedSplit, stream: tuple[int, int] | None = None) -> None:
+        self.split, self.stream = split, stream  # seed and epoch
 
     def __len__(self) -> int:
-        return len(self.view.samples)
+        return len(self.split.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int] | _Fault:
-        view = self.view
+        split = self.split
         try:
-            image = to_mode(view.samples.load(index), view.channels)
+            image = to_mode(split.samples.load(index), split.channels)
         except DataError as fault:
             return _Fault(str(fault), fault.hint)
         if self.stream is None:
-            return view.transform(image), view.samples.labels[index]
+            return split.transform(image), split.samples.labels[index]
         with _stream(*self.stream, index):
-            return view.transform(image), view.samples.labels[index]
+            return split.transform(image), split.samples.labels[index]
 
 
 def decode(
-    view: View,
-    heard: Callable[[int], None] = lambda done: None,
+    split: PreparedSplit,
+    progress: Callable[[int], None] = lambda done: None,
     places: Sequence[int] | None = None,
 ) -> Batch:
     """Every image of a split, or those at some places of it, transformed, in their order."""
-    places = range(len(view.samples)) if places is None else places
+    places = range(len(split.samples)) if places is None else places
     count = len(places)
     if not count:
         return torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
-    every = view.samples.labels
-    images, labels = None, torch.tensor([every[place] for place in places], dtype=torch.int64)
+    classes = split.samples.labels
+    images, labels = None, torch.tensor([classes[place] for place in places], dtype=torch.int64)
     done = 0
-    for batch, _ in _loader(_Decoded(view), _split(places, _DECODE_BATCH)):
+    for batch, _ in _loader(_Decoded(split), _chunks(places, _DECODE_BATCH)):
         if images is None:
             images = torch.empty((count, *batch.shape[1:]), dtype=torch.uint8)
         images[done : done + len(batch)] = batch
         done += len(batch)
-        heard(done)
+        progress(done)
     assert images is not None
     return images, labels
 
@@ -106,30 +106,30 @@ class TrainingBatches:
     """The batches of each epoch, in an order drawn from (seed, epoch).
 
     Args:
-        view: the images; its transform may draw random numbers.
+        split: the images; its transform may draw random numbers.
         seed: of order and augmentation.
         batch_size: images in a step.
         augmented: whether the transform does; if not, images are decoded once where they fit.
-        heard: called with the images decoded so far, while they are decoded once.
+        progress: called with the images decoded so far, while they are decoded once.
         world: of which this process takes its share of every batch.
     """
 
     def __init__(
         self,
-        view: View,
+        split: PreparedSplit,
         *,
         seed: int,
         batch_size: int,
         augmented: bool,
-        heard: Callable[[int], None] = lambda done: None,
+        progress: Callable[[int], None] = lambda done: None,
         world: World = ALONE,
     ) -> None:
-        self.seed, self.batch_size, self._view, self._world = seed, batch_size, view, world
-        self._resident = decode(view, heard) if not augmented and self._fits() else None
+        self.seed, self.batch_size, self._split, self._world = seed, batch_size, split, world
+        self._resident = decode(split, progress) if not augmented and self._fits() else None
 
     def __len__(self) -> int:
         """Steps in an epoch; the last batch may be smaller."""
-        return -(-len(self._view.samples) // self.batch_size)
+        return -(-len(self._split.samples) // self.batch_size)
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, or this rank's shares of them, without the first ``skip``.
@@ -137,30 +137,30 @@ class TrainingBatches:
         A rank whose share of the last batch is empty borrows an image that does not count: its
         label is ``NO_LABEL``, and gradients need a forward on every rank.
         """
-        order = torch.randperm(len(self._view.samples), generator=_generator(self.seed, epoch))
-        batches = _split(order.tolist(), self.batch_size)[skip:]
+        order = torch.randperm(len(self._split.samples), generator=_generator(self.seed, epoch))
+        batches = _chunks(order.tolist(), self.batch_size)[skip:]
         shares = [self._world.share(batch) for batch in batches]
-        taken = [share or batch[:1] for share, batch in zip(shares, batches, strict=True)]
-        for (images, labels), share in zip(self._drawn(epoch, taken), shares, strict=True):
+        borrowed = [share or batch[:1] for share, batch in zip(shares, batches, strict=True)]
+        for (images, labels), share in zip(self._drawn(epoch, borrowed), shares, strict=True):
             yield images, labels if share else torch.full_like(labels, NO_LABEL)
 
     def _drawn(self, epoch: int, batches: Sequence[list[int]]) -> Iterator[Batch]:
         if self._resident is None:
-            yield from _loader(_Decoded(self._view, (self.seed, epoch)), batches)
+            yield from _loader(_Decoded(self._split, (self.seed, epoch)), batches)
             return
         images, labels = self._resident
         for batch in batches:
-            chosen = torch.tensor(batch)
-            yield images[chosen], labels[chosen]
+            places = torch.tensor(batch)
+            yield images[places], labels[places]
 
     def _fits(self) -> bool:
-        view = self._view
-        first = view.transform(to_mode(view.samples.load(0), view.channels))
-        nbytes = first.numel() * len(view.samples) * self._world.local_size
+        split = self._split
+        first = split.transform(to_mode(split.samples.load(0), split.channels))
+        nbytes = first.numel() * len(split.samples) * self._world.local_size
         return nbytes <= _RESIDENT_BYTES
 
 
-def _split(places: Sequence[int], size: int) -> list[list[int]]:
+def _chunks(places: Sequence[int], size: int) -> list[list[int]]:
     return [list(places[start : start + size]) for start in range(0, len(places), size)]
 
 
@@ -171,7 +171,7 @@ def _loader(dataset: _Decoded, batches: Sequence[list[int]]) -> Iterator[Batch]:
     loader = DataLoader(
         dataset,
         batch_sampler=batches,
-        num_workers=dataset.view.workers,
+        num_workers=dataset.split.workers,
         collate_fn=_collate,
         generator=torch.Generator(),
     )

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from qvec_cli.errors import TrainingError
-from qvec_cli.learn import ranks
+from qvec_cli.learn import distributed
 from qvec_cli.learn.batches import NO_LABEL, TrainingBatches
 from qvec_cli.learn.distributed import ALONE, World
 from qvec_cli.specs import Listener, Recipe
@@ -126,7 +127,7 @@ class TrainingRun:
                 step before. Every rank raises it.
             RankError: another rank has failed.
         """
-        self._trained = ranks.averaging(self.world, self.network)
+        self._trained = distributed.averaging(self.world, self.network)
         while self.at.epoch < self.recipe.epochs:
             self._epoch(save)
             scores = validate()
@@ -145,14 +146,14 @@ class TrainingRun:
         self.network.train()
         saved = time.monotonic()
         batches = self.batches.epoch(self.at.epoch, skip=self.at.step)
-        for images, labels in ranks.together(self.world, batches):
+        for images, labels in batches:
             before = self._before()
             try:
                 self._step(images.to(self._device), labels.to(self._device))
             except TrainingError:
                 self._undo(before)
-                ranks.claim(self.world)
                 save()
+                distributed.meet(self.world)  # who ends before would end the first one's writing
                 raise
             self.at.step += 1
             if time.monotonic() - saved > SAVE_SECONDS:
@@ -178,14 +179,14 @@ class TrainingRun:
         rate = learning_rate(self.recipe, done, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        ranks.draw_apart(self.world, self.recipe.seed, done)
-        (count,) = ranks.total(self.world, int((labels != NO_LABEL).sum()))
-        with ranks.talking(self.world):
+        distributed.seed_apart(self.world, self.recipe.seed, done)
+        (count,) = distributed.total(self.world, int((labels != NO_LABEL).sum()))
+        with distributed.rank_errors(self.world):
             logits, loss = self._gradients(images, labels, count)
         limit = self.recipe.clip_grad or math.inf
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), limit)
         right = int((logits.argmax(1) == labels).sum())
-        summed, correct = ranks.total(self.world, loss.item(), right)
+        summed, correct = distributed.total(self.world, loss.item(), right)
         mean = summed / self.world.size
         for name, value in (("loss", mean), ("gradient norm", norm.item())):
             if not math.isfinite(value):
@@ -210,15 +211,78 @@ class TrainingRun:
         return logits, loss
 
     def _forward(self, images: Tensor) -> Tensor:
+        """This rank's logits; a rank that fails here fails all, before gradients are waited for."""
+        logits, fault = torch.empty(0), None
         try:
-            logits: Tensor = self._trained(self.normalise(images))
-        except ValueError as fault:  # torch's word for a batch norm that sees one value
+            logits = self._trained(self.normalise(images))
+        except ValueError as error:  # torch's word for a batch norm that sees one value
             if len(images) > 1:
                 raise
             shared = "a process's share of " if self.world.size > 1 else ""
-            raise TrainingError(
+            fault = TrainingError(
                 f"{shared}the last batch of an epoch is one image, too few for this network "
-                f"({fault})",
+                f"({error})",
                 hint="Choose another --batch-size.",
-            ) from None
+            )
+        distributed.raise_together(self.world, fault)
         return logits
+
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+Naming = Callable[[str], str]
+"""From a parameter's name in the network to its name in files, wrappers or not."""
+
+_MOMENTS: Final = ("step", "exp_avg", "exp_avg_sq")
+
+_RNG: Final = "rng.torch"
+
+
+def state_of(run: TrainingRun, plain_name: Naming) -> dict[str, Array]:
+    """Everything that the next step depends on but ``at``: weights, moments, random stream."""
+    arrays = {
+        f"network.{plain_name(name)}": tensor.detach().cpu().numpy()
+        for name, tensor in run.network.state_dict().items()
+    }
+    for name, parameter in run.network.named_parameters():
+        for key, value in run.optimizer.state.get(parameter, {}).items():
+            arrays[f"adam.{key}.{plain_name(name)}"] = value.cpu().numpy()
+    return {**arrays, _RNG: torch.get_rng_state().numpy()}
+
+
+def restore(run: TrainingRun, arrays: Mapping[str, Array], plain_name: Naming) -> None:
+    """Puts a run back, to the bit, to where ``state_of`` saw it."""
+    names = run.network.state_dict()
+    run.network.load_state_dict(
+        {name: _tensor(arrays[f"network.{plain_name(name)}"]) for name in names}
+    )
+    for name, parameter in run.network.named_parameters():
+        keys = {key: f"adam.{key}.{plain_name(name)}" for key in _MOMENTS}
+        if keys["step"] in arrays:
+            run.optimizer.state[parameter] = {
+                key: _tensor(arrays[stored]).to("cpu" if key == "step" else parameter.device)
+                for key, stored in keys.items()
+            }
+    torch.set_rng_state(_tensor(arrays[_RNG]))
+
+
+def share_state(run: TrainingRun) -> None:
+    """Gives every rank the moments of the first one; weights follow when training begins."""
+    if run.world.size == 1:
+        return
+    parameters = list(run.network.parameters())
+    state = run.optimizer.state
+    trained = distributed.from_first(run.world, [parameter in state for parameter in parameters])
+    for parameter, has_moments in zip(parameters, trained, strict=True):
+        if has_moments:
+            moments = state[parameter] or {
+                "step": torch.zeros(()),
+                "exp_avg": torch.zeros_like(parameter, requires_grad=False),
+                "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
+            }
+            distributed.copy_from_first(run.world, [moments[key] for key in _MOMENTS])
+            state[parameter] = moments
+
+
+def _tensor(array: Array) -> torch.Tensor:
+    return torch.from_numpy(np.array(array))

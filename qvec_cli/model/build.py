@@ -30,7 +30,7 @@ _WRONG_ARGUMENTS: Final = (
     AttributeError,
     NotImplementedError,
 )
-"""What timm's constructors answer to arguments that cannot be."""
+"""What timm's constructors raise for impossible arguments."""
 
 
 _PATIENCE: Final = 5.0
@@ -39,7 +39,7 @@ _PATIENCE: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class NetworkOptions:
-    """What the user says about a network."""
+    """A network of timm's by name, and its flags."""
 
     name: str  # timm's
     num_classes: int
@@ -55,27 +55,29 @@ class NetworkOptions:
 
     @property
     def shaped(self) -> bool:
-        """Whether more than a name is said."""
+        """Whether flags change the network that the name stands for."""
         return bool(self.img_size or self.in_chans != 3 or self.crop_pct or self.args)
 
 
-def create(wish: NetworkOptions) -> tuple[nn.Module, Model]:
+def create(options: NetworkOptions) -> tuple[nn.Module, Model]:
     """A network, and the configuration from which ``rebuild`` makes it again.
 
     Raises:
         SpecError: a name or an argument that timm does not know.
         QvecError: pretrained weights that cannot be fetched.
     """
-    args = dict(wish.args)
-    if wish.in_chans != 3:
-        args["in_chans"] = wish.in_chans
-    if wish.img_size is not None:
-        args["img_size"] = wish.img_size
-    network = _create_model(wish.name, wish.num_classes, args, wish.pretrained)
+    args = dict(options.args)
+    if options.in_chans != 3:
+        args["in_chans"] = options.in_chans
+    if options.img_size is not None:
+        args["img_size"] = options.img_size
+    network = _create_model(options.name, options.num_classes, args, options.pretrained)
     patches = getattr(getattr(network, "patch_embed", None), "num_patches", None)
     if patches == 0:
-        raise SpecError(f"--img-size {wish.img_size} is smaller than one patch of {wish.name}")
-    return network, _configuration(network, wish, args)
+        raise SpecError(
+            f"--img-size {options.img_size} is smaller than one patch of {options.name}"
+        )
+    return network, _configuration(network, options, args)
 
 
 def rebuild(model: Model) -> nn.Module:
@@ -126,12 +128,12 @@ def start_from(
     network: nn.Module, state: Mapping[str, Tensor], model: Model, source: str
 ) -> tuple[str, ...]:
     """Loads a backbone, and the head where it fits; returns the head tensors left new."""
-    own = network.state_dict()
-    head = head_tensors(own, model)
-    fits = all(n in state and state[n].shape == own[n].shape for n in head)
+    fresh = network.state_dict()
+    head = head_tensors(fresh, model)
+    fits = all(n in state and state[n].shape == fresh[n].shape for n in head)
     keep = () if fits else head
     body = {n: t for n, t in state.items() if n not in head_tensors(state, model) or fits}
-    load(network, {**body, **{n: own[n] for n in keep}}, source)
+    load(network, {**body, **{n: fresh[n] for n in keep}}, source)
     return keep
 
 
@@ -140,7 +142,7 @@ def transform(model: Model, *, augment: bool) -> Callable[[Image.Image], Tensor]
     from timm.data import create_transform
 
     data = model.pretrained_cfg
-    made: Callable[[Image.Image], Tensor] = create_transform(
+    prepare: Callable[[Image.Image], Tensor] = create_transform(
         model.input_size,
         is_training=augment,
         use_prefetcher=True,
@@ -148,7 +150,7 @@ def transform(model: Model, *, augment: bool) -> Callable[[Image.Image], Tensor]
         crop_pct=data["crop_pct"],
         crop_mode=data["crop_mode"],
     )
-    return made
+    return prepare
 
 
 def normalise(model: Model) -> Callable[[Tensor], Tensor]:
@@ -222,25 +224,25 @@ def _notice_no_network() -> None:
         constants.HF_HUB_OFFLINE = True
 
 
-def _configuration(network: nn.Module, wish: NetworkOptions, args: Mapping[str, Any]) -> Model:
+def _configuration(network: nn.Module, options: NetworkOptions, args: Mapping[str, Any]) -> Model:
     from timm.data import resolve_data_config
 
-    given: Any = network.pretrained_cfg
-    size = tuple(given["input_size"])[1:]
-    if wish.img_size is not None:
-        size = (wish.img_size, wish.img_size)
-    data = resolve_data_config({"input_size": (wish.in_chans, *size)}, pretrained_cfg=given)
-    if wish.crop_pct is not None:
-        data["crop_pct"] = wish.crop_pct
-    if wish.in_chans != len(data["mean"]):
+    pretrained: Any = network.pretrained_cfg
+    size = tuple(pretrained["input_size"])[1:]
+    if options.img_size is not None:
+        size = (options.img_size, options.img_size)
+    data = resolve_data_config({"input_size": (options.in_chans, *size)}, pretrained_cfg=pretrained)
+    if options.crop_pct is not None:
+        data["crop_pct"] = options.crop_pct
+    if options.in_chans != len(data["mean"]):
         for key in ("mean", "std"):
-            data[key] = [sum(data[key]) / len(data[key])] * wish.in_chans
+            data[key] = [sum(data[key]) / len(data[key])] * options.in_chans
     config = {
         key: list(data[key]) if isinstance(data[key], tuple) else data[key] for key in DATA_KEYS
     }
-    config["classifier"] = _classifier(network, given.get("classifier"), wish.name)
-    config["num_classes"] = wish.num_classes
-    return Model(wish.name.split(".")[0], wish.num_classes, dict(args), config)
+    config["classifier"] = _classifier(network, pretrained.get("classifier"), options.name)
+    config["num_classes"] = options.num_classes
+    return Model(options.name.split(".")[0], options.num_classes, dict(args), config)
 
 
 def _classifier(network: nn.Module, named: Any, name: str) -> str | list[str]:
@@ -266,15 +268,15 @@ _NAME: Final = re.compile(r"^def (\w+)\(|^\s*'(\w+)'\s*:", re.MULTILINE)
 
 @cache
 def known_names() -> frozenset[str]:
-    """Every architecture that timm can make, without pretrained tags, and other words."""
+    """Every architecture of timm's without pretrained tags, and some words that are none."""
     spec = importlib.util.find_spec("timm")
     assert spec is not None
     assert spec.submodule_search_locations is not None
-    found: set[str] = set()
+    names: set[str] = set()
     for source in Path(spec.submodule_search_locations[0], "models").glob("*.py"):
         text = source.read_text(encoding="utf-8")
-        found.update(made or renamed for made, renamed in _NAME.findall(text))
-    return frozenset(found)
+        names.update(function or renamed for function, renamed in _NAME.findall(text))
+    return frozenset(names)
 
 
 def check_name(name: str) -> None:

@@ -81,11 +81,11 @@ def _damaged(what: str) -> MismatchError:
 
 def of_config(config: Mapping[str, Any]) -> Model | None:
     """The model in a config.json of timm or of transformers' wrapper for it."""
-    given, args = config.get("pretrained_cfg"), config.get("model_args", {})
-    if not (isinstance(given, Mapping) and isinstance(args, Mapping)):
+    pretrained, args = config.get("pretrained_cfg"), config.get("model_args", {})
+    if not (isinstance(pretrained, Mapping) and isinstance(args, Mapping)):
         return None
     args = {key: value for key, value in args.items() if key != "num_classes"}
-    data = {key: given[key] for key in (*DATA_KEYS, "classifier") if key in given}
+    data = {key: pretrained[key] for key in (*DATA_KEYS, "classifier") if key in pretrained}
     size = args.get("img_size")
     if isinstance(size, list) and size and size == size[:1] * len(size):
         args["img_size"] = size = size[0]
@@ -96,7 +96,7 @@ def of_config(config: Mapping[str, Any]) -> Model | None:
     model = {
         "architecture": config.get("architecture"),
         "num_classes": config.get(
-            "num_classes", given.get("num_classes", config.get("num_labels"))
+            "num_classes", pretrained.get("num_classes", config.get("num_labels"))
         ),
         "model_args": args,
         "pretrained_cfg": data,

@@ -44,8 +44,8 @@ class FakeQuantize(nn.Module):
         """The weight on the grid, or the weight itself while disabled."""
         if not self.enabled:
             return weight
-        shown: Tensor = _StraightThrough.apply(weight, self.grid)
-        return shown
+        on_grid: Tensor = _StraightThrough.apply(weight, self.grid)
+        return on_grid
 
 
 def prepare(network: nn.Module, model: Model, grid: Grid) -> None:

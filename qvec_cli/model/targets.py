@@ -55,21 +55,21 @@ def classifiers(model: Model | None) -> tuple[str, ...]:
 
 def head_tensors(names: Iterable[str], model: Model | None) -> tuple[str, ...]:
     """Those of the tensors that belong to the classifier."""
-    owned = {f"{module}.{part}" for module in classifiers(model) for part in ("weight", "bias")}
-    return tuple(name for name in names if name in owned)
+    head = {f"{module}.{part}" for module in classifiers(model) for part in ("weight", "bias")}
+    return tuple(name for name in names if name in head)
 
 
 def head_of(network: nn.Module, model: Model) -> nn.Module | None:
     """The classifier, where there is just one."""
     named = dict(network.named_modules())
-    found = [named[name] for name in classifiers(model) if name in named]
-    return found[0] if len(found) == 1 else None
+    heads = [named[name] for name in classifiers(model) if name in named]
+    return heads[0] if len(heads) == 1 else None
 
 
 def of_network(network: nn.Module, model: Model) -> tuple[str, ...]:
     """State-dict names of the weights that are quantized, in the order of the network."""
-    found = modules(network, classifiers(model), aliases=True)
-    return tuple(f"{prefix}{attribute}" for prefix, _, attribute in found)
+    targets = modules(network, classifiers(model), aliases=True)
+    return tuple(f"{prefix}{attribute}" for prefix, _, attribute in targets)
 
 
 def modules(
@@ -90,8 +90,8 @@ def modules(
         if isinstance(module, nn.Linear):
             yield prefix, module, "weight"
         elif isinstance(module, nn.MultiheadAttention):
-            held = (part for part in _PROJECTIONS if getattr(module, part) is not None)
-            yield from ((prefix, module, part) for part in held)
+            parts = (part for part in _PROJECTIONS if getattr(module, part) is not None)
+            yield from ((prefix, module, part) for part in parts)
 
 
 def of_outline(shapes: Mapping[str, tuple[int, ...]], model: Model | None) -> tuple[str, ...]:
@@ -114,18 +114,18 @@ def may_be_linear(name: str) -> bool:
 
 
 def matching(patterns: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-    """Weights that the user names with globs.
+    """The matrices that globs name, for ``--targets``.
 
     Raises:
         MismatchError: a glob that matches no 2-D tensor.
     """
     chosen: dict[str, None] = {}
     for pattern in patterns:
-        found = [n for n, s in shapes.items() if len(s) == 2 and fnmatch.fnmatchcase(n, pattern)]
-        if not found:
+        names = [n for n, s in shapes.items() if len(s) == 2 and fnmatch.fnmatchcase(n, pattern)]
+        if not names:
             raise MismatchError(
                 f"--targets {pattern!r} matches no matrix of the file",
                 hint="qvec inspect FILE lists the names.",
             )
-        chosen.update(dict.fromkeys(found))
+        chosen.update(dict.fromkeys(names))
     return tuple(chosen)

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from qvec_cli.checkpoint.card import Card
-from qvec_cli.checkpoint.contents import WRAPPED
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target, dump, is_stream, refused, write_json
+from qvec_cli.checkpoint.source import WRAPPED
 from qvec_cli.checkpoint.write import Blocks, size_of, write
 from qvec_cli.errors import CheckpointError, MismatchError, SpecError
 from qvec_cli.model.configuration import Model, to_config

@@ -19,17 +19,20 @@ from qvec_cli.checkpoint.read import BLOCK, Checkpoint, finite
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.write import Blocks, size_of, write
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
-from qvec_cli.inputs.data_use import inherited_use, joined_data
 from qvec_cli.inputs.files import InputFiles, card_of, input_files, require, stated_model
-from qvec_cli.inputs.kinship import require_same_grid, require_same_start
+from qvec_cli.inputs.lineage import (
+    inherited_use,
+    joined_data,
+    require_same_grid,
+    require_same_start,
+)
 from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.outputs.provenance import provenance
 from qvec_cli.specs import Grid, Listener, Part, Rule, Use, spent
 from qvec_cli.vector.arithmetic import Norm
 from qvec_cli.vector.merge import Merge, draws, merged
-from qvec_cli.vector.pairing import pair
-from qvec_cli.vector.parts import select
+from qvec_cli.vector.pairing import pair, select
 
 if TYPE_CHECKING:
     from qvec_cli.selection.fit_mix import FitOptions, Fitted

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.inputs.architecture import architecture, targets_in
-from qvec_cli.inputs.data_use import inherited_use
-from qvec_cli.inputs.examples import open_for
 from qvec_cli.inputs.files import opened, require_float
 from qvec_cli.inputs.grids import check_fit
+from qvec_cli.inputs.images import open_for
+from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.quant.methods import quantize_weight

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.inputs.architecture import architecture
-from qvec_cli.inputs.data_use import inherited_use
-from qvec_cli.inputs.examples import Examples, open_for
 from qvec_cli.inputs.files import opened, require_model
 from qvec_cli.inputs.foreign import stored_grid
+from qvec_cli.inputs.images import Examples, open_for
+from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.model import build
 from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
@@ -22,7 +22,7 @@ from qvec_cli.specs import Grid, Listener, Loading
 if TYPE_CHECKING:
     from torch import nn
 
-    from qvec_cli.learn.accuracy import Accuracy
+    from qvec_cli.learn.forward import Accuracy
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +103,11 @@ def _cost(checkpoint: Checkpoint, network: nn.Module) -> dict[str, int]:
 def _measure(
     network: nn.Module, examples: Examples, request: EvaluateRequest, listener: Listener
 ) -> Accuracy:
-    from qvec_cli.learn.accuracy import measure
+    from qvec_cli.learn.forward import measure
 
     images, labels = examples.decoded(request.split, listener)
 
-    def heard(done: int) -> None:
+    def progress(done: int) -> None:
         listener.progress("evaluate", done, len(images))
 
     return measure(
@@ -116,5 +116,5 @@ def _measure(
         labels,
         normalise=build.normalise(examples.model),
         batch_size=request.loading.batch_size,
-        heard=heard,
+        progress=progress,
     )

@@ -19,7 +19,7 @@ from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.write import size_of, write
 from qvec_cli.errors import CheckpointError, MismatchError
 from qvec_cli.inputs.files import InputFiles, card_of, require, stated_model
-from qvec_cli.inputs.kinship import require_same_start, require_twins
+from qvec_cli.inputs.lineage import require_same_start, require_twins
 from qvec_cli.model.targets import head_tensors
 from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics

@@ -9,8 +9,8 @@ from typing import Any, Final
 from qvec_cli.checkpoint.replace import check_target, check_unfinished, is_stream, unfinished
 from qvec_cli.data.tasks import TASKS
 from qvec_cli.errors import SpecError
-from qvec_cli.inputs.examples import open_data
-from qvec_cli.learn import ranks
+from qvec_cli.inputs.images import open_data
+from qvec_cli.learn import distributed
 from qvec_cli.learn.distributed import ALONE, World
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.pipeline.train_request import TrainRequest, check_start
@@ -31,12 +31,13 @@ def train(request: TrainRequest, listener: Listener, world: World = ALONE) -> Me
         QvecError: a model, data set or target that cannot be used.
     """
     started = time.perf_counter()
+    _check_world(request, world)
+    distributed.join(world, world.place(request.device))
     if world.leads:
         check_target(request.out, force=request.force)
         check_unfinished(request.out, resume=request.resume, force=request.force)
     check_start(request)
-    _check_world(request, world)
-    with ranks.in_turn(world, "data") if request.loading.download else nullcontext():
+    with distributed.in_turn(world) if request.loading.download else nullcontext():
         task = open_data(request.data, request.loading)
     for split in ("train", "val"):
         task.split(split)
@@ -51,7 +52,7 @@ def train(request: TrainRequest, listener: Listener, world: World = ALONE) -> Me
     written = session.write() if world.leads else session.card
     if world.leads:
         unfinished(request.out).unlink(missing_ok=True)
-    ranks.leave(world)
+    distributed.leave(world)
     results = {"output": str(request.out), "digest": written.digest, **session.facts()}
     return Metrics(
         "train-qat" if request.grid else "finetune",

@@ -15,9 +15,9 @@ from qvec_cli.checkpoint.card import Card
 from qvec_cli.checkpoint.dtypes import to_float32
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError
-from qvec_cli.inputs.data_use import inherited_use
 from qvec_cli.inputs.files import opened, stated_model
 from qvec_cli.inputs.foreign import Packed, layout, packed_in
+from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.specs import Listener
 from qvec_cli.vector.arithmetic import Norm

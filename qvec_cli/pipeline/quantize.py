@@ -27,11 +27,11 @@ from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, SpecError
 from qvec_cli.inputs.architecture import architecture, targets_in
-from qvec_cli.inputs.data_use import inherited_use
 from qvec_cli.inputs.files import FAKE, InputFiles, card_of, input_files, require_float
 from qvec_cli.inputs.grids import choose_grid
+from qvec_cli.inputs.images import Proxies
+from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.inputs.patched import PATCHED, Anchor, Patched, anchored
-from qvec_cli.inputs.proxies import Proxies
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model
 from qvec_cli.outputs.dry_run import Plan

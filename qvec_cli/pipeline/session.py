@@ -19,15 +19,15 @@ from qvec_cli.checkpoint.replace import unfinished
 from qvec_cli.checkpoint.write import write
 from qvec_cli.data.datasets import Task
 from qvec_cli.errors import CheckpointError, NotFiniteError, TrainingError
-from qvec_cli.inputs.data_use import inherited_use
 from qvec_cli.inputs.files import opened
 from qvec_cli.inputs.grids import check_fit
+from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.inputs.network import device, load_state, outline
-from qvec_cli.learn import ranks, snapshot
-from qvec_cli.learn.accuracy import parts, score
-from qvec_cli.learn.batches import TrainingBatches, View, decode
+from qvec_cli.learn import distributed
+from qvec_cli.learn.batches import PreparedSplit, TrainingBatches, decode
 from qvec_cli.learn.distributed import ALONE, World
-from qvec_cli.learn.fit import Progress, TrainingRun, warmup_steps
+from qvec_cli.learn.fit import Progress, TrainingRun, restore, share_state, state_of, warmup_steps
+from qvec_cli.learn.forward import accuracy_of, batch_counts
 from qvec_cli.model import build, qat
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import of_network
@@ -72,20 +72,19 @@ class Session:
             listener,
             world,
         )
-        own = world.whole_batches(len(task.splits["val"]), request.recipe.batch_size)
-        places = [place for batch in own for place in batch]
-        heard = self._heard("val", len(places))
-        self._val = decode(self._view("val", augment=False), heard, places)
+        batches = world.whole_batches(len(task.splits["val"]), request.recipe.batch_size)
+        places = [place for batch in batches for place in batch]
+        progress = self._progress("val", len(places))
+        self._val = decode(self._prepared("val", augment=False), progress, places)
 
     def run(self) -> None:
-        """Trains to the end, from the saved state if so asked.
+        """Trains to the end; with ``--resume`` from the saved state.
 
         Raises:
             TrainingError: with the place of the state before the bad step.
         """
         self._note_warmup()
         self._note_ranks()
-        ranks.join(self.world, self.device)
         if self.request.resume:
             self._resume()
         try:
@@ -104,7 +103,7 @@ class Session:
 
     @property
     def use(self) -> Use:
-        """What the run has cost."""
+        """The receiver data that the run used, and that of its start."""
         lineage = self.start.lineage
         return Use(lineage["data_use"], lineage["counts"])
 
@@ -124,23 +123,23 @@ class Session:
     def _training(self) -> TrainingBatches:
         recipe = self.request.recipe
         return TrainingBatches(
-            self._view("train", augment=not recipe.no_aug),
+            self._prepared("train", augment=not recipe.no_aug),
             seed=recipe.seed,
             batch_size=recipe.batch_size,
             augmented=not recipe.no_aug,
-            heard=self._heard("train", len(self.task.splits["train"])),
+            progress=self._progress("train", len(self.task.splits["train"])),
             world=self.world,
         )
 
-    def _view(self, split: str, *, augment: bool) -> View:
-        return View(
+    def _prepared(self, split: str, *, augment: bool) -> PreparedSplit:
+        return PreparedSplit(
             self.task.split(split),
             build.transform(self.model, augment=augment),
             self.model.input_size[0],
             self.request.loading.workers,
         )
 
-    def _heard(self, split: str, total: int) -> Callable[[int], None]:
+    def _progress(self, split: str, total: int) -> Callable[[int], None]:
         return lambda done: self.listener.progress(f"decode {split}", done, total)
 
     def _card(self) -> Card:
@@ -165,7 +164,8 @@ class Session:
 
     def _validate(self) -> dict[str, Any]:
         """Scores on the validation split; of both forwards when training through a grid."""
-        ranks.align(self.world, self.network.buffers())  # running means are each rank's own
+        # running means differ from rank to rank
+        distributed.copy_from_first(self.world, self.network.buffers())
         try:
             with qat.float_forward(self.network) as wrapped:
                 result = {"float": self._score()}
@@ -179,30 +179,28 @@ class Session:
 
     def _score(self) -> dict[str, float]:
         started = time.perf_counter()
-        own = parts(
+        counts = batch_counts(
             self.network,
             *self._val,
             normalise=self.fit.normalise,
             batch_size=self.request.recipe.batch_size,
         )
-        found = ranks.gathered(self.world, own)
-        return score(found, time.perf_counter() - started).to_json()
+        counts = distributed.gathered(self.world, counts)
+        return accuracy_of(counts, time.perf_counter() - started).to_json()
 
     def _save(self) -> None:
         if not self.world.leads:
             return
-        place = {"op": "train", "progress": asdict(self.fit.at), "run": self._fingerprint()}
+        place = {"op": "train", "progress": asdict(self.fit.at), "run": self._header()}
         card = Card(Kind.STATE, provenance=place)
-        _write(
-            unfinished(self.request.out), snapshot.take(self.fit, qat.plain_name), card, force=True
-        )
+        _write(unfinished(self.request.out), state_of(self.fit, qat.plain_name), card, force=True)
 
     def _resume(self) -> None:
         """Goes on where the first rank's file stands."""
         if self.world.leads:
             self._read()
-        self.fit.at = ranks.from_first(self.world, self.fit.at)
-        snapshot.align(self.fit)
+        self.fit.at = distributed.from_first(self.world, self.fit.at)
+        share_state(self.fit)
 
     def _read(self) -> None:
         path = unfinished(self.request.out)
@@ -215,19 +213,18 @@ class Session:
             place = saved.card.provenance
             if not all(isinstance(place.get(key), dict) for key in ("run", "progress")):
                 raise CheckpointError(f"{path}: its qvec card is damaged (run, progress)")
-            force, listener = self.request.force, self.listener
-            current = self._fingerprint()
-            if not is_same_run(path, place["run"], current, force=force, listener=listener):
+            stored, current, force = place["run"], self._header(), self.request.force
+            if not is_same_run(path, stored, current, force=force, listener=self.listener):
                 return
             tensors = {name: saved.array(name) for name in saved}
             saved.settle()
-            snapshot.restore(self.fit, tensors, qat.plain_name)
+            restore(self.fit, tensors, qat.plain_name)
             self.fit.at = Progress(**place["progress"])
         at = self.fit.at
         self.listener.note(f"resumed at epoch {at.epoch + 1}, step {at.step + 1}")
 
-    def _fingerprint(self) -> dict[str, Any]:
-        """What must not change between the parts of one run."""
+    def _header(self) -> dict[str, Any]:
+        """The inputs and flags of the run, which must not change until its end."""
         assert self.card.data is not None
         return {
             **self.request.recipe.to_json(),
@@ -247,11 +244,10 @@ class Session:
             self.listener.note("each process has its own batch norms: one process gives others")
 
     def _note_warmup(self) -> None:
-        asked, steps = self.request.recipe.warmup_steps, self.fit.total
-        if (shortened := warmup_steps(self.request.recipe, steps)) < asked:
-            self.listener.note(
-                f"the run has {steps} steps: warm-up shortened from {asked} to {shortened}"
-            )
+        recipe, steps = self.request.recipe, self.fit.total
+        if (shortened := warmup_steps(recipe, steps)) < recipe.warmup_steps:
+            warmup = f"{recipe.warmup_steps} to {shortened}"
+            self.listener.note(f"the run has {steps} steps: warm-up shortened from {warmup}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,14 +261,16 @@ class _Start:
 
 
 def _start(request: TrainRequest, task: Task, listener: Listener, world: World) -> _Start:
-    use, op = _own_use(request, task), "train-qat" if request.grid else "finetune"
+    use, op = _labels_used(request, task), "train-qat" if request.grid else "finetune"
     facts = {"ranks": world.size} if world.size > 1 else {}
     classes = len(task.classes)
     if request.source is None:
-        return _Start(*build.create(request.wish(classes)), provenance(op, {}, use, **facts))
+        return _Start(
+            *build.create(request.network_options(classes)), provenance(op, {}, use, **facts)
+        )
     with opened(request.source, listener) as base:
         if request.initial_checkpoint is not None:
-            network, model = build.create(request.wish(classes))
+            network, model = build.create(request.network_options(classes))
         else:
             model = stored_model(request, base, classes)
             network = build.rebuild(model)
@@ -286,8 +284,8 @@ def _start(request: TrainRequest, task: Task, listener: Listener, world: World) 
         return _Start(network, model, lineage, (Input.of(base),))
 
 
-def _own_use(request: TrainRequest, task: Task) -> Use:
-    """QAT is what a vector would spare its receiver; plain fine-tuning is where all begin."""
+def _labels_used(request: TrainRequest, task: Task) -> Use:
+    """Those of QAT, which a vector would spare its receiver; with fine-tuning all begins."""
     if request.grid is None:
         return NOTHING
     counts = {split: len(task.splits[split]) for split in ("train", "val")}
@@ -309,12 +307,14 @@ def rehearse(request: TrainRequest, task: Task, listener: Listener, started: flo
     classes = len(task.classes)
     if request.source is None:
         with torch.device("meta"):
-            network, model = build.create(replace(request.wish(classes), pretrained=False))
+            network, model = build.create(
+                replace(request.network_options(classes), pretrained=False)
+            )
         return _plan(request, task, network, model).metrics((), started)
     with opened(request.source, listener) as base:
         with torch.device("meta"):
             if request.initial_checkpoint is not None:
-                network, model = build.create(request.wish(classes))
+                network, model = build.create(request.network_options(classes))
             else:
                 model = stored_model(request, base, classes)
                 network = build.rebuild(model)

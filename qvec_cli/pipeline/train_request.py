@@ -1,4 +1,4 @@
-"""What a training run starts from: the user's wish, refused before torch is imported."""
+"""A request to train, and what of it is refused before torch is imported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qvec_cli.specs import Grid, Loading, Recipe
 
 @dataclass(frozen=True, slots=True)
 class TrainRequest:
-    """What the user asks for."""
+    """A network, a data set, a recipe, and for QAT a grid."""
 
     model: str  # timm's name, or a checkpoint file with a card
     data: str
@@ -48,8 +48,8 @@ class TrainRequest:
         named = path.suffix in (".st", ".safetensors")
         return path if named or is_stream(path) or _is_file(path) else None
 
-    def wish(self, classes: int) -> NetworkOptions:
-        """The network to make."""
+    def network_options(self, classes: int) -> NetworkOptions:
+        """The network that is built, with a head for so many classes."""
         return NetworkOptions(
             self.model,
             classes,
@@ -63,7 +63,7 @@ class TrainRequest:
 
 def check_start(request: TrainRequest) -> None:
     """Refuses a start that cannot be, before torch and timm are imported."""
-    request.wish(classes=1)  # checks itself
+    request.network_options(classes=1)  # checks itself
     if request.source is None or request.initial_checkpoint is not None:
         check_name(request.model)
     if request.source is None:
@@ -95,12 +95,12 @@ def stored_model(request: TrainRequest, checkpoint: Checkpoint, classes: int) ->
         raise CheckpointError(
             str(error), hint="Name it: qvec finetune NAME --initial-checkpoint FILE ..."
         ) from None
-    asked = {**request.args, "img_size": request.img_size, "in_chans": request.in_chans}
-    own = stored.model_args
-    for key, value in asked.items():
-        if value is not None and own.get(key, 3 if key == "in_chans" else None) != value:
+    flags = {**request.args, "img_size": request.img_size, "in_chans": request.in_chans}
+    args = stored.model_args
+    for key, value in flags.items():
+        if value is not None and args.get(key, 3 if key == "in_chans" else None) != value:
             raise MismatchError(
-                f"{checkpoint.path} was made with {key} {own.get(key)}, not {value}",
+                f"{checkpoint.path} was made with {key} {args.get(key)}, not {value}",
                 hint="A checkpoint file brings its own architecture.",
             )
     config = {**stored.pretrained_cfg, "num_classes": classes}

@@ -1,4 +1,4 @@
-"""Accuracy over lambda: what was seen on validation, and what it came to on test."""
+"""Drawing of the figure curve: accuracy over lambda, and below it distance to float answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from qvec_cli.report.canvas import (
     words_width,
     wrapped,
 )
-from qvec_cli.report.distance_strip import GAP, HEIGHT, Far, far_below
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,6 +49,22 @@ _LINES: Final[dict[str, dict[str, Any]]] = {
     "plain": {"color": SOFT, "ls": (0, (4, 2)), "lw": 0.9},
     "qat": {"color": "#7a5fa8", "ls": (0, (6, 1.5, 1.5, 1.5)), "lw": 1.0},
 }
+
+
+_HEIGHT: Final = 0.85
+"""Inches of the strip."""
+
+
+_GAP: Final = 0.12
+"""Inches between it and what stands above."""
+
+
+@dataclass(frozen=True, slots=True)
+class Far:
+    """The distances of one vector on one receiver, on proxy images."""
+
+    points: tuple[tuple[float, float, float], ...]  # lambda, mean, standard error or 0; ascending
+    chosen: float | None = None  # the lambda that was chosen by them
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +175,12 @@ class _CurveSizes:
         wide, tall = (4.6, 3.0) if across == 1 else (2.7, 2.1)
         labelled = any(panel.labelled for panel in given.panels)
         judged = any(panel.judged for panel in given.panels)
-        return cls(wide, tall if labelled else 0, (HEIGHT if labelled else tall) if judged else 0)
+        return cls(wide, tall if labelled else 0, (_HEIGHT if labelled else tall) if judged else 0)
 
     @property
     def whole(self) -> float:
         """From the top of accuracies to the bottom of distances."""
-        return self.tall + self.below + (GAP if self.tall and self.below else 0)
+        return self.tall + self.below + (_GAP if self.tall and self.below else 0)
 
 
 def _slot(
@@ -186,7 +201,7 @@ def _slot(
         rows.append(sheet.axes(left, place, sizes.wide, sizes.below))
         shown = [(t.far, colours[t.name], _style(t)) for t in panel.traces if t.far]
         label = panel.measure or "distance"
-        far_below(rows[-1], shown, label, banded=len(panel.traces) <= _BANDED)
+        _distances(rows[-1], shown, label, banded=len(panel.traces) <= _BANDED)
     for axes in rows:
         axes.set_xlim(_reach(panel))
     for axes in rows[:-1]:
@@ -263,6 +278,33 @@ def _trace(axes: Axes, trace: Trace, colour: str, *, banded: bool) -> None:
             elinewidth=0.9,
             zorder=4,
         )
+
+
+def _distances(
+    axes: Axes, shown: Sequence[tuple[Far, str, dict[str, Any]]], label: str, *, banded: bool
+) -> None:
+    """Draws distances.
+
+    Args:
+        axes: the strip; its limits over lambda are set by whoever shares them.
+        shown: distances, their colour, and what else lines have.
+        label: in what they are measured.
+        banded: whether standard errors are shown.
+    """
+    axes.axvline(1, color=FAINT, lw=0.8, ls=":", zorder=0)
+    for far, colour, style in shown:
+        lambdas, means, errors = np.array(far.points).T
+        axes.plot(lambdas, means, color=colour, lw=1.2, zorder=3, **style)
+        if banded and errors.any():
+            low, high = means - errors, means + errors
+            axes.fill_between(lambdas, low, high, color=colour, alpha=0.15, lw=0, zorder=1)
+        if far.chosen is not None:
+            mean = means[list(lambdas).index(far.chosen)]
+            axes.plot([far.chosen], [mean], marker="v", ms=5, color=colour, zorder=4)
+    axes.set_ylabel(label)
+    axes.set_xlabel(LAMBDA, labelpad=1)
+    axes.set_ylim(bottom=0)
+    axes.locator_params(axis="y", nbins=4)
 
 
 def _levels(axes: Axes, levels: Sequence[Level], limits: tuple[float, float]) -> None:

@@ -7,22 +7,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any, Final
 
-from qvec_cli.report.canvas import LAMBDA
-from qvec_cli.report.heatmap import signed
-from qvec_cli.report.heatmap_facts import (
+from qvec_cli.report.canvas import LAMBDA, signed
+from qvec_cli.report.page import Table
+from qvec_cli.report.ways import (
     Chooser,
-    at_chosen,
-    at_fixed,
     baseline_keys,
     baseline_name,
     chosen_name,
-    fixed_name,
     used,
+    ways,
 )
-from qvec_cli.report.page import Table
-from qvec_cli.results.matrix import Cell, ChosenLambda, Matrix, Point
-from qvec_cli.results.records import Score
-from qvec_cli.results.summary import ORACLE, summarise
+from qvec_cli.results.matrix import Cell, Matrix
+from qvec_cli.results.records import ChosenLambda, Point, Score
+from qvec_cli.results.summary import ORACLE, gain_cells, summarise
 from qvec_cli.specs import DataUse
 
 NONE: Final = "-"
@@ -56,49 +53,22 @@ def accuracy(score: Score) -> str:
     )
 
 
-def ways(matrix: Matrix) -> list[tuple[str, Chooser]]:
-    """How lambda is found, as words and as what picks a cell's answer."""
-    found = [(fixed_name(lam), at_fixed(place)) for place, lam in enumerate(matrix.fixed)]
-    return found + [(chosen_name(key), at_chosen(key)) for key in matrix.selectors]
-
-
 def _gain(matrix: Matrix, cell: Cell, choice: ChosenLambda) -> float:
     return 100 * matrix.gain(cell.receiver, choice.test)
 
 
-def _points(points: float) -> str:
-    return signed(points, decimal=True)
-
-
 def _gains(facts: Mapping[str, Any]) -> Table:
-    """What transfer tells at its end, of vectors and of what is like them but carries nothing."""
-    rows = [(_way(way), *_gain_cells(found)) for way, found in facts["ways"].items()]
-    for kind, ways_ in facts["nulls"].items():
-        rows += [(f"null {kind}, {_way(way)}", *_gain_cells(row)) for way, row in ways_.items()]
-    rows += [
-        (f"own vector, {_way(way)}", _points(100 * gain), *[NONE] * 6)
-        for way, gain in facts["own_vector"].items()
-        if gain is not None
-    ]
+    """What transfer prints at its end: gains of vectors, and of nulls that carry nothing."""
+    head = ("way", "mean", "95 %", "median", "wins", "losses", "gap closed", "regret")
+    rows = gain_cells(facts, _way, signed)
     return Table(
         "With a vector: points of top-1 on test above plain rounding, over all pairs",
-        ("way", "mean", "95 %", "median", "wins", "losses", "gap closed", "regret"),
-        tuple(rows),
+        head,
+        tuple((*row, *[NONE] * (len(head) - len(row))) for row in rows),
         "The mean is one of receivers' means, its interval a bootstrap over receivers. Wins and "
         "losses are pairs further from 0 than one standard error of the difference; the gap is "
         "what the receivers' own QAT gains; the regret is against the best on test.",
     )
-
-
-def _gain_cells(found: Mapping[str, Any]) -> Iterator[str]:
-    ends, closed, regret = found["interval"], found["gap_closed"], found["regret"]
-    yield _points(100 * found["mean"])
-    yield " to ".join(_points(100 * end) for end in ends) if ends else NONE
-    yield _points(100 * found["median"])
-    yield f"{found['rates']['win']:.0%}"
-    yield f"{found['rates']['loss']:.0%}"
-    yield f"{closed['share']:.0%}" if closed else NONE
-    yield f"{100 * regret['mean']:.1f}" if regret else NONE
 
 
 def _way(name: str) -> str:
@@ -168,7 +138,7 @@ def _mean_gains(
 ) -> Iterator[str]:
     for _, pick in found:
         gains = [_gain(matrix, cell, choice) for cell in cells if (choice := pick(cell))]
-        yield _points(fmean(gains)) if gains else NONE
+        yield signed(fmean(gains)) if gains else NONE
         yield f"{sum(gain > 0 for gain in gains)} of {len(gains)}" if gains else NONE
 
 
@@ -180,7 +150,9 @@ def _pairs(matrix: Matrix) -> Iterator[Table]:
 
 
 def _best(cell: Cell) -> ChosenLambda | None:
-    return ChosenLambda(*cell.oracle, DataUse.RECEIVER_LABELS) if cell.oracle else None
+    if cell.oracle is None:
+        return None
+    return ChosenLambda(cell.oracle.lam, cell.oracle.test, DataUse.RECEIVER_LABELS)
 
 
 def _pair_table(matrix: Matrix, label: str, pick: Chooser) -> Table:
@@ -207,7 +179,7 @@ def _pair(matrix: Matrix, cell: Cell | None, pick: Chooser) -> str:
 
 def _answer(matrix: Matrix, cell: Cell, choice: ChosenLambda) -> str:
     at = f" @ {choice.lam:g}" if choice not in cell.fixed else ""
-    return f"{percent(choice.test)} ({_points(_gain(matrix, cell, choice))}){at}"
+    return f"{percent(choice.test)} ({signed(_gain(matrix, cell, choice))}){at}"
 
 
 def _nulls(matrix: Matrix) -> Iterator[Table]:

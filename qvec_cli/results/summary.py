@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -83,6 +83,39 @@ def summarise(matrix: Matrix) -> Facts:
     }
 
 
+def gain_cells(
+    facts: Mapping[str, Any], words: Callable[[str], str], points: Callable[[float], str]
+) -> Iterator[tuple[str, ...]]:
+    """A summary's gains as rows of text: name, mean, interval, median, wins, losses, gap, regret.
+
+    Args:
+        facts: of ``summarise``.
+        words: a way to choose lambda by its key, in a table's words.
+        points: points of top-1 with their sign.
+
+    Yields:
+        The vectors, then the nulls; last, in two cells, what the receivers' own vectors gain.
+    """
+    rows = [(words(way), row) for way, row in facts["ways"].items()]
+    for kind, ways in facts["nulls"].items():
+        rows += [(f"null {kind}, {words(way)}", row) for way, row in ways.items()]
+    for name, row in rows:
+        ends, closed, regret = row["interval"], row["gap_closed"], row["regret"]
+        yield (
+            name,
+            points(100 * row["mean"]),
+            " to ".join(points(100 * end) for end in ends) if ends else "-",
+            points(100 * row["median"]),
+            f"{row['rates']['win']:.0%}",
+            f"{row['rates']['loss']:.0%}",
+            f"{closed['share']:.0%}" if closed else "-",
+            f"{100 * regret['mean']:.1f}" if regret else "-",
+        )
+    for way, gain in facts["own_vector"].items():
+        if gain is not None:
+            yield f"own vector, {words(way)}", points(100 * gain)
+
+
 def _ways(matrix: Matrix) -> dict[str, Take]:
     """The ways to choose lambda that all cells know, by name; each picks a score of a cell."""
     ways: dict[str, Take] = {
@@ -106,7 +139,7 @@ def _chosen(name: str, cell: Cell) -> Score:
 
 def _oracle(cell: Cell) -> Score:
     assert cell.oracle is not None
-    return cell.oracle[1]
+    return cell.oracle.test
 
 
 def _changes(cells: Iterable[Cell], matrix: Matrix, take: Take) -> list[Change]:

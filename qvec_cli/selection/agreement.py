@@ -11,9 +11,8 @@ from torch import Tensor
 
 from qvec_cli.data.noise import noise
 from qvec_cli.data.samples import Subset, Task
-from qvec_cli.inputs.examples import Examples
-from qvec_cli.inputs.proxies import Proxies
-from qvec_cli.learn.answers import Array, Outputs, outputs
+from qvec_cli.inputs.images import Examples, Proxies
+from qvec_cli.learn.forward import Array, Outputs, outputs
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import head_of
 from qvec_cli.selection.trial import Trial

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.errors import NotFiniteError, QvecError, SpecError
-from qvec_cli.inputs.data_use import inherited_use, patched_use
 from qvec_cli.inputs.files import InputFiles
+from qvec_cli.inputs.images import Proxies, ProxyOptions
 from qvec_cli.inputs.lambdas import AUTO, LambdaChoice
-from qvec_cli.inputs.proxies import Proxies, ProxyOptions
+from qvec_cli.inputs.lineage import inherited_use, patched_use
 from qvec_cli.inputs.receiver import PairedVector, Receiver, ReceiverOptions, resolve
 from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.selection.by_labels import UNIT
 from qvec_cli.selection.choose import NEGATIVE, Average, choose_lambda, fit, removed
 from qvec_cli.specs import GridOptions, Listener, Measure, Method, Objective, Part, spent
-from qvec_cli.vector.parts import select
+from qvec_cli.vector.pairing import select
 
 if TYPE_CHECKING:
     from qvec_cli.checkpoint.dtypes import Array
-    from qvec_cli.learn.answers import Outputs
+    from qvec_cli.learn.forward import Outputs
     from qvec_cli.selection.agreement import Judge
     from qvec_cli.selection.trial import Trial
 

@@ -13,10 +13,10 @@ from torch import nn
 from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import NotFiniteError
-from qvec_cli.inputs.examples import Examples
+from qvec_cli.inputs.images import Examples
 from qvec_cli.inputs.network import load_network
-from qvec_cli.learn.accuracy import Accuracy, measure
 from qvec_cli.learn.batches import Batch
+from qvec_cli.learn.forward import Accuracy, measure
 from qvec_cli.model.build import normalise
 from qvec_cli.quant.methods import quantize_weight
 from qvec_cli.specs import Grid, Listener, Method

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.errors import NotFiniteError, QvecError
-from qvec_cli.inputs.data_use import inherited_use, patched_use
 from qvec_cli.inputs.files import InputFiles
+from qvec_cli.inputs.lineage import inherited_use, patched_use
 from qvec_cli.model.build import load
 from qvec_cli.selection.by_agreement import Curve, curve_of
 from qvec_cli.selection.by_labels import choose
@@ -30,9 +30,9 @@ from qvec_cli.vector.arithmetic import difference
 
 if TYPE_CHECKING:
     from qvec_cli.checkpoint.read import Checkpoint
-    from qvec_cli.inputs.proxies import Proxies, ProxyOptions
+    from qvec_cli.inputs.images import Proxies, ProxyOptions
     from qvec_cli.inputs.receiver import Receiver
-    from qvec_cli.learn.answers import Outputs
+    from qvec_cli.learn.forward import Outputs
     from qvec_cli.model.configuration import Model
     from qvec_cli.selection.trial import Trial
     from qvec_cli.transfer.grid_file import GridReceiver

@@ -11,10 +11,14 @@ from typing import Any
 from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, SpecError
-from qvec_cli.inputs.data_use import digests, same_data
 from qvec_cli.inputs.files import InputFiles, model_of, require, require_model
-from qvec_cli.inputs.kinship import require_same_architecture, require_same_start
-from qvec_cli.inputs.proxies import ProxyOptions, is_own
+from qvec_cli.inputs.images import ProxyOptions, is_own
+from qvec_cli.inputs.lineage import (
+    digests,
+    require_same_architecture,
+    require_same_start,
+    same_data,
+)
 from qvec_cli.inputs.receiver import Receiver, ReceiverOptions, resolve
 from qvec_cli.outputs.provenance import version
 from qvec_cli.specs import Grid, Listener, Null

@@ -171,7 +171,7 @@ def _squared(weight: Any, packed: Any, scale: Any) -> float:
 
 PARTS = {
     "qvec_cli.inputs.network:load_network": "building the network",
-    "qvec_cli.inputs.examples:Examples.decoded": "decoding images",
+    "qvec_cli.inputs.images:Examples.decoded": "decoding images",
     "qvec_cli.calibration.walk:Walk._reach": "forwards up to a layer",
     "qvec_cli.calibration.walk:_moments": "forwards up to a layer",
     "qvec_cli.calibration.walk:_after": "forwards to the next block",

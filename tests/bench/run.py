@@ -167,10 +167,10 @@ def _draw(data: Path) -> Path:
 def sweep(folder: Path) -> None:
     """Eleven lambdas in one process against twelve evaluations of decoded images."""
     from qvec_cli.checkpoint.read import Checkpoint
-    from qvec_cli.inputs.examples import open_for
+    from qvec_cli.inputs.images import open_for
     from qvec_cli.inputs.lambdas import parse_lambdas
     from qvec_cli.inputs.network import load_network
-    from qvec_cli.learn.accuracy import measure
+    from qvec_cli.learn.forward import measure
     from qvec_cli.model.build import normalise
     from qvec_cli.selection import by_labels as swept
     from qvec_cli.specs import GridOptions, Loading, Silence
