@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -288,3 +289,38 @@ def test_a_quantizer_is_its_file_its_row_and_its_word(house: House) -> None:
     step = np.abs(before[name]).max(axis=1, keepdims=True) / 3
     codes = np.floor((before[name] / step).astype(np.float64) + 1e-6)
     np.testing.assert_allclose(after[name], codes * step, atol=1e-5)
+
+
+DOTS = '''"""The figure dots: accuracies as points."""
+
+from qvec_cli.report.canvas import Drawing, FigureOptions, Sheet, styled
+from qvec_cli.results.documents import ResultFiles
+from qvec_cli.results.metrics_document import EvalResults
+
+
+@styled
+def dots(shares):
+    sheet = Sheet(3, 2)
+    sheet.axes(0.5, 0.2, 2, 1.3).plot(shares, "o")
+    return sheet.figure
+
+
+def draw_dots(files: ResultFiles, options: FigureOptions) -> Drawing:
+    shares = [row.results.top1 for row in files.of(EvalResults)]
+    return Drawing(dots(shares), f"{len(shares)} dots.")
+'''
+
+
+def test_a_figure_is_its_file_and_its_row(house: House) -> None:
+    """With its word in the enum of figures."""
+    house.write("report/dots.py", DOTS)
+    imported = "from qvec_cli.report.dots import draw_dots\n"
+    house.insert("report/figures.py", r"^from qvec_cli.report.heatmap", imported, above=True)
+    row = "    FigureKind.DOTS: FigureRow(draw_dots, (EvalResults,)),\n"
+    house.insert("report/figures.py", r"^}$", row, above=True)
+    words = home_of("FigureKind")
+    house.insert(words, r'^    BARS = "bars"', '    DOTS = "dots"\n')
+    assert house.touched() == {words, "report/dots.py", "report/figures.py"}
+    (words_printed,) = house.qvec("plot eval.json --figure dots -o dots.svg")
+    assert words_printed.splitlines()[1] == "1 dots."
+    assert ET.parse(house.files / "dots.svg").getroot().tag.endswith("svg")

@@ -209,7 +209,7 @@ def signed(points: float, *, decimal: bool = True) -> str:
     return shown if float(shown) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
-def lacking(text: str) -> str:
+def missing_letters(text: str) -> str:
     """The letters of a text that figures cannot show: DejaVu has none for them."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from qvec_cli.errors import MismatchError, SpecError
 from qvec_cli.report.canvas import LAMBDA, Drawing, FigureOptions
-from qvec_cli.report.curves import DISTINCT, CurvePanel, Curves, Far, Level, Trace, curves
+from qvec_cli.report.curves import DISTINCT, CurvePanel, Curves, DistanceCurve, Level, Trace, curves
 from qvec_cli.report.ways import grid_use
 from qvec_cli.results.documents import Document, ResultFiles, stem
 from qvec_cli.results.matrix import FLOAT, OWN_QAT, PLAIN, Cell, Matrix
@@ -156,7 +156,9 @@ def _agreed_trace(row: AgreedDonor) -> Trace:
     points = sorted((point.lam, point.mean, point.standard_error) for point in row.curve)
     lam, test = row.chosen.lam, row.chosen.test
     tests = ((lam, (test.n_correct, test.n)),) if test else ()
-    return Trace(stem(row.rho), tuple(sorted(val)), tests, far=Far(tuple(points), lam))
+    return Trace(
+        stem(row.rho), tuple(sorted(val)), tests, distances=DistanceCurve(tuple(points), lam)
+    )
 
 
 def _levels(sweep: Document[Any]) -> tuple[Level, ...]:
@@ -191,8 +193,8 @@ def _figure(what: str, subtitle: str, panels: Sequence[CurvePanel]) -> Curves:
 
 
 def _names(names: Sequence[str], words: str) -> str:
-    found = dict.fromkeys(names)
-    return names[0] if len(found) == 1 else f"{len(found)} {words}"
+    distinct = dict.fromkeys(names)
+    return names[0] if len(distinct) == 1 else f"{len(distinct)} {words}"
 
 
 def _sizes(scores: Sequence[Score], split: str) -> str:
@@ -305,10 +307,10 @@ def _cell_trace(cell: Cell, *, whole: bool) -> Trace:
     )
 
 
-def _far(cell: Cell) -> Far | None:
+def _far(cell: Cell) -> DistanceCurve | None:
     """The distances of a cell, where there were proxies."""
     points = [(p.lam, p.distance, 0.0) for p in cell.curve if p.distance is not None]
     agreed = cell.chosen.get("agreement")
     lambdas = [lam for lam, *_ in points]
     lam = agreed.lam if agreed and agreed.lam in lambdas else None  # a median may lie between
-    return Far(tuple(points), lam) if points else None
+    return DistanceCurve(tuple(points), lam) if points else None

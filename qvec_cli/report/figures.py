@@ -12,7 +12,7 @@ from qvec_cli.checkpoint.replace import replacing
 from qvec_cli.errors import QvecError, SpecError
 from qvec_cli.outputs.metrics import Metrics
 from qvec_cli.report.bars import draw_bars
-from qvec_cli.report.canvas import FORMATS, Drawing, FigureOptions, lacking, render
+from qvec_cli.report.canvas import FORMATS, Drawing, FigureOptions, missing_letters, render
 from qvec_cli.report.curve_facts import draw_curves, fitting_in
 from qvec_cli.report.heatmap import draw_heatmap
 from qvec_cli.report.layers import draw_layers
@@ -116,7 +116,7 @@ def require_drawing(command: str) -> None:
 
 def note_letters(files: ResultFiles, listener: Listener) -> None:
     """Says which letters of names figures show as boxes."""
-    if letters := lacking("".join(dict.fromkeys("".join(files.names)))[:1000]):
+    if letters := missing_letters("".join(dict.fromkeys("".join(files.names)))[:1000]):
         listener.note(f"figures show boxes for letters that DejaVu lacks: {letters[:20]}")
 
 

@@ -203,9 +203,9 @@ def _footnote(matrix: Matrix) -> str:
         words.append(f"small: {chosen}, where it is another")
     if any(cell.diagonal for cell in matrix.cells.values()):
         words.append("outlined: a receiver's own vector, the ceiling, in no mean")
-    held = sum(cell.null is None for cell in matrix.cells.values())
+    measured = sum(cell.null is None for cell in matrix.cells.values())
     counts = {len(rows) for rows in matrix.baselines.values()} | {len(baseline_keys(matrix))}
-    if held < len(matrix.receivers) * len(matrix.donors) or len(counts) > 1:
+    if measured < len(matrix.receivers) * len(matrix.donors) or len(counts) > 1:
         words.append("hatched: not measured")
     return "; ".join(words)
 

@@ -90,7 +90,7 @@ def strips_of(models: Sequence[Document[QuantizeResults]]) -> Strips:
     layers = short(dict.fromkeys(words for _, words in places.values()))
     kinds = list(dict.fromkeys(f"{model.grid}, {model.method}" for model in models))
     drawn = tuple(
-        _strip_of(model, places, blocks, list(layers), told=len(kinds) > 1) for model in models
+        _strip_of(model, places, blocks, list(layers), kinds=len(kinds)) for model in models
     )
     notes = ["10 log10(sum w\u00b2 / sum (w - q)\u00b2) of each weight"]
     if any(np.isnan(strip.ratios).any() for strip in drawn):
@@ -113,7 +113,7 @@ def _strip_of(
     blocks: Sequence[tuple[int, ...]],
     layers: Sequence[tuple[str, ...]],
     *,
-    told: bool,
+    kinds: int,
 ) -> Strip:
     ratios = np.full((len(layers), len(blocks)), np.nan)
     for tensor, ratio in model.results.ordered.items():
@@ -122,7 +122,7 @@ def _strip_of(
         ratios[layers.index(words), blocks.index(numbers)] = value
     known = [ratio for ratio in model.results.ordered.values() if ratio is not None]
     mean = f", mean {sum(known) / len(known):.1f} dB" if known else ""
-    kind = f", {model.grid}, {model.method}" if told else ""
+    kind = f", {model.grid}, {model.method}" if kinds > 1 else ""
     return Strip(f"{model.name}{kind}{mean}", ratios)
 
 
@@ -138,40 +138,40 @@ def place_of(name: str) -> Place:
 
 def short(layers: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
     """Each layer by its last word, and by more words where two would be the same."""
-    found = list(layers)
+    every = list(layers)
     names = {}
-    for words in found:
+    for words in every:
         count = 1
-        while count < len(words) and sum(w[-count:] == words[-count:] for w in found) > 1:
+        while count < len(words) and sum(w[-count:] == words[-count:] for w in every) > 1:
             count += 1
         names[words] = ".".join(words[-count:])
     return names
 
 
 @styled
-def strips(given: Strips) -> Figure:
+def strips(content: Strips) -> Figure:
     """Rows are kinds of layers, columns blocks, one strip below the other."""
     import matplotlib as mpl
 
-    rows, columns = len(given.layers), len(given.blocks)
+    rows, columns = len(content.layers), len(content.blocks)
     cell = 0.36 if columns <= _NUMBERED else 0.16
-    left, step = words_width([*map(name, given.layers), "layer"]) + 0.3, rows * 0.24 + 0.5
-    foot = max(words_width(given.blocks) + 0.1, 0.2)
-    width = max(left + columns * cell + 0.3, words_width([given.title], 11) + 0.3, 5.0)
-    notes = wrapped(given.footnote, width - 0.3, SMALL)
-    below = 0.6 + len(given.strips) * step + foot + 0.25
+    left, step = words_width([*map(name, content.layers), "layer"]) + 0.3, rows * 0.24 + 0.5
+    foot = max(words_width(content.blocks) + 0.1, 0.2)
+    width = max(left + columns * cell + 0.3, words_width([content.title], 11) + 0.3, 5.0)
+    notes = wrapped(content.footnote, width - 0.3, SMALL)
+    below = 0.6 + len(content.strips) * step + foot + 0.25
     sheet = Sheet(width, below + 0.45 + 0.14 * len(notes) + 0.1)
-    sheet.write(0.15, 0.12, given.title, fontsize=10, fontweight="bold")
-    sheet.write(0.15, 0.34, given.subtitle, fontsize=7.5, color=SOFT)
-    finite = np.concatenate([strip.ratios[np.isfinite(strip.ratios)] for strip in given.strips])
+    sheet.write(0.15, 0.12, content.title, fontsize=10, fontweight="bold")
+    sheet.write(0.15, 0.34, content.subtitle, fontsize=7.5, color=SOFT)
+    finite = np.concatenate([strip.ratios[np.isfinite(strip.ratios)] for strip in content.strips])
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     high = max(high, low + 0.1)
     paint = Paint(mpl.colormaps[RATIOS], mpl.colors.Normalize(low, high))
-    for place, strip in enumerate(given.strips):
+    for place, strip in enumerate(content.strips):
         top = 0.62 + place * step
         sheet.write(left, top, name(strip.title, 60), fontsize=8.5, fontweight="bold")
         axes = sheet.axes(left, top + 0.22, columns * cell, rows * 0.24)
-        _strip(axes, given, strip, paint, last=strip is given.strips[-1])
+        _strip(axes, content, strip, paint, last=strip is content.strips[-1])
     _bar(sheet.axes(left, below, 2.0, 0.11), low, high)
     for place, line in enumerate(notes):
         sheet.write(0.15, below + 0.45 + 0.14 * place, line, fontsize=SMALL, color=SOFT)
@@ -188,7 +188,7 @@ def _bar(axes: Axes, low: float, high: float) -> None:
         spine.set_visible(False)
 
 
-def _strip(axes: Axes, given: Strips, strip: Strip, paint: Paint, *, last: bool) -> None:
+def _strip(axes: Axes, content: Strips, strip: Strip, paint: Paint, *, last: bool) -> None:
     rows, columns = strip.ratios.shape
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
     shown = np.where(np.isposinf(strip.ratios), paint.scale.vmax, strip.ratios)
@@ -203,9 +203,9 @@ def _strip(axes: Axes, given: Strips, strip: Strip, paint: Paint, *, last: bool)
                 "color": paint.ink(shown[r, c]),
             }
             axes.text(c, r, text, fontsize=6.2, **style)
-    axes.set_yticks(range(rows), list(map(name, given.layers)))
+    axes.set_yticks(range(rows), list(map(name, content.layers)))
     step = 1 if columns <= _NUMBERED else 4
-    axes.set_xticks(range(0, columns, step), given.blocks[::step] if last else [])
+    axes.set_xticks(range(0, columns, step), content.blocks[::step] if last else [])
     axes.tick_params(length=0, pad=3)
     for spine in axes.spines.values():
         spine.set_visible(False)

@@ -197,14 +197,14 @@ def _ways_of(
     matrix: Matrix, receivers: Sequence[str], own: Mapping[str, float], donor: str | None
 ) -> Iterable[PlaneWay]:
     for key in baseline_keys(matrix):
-        held = [name for name in receivers if key in matrix.baselines[name]]
-        if key == FLOAT or not held:
+        members = [name for name in receivers if key in matrix.baselines[name]]
+        if key == FLOAT or not members:
             continue
-        shares = tuple(matrix.baselines[name][key].test.top1 for name in held)
+        shares = tuple(matrix.baselines[name][key].test.top1 for name in members)
         taught = key == OWN_QAT
         kind = "qat" if taught else "grid" if _data_free(matrix, key) else "named"
-        costs = tuple(own[name] if taught else 0.0 for name in held)
-        some = f", {len(held)} of {len(receivers)}" if len(held) < len(receivers) else ""
+        costs = tuple(own[name] if taught else 0.0 for name in members)
+        some = f", {len(members)} of {len(receivers)}" if len(members) < len(receivers) else ""
         yield PlaneWay(f"{baseline_name(matrix, key)}{some}", kind, costs, shares)
     for label, pick in ways(matrix):
         choices = [
@@ -227,28 +227,28 @@ def _data_free(matrix: Matrix, key: str) -> bool:
 
 
 @styled
-def plane(given: Plane) -> Figure:
+def plane(content: Plane) -> Figure:
     """Left accuracy over cost, right cost over the number of receivers."""
-    free = [way for way in given.ways if not any(way.costs)]
-    taught = [way for way in given.ways if any(way.costs)]
+    free = [way for way in content.ways if not any(way.costs)]
+    taught = [way for way in content.ways if any(way.costs)]
     slots = 0.38 * len(free) + 0.2
     lines = [line for way in free for line in two_lines(way.name).split("\n")]
     tall, foot = 2.7, words_width(lines) + 0.2
     below = 0.85 + tall + max(foot, 0.6)
     left = 0.65 + slots + 0.1 + 1.9
-    width = max(left + 1.2 + 3.0 + 0.2, words_width([given.title], 11) + 0.3)
+    width = max(left + 1.2 + 3.0 + 0.2, words_width([content.title], 11) + 0.3)
     notes = wrapped(_KEY, width - 0.3, SMALL)
-    told = wrapped(given.words, 3.4, SMALL)
-    below = max(below, 0.85 + tall + 0.55 + 0.14 * len(told))
+    words = wrapped(content.words, 3.4, SMALL)
+    below = max(below, 0.85 + tall + 0.55 + 0.14 * len(words))
     sheet = Sheet(width, below + 0.14 * len(notes) + 0.12)
-    sheet.write(0.15, 0.12, given.title, fontsize=10, fontweight="bold")
-    sheet.write(0.15, 0.34, given.subtitle, fontsize=7.5, color=SOFT)
-    limits = _limits(given)
+    sheet.write(0.15, 0.12, content.title, fontsize=10, fontweight="bold")
+    sheet.write(0.15, 0.34, content.subtitle, fontsize=7.5, color=SOFT)
+    limits = _limits(content)
     axes = sheet.axes(0.65, 0.85, slots, tall)
-    _free(axes, free, given, limits)
-    _taught(sheet.axes(0.65 + slots + 0.1, 0.85, 1.9, tall), taught, given, limits)
-    _amortised(sheet.axes(left + 1.2, 0.85, 3.0, tall), given)
-    for place, line in enumerate(told):
+    _free(axes, free, content, limits)
+    _taught(sheet.axes(0.65 + slots + 0.1, 0.85, 1.9, tall), taught, content, limits)
+    _amortised(sheet.axes(left + 1.2, 0.85, 3.0, tall), content)
+    for place, line in enumerate(words):
         sheet.write(left + 0.75, 0.85 + tall + 0.5 + 0.14 * place, line, fontsize=SMALL)
     for place, line in enumerate(notes):
         sheet.write(0.15, below + 0.14 * place, line, fontsize=SMALL, color=SOFT)
@@ -261,8 +261,8 @@ _KEY: Final = (
 )
 
 
-def _limits(given: Plane) -> tuple[float, float]:
-    shares = [100 * share for way in given.ways for share in way.top1] + [100 * given.fp]
+def _limits(content: Plane) -> tuple[float, float]:
+    shares = [100 * share for way in content.ways for share in way.top1] + [100 * content.fp]
     space = 0.05 * max(max(shares) - min(shares), 1)
     return min(shares) - space, max(shares) + space
 
@@ -275,10 +275,12 @@ def _points(axes: Axes, way: PlaneWay, places: Sequence[float], middle: float) -
     axes.plot([middle], [np.mean(shares)], mark, ms=7, color=colour, mec="white", zorder=3)
 
 
-def _free(axes: Axes, ways: Sequence[PlaneWay], given: Plane, limits: tuple[float, float]) -> None:
+def _free(
+    axes: Axes, ways: Sequence[PlaneWay], content: Plane, limits: tuple[float, float]
+) -> None:
     """Ways that train nothing for the receiver stand side by side at zero."""
     axes.set(xlim=(-0.6, len(ways) - 0.4), ylim=limits)
-    axes.axhline(100 * given.fp, color=INK, lw=0.9, zorder=1)
+    axes.axhline(100 * content.fp, color=INK, lw=0.9, zorder=1)
     for place, way in enumerate(ways):
         _points(axes, way, [place] * len(way.top1), place)
     axes.set_xticks(range(len(ways)), [two_lines(way.name) for way in ways], rotation=90)
@@ -288,12 +290,12 @@ def _free(axes: Axes, ways: Sequence[PlaneWay], given: Plane, limits: tuple[floa
 
 
 def _taught(
-    axes: Axes, ways: Sequence[PlaneWay], given: Plane, limits: tuple[float, float]
+    axes: Axes, ways: Sequence[PlaneWay], content: Plane, limits: tuple[float, float]
 ) -> None:
     costs = [cost for way in ways for cost in way.costs if cost > 0] or [1.0, 10.0]
     axes.set_xscale("log")
     axes.set(xlim=(min(costs) / 1.8, max(costs) * 1.8), ylim=limits)
-    axes.axhline(100 * given.fp, color=INK, lw=0.9, zorder=1)
+    axes.axhline(100 * content.fp, color=INK, lw=0.9, zorder=1)
     for way in ways:
         _points(axes, way, way.costs, float(np.exp(np.mean(np.log(way.costs)))))
         low = 100 * min(way.top1)
@@ -309,8 +311,8 @@ def _taught(
             color=_COLOURS[way.kind],
         )
     axes.annotate(
-        f"float {100 * given.fp:.1f}",
-        (1, 100 * given.fp),
+        f"float {100 * content.fp:.1f}",
+        (1, 100 * content.fp),
         xycoords=("axes fraction", "data"),
         xytext=(3, 0),
         textcoords="offset points",
@@ -320,19 +322,19 @@ def _taught(
     _counted(axes.xaxis, log=True)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0, labelleft=False)
-    axes.set_xlabel(f"{given.unit} for the receiver", labelpad=2)
+    axes.set_xlabel(f"{content.unit} for the receiver", labelpad=2)
     axes.set_title("its own training", loc="left", fontweight="bold")
 
 
-def _amortised(axes: Axes, given: Plane) -> None:
+def _amortised(axes: Axes, content: Plane) -> None:
     """Cumulative cost of a QAT for each receiver, and of one donor's for all."""
     from matplotlib.ticker import MaxNLocator
 
-    costs = np.array(given.costs)
+    costs = np.array(content.costs)
     counts = np.arange(len(costs) + 1)
     ordered = np.concatenate([[0], np.cumsum(np.sort(costs))])
     reverse = np.concatenate([[0], np.cumsum(np.sort(costs)[::-1])])
-    label, cost, low, high = given.donor
+    label, cost, low, high = content.donor
     qat, vector = _COLOURS["qat"], _COLOURS["patched"]
     axes.fill_between(counts, ordered, reverse, color=qat, alpha=0.18, lw=0)
     axes.plot(counts, counts * costs.mean(), color=qat, lw=1.5)
@@ -360,7 +362,7 @@ def _amortised(axes: Axes, given: Plane) -> None:
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("receivers", labelpad=2)
-    axes.set_ylabel(given.unit)
+    axes.set_ylabel(content.unit)
     axes.set_title("one vector for all", loc="left", fontweight="bold")
     _counted(axes.yaxis)
 

@@ -79,17 +79,17 @@ def _way(name: str) -> str:
 
 
 def _summary(matrix: Matrix) -> Table:
-    keys, found = baseline_keys(matrix), ways(matrix)
+    keys, pickers = baseline_keys(matrix), ways(matrix)
     rows, shares = [], []
     for name, baselines in matrix.baselines.items():
         levels = [[baselines[key].test] if key in baselines else [] for key in keys]
         cells = [cell for cell in matrix.transfers if cell.receiver == name]
-        patched = [[c.test for cell in cells if (c := pick(cell))] for _, pick in found]
+        patched = [[c.test for cell in cells if (c := pick(cell))] for _, pick in pickers]
         rows.append((name, f"{matrix.plain(name).n:,}", *map(_spread, (*levels, *patched))))
         shares.append([[100 * score.top1 for score in scores] for scores in (*levels, *patched)])
     columns = zip(*shares, strict=True)
     means = [f"{fmean(map(fmean, c)):.2f}" if all(c) else NONE for c in columns]
-    heads = [f"vector, {label} ({_used_by(matrix, pick)})" for label, pick in found]
+    heads = [f"vector, {label} ({_used_by(matrix, pick)})" for label, pick in pickers]
     return Table(
         "Each receiver: top-1 on test, %",
         ("receiver", "n", *(baseline_name(matrix, key) for key in keys), *heads),
@@ -114,16 +114,16 @@ def _used_by(matrix: Matrix, pick: Chooser) -> str:
 
 
 def _donors(matrix: Matrix) -> Table:
-    found = ways(matrix)
+    pickers = ways(matrix)
     rows = []
     for name, donor in matrix.donors.items():
         cells = [cell for cell in matrix.transfers if cell.donor == name]
         trained = f"{donor.trained_images:,}" if donor.trained_images is not None else NONE
-        rows.append((name, trained, *_mean_gains(matrix, cells, found)))
+        rows.append((name, trained, *_mean_gains(matrix, cells, pickers)))
     head = ["donor", "images its QAT was trained on"]
-    for label, _ in found:
+    for label, _ in pickers:
         head += [f"mean gain, {label}", "better than rounding"]
-    rows.append(("all pairs", "", *_mean_gains(matrix, matrix.transfers, found)))
+    rows.append(("all pairs", "", *_mean_gains(matrix, matrix.transfers, pickers)))
     return Table(
         "Each donor: points of top-1 above plain rounding, on other receivers",
         tuple(head),
@@ -134,9 +134,9 @@ def _donors(matrix: Matrix) -> Table:
 
 
 def _mean_gains(
-    matrix: Matrix, cells: Sequence[Cell], found: Sequence[tuple[str, Chooser]]
+    matrix: Matrix, cells: Sequence[Cell], pickers: Sequence[tuple[str, Chooser]]
 ) -> Iterator[str]:
-    for _, pick in found:
+    for _, pick in pickers:
         gains = [_gain(matrix, cell, choice) for cell in cells if (choice := pick(cell))]
         yield signed(fmean(gains)) if gains else NONE
         yield f"{sum(gain > 0 for gain in gains)} of {len(gains)}" if gains else NONE
@@ -164,7 +164,7 @@ def _pair_table(matrix: Matrix, label: str, pick: Chooser) -> Table:
         f"Each pair, {label}: top-1 on test in %, and points above plain rounding",
         ("receiver, from", *matrix.donors),
         tuple(rows),
-        f"own: a receiver's own vector. @: the {LAMBDA}, where it is not told above.",
+        f"own: a receiver's own vector. @: the {LAMBDA}, where it does not stand above.",
         folded=True,
     )
 
@@ -187,31 +187,34 @@ def _nulls(matrix: Matrix) -> Iterator[Table]:
     cells = [cell for cell in matrix.cells.values() if cell.null]
     if not cells:
         return
-    found = ways(matrix)
+    pickers = ways(matrix)
     rows = []
     for cell in cells:
-        choices = [pick(cell) for _, pick in found]
+        choices = [pick(cell) for _, pick in pickers]
         shown = [_answer(matrix, cell, choice) if choice else NONE for choice in choices]
         rows.append((str(cell.null), cell.donor, cell.receiver, *shown))
     yield Table(
         "Vectors of the same norm that carry nothing",
-        ("null", "norm of", "receiver", *(label for label, _ in found)),
+        ("null", "norm of", "receiver", *(label for label, _ in pickers)),
         tuple(rows),
         folded=True,
     )
 
 
 def _alignment(matrix: Matrix) -> Iterator[Table]:
-    found = matrix.alignment
-    if found is None:
+    cosines = matrix.alignment
+    if cosines is None:
         return
-    for words, table in (("of everything at once", found.whole), ("mean over rows", found.rows)):
+    for words, table in (
+        ("of everything at once", cosines.whole),
+        ("mean over rows", cosines.rows),
+    ):
         yield Table(
             f"Cosines between the donors' vectors, {words}",
-            ("donor", *found.donors),
+            ("donor", *cosines.donors),
             tuple(
                 (name, *(f"{value:.4f}" for value in row))
-                for name, row in zip(found.donors, table, strict=True)
+                for name, row in zip(cosines.donors, table, strict=True)
             ),
             folded=True,
         )
@@ -227,9 +230,9 @@ def _curves(matrix: Matrix) -> Iterator[Table]:
         rows = []
         for cell in matrix.cells.values():
             scores = {point.lam: pick(point) for point in cell.curve}
-            found = [scores.get(lam) for lam in lambdas]
-            if any(found):
-                rows.append((_label(cell), *(percent(score) if score else NONE for score in found)))
+            shown = [scores.get(lam) for lam in lambdas]
+            if any(shown):
+                rows.append((_label(cell), *(percent(score) if score else NONE for score in shown)))
         if rows:
             yield Table(
                 f"Each curve: top-1 on {name}, %, by {LAMBDA}",
@@ -248,8 +251,8 @@ def _distances(matrix: Matrix) -> Iterator[Table]:
         if cell.score is None:
             continue
         shares = (f"{100 * share:.1f}" for share in (cell.score.removed, cell.score.explained))
-        found = (far.get(lam) for lam in lambdas)
-        cells = (NONE if number is None else f"{number:.4g}" for number in found)
+        numbers = (far.get(lam) for lam in lambdas)
+        cells = (NONE if number is None else f"{number:.4g}" for number in numbers)
         rows.append((_label(cell), matrix.measures.get(cell.receiver, NONE), *shares, *cells))
     if rows:
         yield Table(
@@ -272,7 +275,7 @@ def _uses(matrix: Matrix) -> Table:
         (
             baseline_name(matrix, key).split(" (", maxsplit=1)[0],
             max(
-                (found[key].use for found in matrix.baselines.values() if key in found),
+                (levels[key].use for levels in matrix.baselines.values() if key in levels),
                 key=list(DataUse).index,
             ),
         )
@@ -299,10 +302,10 @@ def _provenance(matrix: Matrix) -> Iterator[Table]:
         folded=True,
     )
     for part in parts[:-1]:
-        found = run.get(part, {})
+        members = run.get(part, {})
         rows = [
             (name, key, compact_json(value))
-            for name, facts in found.items()
+            for name, facts in members.items()
             for key, value in (facts if isinstance(facts, dict) else {"": facts}).items()
         ]
         yield Table(

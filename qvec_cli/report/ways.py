@@ -10,7 +10,7 @@ from qvec_cli.results.matrix import FLOAT, OWN_QAT, PLAIN, Cell, Matrix
 from qvec_cli.results.records import ChosenLambda
 from qvec_cli.specs import DataUse, Use
 
-SAYS: Final = {
+USE_WORDS: Final = {
     DataUse.NONE: "no receiver data",
     DataUse.PROXY_IMAGES: "images of others",
     DataUse.RECEIVER_IMAGES: "its images",
@@ -26,9 +26,9 @@ def subtitle(matrix: Matrix) -> str:
     """Grid, how codes are chosen, how much has run, on how many images."""
     sizes = [matrix.plain(name).n for name in matrix.baselines]
     n = f"{min(sizes):,}" if min(sizes) == max(sizes) else f"{min(sizes):,} to {max(sizes):,}"
-    held = sum(cell.null is None for cell in matrix.cells.values())
+    measured = sum(cell.null is None for cell in matrix.cells.values())
     pairs = len(matrix.receivers) * len(matrix.donors)
-    some = "" if held == pairs else f"{held} of "
+    some = "" if measured == pairs else f"{measured} of "
     cells = f"{some}{pairs} pair{'s' if pairs > 1 else ''}"
     cells += f" of {matrix.runs} runs" if matrix.runs > 1 else ""
     return f"{matrix.grid}, {matrix.method}; {cells}; top-1 on test, n = {n} images a receiver"
@@ -45,7 +45,7 @@ def baseline_name(matrix: Matrix, key: str) -> str:
     known = {FLOAT: "float", PLAIN: f"{matrix.method.upper()}, this grid", OWN_QAT: "own QAT"}
     uses = [rows[key].use for rows in matrix.baselines.values() if key in rows]
     use = max(uses, key=list(DataUse).index)
-    return known.get(key, key) + (f" ({SAYS[use]})" if use is not DataUse.NONE else "")
+    return known.get(key, key) + (f" ({USE_WORDS[use]})" if use is not DataUse.NONE else "")
 
 
 def fixed_name(lam: float) -> str:
@@ -76,7 +76,7 @@ def ways(matrix: Matrix) -> list[tuple[str, Chooser]]:
 
 def used(uses: Iterable[DataUse]) -> str:
     """The most that any of some numbers has used, in words."""
-    return SAYS[max(uses, key=list(DataUse).index, default=DataUse.NONE)]
+    return USE_WORDS[max(uses, key=list(DataUse).index, default=DataUse.NONE)]
 
 
 def matrix_facts(matrix: Matrix) -> dict[str, Any]:

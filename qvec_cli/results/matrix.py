@@ -176,8 +176,8 @@ class Matrix:
     @property
     def selectors(self) -> tuple[str, ...]:
         """How lambdas were chosen, in the order in which the file has them; val comes first."""
-        found = {key: None for cell in self.cells.values() for key in cell.chosen}
-        return tuple(sorted(found, key=lambda key: key != "val"))
+        keys = {key: None for cell in self.cells.values() for key in cell.chosen}
+        return tuple(sorted(keys, key=lambda key: key != "val"))
 
     def plain(self, receiver: str) -> Score:
         """Plain rounding of a receiver, which every gain is measured against."""
@@ -274,12 +274,12 @@ def same_run(first: Record, other: Record) -> bool:
 
 def _once(pairs: Iterable[tuple[K, V, Record]]) -> dict[K, V]:
     """The pairs as a mapping; what stands twice, as in shards that overlap, must be the same."""
-    found: dict[K, V] = {}
+    unique: dict[K, V] = {}
     for key, value, line in pairs:
-        if found.setdefault(key, value) != value:
+        if unique.setdefault(key, value) != value:
             names = " from ".join(filter(None, key)) if isinstance(key, tuple) else str(key)
             raise MismatchError(f"{line.where}: {names} stands twice with different numbers")
-    return found
+    return unique
 
 
 def _receiver(record: Record, line: ReceiverLine | Cell, run: RunLine) -> str:

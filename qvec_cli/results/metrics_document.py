@@ -174,7 +174,7 @@ class AgreedDonor(Struct, frozen=True):
             raise ValueError("chosen is no point of the curve")
 
 
-class ProxyRecord(Struct, frozen=True):
+class ProxyFolder(Struct, frozen=True):
     """A data set among the proxy images."""
 
     name: str
@@ -185,7 +185,7 @@ class ProxyRecord(Struct, frozen=True):
 class ProxiesRecord(Struct, frozen=True):
     """The images without labels, and what they are to the model."""
 
-    sources: Annotated[tuple[ProxyRecord, ...], Meta(min_length=1)]
+    sources: Annotated[tuple[ProxyFolder, ...], Meta(min_length=1)]
     n: Annotated[int, Meta(ge=2)]
     information: float
     diversity: NonNegative
