@@ -9,7 +9,7 @@ from typing import Any, Final
 from qvec_cli.errors import MismatchError, SpecError
 from qvec_cli.report.canvas import LAMBDA, Drawing, FigureOptions
 from qvec_cli.report.curves import DISTINCT, CurvePanel, Curves, DistanceCurve, Level, Trace, curves
-from qvec_cli.report.ways import grid_use
+from qvec_cli.report.grid_words import grid_use
 from qvec_cli.results.documents import Document, ResultFiles, stem
 from qvec_cli.results.matrix import FLOAT, OWN_QAT, PLAIN, Cell, Matrix
 from qvec_cli.results.metrics_document import (

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from qvec_cli.report import grid_words
 from qvec_cli.report.canvas import (
     INK,
     LAMBDA,
@@ -24,19 +25,6 @@ from qvec_cli.report.canvas import (
     two_lines,
     words_width,
     wrapped,
-)
-from qvec_cli.report.ways import (
-    Chooser,
-    at_chosen,
-    at_fixed,
-    baseline_keys,
-    baseline_name,
-    chosen_name,
-    fixed_name,
-    grid_use,
-    matrix_facts,
-    subtitle,
-    used,
 )
 from qvec_cli.results.documents import ResultFiles
 from qvec_cli.results.matrix import Matrix
@@ -134,37 +122,42 @@ def draw_heatmap(files: ResultFiles, _: FigureOptions) -> Drawing:
     matrix = files.matrix
     assert matrix is not None
     heat = heat_of(matrix)
-    facts = {**matrix_facts(matrix), "panels": [panel.title for panel in heat.panels]}
-    return Drawing(heatmap(heat), f"{heat.title}. {heat.subtitle}.", facts, grid_use(matrix))
+    facts = {**grid_words.matrix_facts(matrix), "panels": [panel.title for panel in heat.panels]}
+    return Drawing(
+        heatmap(heat), f"{heat.title}. {heat.subtitle}.", facts, grid_words.grid_use(matrix)
+    )
 
 
 def heat_of(matrix: Matrix) -> Heat:
     """Gains of every donor on every receiver: a panel for each fixed lambda and each selector."""
     receivers, donors = tuple(matrix.receivers), tuple(matrix.donors)
     panels = [
-        _panel_of(matrix, fixed_name(lam), at_fixed(place))
+        _panel_of(matrix, grid_words.fixed_name(lam), grid_words.at_fixed(place))
         for place, lam in enumerate(matrix.fixed)
     ]
     panels += [
-        _panel_of(matrix, chosen_name(key), at_chosen(key), noted=True) for key in matrix.selectors
+        _panel_of(matrix, grid_words.chosen_name(key), grid_words.at_chosen(key), noted=True)
+        for key in matrix.selectors
     ]
-    keys = baseline_keys(matrix)
+    keys = grid_words.baseline_keys(matrix)
     levels = [[_percent(matrix, name, key) for key in keys] for name in receivers]
     own = [[_is_own(matrix, r, d) for d in donors] for r in receivers]
     return Heat(
         title="What a donor's vector gives a receiver, over plain rounding",
-        subtitle=f"{subtitle(matrix)}; rows: receivers, columns: donors",
+        subtitle=f"{grid_words.subtitle(matrix)}; rows: receivers, columns: donors",
         receivers=receivers,
         donors=donors,
         panels=tuple(panels),
         diagonal=np.array(own),
-        columns=tuple(baseline_name(matrix, key) for key in keys),
+        columns=tuple(grid_words.baseline_name(matrix, key) for key in keys),
         levels=np.array(levels, dtype=float),
         footnote=_footnote(matrix),
     )
 
 
-def _panel_of(matrix: Matrix, title: str, pick: Chooser, *, noted: bool = False) -> HeatmapPanel:
+def _panel_of(
+    matrix: Matrix, title: str, pick: grid_words.Chooser, *, noted: bool = False
+) -> HeatmapPanel:
     shape = len(matrix.receivers), len(matrix.donors)
     gains, errors = np.full(shape, np.nan), np.full(shape, np.nan)
     notes = [["" for _ in matrix.donors] for _ in matrix.receivers]
@@ -182,7 +175,7 @@ def _panel_of(matrix: Matrix, title: str, pick: Chooser, *, noted: bool = False)
             if noted and choice.lam not in matrix.fixed:
                 notes[r][d] = f"{choice.lam:g}"
     marks = tuple(map(tuple, notes)) if noted else ()
-    return HeatmapPanel(title, used(uses), gains, errors, marks)
+    return HeatmapPanel(title, grid_words.used(uses), gains, errors, marks)
 
 
 def _percent(matrix: Matrix, receiver: str, key: str) -> float:
@@ -204,7 +197,9 @@ def _footnote(matrix: Matrix) -> str:
     if any(cell.diagonal for cell in matrix.cells.values()):
         words.append("outlined: a receiver's own vector, the ceiling, in no mean")
     measured = sum(cell.null is None for cell in matrix.cells.values())
-    counts = {len(rows) for rows in matrix.baselines.values()} | {len(baseline_keys(matrix))}
+    counts = {len(rows) for rows in matrix.baselines.values()} | {
+        len(grid_words.baseline_keys(matrix))
+    }
     if measured < len(matrix.receivers) * len(matrix.donors) or len(counts) > 1:
         words.append("hatched: not measured")
     return "; ".join(words)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from qvec_cli.errors import MismatchError, SpecError
+from qvec_cli.report import grid_words
 from qvec_cli.report.canvas import (
     COLOURS,
     INK,
@@ -25,15 +26,6 @@ from qvec_cli.report.canvas import (
     two_lines,
     words_width,
     wrapped,
-)
-from qvec_cli.report.ways import (
-    baseline_keys,
-    baseline_name,
-    grid_use,
-    matrix_facts,
-    subtitle,
-    used,
-    ways,
 )
 from qvec_cli.results.documents import Document, ResultFiles
 from qvec_cli.results.matrix import FLOAT, OWN_QAT, PLAIN, Cell, Matrix
@@ -84,9 +76,9 @@ def draw_plane(files: ResultFiles, options: FigureOptions) -> Drawing:
     costs = costs_of(matrix, options.cost, files.of(TrainingResults), files.of(ExtractResults))
     content = plane_of(matrix, costs, options.cost, options.donor)
     even = content.donor[1] / mean(content.costs)
-    facts = {**matrix_facts(matrix), "break_even": even}
+    facts = {**grid_words.matrix_facts(matrix), "break_even": even}
     words = f"{content.title}. {content.subtitle}. {content.words}"
-    return Drawing(plane(content), words, facts, grid_use(matrix))
+    return Drawing(plane(content), words, facts, grid_words.grid_use(matrix))
 
 
 Costs = tuple[Mapping[str, float], Mapping[str, float]]
@@ -116,7 +108,7 @@ def plane_of(matrix: Matrix, costs: Costs, cost: Cost, donor: str | None) -> Pla
     label, price = _donor(taught, donor)
     return Plane(
         "What accuracy costs the receiver",
-        subtitle(matrix),
+        grid_words.subtitle(matrix),
         unit,
         tuple(_ways_of(matrix, receivers, own, donor)),
         float(np.mean([matrix.baselines[name][FLOAT].test.top1 for name in receivers])),
@@ -196,7 +188,7 @@ def _reached(costs: Sequence[float], price: float) -> str:
 def _ways_of(
     matrix: Matrix, receivers: Sequence[str], own: Mapping[str, float], donor: str | None
 ) -> Iterable[PlaneWay]:
-    for key in baseline_keys(matrix):
+    for key in grid_words.baseline_keys(matrix):
         members = [name for name in receivers if key in matrix.baselines[name]]
         if key == FLOAT or not members:
             continue
@@ -205,14 +197,14 @@ def _ways_of(
         kind = "qat" if taught else "grid" if _data_free(matrix, key) else "named"
         costs = tuple(own[name] if taught else 0.0 for name in members)
         some = f", {len(members)} of {len(receivers)}" if len(members) < len(receivers) else ""
-        yield PlaneWay(f"{baseline_name(matrix, key)}{some}", kind, costs, shares)
-    for label, pick in ways(matrix):
+        yield PlaneWay(f"{grid_words.baseline_name(matrix, key)}{some}", kind, costs, shares)
+    for label, pick in grid_words.ways(matrix):
         choices = [
             [choice for c in matrix.transfers if _counts(c, name, donor) and (choice := pick(c))]
             for name in receivers
         ]
         means = [float(np.mean([c.test.top1 for c in row])) for row in choices if row]
-        use = used(choice.use for row in choices for choice in row)
+        use = grid_words.used(choice.use for row in choices for choice in row)
         if means:
             words = f"vector, {label} ({use})"
             yield PlaneWay(words, "patched", (0.0,) * len(means), tuple(means))

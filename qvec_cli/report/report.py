@@ -19,9 +19,9 @@ from qvec_cli.report.figures import (
     note_letters,
     require_drawing,
 )
+from qvec_cli.report.grid_words import grid_use
 from qvec_cli.report.page import Page, Picture, Section, Table, page
 from qvec_cli.report.tables import NONE, accuracy, tables_of
-from qvec_cli.report.ways import grid_use
 from qvec_cli.results.documents import (
     DRAWN,
     Document,

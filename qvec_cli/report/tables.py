@@ -7,16 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any, Final
 
+from qvec_cli.report import grid_words
 from qvec_cli.report.canvas import LAMBDA, signed
 from qvec_cli.report.page import Table
-from qvec_cli.report.ways import (
-    Chooser,
-    baseline_keys,
-    baseline_name,
-    chosen_name,
-    used,
-    ways,
-)
 from qvec_cli.results.matrix import Cell, Matrix
 from qvec_cli.results.records import ChosenLambda, Point, Score
 from qvec_cli.results.summary import ORACLE, gain_cells, summarise
@@ -75,11 +68,11 @@ def _way(name: str) -> str:
     """A way to choose lambda, which the summary calls by its key."""
     if name.startswith("lambda "):
         return f"{LAMBDA} = {name.removeprefix('lambda ')}"
-    return f"{LAMBDA} best on test" if name == ORACLE else chosen_name(name)
+    return f"{LAMBDA} best on test" if name == ORACLE else grid_words.chosen_name(name)
 
 
 def _summary(matrix: Matrix) -> Table:
-    keys, pickers = baseline_keys(matrix), ways(matrix)
+    keys, pickers = grid_words.baseline_keys(matrix), grid_words.ways(matrix)
     rows, shares = [], []
     for name, baselines in matrix.baselines.items():
         levels = [[baselines[key].test] if key in baselines else [] for key in keys]
@@ -92,7 +85,7 @@ def _summary(matrix: Matrix) -> Table:
     heads = [f"vector, {label} ({_used_by(matrix, pick)})" for label, pick in pickers]
     return Table(
         "Each receiver: top-1 on test, %",
-        ("receiver", "n", *(baseline_name(matrix, key) for key in keys), *heads),
+        ("receiver", "n", *(grid_words.baseline_name(matrix, key) for key in keys), *heads),
         (*rows, ("mean", "", *means)),
         "Vectors: the mean over donors other than the receiver's own, and in brackets the least "
         "and the largest. What stands in brackets in the head is what the number has used of the "
@@ -109,12 +102,12 @@ def _spread(scores: Sequence[Score]) -> str:
     return f"{fmean(shares):.2f}{ends}"
 
 
-def _used_by(matrix: Matrix, pick: Chooser) -> str:
-    return used(choice.use for cell in matrix.transfers if (choice := pick(cell)))
+def _used_by(matrix: Matrix, pick: grid_words.Chooser) -> str:
+    return grid_words.used(choice.use for cell in matrix.transfers if (choice := pick(cell)))
 
 
 def _donors(matrix: Matrix) -> Table:
-    pickers = ways(matrix)
+    pickers = grid_words.ways(matrix)
     rows = []
     for name, donor in matrix.donors.items():
         cells = [cell for cell in matrix.transfers if cell.donor == name]
@@ -134,7 +127,7 @@ def _donors(matrix: Matrix) -> Table:
 
 
 def _mean_gains(
-    matrix: Matrix, cells: Sequence[Cell], pickers: Sequence[tuple[str, Chooser]]
+    matrix: Matrix, cells: Sequence[Cell], pickers: Sequence[tuple[str, grid_words.Chooser]]
 ) -> Iterator[str]:
     for _, pick in pickers:
         gains = [_gain(matrix, cell, choice) for cell in cells if (choice := pick(cell))]
@@ -143,7 +136,7 @@ def _mean_gains(
 
 
 def _pairs(matrix: Matrix) -> Iterator[Table]:
-    for label, pick in ways(matrix):
+    for label, pick in grid_words.ways(matrix):
         yield _pair_table(matrix, f"{label} ({_used_by(matrix, pick)})", pick)
     if any(cell.oracle for cell in matrix.cells.values()):
         yield _pair_table(matrix, f"{LAMBDA} that is best on test, which nobody can know", _best)
@@ -155,7 +148,7 @@ def _best(cell: Cell) -> ChosenLambda | None:
     return ChosenLambda(cell.oracle.lam, cell.oracle.test, DataUse.RECEIVER_LABELS)
 
 
-def _pair_table(matrix: Matrix, label: str, pick: Chooser) -> Table:
+def _pair_table(matrix: Matrix, label: str, pick: grid_words.Chooser) -> Table:
     rows = []
     for receiver in matrix.receivers:
         cells = [matrix.get(receiver, donor) for donor in matrix.donors]
@@ -169,7 +162,7 @@ def _pair_table(matrix: Matrix, label: str, pick: Chooser) -> Table:
     )
 
 
-def _pair(matrix: Matrix, cell: Cell | None, pick: Chooser) -> str:
+def _pair(matrix: Matrix, cell: Cell | None, pick: grid_words.Chooser) -> str:
     choice = pick(cell) if cell else None
     if cell is None or choice is None:
         return NONE
@@ -187,7 +180,7 @@ def _nulls(matrix: Matrix) -> Iterator[Table]:
     cells = [cell for cell in matrix.cells.values() if cell.null]
     if not cells:
         return
-    pickers = ways(matrix)
+    pickers = grid_words.ways(matrix)
     rows = []
     for cell in cells:
         choices = [pick(cell) for _, pick in pickers]
@@ -270,10 +263,10 @@ def _label(cell: Cell) -> str:
 
 
 def _uses(matrix: Matrix) -> Table:
-    keys = baseline_keys(matrix)
+    keys = grid_words.baseline_keys(matrix)
     rows = [
         (
-            baseline_name(matrix, key).split(" (", maxsplit=1)[0],
+            grid_words.baseline_name(matrix, key).split(" (", maxsplit=1)[0],
             max(
                 (levels[key].use for levels in matrix.baselines.values() if key in levels),
                 key=list(DataUse).index,
@@ -281,7 +274,7 @@ def _uses(matrix: Matrix) -> Table:
         )
         for key in keys
     ]
-    for label, pick in ways(matrix):
+    for label, pick in grid_words.ways(matrix):
         uses = [choice.use for cell in matrix.transfers if (choice := pick(cell))]
         rows.append((f"vector, {label}", max(uses, key=list(DataUse).index, default=DataUse.NONE)))
     return Table(

@@ -13,6 +13,7 @@ from qvec_cli.results.records import (
     GridRecord,
     Measured,
     Name,
+    Point,
     Positive,
     Score,
     Share,
@@ -103,13 +104,6 @@ class GridParameters(Struct, frozen=True):
     method: Name
 
 
-class SweepPoint(Struct, frozen=True):
-    """One lambda of a sweep by labels."""
-
-    lam: float = field(name="lambda")
-    val: Score
-
-
 class SweepBaselines(Struct, frozen=True):
     """The receiver without a vector, float and rounded."""
 
@@ -120,7 +114,7 @@ class SweepBaselines(Struct, frozen=True):
 class SweepResults(Struct, frozen=True):
     """sweep-lambda: lambda chosen by accuracy on labelled validation images."""
 
-    curve: Annotated[tuple[SweepPoint, ...], Meta(min_length=1)]
+    curve: Annotated[tuple[Point, ...], Meta(min_length=1)]
     chosen: ChosenLambda
     zero_shot: ChosenLambda
     baselines: SweepBaselines
