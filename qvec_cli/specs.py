@@ -90,6 +90,7 @@ class FigureKind(StrEnum):
     CURVE = "curve"  # accuracy over lambda
     PLANE = "plane"  # accuracy over what it costs
     LAYERS = "layers"  # the error of each layer
+    BARS = "bars"  # accuracy of each way
 
 
 class Cost(StrEnum):

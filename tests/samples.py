@@ -28,7 +28,7 @@ def digest(text: str) -> str:
 
 
 def score(top1: float, n: int) -> dict[str, Any]:
-    """A score whose counts are whole."""
+    """A score of a metrics document, whose counts are whole."""
     right = min(n, max(0, round(top1 * n)))
     top1, fifth = right / n, min(n, right + n // 10)
     return {
@@ -39,6 +39,7 @@ def score(top1: float, n: int) -> dict[str, Any]:
         "top5": fifth / n,
         "loss": 1.5 - top1,
         "standard_error": (top1 * (1 - top1) / n) ** 0.5,
+        "images_per_second": 1000.0,
     }
 
 
@@ -232,7 +233,14 @@ def document(command: str, inputs: list[tuple[str, str]], **parts: Any) -> dict[
         "parameters": {},
         "results": {},
         "data_use": {"level": "none", "counts": {}},
-        "environment": {"python": "3.11.7", "torch": "2.14.1", "timm": "1.0.31", "device": "cpu"},
+        "environment": {
+            "python": "3.11.7",
+            "torch": "2.14.1",
+            "timm": "1.0.31",
+            "device": "cpu",
+            "threads": 1,
+            "seed": None,
+        },
         "timing": {"wall_s": 12.5, "peak_rss_bytes": 1000},
         **parts,
     }
@@ -286,7 +294,14 @@ def agreed(receiver: str, donors: tuple[str, ...], *, labelled: bool = False) ->
         results={
             "objective": "agreement",
             "measure": "kl",
-            "proxies": {"n": 256},
+            "proxies": {
+                "n": 256,
+                "information": 0.5,
+                "diversity": 0.9,
+                "diversity_of_noise": 0.1,
+                "close_to_noise": False,
+                "sources": [{"name": "others", "digest": digest("others/"), "samples": 256}],
+            },
             "curve": rows[0]["curve"],
             "chosen": rows[0]["chosen"],
             "donors": rows,
@@ -345,6 +360,27 @@ def extracted(donor: str) -> dict[str, Any]:
     return document("extract", files, results=results)
 
 
+def use(level: str, images: int) -> dict[str, Any]:
+    """What of the receiver's data a document has used."""
+    return {"level": level, "counts": {"proxy": images}}
+
+
+def tabled() -> dict[str, Any]:
+    """A study's table of ways, of which three are bars."""
+    ways = {
+        "float": (0.9, "none"),
+        "RTN": (0.04, "none"),
+        "own QAT": (0.7, "receiver_labels"),
+        "calibrated": (0.8, "proxy_images"),
+        "best on test": (0.85, None),
+    }
+    rows = [{"way": way, "top1": top1, "data_use": level} for way, (top1, level) in ways.items()]
+    bars = [{"way": way, "label": f"{way}!"} for way in ("RTN", "calibrated", "own QAT")]
+    table = {"title": "3-bit channel absmax, 2 receivers", "reference": "float"}
+    tables = [{**table, "ways": rows, "bars": bars}, {"title": "another grid", "ways": rows}]
+    return {"kind": "ways", "schema": 1, "title": "Ways", "tables": tables}
+
+
 def written(folder: Path) -> None:
     """Files of each kind, and of what is none."""
     lines = grid_lines()
@@ -372,6 +408,10 @@ def written(folder: Path) -> None:
         "plan.json": document("quantize", [("a.st", "checkpoint")], results={"plan": {}}),
         "newer.json": {**sweep, "schema": 2},
         "other.json": {"rows": []},
+        "ways.json": tabled(),
+        "w3.json": {**evaluated("cars_w3", "qat", 0.4), "data_use": use("proxy_images", 8)},
+        "elsewhere.json": evaluated("dtd", "fp", 0.9),
+        "barless.json": {**tabled(), "tables": [{**tabled()["tables"][0], "bars": []}]},
     }
     documents["sweep_bad.json"]["results"]["chosen"]["test"] = {**score(0.5, 500), "top1": 0.7}
     for name in TASKS[:3]:

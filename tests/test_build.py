@@ -25,9 +25,10 @@ from qvec_cli.model.build import (
     start_from,
     transform,
 )
+from qvec_cli.model.configuration import Model
 
 PICO = NetworkOptions("test_vit", 3, img_size=32)
-WISHES = [
+OPTIONS = [
     PICO,
     NetworkOptions("test_vit", 7, img_size=64, in_chans=1),
     NetworkOptions("test_vit2", 3, img_size=32, args={"depth": 2}),
@@ -38,7 +39,6 @@ WISHES = [
     NetworkOptions("levit_128s", 10),
     NetworkOptions("convnext_atto", 10, img_size=64),
 ]
-every_wish = pytest.mark.parametrize("wish", WISHES, ids=lambda w: f"{w.name}-{w.img_size}")
 
 
 def _outline(network):
@@ -50,37 +50,25 @@ def pico():
     return create(PICO)
 
 
-@every_wish
-def test_a_network_is_made_again_from_its_configuration(wish):
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: f"{o.name}-{o.img_size}")
+def test_a_configuration_is_json_and_the_whole_of_its_network(options):
     with torch.device("meta"):
-        network, model = create(wish)
-        again = rebuild(json.loads(json.dumps(model)))
+        network, model = create(options)
+        text = json.dumps(model.to_json(), allow_nan=False)
+        again = rebuild(Model.from_json(json.loads(text)))
+    assert Model.from_json(json.loads(text)) == model
     assert _outline(again) == _outline(network)
     assert list(again.state_dict()) == list(network.state_dict())
-
-
-@every_wish
-def test_a_configuration_says_size_channels_classes_and_head(wish):
-    with torch.device("meta"):
-        network, model = create(wish)
     size = model.pretrained_cfg["input_size"]
     own = network.pretrained_cfg["input_size"][1:]
-    assert size == [wish.in_chans, *((wish.img_size,) * 2 if wish.img_size else own)]
-    assert model.input_size[0] == wish.in_chans
-    assert model.architecture == wish.name.split(".")[0]
-    assert model.num_classes == model.pretrained_cfg["num_classes"] == wish.num_classes
-    assert len(model.pretrained_cfg["mean"]) == wish.in_chans
-    assert len(model.pretrained_cfg["std"]) == wish.in_chans
-    heads = model.pretrained_cfg["classifier"]
-    for head in [heads] if isinstance(heads, str) else heads:
-        assert network.get_submodule(head).out_features == wish.num_classes
-
-
-@every_wish
-def test_a_configuration_is_json(wish):
-    with torch.device("meta"):
-        _, model = create(wish)
-    assert json.loads(json.dumps(model, allow_nan=False)) == model
+    assert size == [options.in_chans, *((options.img_size,) * 2 if options.img_size else own)]
+    assert model.input_size[0] == options.in_chans
+    assert model.architecture == options.name.split(".")[0]
+    assert model.num_classes == model.pretrained_cfg["num_classes"] == options.num_classes
+    assert len(model.pretrained_cfg["mean"]) == options.in_chans
+    assert len(model.pretrained_cfg["std"]) == options.in_chans
+    for head in model.classifier:
+        assert network.get_submodule(head).out_features == options.num_classes
 
 
 def test_the_same_seed_makes_the_same_network():
@@ -98,7 +86,7 @@ def test_a_network_of_one_channel_sees_grey_images():
     assert network(normalise(model)(images)).shape == (2, 3)
 
 
-def test_a_crop_is_kept_and_may_be_wished(pico):
+def test_a_crop_is_kept_or_that_of_the_flag(pico):
     assert pico[1].pretrained_cfg["crop_pct"] == timm.create_model("test_vit").pretrained_cfg.get(
         "crop_pct"
     )
@@ -113,16 +101,15 @@ def test_a_network_of_any_size_takes_an_image_size_without_keeping_it():
     assert model.pretrained_cfg["input_size"] == [3, 64, 64]
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_244", "vit_tiny_patch16_244.augreg_in21k"])
-def test_an_unknown_network_is_refused_with_those_of_nearly_its_name(name):
-    with pytest.raises(SpecError, match=name) as caught:
-        create(NetworkOptions(name, 3))
-    assert "vit_tiny_patch16_224" in caught.value.hint
+def test_an_unknown_network_is_refused_with_those_of_nearly_its_name():
+    for name in ("vit_tiny_patch16_244", "vit_tiny_patch16_244.augreg_in21k"):
+        with pytest.raises(SpecError, match=name) as caught:
+            create(NetworkOptions(name, 3))
+        assert "vit_tiny_patch16_224" in caught.value.hint
 
 
-@pytest.mark.parametrize(
-    "wish",
-    [
+def test_what_timm_cannot_make_is_refused_as_usage():
+    for options in (
         NetworkOptions("", 3),
         NetworkOptions("no network has a name like this", 3),
         NetworkOptions("hf-hub:org/model", 3),
@@ -132,41 +119,36 @@ def test_an_unknown_network_is_refused_with_those_of_nearly_its_name(name):
         NetworkOptions("test_vit", 3, args={"depth": "many"}),
         NetworkOptions("test_vit", 3, args={"patch_size": 0}),
         NetworkOptions("swin_tiny_patch4_window7_224", 3, img_size=0),
-    ],
-    ids=lambda w: f"{w.name}-{w.img_size}-{dict(w.args)}",
-)
-def test_what_timm_cannot_make_is_refused_as_usage(wish):
-    with pytest.raises(SpecError):
-        create(wish)
+    ):
+        with pytest.raises(SpecError):
+            create(options)
 
 
-@pytest.mark.parametrize(
-    "name", ["qwen3_vit_88m_enc", "deepseek_vit_412m_enc", "gemma4_vit_167m_enc"]
-)
-def test_an_encoder_without_a_classifier_is_refused_as_usage(name):
-    if not timm.is_model(name):
+def test_an_encoder_without_a_classifier_is_refused_as_usage():
+    encoders = ("qwen3_vit_88m_enc", "deepseek_vit_412m_enc", "gemma4_vit_167m_enc")
+    present = [name for name in encoders if timm.is_model(name)]
+    if not present:
         pytest.skip("not in this timm")
-    with torch.device("meta"), pytest.raises(SpecError, match=f"^{name} has no classifier$"):
-        create(NetworkOptions(name, 3))
+    for name in present:
+        with torch.device("meta"), pytest.raises(SpecError, match=f"^{name} has no classifier$"):
+            create(NetworkOptions(name, 3))
 
 
-@pytest.mark.parametrize("fault", [OSError, RuntimeError, ConnectionError])
-def test_weights_that_cannot_be_fetched_are_a_fault_with_a_way_out(fault, monkeypatch):
-    def refuse(*_, **__):
-        raise fault("no route to host\nand more")
+def test_weights_that_cannot_be_fetched_are_a_fault_with_a_way_out(monkeypatch):
+    monkeypatch.setattr(build, "_notice_no_network", lambda: None)
+    for fault in (OSError, RuntimeError, ConnectionError):
 
-    monkeypatch.setattr(timm, "create_model", refuse)
-    with pytest.raises(QvecError, match=r"test_vit cannot be had: no route to host$") as caught:
-        create(NetworkOptions("test_vit", 3, pretrained=True))
-    assert caught.value.exit_code == 1
-    assert "Offline" in caught.value.hint
+        def refuse(*_, fault=fault, **__):
+            raise fault("no route to host\nand more")
+
+        monkeypatch.setattr(timm, "create_model", refuse)
+        with pytest.raises(QvecError, match=r"test_vit cannot be had: no route to host$") as caught:
+            create(NetworkOptions("test_vit", 3, pretrained=True))
+        assert caught.value.exit_code == 1
+        assert "Offline" in caught.value.hint
 
 
 # --- loading ------------------------------------------------------------------------------------
-
-
-def _changed(state, **tensors):
-    return {**state, **{name.replace("__", "."): value for name, value in tensors.items()}}
 
 
 def _shifted(network):
@@ -179,26 +161,26 @@ def test_loading_takes_every_tensor(pico):
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    ("change", "fault"),
-    [
-        (lambda s: {n: t for n, t in s.items() if n != "pos_embed"}, "pos_embed: missing"),
-        (lambda s: _changed(s, more=torch.ones(1)), "more: only in the file"),
-        (lambda s: _changed(s, norm__bias=torch.ones(3)), r"norm.bias: \[3\] vs \[64\]"),
-        (lambda s: _changed(s, norm__bias=torch.ones(64, 1)), r"norm.bias: \[64, 1\] vs \[64\]"),
-    ],
-    ids=["missing", "extra", "shape", "dimension"],
-)
-def test_a_state_that_does_not_fit_is_refused_and_not_loaded(change, fault, pico):
-    network = rebuild(pico[1])
+def test_a_state_that_does_not_fit_is_refused_and_not_loaded(pico):
+    network, state = rebuild(pico[1]), _shifted(pico[0])
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    with pytest.raises(MismatchError, match=f"^a.st: 1 tensors do not fit.*{fault}"):
-        load(network, change(_shifted(pico[0])), "a.st")
-    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    faults = {
+        "pos_embed: missing": {n: t for n, t in state.items() if n != "pos_embed"},
+        "more: only in the file": {**state, "more": torch.ones(1)},
+        r"norm.bias: \[3\] vs \[64\]": {**state, "norm.bias": torch.ones(3)},
+        r"norm.bias: \[64, 1\] vs \[64\]": {**state, "norm.bias": torch.ones(64, 1)},
+    }
+    for fault, damaged in faults.items():
+        with pytest.raises(MismatchError, match=f"^a.st: 1 tensors do not fit.*{fault}"):
+            load(network, damaged, "a.st")
+        after = network.state_dict()
+        assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
 
 
-@pytest.mark.parametrize("name", ["test_vit", "deit_tiny_distilled_patch16_224"])
-@pytest.mark.parametrize("classes", [3, 5])
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [("test_vit", 3), ("test_vit", 5), ("deit_tiny_distilled_patch16_224", 5)],
+)
 def test_a_start_brings_its_backbone_and_its_head_where_that_fits(name, classes):
     source, _ = create(NetworkOptions(name, 3, img_size=32))
     network, model = create(NetworkOptions(name, classes, img_size=32))
@@ -217,33 +199,30 @@ def test_a_start_without_a_head_brings_its_backbone(pico):
     assert torch.equal(network.state_dict()["norm.bias"], state["norm.bias"])
 
 
-@pytest.mark.parametrize(
-    "wish",
-    [
+def test_a_start_of_another_backbone_is_refused(pico):
+    network = rebuild(pico[1])
+    for options in (
         NetworkOptions("test_vit", 3, img_size=64),
         NetworkOptions("test_vit", 3, img_size=32, in_chans=1),
         NetworkOptions("test_vit", 3, img_size=32, args={"depth": 2}),
         NetworkOptions("test_vit2", 3, img_size=32),
-    ],
-    ids=["size", "channels", "depth", "name"],
-)
-def test_a_start_of_another_backbone_is_refused(wish, pico):
-    source, _ = create(wish)
-    network = rebuild(pico[1])
-    with pytest.raises(MismatchError, match=r"^base\.st: "):
-        start_from(network, source.state_dict(), pico[1], "base.st")
+    ):
+        source, _ = create(options)
+        with pytest.raises(MismatchError, match=r"^base\.st: "):
+            start_from(network, source.state_dict(), pico[1], "base.st")
 
 
 # --- images -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("augment", [False, True])
-@pytest.mark.parametrize("size", [(32, 32), (17, 90), (640, 480)])
-def test_an_image_of_any_size_becomes_bytes_of_the_networks_size(augment, size, pico):
-    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    seen = torch.as_tensor(transform(pico[1], augment=augment)(Image.fromarray(pixels)))
-    assert seen.dtype == torch.uint8
-    assert tuple(seen.shape) == (3, 32, 32)
+def test_an_image_of_any_size_becomes_bytes_of_the_networks_size(pico):
+    for augment in (False, True):
+        look = transform(pico[1], augment=augment)
+        for size in ((32, 32), (17, 90), (640, 480)):
+            pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+            seen = torch.as_tensor(look(Image.fromarray(pixels)))
+            assert seen.dtype == torch.uint8
+            assert tuple(seen.shape) == (3, 32, 32)
 
 
 def test_evaluation_sees_the_same_image_twice(pico):
@@ -254,7 +233,7 @@ def test_evaluation_sees_the_same_image_twice(pico):
 
 
 def test_normalising_is_timms_own_arithmetic():
-    model = {"pretrained_cfg": {"mean": [0.5, 0.25, 0.1], "std": [0.5, 0.2, 0.3]}}
+    model = Model("none", 2, {}, {"mean": [0.5, 0.25, 0.1], "std": [0.5, 0.2, 0.3]})
     images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2, 3, 16, 16)
     seen = normalise(model)(images)
     assert seen.dtype == torch.float32

@@ -57,6 +57,7 @@ DOORS = {
     "datasets": {"data"},
     "matplotlib": {"report"},
     "jinja2": {"report/page.py"},
+    "msgspec": {"results", "selection/by_labels.py"},
     "onnxscript": {"export/graph.py"},
     "onnxruntime": {"export/onnx.py"},
     "huggingface_hub": {"model/build.py"},

@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -244,3 +245,82 @@ def test_a_command_is_a_verb_its_function_with_words_and_its_page(house: House) 
     assert "count" in commands
     assert page == PAGE
     assert "- `count`: Says how many numbers a checkpoint holds." in pages
+
+
+FLOOR = '''"""Rounds every code down."""
+
+from typing import Any
+
+import numpy as np
+
+from qvec_cli.quant.affine import block_shape
+from qvec_cli.quant.qtensor import QTensor, of_blocks
+from qvec_cli.quant.scales import choose_qparams
+from qvec_cli.specs import Grid
+
+
+def floor(weight: Any, grid: Grid) -> QTensor:
+    """Quantizes a weight [out, in], every code the first below its weight."""
+    blocks = weight.reshape(block_shape(weight.shape, grid))
+    params = choose_qparams(blocks, grid)
+    codes = np.clip(np.floor(blocks / params.scale), grid.quant_min, grid.quant_max)
+    return of_blocks(codes, params, weight.shape, grid)
+'''
+
+
+def test_a_quantizer_is_its_file_its_row_and_its_word(house: House) -> None:
+    """The command line offers it then, and cards name it."""
+    words, table = home_of("Method"), "quant/methods.py"
+    house.write("quant/floor.py", FLOOR)
+    house.insert(words, r'^    RTN = "rtn"', '    FLOOR = "floor"\n')
+    house.insert(table, r"^QUANTIZERS\b", '    Method.FLOOR: Quantizer(floor, "round down"),\n')
+    house.insert(table, r"^from qvec_cli\.quant\.awq", "from qvec_cli.quant.floor import floor\n")
+    assert house.touched() == {words, table, "quant/floor.py"}
+    usage, *_, about = house.qvec(
+        "quantize --help",
+        "quantize receiver.st --bits 3 --cross-grid --method floor --fake -o f.st",
+        "quantize receiver.st --bits 3 --cross-grid --method floor -o q.st",
+        "inspect q.st --lineage --json",
+    )
+    assert "floor" in usage
+    assert json.loads(about)["results"]["provenance"]["method"] == "floor"
+    before, after = (load_file(house.files / name) for name in ("receiver.st", "f.st"))
+    name = next(name for name in before if name.endswith("fc1.weight"))
+    step = np.abs(before[name]).max(axis=1, keepdims=True) / 3
+    codes = np.floor((before[name] / step).astype(np.float64) + 1e-6)
+    np.testing.assert_allclose(after[name], codes * step, atol=1e-5)
+
+
+DOTS = '''"""The figure dots: accuracies as points."""
+
+from qvec_cli.report.canvas import Drawing, FigureOptions, Sheet, styled
+from qvec_cli.results.documents import ResultFiles
+from qvec_cli.results.metrics_document import EvalResults
+
+
+@styled
+def dots(shares):
+    sheet = Sheet(3, 2)
+    sheet.axes(0.5, 0.2, 2, 1.3).plot(shares, "o")
+    return sheet.figure
+
+
+def draw_dots(files: ResultFiles, options: FigureOptions) -> Drawing:
+    shares = [row.results.top1 for row in files.of(EvalResults)]
+    return Drawing(dots(shares), f"{len(shares)} dots.")
+'''
+
+
+def test_a_figure_is_its_file_and_its_row(house: House) -> None:
+    """With its word in the enum of figures."""
+    house.write("report/dots.py", DOTS)
+    imported = "from qvec_cli.report.dots import draw_dots\n"
+    house.insert("report/figures.py", r"^from qvec_cli.report.heatmap", imported, above=True)
+    row = "    FigureKind.DOTS: FigureRow(draw_dots, (EvalResults,)),\n"
+    house.insert("report/figures.py", r"^}$", row, above=True)
+    words = home_of("FigureKind")
+    house.insert(words, r'^    BARS = "bars"', '    DOTS = "dots"\n')
+    assert house.touched() == {words, "report/dots.py", "report/figures.py"}
+    (words_printed,) = house.qvec("plot eval.json --figure dots -o dots.svg")
+    assert words_printed.splitlines()[1] == "1 dots."
+    assert ET.parse(house.files / "dots.svg").getroot().tag.endswith("svg")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,20 @@ import jsonschema
 import pytest
 from conftest import FAST, Drawer, call
 
+from qvec_cli.errors import CheckpointError
 from qvec_cli.outputs.metrics import SCHEMA_FILE
+from qvec_cli.results.documents import read
+from qvec_cli.results.metrics_document import (
+    AgreementResults,
+    ComparedResults,
+    QuantizeResults,
+    SweepResults,
+)
+from qvec_cli.results.metrics_schema import json_schema
 
 SCHEMA = json.loads(SCHEMA_FILE.read_text())
+GOLDEN = Path(__file__).with_name("golden")
+UNDRAWN = {"advise.json", "mean.json", "moments.json", "patch.json"}
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 
@@ -57,38 +69,120 @@ def documents(drawer: Drawer, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return found
 
 
-def test_the_schema_is_a_schema() -> None:
+def test_the_schema_is_a_schema_and_the_one_that_the_structs_give() -> None:
+    """If not: python -c "from qvec_cli.results.metrics_schema import publish; publish()"."""
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    assert json_schema() == SCHEMA
 
 
-@pytest.mark.parametrize("command", SCHEMA["properties"]["command"]["enum"])
-def test_a_commands_document_is_valid(command: str, documents: dict[str, Any]) -> None:
-    VALIDATOR.validate(documents[command])
-    assert documents[command]["command"] == command
+def test_the_document_of_every_command_is_valid(documents: dict[str, Any]) -> None:
+    assert documents.keys() == set(SCHEMA["properties"]["command"]["enum"])
+    for command, document in documents.items():
+        VALIDATOR.validate(document)
+        assert document["command"] == command
 
 
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        (("schema",), 2),
-        (("command",), "frobnicate"),
-        (("data_use", "level"), "some"),
-        (("data_use", "counts"), {"val": -1}),
-        (("results", "top1"), 1.5),
-        (("inputs", 0, "digest"), "abc"),
-        (("extra",), 1),
-    ],
-)
-def test_the_schema_refuses_what_is_wrong(
-    path: tuple[Any, ...], value: object, documents: dict[str, Any]
+def test_the_schema_refuses_what_is_wrong(documents: dict[str, Any]) -> None:
+    for command, path, value in (
+        ("eval", ("schema",), 2),
+        ("eval", ("command",), "frobnicate"),
+        ("eval", ("data_use", "level"), "some"),
+        ("eval", ("data_use", "counts"), {"val": -1}),
+        ("eval", ("results", "top1"), 1.5),
+        ("eval", ("inputs", 0, "digest"), "abc"),
+        ("eval", ("extra",), 1),
+        ("sweep-lambda", ("results", "curve", 0, "val", "loss"), None),
+        ("quantize", ("results", "digest"), None),
+        ("moments", ("results", "rank"), 0),
+    ):
+        document = json.loads(json.dumps(documents[command]))
+        *parents, last = path
+        place = document
+        for step in parents:
+            place = place[step]
+        place[last] = value
+        assert not VALIDATOR.is_valid(document), path
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of results as the first version of the package wrote them, in a folder."""
+    folder = tmp_path_factory.mktemp("old")
+    with zipfile.ZipFile(GOLDEN / "results_v1.zip") as kept:
+        kept.extractall(folder)
+    return folder
+
+
+def test_documents_that_an_earlier_version_wrote_are_valid_and_read(old: Path) -> None:
+    files = sorted(old.glob("*.json"))
+    for file in files:
+        VALIDATOR.validate(json.loads(file.read_text()))
+    found = read(file for file in files if file.name not in UNDRAWN)
+    assert len(found.documents) == len(files) - len(UNDRAWN)
+    (sweep,), (agreement,) = found.of(SweepResults), found.of(AgreementResults)
+    assert (sweep.name, str(sweep.grid), sweep.method) == (
+        "receiver",
+        "2-bit channel absmax",
+        "rtn",
+    )
+    assert sweep.results.chosen.test.n_correct == 220
+    assert [row.rho for row in agreement.results.donors] == ["rho_own.st", "rho.st"]
+    (compared,) = found.of(ComparedResults)
+    assert compared.results.compared[0].measured == compared.results.compared[0].val
+    assert len(found.of(QuantizeResults)[0].results.ordered) == 16
+    for file in UNDRAWN:
+        with pytest.raises(CheckpointError, match="of which nothing is drawn"):
+            read([old / file])
+
+
+def test_grids_that_an_earlier_version_wrote_are_read(old: Path) -> None:
+    plain, agreed = (read([old / name]).matrix for name in ("grid.jsonl", "agreed.jsonl"))
+    assert plain
+    assert agreed
+    assert {cell.null for cell in plain.cells.values()} == {None, "random", "shuffle"}
+    assert plain.plain("digits").n_correct == 192
+    assert plain.baselines["digits"]["qat"].use == "receiver_labels"
+    assert (agreed.measures, agreed.selectors) == ({"digits": "features"}, ("val", "agreement"))
+
+
+def test_a_document_that_is_damaged_is_named_with_the_path_of_its_fault(
+    old: Path, tmp_path: Path
 ) -> None:
-    document = json.loads(json.dumps(documents["eval"]))
-    *parents, last = path
-    place = document
-    for step in parents:
-        place = place[step]
-    place[last] = value
-    assert not VALIDATOR.is_valid(document)
+    whole = json.loads((old / "sweep.json").read_text())
+    for message, path, value in (
+        ("results.curve[1].val: has no n", ("results", "curve", 1, "val"), {}),
+        (
+            "results.baselines.ptq.test.n: expected int",
+            ("results", "baselines", "ptq", "test", "n"),
+            "",
+        ),
+        ("parameters.grid.bits: expected int", ("parameters", "grid", "bits"), None),
+        ("parameters.grid: --bits must be 2 to 8, got 9", ("parameters", "grid", "bits"), 9),
+        ("data_use.counts.val: expected int >= 0", ("data_use", "counts", "val"), -1),
+        ("inputs: 0 are too few", ("inputs",), []),
+        ("results: expected object, got array", ("results",), []),
+        ("was written by a newer qvec: its schema is 2", ("schema",), 2),
+    ):
+        document = json.loads(json.dumps(whole))
+        *parents, last = path
+        place = document
+        for step in parents:
+            place = place[step]
+        place[last] = value
+        (tmp_path / "s.json").write_text(json.dumps(document))
+        with pytest.raises(CheckpointError) as fault:
+            read([tmp_path / "s.json"])
+        assert str(fault.value).startswith(f"{tmp_path / 's.json'}: {message}")
+
+
+def test_keys_that_a_later_version_adds_are_passed_over(old: Path, tmp_path: Path) -> None:
+    document = json.loads((old / "sweep.json").read_text())
+    later = {**document, "later": 1, "results": {**document["results"], "later": {"a": [1]}}}
+    later["results"]["curve"] = [{**row, "later": 1} for row in document["results"]["curve"]]
+    (tmp_path / "later.json").write_text(json.dumps(later))
+    assert read([tmp_path / "later.json"]).documents[0].results == (
+        read([old / "sweep.json"]).documents[0].results
+    )
 
 
 def test_what_a_number_has_cost_is_told(documents: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from conftest import call
 from safetensors.numpy import load_file, save_file
+from test_targets import model_with
 from torch import Tensor, nn
 
 from qvec_cli.model.qat import plain_name, prepare, strip
@@ -19,7 +21,7 @@ from qvec_cli.quant.rtn import fake_quantize
 from qvec_cli.specs import Grid
 
 WIDTH, TEXT, JOINT, POOLED = 32, 24, 16, 20
-NO_CLASSIFIER = {"pretrained_cfg": {"classifier": "none"}}
+NO_CLASSIFIER = model_with("none")
 
 
 class Block(nn.Module):
@@ -155,10 +157,8 @@ def test_a_linear_projection_of_the_text_counts_like_any_other_linear_layer() ->
     assert of_outline(_shapes(network), None) == ("text.text_projection.weight",)
 
 
-@pytest.mark.parametrize("gradients", [False, True])
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_a_prepared_network_computes_with_its_weights_on_the_grid(
-    clip: Clip, batch: tuple[Tensor, Tensor], training: bool, gradients: bool
+    clip: Clip, batch: tuple[Tensor, Tensor]
 ) -> None:
     """Without gradients, attention takes a fast path of its own, which must see them too."""
     state = clip.state_dict()
@@ -166,10 +166,12 @@ def test_a_prepared_network_computes_with_its_weights_on_the_grid(
     shipped, plain = copy.deepcopy(clip), copy.deepcopy(clip)
     shipped.load_state_dict(state)
     prepare(clip, NO_CLASSIFIER, Grid(3))
-    with torch.set_grad_enabled(gradients):
-        output, expected, untouched = (n.train(training)(*batch) for n in (clip, shipped, plain))
-    assert torch.equal(output, expected)
-    assert not torch.equal(output, untouched)
+    for training, gradients in product((False, True), repeat=2):
+        networks = [network.train(training) for network in (clip, shipped, plain)]
+        with torch.set_grad_enabled(gradients):
+            output, expected, untouched = (network(*batch) for network in networks)
+        assert torch.equal(output, expected)
+        assert not torch.equal(output, untouched)
 
 
 def test_every_target_learns_through_its_rounding(clip: Clip, batch: tuple[Tensor, Tensor]) -> None:

@@ -2,10 +2,12 @@
 
 import copy
 import random
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from test_targets import model_with
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
@@ -32,7 +34,14 @@ GRIDS = [
         for scale in (Scale.ABSMAX, Scale.MSE, Scale.HQQ)
     ),
 ]
-every_grid = pytest.mark.parametrize("grid", GRIDS, ids=str)
+
+FEW = [
+    Grid(2),
+    Grid(8, Granularity.TENSOR),
+    Grid(4, Granularity.GROUP, 16),
+    Grid(3, scale=Scale.MSE),
+    Grid(3, Granularity.GROUP, 16, symmetric=False, scale_dtype=ScaleDtype.FLOAT16),
+]
 
 
 class Attention(nn.Module):
@@ -55,7 +64,7 @@ def _vit():
 
 
 def _attention():
-    return Attention(), {"pretrained_cfg": {"classifier": "head"}}, torch.randn(4, 5, 32)
+    return Attention(), model_with("head"), torch.randn(4, 5, 32)
 
 
 NETWORKS = {"vit": _vit, "attention": _attention}
@@ -68,6 +77,12 @@ def made(request):
     return NETWORKS[request.param]()
 
 
+@pytest.fixture
+def grids(made):
+    """All of them for the small network, one of each kind for the larger one."""
+    return GRIDS if isinstance(made[0], Attention) else FEW
+
+
 def _post_training(network, model, grid):
     """The network as it is shipped: quantized codes, loaded into plain weights."""
     state = network.state_dict()
@@ -78,51 +93,62 @@ def _post_training(network, model, grid):
     return shipped
 
 
-@every_grid
-@pytest.mark.parametrize("training", [False, True])
-def test_the_number_trained_is_the_number_shipped(made, grid, training):
+def _same_forward(made, grid, *, training):
     network, model, batch = made
+    network = copy.deepcopy(network)
     shipped = _post_training(network, model, grid).train(training)
     plain = network.train(training)(batch)
     prepare(network, model, grid)
-    assert torch.equal(network(batch), shipped(batch))
-    assert not torch.equal(network(batch), plain)
+    assert torch.equal(network(batch), shipped(batch)), grid
+    assert not torch.equal(network(batch), plain), grid
     with torch.no_grad():
-        assert torch.equal(network(batch), shipped(batch))
+        assert torch.equal(network(batch), shipped(batch)), grid
 
 
-@every_grid
-def test_every_target_and_nothing_else_is_shown_on_its_grid(made, grid):
-    network, model, _ = made
-    before = {name: tensor.clone() for name, tensor in network.named_parameters()}
-    targets = of_network(network, model)
-    prepare(network, model, grid)
-    wrapped = []
-    for name, value in before.items():
-        module, attribute = network.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
-        shown = getattr(module, attribute)
-        expected = fake_quantize(value, grid) if name in targets else value
-        assert torch.equal(shown, expected)
-        if parametrize.is_parametrized(module, attribute):
-            wrapped.append(name)
-    assert sorted(wrapped) == sorted(targets)
+def test_the_number_trained_is_the_number_shipped(made, grids):
+    for place, grid in enumerate(grids):
+        _same_forward(made, grid, training=place % 2 == 0)
 
 
-@every_grid
-def test_the_gradient_passes_straight_through_every_weight(grid):
-    weight = torch.randn(6, 32) * torch.logspace(-9, 3, 6)[:, None]
-    layer = nn.Linear(32, 6)
-    layer.weight.data.copy_(weight)
-    prepare(layer, {"pretrained_cfg": {"classifier": "none"}}, grid)
-    upstream = torch.randn(6, 32)
-    (layer.weight * upstream).sum().backward()
-    assert torch.equal(layer.parametrizations.weight.original.grad, upstream)
+@pytest.mark.slow
+def test_the_number_trained_is_the_number_shipped_on_every_grid_in_either_mode(made):
+    for grid, training in product(GRIDS, (False, True)):
+        _same_forward(made, grid, training=training)
+
+
+def test_every_target_and_nothing_else_is_shown_on_its_grid(made, grids):
+    original, model, _ = made
+    targets = of_network(original, model)
+    for grid in grids:
+        network = copy.deepcopy(original)
+        before = {name: tensor.clone() for name, tensor in network.named_parameters()}
+        prepare(network, model, grid)
+        wrapped = []
+        for name, value in before.items():
+            place, _, attribute = name.rpartition(".")
+            module = network.get_submodule(place)
+            expected = fake_quantize(value, grid) if name in targets else value
+            assert torch.equal(getattr(module, attribute), expected), grid
+            if parametrize.is_parametrized(module, attribute):
+                wrapped.append(name)
+        assert sorted(wrapped) == sorted(targets)
+
+
+def test_the_gradient_passes_straight_through_every_weight():
+    for grid in GRIDS:
+        weight = torch.randn(6, 32) * torch.logspace(-9, 3, 6)[:, None]
+        layer = nn.Linear(32, 6)
+        layer.weight.data.copy_(weight)
+        prepare(layer, model_with("none"), grid)
+        upstream = torch.randn(6, 32)
+        (layer.weight * upstream).sum().backward()
+        assert torch.equal(layer.parametrizations.weight.original.grad, upstream), grid
 
 
 def test_a_weight_whose_code_is_clamped_has_its_gradient_too():
     layer = nn.Linear(32, 6)
     latent = layer.weight.detach().clone()
-    prepare(layer, {"pretrained_cfg": {"classifier": "none"}}, Grid(2, scale=Scale.MSE))
+    prepare(layer, model_with("none"), Grid(2, scale=Scale.MSE))
     assert (layer.weight.abs().amax(1) < latent.abs().amax(1)).all()
     upstream = torch.randn(6, 32)
     (layer.weight * upstream).sum().backward()
@@ -140,12 +166,12 @@ def test_the_gradient_of_a_network_is_that_at_its_quantized_weights(made):
         assert torch.equal(parameter.grad, theirs[plain_name(name)].grad)
 
 
-@every_grid
-def test_wrapping_and_stripping_leaves_the_network_as_it_was(made, grid):
+def test_wrapping_and_stripping_leaves_the_network_as_it_was(made):
     network, model, batch = made
     before = copy.deepcopy(network)
-    prepare(network, model, grid)
-    strip(network)
+    for grid in GRIDS:  # one after the other, on one network
+        prepare(network, model, grid)
+        strip(network)
     ours, theirs = network.state_dict(), before.state_dict()
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -228,7 +254,7 @@ def test_after_a_fault_inside_float_forward_weights_are_quantized_again(made):
 
 def test_the_scale_follows_the_weights():
     layer = nn.Linear(16, 4)
-    prepare(layer, {"pretrained_cfg": {"classifier": "none"}}, Grid(3))
+    prepare(layer, model_with("none"), Grid(3))
     before = layer.weight.detach().clone()
     with torch.no_grad():
         layer.parametrizations.weight.original.mul_(2)
@@ -248,7 +274,7 @@ class Tied(nn.Module):
 
 
 def test_a_module_in_two_places_is_quantized_once_and_shipped_in_both():
-    network, model = Tied(), {"pretrained_cfg": {"classifier": "none"}}
+    network, model = Tied(), model_with("none")
     batch = torch.randn(3, 16)
     shipped = _post_training(network, model, Grid(3))
     prepare(network, model, Grid(3))

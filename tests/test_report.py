@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import call
 from samples import TASKS, grid_lines, text, written
 
-from qvec_cli.report.heatmap import signed
+from qvec_cli.report.canvas import signed
 from qvec_cli.report.page import Page, Section, Table, embedded, inline, page
 from qvec_cli.results.matrix import lines_of, parse
 from qvec_cli.results.summary import summarise
@@ -50,24 +53,63 @@ class Reader(HTMLParser):
             self.words.append(data)
 
 
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of results, written once; tests only read them."""
+    folder = tmp_path_factory.mktemp("results")
+    written(folder)
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    written(tmp_path)
+    for path in results.iterdir():
+        (tmp_path / path.name).symlink_to(path)
     return tmp_path
 
 
-def made(folder: Path, *files: str) -> tuple[str, Reader]:
-    call("report", *files, "-o", "r.html", "--force")
-    content = (folder / "r.html").read_text(encoding="utf-8")
-    return content, Reader(content)
+@dataclass(frozen=True)
+class Made:
+    """A page, and what its command printed."""
+
+    content: str
+    facts: Any
+
+    @property
+    def reader(self) -> Reader:
+        return Reader(self.content)
 
 
-ALL = ("g.jsonl", "sweep1.json", "sweep_w2.json", "q1.json", "q2.json", "own_qat.json", "fp.json")
+def made(folder: Path, *files: str) -> Made:
+    with contextlib.chdir(folder):
+        facts = call("report", *files, "-o", "r.html", "--force", "--json").json
+        content = (folder / "r.html").read_bytes()
+        (folder / "r.html").unlink()
+    assert facts["results"]["bytes"] == len(content)
+    return Made(content.decode(), facts)
 
 
-def test_the_page_loads_nothing_and_runs_nothing(folder: Path) -> None:
-    content, page_ = made(folder, *ALL)
+@pytest.fixture(scope="module")
+def grid_page(results: Path) -> Made:
+    """Of a grid alone."""
+    return made(results, "g.jsonl")
+
+
+@pytest.fixture(scope="module")
+def whole_page(results: Path) -> Made:
+    """Of files of most kinds."""
+    return made(results, *ALL)
+
+
+ALL = (
+    *("g.jsonl", "sweep1.json", "sweep2.json", "sweep_w2.json", "q1.json", "q2.json"),
+    *("own_qat.json", "fp.json", "run_cars.json", "ways.json", "agreed.json", "judged.json"),
+)
+
+
+def test_the_page_loads_nothing_and_runs_nothing(whole_page: Made) -> None:
+    content, page_ = whole_page.content, whole_page.reader
     assert "http:" not in content
     assert "https:" not in content
     scripts = [attrs for tag, attrs in page_.tags if tag == "script"]
@@ -82,8 +124,8 @@ def test_the_page_loads_nothing_and_runs_nothing(folder: Path) -> None:
     assert policy == "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def test_every_number_of_the_grid_stands_in_the_tables(folder: Path) -> None:
-    words = " ".join(made(folder, "g.jsonl")[1].words)
+def test_every_number_of_the_grid_stands_in_the_tables(grid_page: Made) -> None:
+    words = " ".join(grid_page.reader.words)
     for line in grid_lines()[1:]:
         scores = [row["test"] for row in line.get("baselines", {}).values()]
         scores += [row["test"] for row in line.get("fixed", [])]
@@ -97,34 +139,37 @@ def test_every_number_of_the_grid_stands_in_the_tables(folder: Path) -> None:
             assert all(f"{value:.4f}" in words for value in row)
 
 
-def test_the_page_tells_what_transfer_tells(folder: Path) -> None:
+def test_the_page_tells_what_transfer_tells(grid_page: Made) -> None:
     facts = summarise(parse(lines_of(text(grid_lines()), "g")))
-    words = made(folder, "g.jsonl")[1].words
+    words = grid_page.reader.words
     found = facts["ways"]["lambda 1"]
-    assert words[words.index("λ = 1") + 1] == signed(100 * found["mean"], decimal=True)
+    assert words[words.index("λ = 1") + 1] == signed(100 * found["mean"])
     assert f"{found['gap_closed']['share']:.0%}" in words
     assert {"null random, λ = 1", "own vector, λ = 1", "λ best on test"} <= set(words)
 
 
-def test_the_json_in_the_page_is_what_it_was_drawn_from(folder: Path) -> None:
-    data = json.loads("".join(made(folder, *ALL)[1].scripts))
+def test_the_json_in_the_page_is_what_it_was_drawn_from(whole_page: Made, results: Path) -> None:
+    data = json.loads("".join(whole_page.reader.scripts))
     assert [file["path"] for file in data["files"]] == list(ALL)
     assert data["files"][0]["content"] == grid_lines()
-    assert data["files"][3]["content"] == json.loads((folder / "q1.json").read_text())
+    for file in data["files"][1:]:
+        assert file["content"] == json.loads((results / file["path"]).read_text())
 
 
-def test_ids_are_one_each_and_references_lead_somewhere(folder: Path) -> None:
-    content, page_ = made(folder, *ALL)
+def test_ids_are_one_each_and_references_lead_somewhere(whole_page: Made) -> None:
+    content, page_ = whole_page.content, whole_page.reader
     ids = [attrs["id"] for _, attrs in page_.tags if attrs.get("id")]
     assert len(ids) == len(set(ids))
     targets = {str(attrs["href"])[1:] for _, attrs in page_.tags if attrs.get("href")}
     targets |= set(re.findall(r"url\(#([^)]+)\)", content))
     assert targets <= set(ids)
-    assert len([tag for tag, _ in page_.tags if tag == "svg"]) == 6
+    pictures = len([tag for tag, _ in page_.tags if tag == "svg"])
+    assert pictures == whole_page.facts["results"]["figures"]
+    assert pictures == 2 + 2 + 2 + 1 + 1  # grid, sweeps on two grids, by agreement, layers, bars
 
 
-def test_what_each_number_used_stands_beside_it(folder: Path) -> None:
-    words = " ".join(made(folder, "g.jsonl")[1].words)
+def test_what_each_number_used_stands_beside_it(grid_page: Made) -> None:
+    words = " ".join(grid_page.reader.words)
     assert "own QAT (its labels)" in words
     assert "vector, λ = 1 (no receiver data)" in words
     assert "vector, λ chosen on validation (its labels)" in words
@@ -135,13 +180,12 @@ HOSTILE = '<script>alert("1")</script>'
 MORE = ("</script><!--", "]]>&lt;<b>", '" onload="x', "{{ 7 * 7 }}", "\u2028\x00")
 
 
-@pytest.mark.parametrize("name", [HOSTILE, *MORE])
-def test_a_hostile_name_is_text(name: str, tmp_path: Path) -> None:
+def test_hostile_names_are_text(tmp_path: Path) -> None:
+    names = (HOSTILE, *MORE)
     grid = tmp_path / "g.jsonl"
-    grid.write_text(text(grid_lines(receivers=(name, "b"), donors=(name,))))
-    call("report", grid, "-o", tmp_path / "r.html", "--title", name)
-    content = (tmp_path / "r.html").read_text(encoding="utf-8")
-    page_ = Reader(content)
+    grid.write_text(text(grid_lines(receivers=(*names, "b"), donors=names[:1])))
+    call("report", grid, "-o", tmp_path / "r.html", "--title", HOSTILE)
+    page_ = Reader((tmp_path / "r.html").read_text(encoding="utf-8"))
     assert [attrs for tag, attrs in page_.tags if tag == "script"] == [
         {"type": "application/json", "id": "data"}
     ]
@@ -149,9 +193,8 @@ def test_a_hostile_name_is_text(name: str, tmp_path: Path) -> None:
     assert not any("onload" in attrs for _, attrs in page_.tags)
     assert "49" not in page_.words
     data = json.loads("".join(page_.scripts))
-    assert name in data["files"][0]["content"][0]["receivers"]
-    if "\x00" not in name:
-        assert name in page_.words
+    assert {*names} <= {*data["files"][0]["content"][0]["receivers"]}
+    assert {name for name in names if "\x00" not in name} <= {*page_.words}
 
 
 def test_a_script_element_can_hold_any_json() -> None:
@@ -161,67 +204,49 @@ def test_a_script_element_can_hold_any_json() -> None:
     assert not set("<>&\u2028") & set(text_)
 
 
-def test_pages_follow_light_and_dark_and_print_without_either(folder: Path) -> None:
-    content, _ = made(folder, "g.jsonl")
-    assert "@media (prefers-color-scheme: dark)" in content
-    assert '<meta name="color-scheme" content="light dark">' in content
-    assert "@media print" in content
-    assert ".card { background: #ffffff" in content  # figures have dark ink in either
+def test_pages_follow_light_and_dark_and_print_without_either(grid_page: Made) -> None:
+    assert "@media (prefers-color-scheme: dark)" in grid_page.content
+    assert '<meta name="color-scheme" content="light dark">' in grid_page.content
+    assert "@media print" in grid_page.content
+    assert ".card { background: #ffffff" in grid_page.content  # figures have dark ink in either
 
 
-def test_the_same_files_give_the_same_page(folder: Path) -> None:
-    assert made(folder, *ALL)[0] == made(folder, *ALL)[0]
+def test_the_same_files_give_the_same_page(grid_page: Made, results: Path) -> None:
+    assert made(results, "g.jsonl").content == grid_page.content
 
 
-def test_a_figure_that_lacks_something_is_told_and_the_others_are_there(folder: Path) -> None:
-    _, page_ = made(folder, "uncosted.jsonl")
+def test_a_figure_that_lacks_something_is_told_and_the_others_are_there(results: Path) -> None:
+    page_ = made(results, "uncosted.jsonl").reader
     words = " ".join(page_.words)
     assert "Not drawn: what the QAT of receiver cars costs is not known." in words
-    assert len([tag for tag, _ in page_.tags if tag == "svg"]) == 2
+    assert len([tag for tag, _ in page_.tags if tag == "svg"]) == 1
 
 
-def test_sweeps_on_two_grids_are_two_figures(folder: Path) -> None:
-    _, page_ = made(folder, "sweep1.json", "sweep2.json", "sweep_w2.json")
-    assert len([tag for tag, _ in page_.tags if tag == "svg"]) == 2
+def test_every_kind_of_file_makes_a_page(results: Path) -> None:
+    for file in ("sweep1.json", "q1.json", "own_qat.json", "run_cars.json", "ways.json"):
+        page_ = made(results, file)
+        assert page_.facts["command"] == "report"
+        assert page_.facts["results"]["tables"] > 0
+        assert page_.reader.words
 
 
-@pytest.mark.parametrize("file", ["sweep1.json", "q1.json", "own_qat.json", "run_cars.json"])
-def test_every_kind_of_file_makes_a_page(file: str, folder: Path) -> None:
-    done = call("report", file, "-o", "r.html", "--json").json
-    assert done["command"] == "report"
-    assert done["results"]["tables"] > 0
-    assert done["results"]["bytes"] == (folder / "r.html").stat().st_size
-    Reader((folder / "r.html").read_text())
-
-
-def test_pictures_are_told_to_those_who_do_not_see_them(folder: Path) -> None:
-    _, page_ = made(folder, "g.jsonl")
-    labels = [attrs.get("aria-label") for _, attrs in page_.tags if attrs.get("role") == "img"]
-    assert len(labels) == 3
+def test_pictures_are_told_to_those_who_do_not_see_them(grid_page: Made) -> None:
+    tags = grid_page.reader.tags
+    labels = [attrs.get("aria-label") for _, attrs in tags if attrs.get("role") == "img"]
+    assert len(labels) == 2
     assert all(label and len(label) > 40 for label in labels)
 
 
-@pytest.mark.parametrize(
-    ("files", "grids"),
-    [
-        (("g.jsonl", "g2.jsonl"), [("3-bit channel absmax", 2)]),
-        (
-            ("g.jsonl", "two_bits.jsonl", "g2.jsonl"),
-            [("3-bit channel absmax", 2), ("2-bit channel absmax", 1)],
-        ),
-    ],
-)
-def test_seeds_of_a_grid_share_a_section_and_another_grid_has_its_own(
-    files: tuple[str, ...], grids: list[tuple[str, int]], folder: Path
-) -> None:
-    done = call("report", *files, "-o", "r.html", "--json").json["results"]
+def test_seeds_of_a_grid_share_a_section_and_another_grid_has_its_own(folder: Path) -> None:
+    grids = [("3-bit channel absmax", 2), ("2-bit channel absmax", 1)]
+    files = ("g.jsonl", "two_bits.jsonl", "g2.jsonl")
+    printed = call("report", *files, "-o", "r.html", "--metrics", "r.json").out
+    done = json.loads((folder / "r.json").read_text())["results"]
     assert [(grid["grid"], grid["runs"]) for grid in done["grids"]] == grids
     assert done["sections"][:-1] == [f"Transfer, {grid}" for grid, _ in grids]
-    (folder / "r.html").unlink()
-    told = call("report", *files, "-o", "r.html").out
     for grid, runs in grids:
         many = f", {runs} runs" if runs > 1 else ""
-        assert f"\n{grid}, 3 receivers{many}\n" in told
+        assert f"\n{grid}, 3 receivers{many}\n" in printed
 
 
 REFUSALS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -233,17 +258,16 @@ REFUSALS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSALS)
-def test_what_makes_no_page_is_refused_in_one_line(name: str, folder: Path) -> None:
+def test_what_makes_no_page_is_refused_in_one_line(folder: Path) -> None:
     (folder / "words.html").write_text("old")
     (folder / "g.html").write_text(text(grid_lines()))
-    message, args = REFUSALS[name]
-    done = call("report", *args, code=None)
-    assert done.code in {1, 2}
-    assert len(done.errors) == 1
-    assert message in done.errors[0]
-    assert not (folder / "r.html").exists()
-    assert (folder / "words.html").read_text() == "old"
+    for name, (message, args) in REFUSALS.items():
+        done = call("report", *args, code=None)
+        assert done.code in {1, 2}, name
+        assert len(done.errors) == 1, name
+        assert message in done.errors[0], name
+        assert not (folder / "r.html").exists(), name
+        assert (folder / "words.html").read_text() == "old", name
 
 
 def test_a_page_can_go_down_a_pipe(folder: Path) -> None:
@@ -282,14 +306,18 @@ def test_a_page_of_nothing_but_words_is_a_page() -> None:
     assert "nav" not in {tag for tag, _ in reader.tags}  # for one section
 
 
-def test_every_task_has_its_row(folder: Path) -> None:
-    _, page_ = made(folder, "g.jsonl")
-    assert all(page_.words.count(task) > 2 for task in TASKS[:3])
+def test_every_task_has_its_row(grid_page: Made) -> None:
+    words = grid_page.reader.words
+    assert all(words.count(task) > 2 for task in TASKS[:3])
 
 
-def test_lambda_by_agreement_has_its_tables(folder: Path) -> None:
-    call("report", "agreed.json", "judged.json", "judged.jsonl", "-o", "r.html")
-    words = " ".join(Reader((folder / "r.html").read_text()).words)
+def test_a_table_of_ways_has_every_number(whole_page: Made) -> None:
+    words = whole_page.reader.words
+    assert {"Ways to low bits", "another grid", "calibrated", "0.8000", "proxy_images"} <= {*words}
+
+
+def test_lambda_by_agreement_has_its_tables(results: Path) -> None:
+    words = " ".join(made(results, "agreed.json", "judged.json", "judged.jsonl").reader.words)
     for told in (
         "Sweeps without labels",
         "λ by agreement",
@@ -298,6 +326,6 @@ def test_lambda_by_agreement_has_its_tables(folder: Path) -> None:
         "2 sweeps without labels",
     ):
         assert told in words
-    for row in json.loads((folder / "agreed.json").read_text())["results"]["donors"]:
+    for row in json.loads((results / "agreed.json").read_text())["results"]["donors"]:
         assert f"{100 * row['score']['removed']:.1f}" in words
         assert f"{row['curve'][0]['distance']:.5g} ± 0.02" in words

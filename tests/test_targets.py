@@ -6,6 +6,7 @@ from torch import nn
 
 from qvec_cli.errors import MismatchError
 from qvec_cli.model.build import NetworkOptions, create
+from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import (
     HEADS,
     classifiers,
@@ -15,6 +16,11 @@ from qvec_cli.model.targets import (
     of_network,
     of_outline,
 )
+
+
+def model_with(classifier=None):
+    """The configuration of no network of timm's, whose classifier has a name or several."""
+    return Model("none", 3, {}, {"classifier": classifier})
 
 
 def _network(name):
@@ -64,24 +70,17 @@ class Attention(nn.Module):
 def test_the_fused_projection_of_an_attention_counts():
     network = Attention()
     expected = ("attn.in_proj_weight", "attn.out_proj.weight")
-    assert of_network(network, {}) == expected
+    assert of_network(network, None) == expected
     shapes = {n: s for n, s in _shapes(network).items() if not n.startswith("table")}
     assert of_outline(shapes, None) == expected
 
 
-@pytest.mark.parametrize(
-    ("widths", "parts"),
-    [
-        ({}, ("in_proj_weight",)),
-        ({"kdim": 6}, ("q_proj_weight", "k_proj_weight", "v_proj_weight")),
-        ({"vdim": 6}, ("q_proj_weight", "k_proj_weight", "v_proj_weight")),
-    ],
-    ids=str,
-)
-def test_an_attention_has_its_projections_fused_or_each_of_its_own(widths, parts):
-    network = nn.MultiheadAttention(8, 2, **widths)
-    assert of_network(network, {}) == (*parts, "out_proj.weight")
-    assert of_outline(_shapes(network), None) == (*parts, "out_proj.weight")
+def test_an_attention_has_its_projections_fused_or_each_of_its_own():
+    three = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+    for widths, parts in (({}, ("in_proj_weight",)), ({"kdim": 6}, three), ({"vdim": 6}, three)):
+        network = nn.MultiheadAttention(8, 2, **widths)
+        assert of_network(network, None) == (*parts, "out_proj.weight")
+        assert of_outline(_shapes(network), None) == (*parts, "out_proj.weight")
 
 
 class Tied(nn.Module):
@@ -95,47 +94,45 @@ class Tied(nn.Module):
 
 def test_a_weight_under_two_names_is_a_target_under_both():
     network = Tied()
-    assert set(of_network(network, {})) == {"first.weight", "second.weight"}
+    assert set(of_network(network, None)) == {"first.weight", "second.weight"}
     assert of_outline(_shapes(network), None) == ("first.weight", "second.weight")
 
 
 def test_a_network_that_is_one_matrix_has_it_as_target():
-    assert of_network(nn.Linear(3, 4), {}) == ("weight",)
+    assert of_network(nn.Linear(3, 4), None) == ("weight",)
     assert of_outline({"weight": (4, 3), "bias": (4,)}, None) == ("weight",)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("patch_embed.proj.weight", "conv.weight"),
-        *("pos_embed", "cls_token", "embed.weight", "embeddings.weight", "token_embedding.weight"),
-        *("word_embeddings.weight", "position_embeddings.weight"),
-        *("attn.relative_position_bias_table", "attn.relative_position_bias.weight"),
-        *("attn.attention_biases", "norm.weight", "bias"),
-        *("head.weight", "head_dist.weight", "head.fc.weight", "classifier.weight"),
-    ],
+NOT_LINEAR = (
+    *("patch_embed.proj.weight", "conv.weight"),
+    *("pos_embed", "cls_token", "embed.weight", "embeddings.weight", "token_embedding.weight"),
+    *("word_embeddings.weight", "position_embeddings.weight"),
+    *("attn.relative_position_bias_table", "attn.relative_position_bias.weight"),
+    *("attn.attention_biases", "norm.weight", "bias"),
+    *("head.weight", "head_dist.weight", "head.fc.weight", "classifier.weight"),
 )
-def test_the_outline_leaves_out_what_is_no_linear_weight(name):
-    shape = (8, 3, 2, 2) if name in ("patch_embed.proj.weight", "conv.weight") else (8, 6)
-    assert of_outline({name: shape, "fc1.weight": (4, 6)}, None) == ("fc1.weight",)
 
 
-@pytest.mark.parametrize("shape", [(), (6,), (2, 3, 4), (8, 3, 2, 2), (0, 6), (6, 0)])
-def test_only_matrices_with_elements_are_targets(shape):
-    assert of_outline({"fc1.weight": shape}, None) == ()
+def test_the_outline_leaves_out_what_is_no_linear_weight():
+    for name in NOT_LINEAR:
+        shape = (8, 3, 2, 2) if name in ("patch_embed.proj.weight", "conv.weight") else (8, 6)
+        assert of_outline({name: shape, "fc1.weight": (4, 6)}, None) == ("fc1.weight",), name
+
+
+def test_only_matrices_with_elements_are_targets():
+    for shape in ((), (6,), (2, 3, 4), (8, 3, 2, 2), (0, 6), (6, 0)):
+        assert of_outline({"fc1.weight": shape}, None) == (), shape
 
 
 def test_heads_are_told_by_the_configuration_or_by_the_usual_names():
-    assert classifiers(None) == classifiers({}) == classifiers({"pretrained_cfg": {}}) == HEADS
-    assert classifiers({"pretrained_cfg": {"classifier": "fc"}}) == ("fc",)
-    for two in (["head", "head_dist"], ("head", "head_dist")):
-        assert classifiers({"pretrained_cfg": {"classifier": two}}) == ("head", "head_dist")
+    assert classifiers(None) == classifiers(model_with()) == HEADS
+    assert classifiers(model_with("fc")) == ("fc",)
+    assert classifiers(model_with(["head", "head_dist"])) == ("head", "head_dist")
 
 
 def test_the_head_is_its_weight_and_bias_and_nothing_that_only_begins_alike():
     names = ("head.weight", "head.bias", "head.norm.weight", "head_norm.weight", "xhead.weight")
-    model = {"pretrained_cfg": {"classifier": "head"}}
-    assert head_tensors(names, model) == ("head.weight", "head.bias")
+    assert head_tensors(names, model_with("head")) == ("head.weight", "head.bias")
 
 
 def test_a_module_that_is_skipped_is_not_visited():
@@ -152,21 +149,17 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("patterns", "chosen"),
-    [
-        (["blocks.*"], ("blocks.0.fc1.weight", "blocks.1.fc1.weight")),
-        (["blocks.1.*", "blocks.*"], ("blocks.1.fc1.weight", "blocks.0.fc1.weight")),
-        (["head.weight"], ("head.weight",)),
-        (["blocks.[0-1].fc?.weight", "*.weight"], tuple(n for n in SHAPES if "weight" in n)),
-        ([], ()),
-    ],
-)
-def test_globs_choose_matrices_each_once(patterns, chosen):
-    assert matching(patterns, SHAPES) == chosen
+def test_globs_choose_matrices_each_once():
+    first, second = "blocks.0.fc1.weight", "blocks.1.fc1.weight"
+    assert matching(["blocks.*"], SHAPES) == (first, second)
+    assert matching(["blocks.1.*", "blocks.*"], SHAPES) == (second, first)
+    assert matching(["head.weight"], SHAPES) == ("head.weight",)
+    every = ["blocks.[0-1].fc?.weight", "*.weight"]
+    assert matching(every, SHAPES) == (first, second, "head.weight")
+    assert matching([], SHAPES) == ()
 
 
-@pytest.mark.parametrize("pattern", ["blocks.9.*", "*.bias", "BLOCKS.*", "", "fc1.weight"])
-def test_a_glob_that_matches_no_matrix_is_refused(pattern):
-    with pytest.raises(MismatchError, match="--targets"):
-        matching(["head.weight", pattern], SHAPES)
+def test_a_glob_that_matches_no_matrix_is_refused():
+    for pattern in ("blocks.9.*", "*.bias", "BLOCKS.*", "", "fc1.weight"):
+        with pytest.raises(MismatchError, match="--targets"):
+            matching(["head.weight", pattern], SHAPES)

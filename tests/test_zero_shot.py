@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import ModuleType
 
 import pytest
 from conftest import call
-from test_studies import EXAMPLES, Study, words
+from test_studies import EXAMPLES, Study, require_known_flags, words
 
 from qvec_cli.results.records import Score
 from qvec_cli.transfer.grid_file import read_grid_file
@@ -84,10 +85,7 @@ def test_the_pictures_of_others_are_links_to_strangers(name: str, tmp_path: Path
 
 
 def test_every_flag_is_one_of_its_command(planned) -> None:  # type: ignore[no-untyped-def]
-    typed = {(command, word) for command, *line in planned for word in line if word[:2] == "--"}
-    helps = {command: call(command, "--help").out for command, _ in typed}
-    for command, flag in typed:
-        assert re.search(rf"{flag}\b", helps[command]), (command, flag)
+    require_known_flags(planned)
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -126,9 +124,9 @@ GAPS = {"a": [0.4, 0.2], "b": [0.1, 0.1]}  # own QAT above rounding, of two seed
 
 def cells(table: ModuleType, share: float) -> list[object]:
     """What a way gives that closes a share of each receiver's gap; 1,000 images, rounding .5."""
-    plain = Score(1000, 500)
+    plain = Score.of(1000, 500)
     return [
-        table.Cell(name, plain, Score(1000, 500 + round(1000 * share * gap)))
+        table.Cell(name, plain, Score.of(1000, 500 + round(1000 * share * gap)))
         for name, gaps in GAPS.items()
         for gap in gaps
     ]
@@ -150,9 +148,9 @@ def test_a_row_closes_the_share_of_the_gap_that_each_cell_does(
 
 
 def test_a_cell_is_worse_by_more_than_a_standard_error_only(table: ModuleType) -> None:
-    plain = Score(100, 50)  # the error of a difference is 7.07 points
-    assert not table.Cell("a", plain, Score(100, 43)).worse
-    assert table.Cell("a", plain, Score(100, 42)).worse
+    plain = Score.of(100, 50)  # the error of a difference is 7.07 points
+    assert not table.Cell("a", plain, Score.of(100, 43)).worse
+    assert table.Cell("a", plain, Score.of(100, 42)).worse
 
 
 def candidate(name: str, bits: float, correct: int, granularity: str = "channel") -> dict:  # type: ignore[type-arg]
@@ -208,6 +206,31 @@ def test_a_rules_row_has_each_receivers_chosen_vector_against_its_own_rounding(
     assert [cell.gain for cell in ties.cells] == pytest.approx([0.1, 0.2])
     assert [cell.gain for cell in dare.cells] == pytest.approx([0.0, -0.2])
     assert [cell.worse for cell in dare.cells] == [False, True]
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_kept_document_is_the_kept_table_and_bars_are_drawn_from_it(
+    study: str, table: ModuleType, tmp_path: Path
+) -> None:
+    kept = EXAMPLES / study / "results"
+    document = json.loads((kept / "zero_shot.json").read_text())
+    assert document == table.document(kept / "zero_shot.txt", document["title"])
+    printed = (kept / "zero_shot.txt").read_text()
+    for grid in document["tables"]:
+        assert grid["title"] in printed
+        for row in grid["ways"]:
+            assert f"{row['way']}\t{row['top1']:.4f}\t{row['gap_closed']:.0%}\t" in printed
+    assert len(re.findall(r"\t0\.\d{4}\t", printed)) == sum(
+        len(t["ways"]) for t in document["tables"]
+    )
+    call("plot", kept / "zero_shot.json", "-o", tmp_path / "bars.svg")
+    sizes = [
+        re.search(r'viewBox="[^"]+"', path.read_text())
+        for path in (tmp_path / "bars.svg", kept / "bars.svg")
+    ]
+    assert sizes[0]
+    assert sizes[1]
+    assert sizes[0][0] == sizes[1][0]
 
 
 @pytest.mark.parametrize("study", STUDIES)

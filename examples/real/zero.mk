@@ -21,6 +21,8 @@ zero-shot:
 	qvec plot $(OUT)/zero/absmax/grid.jsonl --figure plane -o $(RESULTS)/zero_plane.svg --force
 	python ../tiny/zero_shot.py $(OUT) $(ZERO) > $(OUT)/zero.txt
 	mv $(OUT)/zero.txt $(RESULTS)/zero_shot.txt
+	python ../tiny/zero_shot.py --document $(RESULTS)/zero_shot.txt "A pretrained ViT-S in 3 bits, mean of seven tasks" > $(RESULTS)/zero_shot.json
+	qvec plot $(RESULTS)/zero_shot.json -o $(RESULTS)/bars.svg --force
 	@cat $(RESULTS)/zero_shot.txt
 
 zero: $(foreach g,$(ZERO),$(OUT)/zero/$(g)/grid.jsonl $(TASKS:%=$(OUT)/zero/$(g)/%_advise.json))

@@ -21,9 +21,9 @@ def read(path: Path) -> dict[str, Any]:
 
 def without_images(out: Path, receivers: list[str]) -> list[list[str]]:
     """A row for each grid that ``quantize --compare`` has tried."""
-    found = [read(out / f"{receiver}_grids.json")["results"] for receiver in receivers]
-    rows = [["float, not quantized", "32", "none", *(f"{f['fp']['top1']:.3f}" for f in found)]]
-    for same in zip(*(f["compared"] for f in found), strict=True):
+    documents = [read(out / f"{receiver}_grids.json")["results"] for receiver in receivers]
+    rows = [["float, not quantized", "32", "none", *(f"{f['fp']['top1']:.3f}" for f in documents)]]
+    for same in zip(*(f["compared"] for f in documents), strict=True):
         cost = f"{same[0]['bits_per_weight']:.3f}"
         rows.append([same[0]["name"], cost, "none", *(f"{r['test']['top1']:.3f}" for r in same)])
     return rows
@@ -31,12 +31,12 @@ def without_images(out: Path, receivers: list[str]) -> list[list[str]]:
 
 def with_images(out: Path, receivers: list[str], way: str, whose: str) -> list[str]:
     """The row of one method that has seen images."""
-    found = [read(out / f"{receiver}_{way}_by_{whose}.json") for receiver in receivers]
-    (use,) = {document["data_use"]["level"] for document in found}
-    grid = found[0]["results"]["grid"]
+    documents = [read(out / f"{receiver}_{way}_by_{whose}.json") for receiver in receivers]
+    (use,) = {document["data_use"]["level"] for document in documents}
+    grid = documents[0]["results"]["grid"]
     kind = "" if grid["symmetric"] else " asymmetric"
     name = f"{way.split('_', maxsplit=1)[0]} on {grid['scale']}{kind}, images of {whose}"
-    return [name, "", use, *(f"{document['results']['top1']:.3f}" for document in found)]
+    return [name, "", use, *(f"{document['results']['top1']:.3f}" for document in documents)]
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ study:
 	@$(MAKE) -f study.mk --no-print-directory --jobs=2 --output-sync=target all
 	@mkdir -p $(RESULTS)
 	$(foreach g,$(GRIDS),qvec plot $(call runs,$(g)) -o $(RESULTS)/heatmap_$(g).svg --force &&) true
-	$(foreach f,curve plane,qvec plot $(call runs,$(firstword $(GRIDS))) --figure $(f) -o $(RESULTS)/$(f).svg --force &&) true
+	qvec plot $(call runs,$(firstword $(GRIDS))) --figure plane -o $(RESULTS)/plane.svg --force
 	qvec report $(RUNS) -o $(OUT)/report.html --force > $(RESULTS)/table.txt
 	@cat $(RESULTS)/table.txt
 

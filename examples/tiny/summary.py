@@ -65,7 +65,7 @@ def summary(out: Path, receiver: str, donors: list[str], bits: int) -> dict[str,
     }
 
 
-def table(found: dict[str, dict[str, Any]], bits: int, scales: list[str]) -> list[str]:
+def table(receivers: dict[str, dict[str, Any]], bits: int, scales: list[str]) -> list[str]:
     """The pairs, a line each, between what the receiver has without a donor and its own QAT."""
     grid, other = scales
     lines = [f"top-1 on test; all but 'float' at {bits} bits, all but 'RTN {other}' on {grid}"]
@@ -73,7 +73,7 @@ def table(found: dict[str, dict[str, Any]], bits: int, scales: list[str]) -> lis
         f"{'receiver':<10}{'donor':<10}{'float':>7}{f'RTN {other}':>14}{f'RTN {grid}':>14}"
         f"{'lambda 1':>10}{'lambda*':>9}{'(at)':>6}{'own QAT':>9}"
     )
-    for receiver, facts in found.items():
+    for receiver, facts in receivers.items():
         for donor, pair in facts["pairs"].items():
             lines.append(
                 f"{receiver:<10}{donor:<10}{facts['fp']:>7.3f}"
@@ -82,12 +82,12 @@ def table(found: dict[str, dict[str, Any]], bits: int, scales: list[str]) -> lis
                 f"{pair['lambda_best']:>6.2f}{facts['qat']:>9.3f}"
             )
     keys = ("fp", "ptq_other", "ptq", "patched_unit", "patched_best", "qat")
-    uses = [{f["data_use"][key] for f in found.values()} for key in keys]
+    uses = [{f["data_use"][key] for f in receivers.values()} for key in keys]
     used = ["/".join(sorted(use)).replace("receiver_", "") for use in uses]
     widths = (7, 14, 14, 10, 9, 15)
     cells = "".join(f"{use:>{width}}" for use, width in zip(used, widths, strict=True))
     lines.append(f"{'receiver data used':<20}{cells}")
-    pairs = [(f["ptq"], p) for f in found.values() for p in f["pairs"].values()]
+    pairs = [(f["ptq"], p) for f in receivers.values() for p in f["pairs"].values()]
     unit, best = (sum(p[k] > ptq for ptq, p in pairs) for k in ("patched_unit", "patched_best"))
     against = f"RTN {grid}"
     lines.append(
@@ -105,9 +105,9 @@ def main() -> None:
     parser.add_argument("--receivers", nargs="+", required=True)
     parser.add_argument("--donors", nargs="+", required=True)
     args = parser.parse_args()
-    found = {name: summary(args.out, name, args.donors, args.bits) for name in args.receivers}
-    (args.out / "summary.json").write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
-    print("\n".join(table(found, args.bits, args.scales)))
+    receivers = {name: summary(args.out, name, args.donors, args.bits) for name in args.receivers}
+    (args.out / "summary.json").write_text(json.dumps(receivers, indent=2, sort_keys=True) + "\n")
+    print("\n".join(table(receivers, args.bits, args.scales)))
 
 
 if __name__ == "__main__":

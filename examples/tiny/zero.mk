@@ -40,10 +40,11 @@ zero-shot:
 	@$(MAKE) -f zero.mk --no-print-directory --jobs=2 --output-sync=target all
 	@mkdir -p $(RESULTS)
 	qvec plot $(call runs,$(firstword $(GRIDS))) -o $(RESULTS)/zero_heatmap.svg --force
-	qvec plot $(call runs,$(firstword $(GRIDS))) --figure curve -o $(RESULTS)/zero_curve.svg --force
 	qvec plot $(call runs,$(firstword $(GRIDS))) --figure plane -o $(RESULTS)/zero_plane.svg --force
 	python zero_shot.py $(OUT) $(GRIDS) > $(OUT)/table.txt
 	mv $(OUT)/table.txt $(RESULTS)/zero_shot.txt
+	python zero_shot.py --document $(RESULTS)/zero_shot.txt "A tiny ViT in 2 bits, mean of seven tasks" > $(RESULTS)/zero_shot.json
+	qvec plot $(RESULTS)/zero_shot.json -o $(RESULTS)/bars.svg --force
 	@cat $(RESULTS)/zero_shot.txt
 
 all: $(foreach g,$(GRIDS),$(call runs,$(g)) $(call judged,$(g)))

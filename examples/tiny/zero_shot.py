@@ -2,11 +2,13 @@
 
 python zero_shot.py OUT GRID...: for each grid, OUT/*/GRID/grid.jsonl, OUT/*/GRID/*_advise.json and,
 where there are any, OUT/*/GRID/*_rules.json.
+python zero_shot.py --document TABLE TITLE: a table that was printed, as JSON that qvec plot draws.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +39,20 @@ WAYS = {
 """Ways of advise, each on the grid that its own measure prefers among those of equal bits."""
 
 EQUAL_BITS = 0.05
+
+BARS = {
+    "RTN": "rounding, paper's grid",
+    "mean vector, lambda 1": "mean of others' vectors",
+    "best plain grid by agreement": "rounding, best plain grid",
+    "own QAT": "the receiver's own QAT",
+    "GPTQ, donors' moments": "GPTQ on donors' moments",
+    "GPTQ, others' images": "GPTQ on others' images",
+    "advise": "qvec advise",
+}
+"""Ways of the first grid that figures show, and what they call them; float is a line."""
+
+USES = {"labels": "receiver_labels", "proxies": "proxy_images", "-": None}
+"""Receiver data in the words of some rows; others write a level's name with spaces."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +113,29 @@ def main(out: Path, grids: Sequence[str]) -> None:
             print(line)
 
 
+def document(table: Path, title: str) -> Json:
+    """A printed table as a document of kind ways: the tables of all grids, the first with bars."""
+    tables: list[Json] = []
+    for line in table.read_text().splitlines():
+        cells = line.split("\t")
+        if re.fullmatch(r".* receivers, \d+ seeds?", line):
+            tables.append({"title": line, "ways": [], "bars": [], "reference": None})
+        elif len(cells) == 6 and cells[0] != "way":
+            name, top1, closed, span, worse, use = cells
+            row = {"way": name, "top1": float(top1), "gap_closed": _share(closed)}
+            row["interval"] = [_share(end) for end in span.split(" to ")] if span != "-" else None
+            row |= {"worse": _share(worse), "data_use": USES.get(use, use.replace(" ", "_"))}
+            tables[-1]["ways"].append(row)
+    tables[0]["bars"] = [{"way": way, "label": label} for way, label in BARS.items()]
+    tables[0]["reference"] = "float"
+    return {"kind": "ways", "schema": 1, "title": title, "tables": tables}
+
+
+def _share(percent: str) -> float:
+    """A printed percentage as a share."""
+    return round(float(percent.removesuffix("%")) / 100, 4)
+
+
 def matrix(path: Path) -> Matrix:
     """One run."""
     return parse(lines_of(path.read_text(), str(path)))
@@ -104,11 +143,11 @@ def matrix(path: Path) -> Matrix:
 
 def documents(out: Path, grid: str, kind: str) -> list[tuple[str, str, Json]]:
     """Seed, receiver and document of every file of that kind."""
-    found = []
+    files = []
     for path in sorted(out.glob(f"*/{grid}/*_{kind}.json")):
         name = path.name.removesuffix(f"_{kind}.json")
-        found.append((path.parts[-3], name, json.loads(path.read_text())))
-    return found
+        files.append((path.parts[-3], name, json.loads(path.read_text())))
+    return files
 
 
 def _gaps(runs: Sequence[Matrix]) -> dict[str, list[float]]:
@@ -124,14 +163,14 @@ def _one_donor(runs: Sequence[Matrix]) -> Iterator[Row]:
     cells = [(run, cell) for run in runs for cell in run.transfers]
     uses = {"val": "labels", "agreement": "proxies"}
 
-    def row(name: str, found: Sequence[tuple[Matrix, Any, Score]], use: str) -> Row:
-        return Row(name, [Cell(c.receiver, r.plain(c.receiver), s) for r, c, s in found], use)
+    def row(name: str, scored: Sequence[tuple[Matrix, Any, Score]], use: str) -> Row:
+        return Row(name, [Cell(c.receiver, r.plain(c.receiver), s) for r, c, s in scored], use)
 
     yield row("one vector, lambda 1", [(r, c, c.fixed[0].test) for r, c in cells], "none")
     for key, use in uses.items():
         name = "lambda* (labels)" if key == "val" else "lambda by agreement"
         yield row(f"one vector, {name}", [(r, c, c.chosen[key].test) for r, c in cells], use)
-    yield row("one vector, best on test", [(r, c, c.oracle[1]) for r, c in cells], "-")
+    yield row("one vector, best on test", [(r, c, c.oracle.test) for r, c in cells], "-")
     for null in runs[0].run["nulls"]:
         kept = [(r, c) for r in runs for c in r.cells.values() if c.null == null and not c.diagonal]
         chosen = [(r, c, c.chosen["agreement"].test) for r, c in kept]
@@ -152,14 +191,14 @@ def _baselines(runs: Sequence[Matrix]) -> Iterator[Row]:
 
 def _ruled(ruled: Sequence[tuple[str, str, Json]]) -> Iterator[Row]:
     """Vectors that rules other than the mean have made, each at a lambda by agreement."""
-    found: dict[str, list[Cell]] = defaultdict(list)
+    by_rule: dict[str, list[Cell]] = defaultdict(list)
     for _, name, document in ruled:
         results = document["results"]
         plain = _score(results["baselines"]["ptq"]["test"])
         for donor in results["donors"]:
             rule = Path(donor["chosen"]["rho"]).stem.removeprefix(f"{name}_")
-            found[rule].append(Cell(name, plain, _score(donor["chosen"]["test"])))
-    for rule, cells in sorted(found.items()):
+            by_rule[rule].append(Cell(name, plain, _score(donor["chosen"]["test"])))
+    for rule, cells in sorted(by_rule.items()):
         yield Row(f"{rule.upper()} of the vectors, lambda by agreement", cells, "proxy images")
 
 
@@ -209,15 +248,15 @@ def _same_grid(row: Json, document: Json) -> bool:
 
 
 def _score(test: Json) -> Score:
-    return Score(test["n"], test["n_correct"])
+    return Score.of(test["n"], test["n_correct"])
 
 
 def _regret(runs: Sequence[Matrix]) -> Iterator[str]:
     """What the best lambda on test would have given more, as a share of what it gains."""
-    found = [summarise(run)["ways"] for run in runs]
+    by_run = [summarise(run)["ways"] for run in runs]
     for way, name in (("lambda 1", "lambda 1"), ("val", "labels"), ("agreement", "agreement")):
-        lost = fmean(ways[way]["regret"]["mean"] for ways in found)
-        gain = fmean(ways["oracle"]["mean"] for ways in found)
+        lost = fmean(ways[way]["regret"]["mean"] for ways in by_run)
+        gain = fmean(ways["oracle"]["mean"] for ways in by_run)
         yield f"regret of lambda by {name}: {100 * lost:.1f} points, {lost / gain:.0%} of the gain"
 
 
@@ -236,12 +275,12 @@ def _ranks(runs: Sequence[Matrix]) -> Iterator[str]:
         within: list[float | None] = []
         for run in runs:
             cells = run.transfers
-            gains = np.array([run.gain(c.receiver, c.oracle[1]) for c in cells])
-            found = np.array([score(run, cell) for cell in cells])
+            gains = np.array([run.gain(c.receiver, c.oracle.test) for c in cells])
+            values = np.array([score(run, cell) for cell in cells])
             names = np.array([cell.receiver for cell in cells])
-            over.append(spearman(found, gains))
+            over.append(spearman(values, gains))
             each = [n for n in dict.fromkeys(names) if (names == n).sum() > 2]
-            within += [spearman(found[names == n], gains[names == n]) for n in each]
+            within += [spearman(values[names == n], gains[names == n]) for n in each]
         yield (
             f"donors ranked by {name}: {_mean(over)} with the best gain on test over all pairs, "
             f"{_mean(within)} within a receiver"
@@ -276,8 +315,8 @@ def _decisions(advised: Sequence[tuple[str, str, Json]]) -> Iterator[str]:
         right.append(lost[-1] <= difference_error(best, taken))
         below.append(taken.top1 < plain.top1 - difference_error(taken, plain))
         counts[results["decision"]] += 1
-    told = ", ".join(f"{count} {decision}" for decision, count in sorted(counts.items()))
-    yield f"advise: {told}"
+    decisions = ", ".join(f"{count} {decision}" for decision, count in sorted(counts.items()))
+    yield f"advise: {decisions}"
     yield (
         f"advise: within a standard error of the best candidate on test in {fmean(right):.0%}, "
         f"{100 * fmean(lost):.1f} points below it on average, {100 * max(lost):.1f} at most; "
@@ -287,14 +326,17 @@ def _decisions(advised: Sequence[tuple[str, str, Json]]) -> Iterator[str]:
 
 def _kept(advised: Sequence[tuple[str, str, Json]]) -> str:
     """What the share of float answers that a candidate keeps on others' images says of accuracy."""
-    found: dict[int, list[float]] = defaultdict(list)
+    by_tenth: dict[int, list[float]] = defaultdict(list)
     for _, _, document in advised:
         full = _score(document["results"]["fp"]).top1
         for row in document["results"]["candidates"]:
-            found[min(9, int(10 * row["kept"]))].append(_score(row["test"]).top1 / full)
-    told = (f"{tenth / 10:.1f} {fmean(shares):.2f}" for tenth, shares in sorted(found.items()))
-    return f"share of float accuracy by share of float answers kept, from: {', '.join(told)}"
+            by_tenth[min(9, int(10 * row["kept"]))].append(_score(row["test"]).top1 / full)
+    shown = (f"{tenth / 10:.1f} {fmean(shares):.2f}" for tenth, shares in sorted(by_tenth.items()))
+    return f"share of float accuracy by share of float answers kept, from: {', '.join(shown)}"
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    if sys.argv[1] == "--document":
+        print(json.dumps(document(Path(sys.argv[2]), sys.argv[3]), indent=1))
+    else:
+        main(Path(sys.argv[1]), sys.argv[2:])

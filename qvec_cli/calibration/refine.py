@@ -177,8 +177,8 @@ def _images(
     """Images to learn from and images held back, with the logits of the float receiver."""
     import torch
 
-    from qvec_cli.learn.forward import logits
     from qvec_cli.learn.distill import TeacherOutputs
+    from qvec_cli.learn.forward import logits
     from qvec_cli.model.build import normalise
 
     decoded, size = images.decoded(listener), images.sources[0].examples.loading.batch_size

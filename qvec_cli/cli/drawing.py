@@ -12,7 +12,7 @@ import typer
 
 from qvec_cli.cli import options, show
 from qvec_cli.cli.options import OutputFlags
-from qvec_cli.cli.signature import Adapted
+from qvec_cli.cli.signature import Adapted, flag
 from qvec_cli.cli.text import Facts, gains_table, size
 from qvec_cli.specs import Cost, FigureKind
 
@@ -33,19 +33,12 @@ class FigureFlags:
 
     heading: ClassVar[str] = "Figure"
 
-    figure: Annotated[
-        FigureKind | None,
-        typer.Option(
-            help="What to draw, where the files leave a choice.", show_default="what they make"
-        ),
-    ] = None
-    receiver: Annotated[str | None, typer.Option(help="One receiver of a grid, for curve.")] = None
-    donor: Annotated[str | None, typer.Option(help="One donor of a grid, for curve and plane.")] = (
-        None
+    figure: FigureKind | None = flag(
+        None, "What to draw, where the files leave a choice.", show_default="what they make"
     )
-    cost: Annotated[
-        Cost, typer.Option(help="What plane counts: images trained on, or seconds.")
-    ] = Cost.IMAGES
+    receiver: str | None = flag(None, "One receiver of a grid, for curve.")
+    donor: str | None = flag(None, "One donor of a grid, for curve and plane.")
+    cost: Cost = flag(Cost.IMAGES, "What plane counts: images trained on, or seconds.")
 
 
 def plot(
@@ -57,13 +50,13 @@ def plot(
         qvec plot sweep.json -o sweep.svg
         qvec plot quantized.json --figure layers -o layers.png
     """
-    from qvec_cli.report import plot as verb
-    from qvec_cli.report.figures import FigureOptions
+    from qvec_cli.report import figures as verb
+    from qvec_cli.report.canvas import FigureOptions
 
     figure = FigureOptions(
         kind=drawing.figure, receiver=drawing.receiver, donor=drawing.donor, cost=drawing.cost
     )
-    request = verb.PlotRequest(files=tuple(files), out=output, wish=figure, force=writing.force)
+    request = verb.PlotRequest(files=tuple(files), out=output, options=figure, force=writing.force)
     show.deliver(partial(verb.plot, request), plot_text, writing, out=output, inputs=tuple(files))
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, TypeVar
 import typer
 
 from qvec_cli.cli import recipe
-from qvec_cli.cli.signature import typed_flags
+from qvec_cli.cli.signature import flag, typed_flags
 from qvec_cli.errors import SpecError
 from qvec_cli.specs import (
     Granularity,
@@ -121,42 +121,27 @@ class GridFlags:
 
     heading: ClassVar[str] = GRID
 
-    bits: Annotated[
-        int | None,
-        typer.Option(
-            min=2, max=8, help="Width of a code, 2 to 8.", show_default="the file's own grid"
-        ),
-    ] = None
-    granularity: Annotated[
-        Granularity | None,
-        typer.Option(
-            help="What shares a scale: the matrix, an output row, or --group-size weights of it.",
-            show_default="channel",
-        ),
-    ] = None
-    group_size: Annotated[
-        int | None, typer.Option(min=1, help="Input features per scale, with granularity group.")
-    ] = None
-    scale: Annotated[
-        Scale | None,
-        typer.Option(help="How scales are chosen.", show_default="absmax, the paper's"),
-    ] = None
-    symmetric: Annotated[
-        bool | None,
-        typer.Option(
-            "--symmetric/--asymmetric",
-            help="Whether zero is code 0, or has a zero point beside each scale.",
-            show_default="symmetric, the paper's",
-        ),
-    ] = None
-    scale_dtype: Annotated[
-        ScaleDtype | None,
-        typer.Option(help="Number format of the scales in a file.", show_default="float32"),
-    ] = None
+    bits: int | None = flag(
+        None, "Width of a code, 2 to 8.", min=2, max=8, show_default="the file's own grid"
+    )
+    granularity: Granularity | None = flag(
+        None,
+        "What shares a scale: the matrix, an output row, or --group-size weights of it.",
+        show_default="channel",
+    )
+    group_size: int | None = flag(None, "Input features per scale, with granularity group.", min=1)
+    scale: Scale | None = flag(None, "How scales are chosen.", show_default="absmax, the paper's")
+    symmetric: bool | None = flag(
+        None,
+        "Whether zero is code 0, or has a zero point beside each scale.",
+        "--symmetric/--asymmetric",
+        show_default="symmetric, the paper's",
+    )
+    scale_dtype: ScaleDtype | None = flag(
+        None, "Number format of the scales in a file.", show_default="float32"
+    )
 
-    cross_grid: Annotated[
-        bool, typer.Option(help="Take what was made for another grid all the same.")
-    ] = False
+    cross_grid: bool = flag(False, "Take what was made for another grid all the same.")
 
     def options(self) -> GridOptions:
         """The grid as it was typed; SpecError where values do not go together."""
@@ -177,25 +162,13 @@ class ImageFlags:
 
     heading: ClassVar[str] = IMAGES
 
-    data_dir: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where named data sets lie.")
-    ] = None
-    dataset_download: Annotated[bool, typer.Option(help="Let a named data set be downloaded.")] = (
-        False
+    data_dir: Path | None = flag(None, "Where named data sets lie.", metavar="FOLDER")
+    dataset_download: bool = flag(False, "Let a named data set be downloaded.")
+    batch_size: int = flag(128, "Images per forward pass.", "--batch-size", "-b", min=1)
+    workers: int = flag(0, "Processes that decode images; 0: this one.", "--workers", "-j", min=0)
+    device: str = flag(
+        "auto", "cpu, cuda, cuda:N, mps or auto.", callback=check_device, metavar="DEVICE"
     )
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", "-b", min=1, help="Images per forward pass.")
-    ] = 128
-    workers: Annotated[
-        int,
-        typer.Option("--workers", "-j", min=0, help="Processes that decode images; 0: this one."),
-    ] = 0
-    device: Annotated[
-        str,
-        typer.Option(
-            callback=check_device, metavar="DEVICE", help="cpu, cuda, cuda:N, mps or auto."
-        ),
-    ] = "auto"
 
     def loading(
         self, *, dry_run: bool, class_map: Path | None = None, batch_size: int | None = None
@@ -216,26 +189,17 @@ class NetworkFlags:
 
     heading: ClassVar[str] = "Network"
 
-    model: Annotated[
-        str | None, typer.Option(help="timm's name, for a file that does not say.")
-    ] = None
-    img_size: Annotated[
-        int | None, typer.Option(min=1, metavar="PIXELS", help="Side of the square input.")
-    ] = None
-    in_chans: Annotated[
-        int | None,
-        typer.Option(min=1, max=3, help="Colour channels of the input, 1 to 3.", show_default="3"),
-    ] = None
-    crop_pct: Annotated[
-        float | None,
-        typer.Option(
-            min=0.01, max=1.0, help="Share of the image that evaluation crops, 0.01 to 1."
-        ),
-    ] = None
-    model_arg: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Argument for timm's constructor; repeat it."),
-    ] = None
+    model: str | None = flag(None, "timm's name, for a file that does not say.")
+    img_size: int | None = flag(None, "Side of the square input.", min=1, metavar="PIXELS")
+    in_chans: int | None = flag(
+        None, "Colour channels of the input, 1 to 3.", min=1, max=3, show_default="3"
+    )
+    crop_pct: float | None = flag(
+        None, "Share of the image that evaluation crops, 0.01 to 1.", min=0.01, max=1.0
+    )
+    model_arg: list[str] | None = flag(
+        None, "Argument for timm's constructor; repeat it.", metavar="KEY=VALUE"
+    )
 
     @property
     def args(self) -> dict[str, Any]:
@@ -273,29 +237,18 @@ class ProxyFlags:
 
     heading: ClassVar[str] = "Proxy images"
 
-    proxy: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SPEC",
-            help="Images without labels that are not the receiver's: named as --data is, any "
-            "folder, or noise. Repeat it to mix.",
-        ),
-    ] = None
-    proxy_samples: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            help="How many of them in all, at least 2, drawn with seed 0.",
-            show_default="256",
-        ),
-    ] = None
-    measure: Annotated[
-        Measure | None,
-        typer.Option(
-            help="How answers are compared.",
-            show_default="kl, or features where classes say little",
-        ),
-    ] = None
+    proxy: list[str] | None = flag(
+        None,
+        "Images without labels that are not the receiver's: named as --data is, any "
+        "folder, or noise. Repeat it to mix.",
+        metavar="SPEC",
+    )
+    proxy_samples: int | None = flag(
+        None, "How many of them in all, at least 2, drawn with seed 0.", min=2, show_default="256"
+    )
+    measure: Measure | None = flag(
+        None, "How answers are compared.", show_default="kl, or features where classes say little"
+    )
 
     def options(self, loading: Loading) -> ProxyOptions:
         """The images that were named.
@@ -316,16 +269,10 @@ class OutputFlags:
 
     heading: ClassVar[str] = OUTPUT
 
-    force: Annotated[bool, typer.Option("--force", "-f", help="Replace what exists.")] = False
-    dry_run: Annotated[
-        bool, typer.Option(help="Read headers, say what would be done, and write nothing.")
-    ] = False
-    metrics: Annotated[
-        Path | None, typer.Option(help="Also write the metrics to this JSON file.")
-    ] = None
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the metrics as one JSON document.")
-    ] = False
+    force: bool = flag(False, "Replace what exists.", "--force", "-f")
+    dry_run: bool = flag(False, "Read headers, say what would be done, and write nothing.")
+    metrics: Path | None = flag(None, "Also write the metrics to this JSON file.")
+    as_json: bool = flag(False, "Print the metrics as one JSON document.", "--json")
 
 
 def key_values(pairs: list[str] | None, flag: str = "--model-arg") -> dict[str, Any]:

@@ -14,7 +14,7 @@ import typer
 
 from qvec_cli.cli import options, show
 from qvec_cli.cli.options import GridFlags, ImageFlags, NetworkFlags, OutputFlags, ProxyFlags
-from qvec_cli.cli.signature import Adapted
+from qvec_cli.cli.signature import Adapted, flag
 from qvec_cli.cli.text import Facts, accuracy, size, some
 from qvec_cli.errors import SpecError
 from qvec_cli.specs import Calibration, ExportFormat, Listener, Loading, Method, Target
@@ -33,55 +33,33 @@ class CalibrationFlags:
     heading: ClassVar[str] = options.METHOD
 
     method: options.MethodChoice = Method.RTN
-    fake: Annotated[
-        bool, typer.Option(help="Write float32 weights on the grid, not packed codes.")
-    ] = False
-    calib: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SPEC",
-            help="Images to calibrate with, named as --data is; labels are not read. "
-            "Repeat it to mix.",
-        ),
-    ] = None
-    calib_samples: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="How many of the train splits in all, drawn with seed 0.",
-            show_default="512",
-        ),
-    ] = None
-    moments: Annotated[
-        Path | None,
-        typer.Option(
-            help="What qvec moments wrote, or a vector that carries it; in place of images."
-        ),
-    ] = None
-    bias_correction: Annotated[
-        bool, typer.Option(help="Let biases make good the outputs' mean error.")
-    ] = False
-    target: Annotated[
-        Target,
-        typer.Option(
-            help="Whose outputs gptq aims at in each layer: those of the float network, or its "
-            "own behind the quantized layers."
-        ),
-    ] = Target.QUANTIZED
-    anchor: Annotated[
-        Path | None, typer.Option(metavar="RHO", help="Vector that is added before, as patch does.")
-    ] = None
-    lam: Annotated[
-        str | None,
-        typer.Option("--lambda", "-l", metavar="NUMBER", help="Of --anchor.", show_default="1"),
-    ] = None
-    refine: Annotated[
-        int | None,
-        typer.Option(
-            metavar="STEPS",
-            help="Then let scales, biases and norms learn the float network's outputs on --proxy.",
-        ),
-    ] = None
+    fake: bool = flag(False, "Write float32 weights on the grid, not packed codes.")
+    calib: list[str] | None = flag(
+        None,
+        "Images to calibrate with, named as --data is; labels are not read. Repeat it to mix.",
+        metavar="SPEC",
+    )
+    calib_samples: int | None = flag(
+        None, "How many of the train splits in all, drawn with seed 0.", min=1, show_default="512"
+    )
+    moments: Path | None = flag(
+        None, "What qvec moments wrote, or a vector that carries it; in place of images."
+    )
+    bias_correction: bool = flag(False, "Let biases make good the outputs' mean error.")
+    target: Target = flag(
+        Target.QUANTIZED,
+        "Whose outputs gptq aims at in each layer: those of the float network, or its "
+        "own behind the quantized layers.",
+    )
+    anchor: Path | None = flag(None, "Vector that is added before, as patch does.", metavar="RHO")
+    lam: str | None = flag(
+        None, "Of --anchor.", "--lambda", "-l", metavar="NUMBER", show_default="1"
+    )
+    refine: int | None = flag(
+        None,
+        "Then let scales, biases and norms learn the float network's outputs on --proxy.",
+        metavar="STEPS",
+    )
 
     def calibration(self, loading: Loading, device: str) -> Calibration | None:
         """The images of --calib, for methods that look at some.
@@ -104,9 +82,9 @@ class CalibrationFlags:
             "--calib-samples": self.calib_samples,
             "--target float": self.target is Target.FLOAT,
         }
-        for flag in (flag for flag, typed in needing.items() if typed):
-            hint = "Or --moments FILE." if flag == "--bias-correction" else None
-            raise SpecError(f"{flag} needs images: --calib is missing", hint=hint)
+        for name in (name for name, typed in needing.items() if typed):
+            hint = "Or --moments FILE." if name == "--bias-correction" else None
+            raise SpecError(f"{name} needs images: --calib is missing", hint=hint)
         return None
 
     def moments_source(self) -> MomentsOptions | None:
@@ -155,16 +133,9 @@ class CompareFlags:
 
     heading: ClassVar[str] = "Comparison"
 
-    compare: Annotated[
-        bool, typer.Option(help="Write nothing; try the grids without data, row by row.")
-    ] = False
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="SPEC", help="Images for --compare to measure each row on."),
-    ] = None
-    split: Annotated[
-        str | None, typer.Option(metavar="train|val|test", help="Of --data.", show_default="val")
-    ] = None
+    compare: bool = flag(False, "Write nothing; try the grids without data, row by row.")
+    data: str | None = flag(None, "Images for --compare to measure each row on.", metavar="SPEC")
+    split: str | None = flag(None, "Of --data.", metavar="train|val|test", show_default="val")
 
 
 def quantize(
@@ -319,20 +290,15 @@ class FormatFlags:
 
     heading: ClassVar[str] = "Format"
 
-    to: Annotated[
-        ExportFormat | None,
-        typer.Option(
-            help="An ONNX file, or a folder for timm.", show_default="by the name of the output"
-        ),
-    ] = None
-    check: Annotated[
-        bool,
-        typer.Option(
-            "--check/--no-check",
-            help="Whether to run what was made, and compare its logits with qvec's.",
-            show_default="--check",
-        ),
-    ] = True
+    to: ExportFormat | None = flag(
+        None, "An ONNX file, or a folder for timm.", show_default="by the name of the output"
+    )
+    check: bool = flag(
+        True,
+        "Whether to run what was made, and compare its logits with qvec's.",
+        "--check/--no-check",
+        show_default="--check",
+    )
 
 
 def export(

@@ -11,6 +11,7 @@ from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_hints
 
+from typer import Option
 from typer.models import ArgumentInfo, ParameterInfo
 
 INPUT: Final = "Input"
@@ -28,12 +29,17 @@ class Adapted:
     defaults: Mapping[str, object] = field(default_factory=dict)  # other defaults, by field
 
 
+def flag(default: Any, help_text: str, *names: str, **option: Any) -> Any:
+    """A field of a group: its default, what help says of it, and what typer.Option takes beside."""
+    return field(default=default, metadata={"option": Option(*names, help=help_text, **option)})
+
+
 def expand(function: Callable[..., None]) -> Callable[..., None]:
     """Spells out the groups of flags in a command's signature, for typer to read.
 
     Args:
         function: takes arguments and flags annotated as typer wants them, and groups. A group is
-            a dataclass whose fields are annotated so; its ``heading``, if any, is their section.
+            a dataclass of ``flag`` fields; its ``heading``, if any, is their section.
 
     Returns:
         A function of single flags, which calls ``function`` with its groups as objects. Every flag
@@ -79,7 +85,10 @@ def _flags(group: type, adapted: Adapted) -> Iterator[Parameter]:
     for item in fields(group):
         if item.name not in adapted.without:
             default = adapted.defaults.get(item.name, item.default)
-            yield _completed(item.name, hints[item.name], default, heading)
+            hint = hints[item.name]
+            if "option" in item.metadata:
+                hint = Annotated[hint, item.metadata["option"]]
+            yield _completed(item.name, hint, default, heading)
 
 
 def _completed(name: str, hint: Any, default: object, heading: str) -> Parameter:

@@ -12,7 +12,7 @@ import typer
 
 from qvec_cli.cli import options, recipe, show
 from qvec_cli.cli.options import GridFlags, ImageFlags, OutputFlags, ProxyFlags
-from qvec_cli.cli.signature import Adapted
+from qvec_cli.cli.signature import Adapted, flag
 from qvec_cli.cli.text import Facts, gains_table
 from qvec_cli.errors import SpecError
 from qvec_cli.specs import Method, Null
@@ -25,25 +25,14 @@ if TYPE_CHECKING:
 class WayFlags:
     """What the ways to quantize a receiver may use."""
 
-    rho: Annotated[
-        list[Path] | None, typer.Option(metavar="RHO", help="A donor's vector; repeat it.")
-    ] = None
-    moments: Annotated[
-        Path | None,
-        typer.Option(help="Moments from qvec moments.", show_default="the vectors' own"),
-    ] = None
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SPEC", help="Labelled images of the receiver, which judge and do not choose."
-        ),
-    ] = None
-    refine: Annotated[
-        int,
-        typer.Option(
-            min=0, metavar="STEPS", help="Of the refinement that is tried last; 0: none is."
-        ),
-    ] = 60
+    rho: list[Path] | None = flag(None, "A donor's vector; repeat it.", metavar="RHO")
+    moments: Path | None = flag(None, "Moments from qvec moments.", show_default="the vectors' own")
+    data: str | None = flag(
+        None, "Labelled images of the receiver, which judge and do not choose.", metavar="SPEC"
+    )
+    refine: int = flag(
+        60, "Of the refinement that is tried last; 0: none is.", min=0, metavar="STEPS"
+    )
 
 
 def advise(
@@ -133,20 +122,15 @@ class CellFlags:
     heading: ClassVar[str] = "Lambda"
 
     lambdas: options.Lambdas = options.LAMBDAS
-    fixed: Annotated[
-        str,
-        typer.Option(
-            metavar="LIST", help="Lambdas that are reported unchosen; they take part in the curve."
-        ),
-    ] = "1"
-    oracle: Annotated[
-        bool,
-        typer.Option(
-            "--oracle/--no-oracle",
-            help="Whether to measure every lambda on test too, for the regret.",
-            show_default="--oracle",
-        ),
-    ] = True
+    fixed: str = flag(
+        "1", "Lambdas that are reported unchosen; they take part in the curve.", metavar="LIST"
+    )
+    oracle: bool = flag(
+        True,
+        "Whether to measure every lambda on test too, for the regret.",
+        "--oracle/--no-oracle",
+        show_default="--oracle",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,20 +139,15 @@ class NullFlags:
 
     heading: ClassVar[str] = "Null vectors"
 
-    nulls: Annotated[
-        str,
-        typer.Option(
-            metavar="LIST",
-            help="Vectors of the same length that carry nothing: random, shuffle, taskvec.",
-        ),
-    ] = ""
-    null_donors: Annotated[
-        str,
-        typer.Option(
-            metavar="LIST", help="Donors whose lengths they have.", show_default="every donor"
-        ),
-    ] = ""
-    seed: Annotated[int, typer.Option(min=0, help="Of the null vectors.")] = 0
+    nulls: str = flag(
+        "",
+        "Vectors of the same length that carry nothing: random, shuffle, taskvec.",
+        metavar="LIST",
+    )
+    null_donors: str = flag(
+        "", "Donors whose lengths they have.", metavar="LIST", show_default="every donor"
+    )
+    seed: int = flag(0, "Of the null vectors.", min=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,22 +156,14 @@ class JobFlags:
 
     heading: ClassVar[str] = "Jobs"
 
-    shard: Annotated[
-        str, typer.Option(metavar="I/N", help="Only part I of N: receivers are dealt out in turn.")
-    ] = "1/1"
-    join: Annotated[
-        list[Path] | None, typer.Option(help="A finished part of this grid; repeat it.")
-    ] = None
-    executor: Annotated[
-        str | None,
-        typer.Option(
-            metavar="slurm|local", help="Where to run a job for each receiver (qvec[slurm])."
-        ),
-    ] = None
-    executor_arg: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Of submitit, as slurm_partition=gpu; repeat it."),
-    ] = None
+    shard: str = flag("1/1", "Only part I of N: receivers are dealt out in turn.", metavar="I/N")
+    join: list[Path] | None = flag(None, "A finished part of this grid; repeat it.")
+    executor: str | None = flag(
+        None, "Where to run a job for each receiver (qvec[slurm]).", metavar="slurm|local"
+    )
+    executor_arg: list[str] | None = flag(
+        None, "Of submitit, as slurm_partition=gpu; repeat it.", metavar="KEY=VALUE"
+    )
 
     def where(self) -> Executor | None:
         """Where jobs run; None: here."""

@@ -81,27 +81,22 @@ def gains_table(summary: Facts) -> Iterator[str]:
     There is a line for each baseline, each way to choose lambda, the best and worst donor, and how
     well cosines and donors' scores foretell the gain.
     """
+    from qvec_cli.results.summary import gain_cells  # numpy, which no help text needs
+
     yield "without a donor\tmean top-1\treceiver data used"
     for name, row in summary["baselines"].items():
         yield f"{_BASELINES.get(name, name)}\t{row['top1']:.4f}\t{', '.join(row['data_use'])}"
     yield "\t".join(_HEAD)
-    for way, gain in summary["ways"].items():
-        yield _gain_row(_way(way), gain)
-    for kind, ways in summary["nulls"].items():
-        for way, gain in ways.items():
-            yield _gain_row(f"null {kind}, {_way(way)}", gain)
-    yield from _vector_lines(summary)
+    yield from map("\t".join, gain_cells(summary, _way, "{:+.1f}".format))
+    yield from _donor_lines(summary)
     for kind, cosines in (summary["alignment"] or {}).items():
         yield from _cosine_line(kind, cosines)
     for kind, ranks in (summary["donor_score"] or {}).items():
         yield from _donor_score_line(kind, ranks)
 
 
-def _vector_lines(summary: Facts) -> Iterator[str]:
-    """The gain of receivers' own vectors, and the best and the worst of several donors."""
-    for way, points in summary["own_vector"].items():
-        if points is not None:
-            yield f"own vector, {_way(way)}\t{100 * points:+.1f}"
+def _donor_lines(summary: Facts) -> Iterator[str]:
+    """The best and the worst of several donors."""
     for way, donors in summary["donors"].items():
         if len(donors) > 1:
             (best, most), *_, (worst, least) = donors.items()
@@ -110,22 +105,6 @@ def _vector_lines(summary: Facts) -> Iterator[str]:
 
 def _way(name: str) -> str:
     return _WAYS.get(name, name)
-
-
-def _gain_row(name: str, gain: Facts) -> str:
-    """One way to choose lambda."""
-    closed, regret, between = gain["gap_closed"], gain["regret"], gain["interval"]
-    cells = (
-        name,
-        f"{100 * gain['mean']:+.1f}",
-        f"{100 * between[0]:+.1f} to {100 * between[1]:+.1f}" if between else "-",
-        f"{100 * gain['median']:+.1f}",
-        f"{gain['rates']['win']:.0%}",
-        f"{gain['rates']['loss']:.0%}",
-        f"{closed['share']:.0%}" if closed else "-",
-        f"{100 * regret['mean']:.1f}" if regret else "-",
-    )
-    return "\t".join(cells)
 
 
 def _cosine_line(kind: str, cosines: Facts) -> Iterator[str]:

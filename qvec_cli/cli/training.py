@@ -11,7 +11,7 @@ import typer
 
 from qvec_cli.cli import options, show
 from qvec_cli.cli.options import GridFlags, ImageFlags, NetworkFlags, OutputFlags
-from qvec_cli.cli.signature import Adapted
+from qvec_cli.cli.signature import Adapted, flag
 from qvec_cli.cli.text import Facts, accuracy
 from qvec_cli.specs import Grid, Recipe
 
@@ -28,10 +28,8 @@ Images = Annotated[ImageFlags, Adapted(without=("batch_size",))]
 class StartFlags:
     """Weights to start from."""
 
-    pretrained: Annotated[bool, typer.Option(help="Fetch timm's weights by name.")] = False
-    initial_checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights for a named network, from a bare file.")
-    ] = None
+    pretrained: bool = flag(False, "Fetch timm's weights by name.")
+    initial_checkpoint: Path | None = flag(None, "Weights for a named network, from a bare file.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,27 +38,20 @@ class TrainingFlags:
 
     heading: ClassVar[str] = "Training"
 
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Passes over the data.", show_default="the paper's for a task, or 10"
-        ),
-    ] = None
-    lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 1e-5
-    weight_decay: Annotated[float, typer.Option(help="Of AdamW, on every parameter.")] = 0.1
-    warmup_steps: Annotated[
-        int, typer.Option(help="Steps of linear warm-up; then the rate falls as a cosine to zero.")
-    ] = 500
-    clip_grad: Annotated[float, typer.Option(help="Largest norm of the gradient; 0: none.")] = 1.0
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", "-b", min=1, help="Images per step.")
-    ] = 128
-    smoothing: Annotated[float, typer.Option(help="Label smoothing, below 1.")] = 0.0
-    seed: Annotated[int, typer.Option(help="Of head, data order and augmentation.")] = 0
-    no_aug: Annotated[bool, typer.Option(help="Train on images as evaluation sees them.")] = False
-    amp: Annotated[bool, typer.Option(help="Compute in bfloat16 (autocast), not in float32.")] = (
-        False
+    epochs: int | None = flag(
+        None, "Passes over the data.", min=1, show_default="the paper's for a task, or 10"
     )
+    lr: float = flag(1e-5, "Peak learning rate of AdamW.")
+    weight_decay: float = flag(0.1, "Of AdamW, on every parameter.")
+    warmup_steps: int = flag(
+        500, "Steps of linear warm-up; then the rate falls as a cosine to zero."
+    )
+    clip_grad: float = flag(1.0, "Largest norm of the gradient; 0: none.")
+    batch_size: int = flag(128, "Images per step.", "--batch-size", "-b", min=1)
+    smoothing: float = flag(0.0, "Label smoothing, below 1.")
+    seed: int = flag(0, "Of head, data order and augmentation.")
+    no_aug: bool = flag(False, "Train on images as evaluation sees them.")
+    amp: bool = flag(False, "Compute in bfloat16 (autocast), not in float32.")
 
     def recipe(self, data: str) -> Recipe:
         """How to train on this data set; a task of the paper brings its epochs."""

@@ -12,6 +12,7 @@ import typer
 
 from qvec_cli.cli import options, show
 from qvec_cli.cli.options import GridFlags, ImageFlags, NetworkFlags, OutputFlags, ProxyFlags
+from qvec_cli.cli.signature import flag
 from qvec_cli.cli.text import Facts, moments_text, size, some
 from qvec_cli.errors import SpecError
 from qvec_cli.specs import Loading, Rule
@@ -78,23 +79,14 @@ class MergeFlags:
 
     heading: ClassVar[str] = "Rule"
 
-    rule: Annotated[
-        Rule, typer.Option(help="ties and dare drop numbers of each vector first (see --density).")
-    ] = Rule.MEAN
-    mix: Annotated[
-        str | None,
-        typer.Option(metavar="LIST", help="One number for each vector, for --rule weighted."),
-    ] = None
-    density: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of a vector that is kept: ties, the largest of each tensor; dare, drawn.",
-            show_default="0.2 for ties, 0.1 for dare",
-        ),
-    ] = None
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Of what dare drops.", show_default="0")
-    ] = None
+    rule: Rule = flag(Rule.MEAN, "ties and dare drop numbers of each vector first (see --density).")
+    mix: str | None = flag(None, "One number for each vector, for --rule weighted.", metavar="LIST")
+    density: float | None = flag(
+        None,
+        "Share of a vector that is kept: ties, the largest of each tensor; dare, drawn.",
+        show_default="0.2 for ties, 0.1 for dare",
+    )
+    seed: int | None = flag(None, "Of what dare drops.", min=0, show_default="0")
 
 
 Fit = Annotated[
@@ -218,18 +210,14 @@ class SampleFlags:
 
     heading: ClassVar[str] = "Moments"
 
-    samples: Annotated[
-        int, typer.Option(min=1, help="Images of the split, drawn with seed 0; 16 are enough.")
-    ] = 64
-    split: Annotated[str, typer.Option(metavar="train|val|test", help="Of --data.")] = "train"
-    rank: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Keep so many eigenpairs of each moment, and its diagonal.",
-            show_default="all of it",
-        ),
-    ] = None
+    samples: int = flag(64, "Images of the split, drawn with seed 0; 16 are enough.", min=1)
+    split: str = flag("train", "Of --data.", metavar="train|val|test")
+    rank: int | None = flag(
+        None,
+        "Keep so many eigenpairs of each moment, and its diagonal.",
+        min=1,
+        show_default="all of it",
+    )
 
 
 def moments(

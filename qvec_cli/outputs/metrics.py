@@ -43,7 +43,7 @@ class Input:
 class Metrics:
     """What one command did.
 
-    ``use`` tells what of the receiver's data the result has cost beyond its own fine-tuning.
+    ``use`` is the receiver data that the result used beyond its own fine-tuning.
     """
 
     command: str
@@ -103,9 +103,9 @@ def check_documents(
 
 
 def peak_rss_bytes() -> int:
-    """Most memory this process has held so far.
+    """The most memory of this process so far, bytes.
 
-    ``getrusage`` would count what the parent held when it started this process; Linux knows.
+    ``getrusage`` would count the memory of the parent when it started this process; Linux knows.
     """
     with contextlib.suppress(OSError, ValueError, IndexError):
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")

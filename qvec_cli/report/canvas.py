@@ -1,12 +1,15 @@
-"""What all figures share: style, sizes in inches, colours that everybody can tell, bytes."""
+"""What all figures share: options, style, sizes in inches, colours for all eyes, bytes."""
 
 from __future__ import annotations
 
 import functools
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, ParamSpec
+
+from qvec_cli.specs import Cost, FigureKind, Use
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,6 +84,26 @@ _ONE_LINE: Final = 14
 
 _LONGEST: Final = 26
 """Letters of a name in a figure."""
+
+
+@dataclass(frozen=True, slots=True)
+class FigureOptions:
+    """What the user asks of a figure."""
+
+    kind: FigureKind | None = None
+    receiver: str | None = None
+    donor: str | None = None
+    cost: Cost = Cost.IMAGES
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A figure, its content in words and numbers, and the receiver data that its numbers used."""
+
+    figure: Figure
+    words: str  # what it shows, for those who do not see it
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    use: Use = Use()  # noqa: RUF009 - frozen
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
@@ -179,7 +202,14 @@ def two_lines(text: str) -> str:
     return f"{shown[:cut]}\n{shown[cut + 1 :]}"
 
 
-def lacking(text: str) -> str:
+def signed(points: float, *, decimal: bool = True) -> str:
+    """Points with their sign; zero has none."""
+    text = f"{points:+.1f}" if decimal else f"{points:+.0f}"
+    shown = text.lstrip("+-")
+    return shown if float(shown) == 0 else text.replace("-", "\N{MINUS SIGN}")
+
+
+def missing_letters(text: str) -> str:
     """The letters of a text that figures cannot show: DejaVu has none for them."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 

@@ -1,4 +1,4 @@
-"""Curves over lambda of sweeps and of grids: the facts of the figure curve."""
+"""The figure curve: which sweeps and which cells of a grid it shows, panel by panel."""
 
 from __future__ import annotations
 
@@ -6,26 +6,70 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-import numpy as np
-
 from qvec_cli.errors import MismatchError, SpecError
-from qvec_cli.report.canvas import LAMBDA
-from qvec_cli.report.curves import DISTINCT, CurvePanel, Curves, Level, Trace
-from qvec_cli.report.distance_strip import Far
-from qvec_cli.report.heatmap import signed
-from qvec_cli.report.spread import Spread
-from qvec_cli.results.agreement_sweep import Agreed, Row
-from qvec_cli.results.documents import Evaluation, Sweep
-from qvec_cli.results.matrix import FLOAT, OWN_QAT, PLAIN, Cell, Matrix, Point
+from qvec_cli.report.canvas import LAMBDA, Drawing, FigureOptions
+from qvec_cli.report.curves import DISTINCT, CurvePanel, Curves, DistanceCurve, Level, Trace, curves
+from qvec_cli.report.grid_words import grid_use
+from qvec_cli.results.documents import Document, ResultFiles, stem
+from qvec_cli.results.matrix import FLOAT, OWN_QAT, PLAIN, Cell, Matrix
+from qvec_cli.results.metrics_document import (
+    AgreedDonor,
+    AgreementResults,
+    EvalResults,
+    SweepResults,
+)
 from qvec_cli.results.records import Score
-from qvec_cli.specs import Measure
+from qvec_cli.specs import Measure, Use, spent
+
+Sweep = Document[SweepResults]
+
+Agreement = Document[AgreementResults]
+
+Evaluation = Document[EvalResults]
 
 MEASURES: Final[Mapping[str, str]] = {Measure.KL: "KL, nats", Measure.FEATURES: "features, share"}
 """Distances in an axis's words."""
 
 
-_QAT: str = "qat"
+_QAT: Final = "qat"
 """The role of a checkpoint that train-qat wrote, as cards hold it."""
+
+
+def draw_curves(files: ResultFiles, options: FigureOptions) -> Drawing:
+    """The curves of sweeps, or those of one receiver or donor of a grid.
+
+    Raises:
+        SpecError: a choice among sweeps, or none in a grid.
+    """
+    if files.matrix is None:
+        if options.receiver or options.donor:
+            raise SpecError("--receiver and --donor choose in a grid; of sweeps, name the files")
+        content, use = _swept(files)
+    elif options.receiver or options.donor:
+        content = cells_of(files.matrix, options.receiver, options.donor)
+        use = grid_use(files.matrix, options.receiver)
+    else:
+        raise SpecError(
+            "a grid has a curve for each pair: choose with --receiver, --donor or both",
+            hint="The heatmap shows all pairs.",
+        )
+    facts = {"curves": sum(len(panel.traces) for panel in content.panels)}
+    return Drawing(curves(content), f"{content.title}. {content.subtitle}.", facts, use)
+
+
+def _swept(files: ResultFiles) -> tuple[Curves, Use]:
+    """The curves of sweeps, by labels or without, and the receiver data that they used."""
+    agreements, beside = files.of(AgreementResults), files.of(EvalResults)
+    if not agreements:
+        sweeps = files.of(SweepResults)
+        uses = [*(row.use for row in sweeps), *(row.use for row in beside)]
+        return curves_of(sweeps, beside), spent(*uses)
+    if beside:
+        raise SpecError(
+            f"{beside[0].file}: a sweep by agreement has no place for the accuracy of a file",
+            hint="Leave it out; sweep with --data to see accuracies beside distances.",
+        )
+    return agreed_of(agreements), spent(*(row.use for row in agreements))
 
 
 def curves_of(sweeps: Sequence[Sweep], evaluations: Sequence[Evaluation]) -> Curves:
@@ -34,6 +78,33 @@ def curves_of(sweeps: Sequence[Sweep], evaluations: Sequence[Evaluation]) -> Cur
     Raises:
         MismatchError: sweeps on two grids, or an evaluation that belongs to none of them.
     """
+    first = _first_of_one_grid(sweeps)
+    panels: dict[tuple[str | None, ...], list[Sweep]] = {}
+    for sweep in sweeps:
+        receiver, _, data, *_ = sweep.inputs
+        panels.setdefault((receiver.digest, data.digest), []).append(sweep)
+    own = {digests: _own_qat(rows[0], evaluations) for digests, rows in panels.items()}
+    fitting = fitting_in(sweeps, evaluations)
+    for row in evaluations:
+        if row not in fitting:
+            raise MismatchError(
+                f"{row.file}: is no test accuracy of a receiver's own QAT on the grid of a sweep",
+                hint="Leave it out.",
+            )
+    shown = [_sweep_panel(rows, own[digests]) for digests, rows in panels.items()]
+    what = f"{_names([p.title for p in shown], 'receivers')}, "
+    what += _names([stem(sweep.inputs[1].path) for sweep in sweeps], "vectors")
+    return _figure(
+        what,
+        f"{first.grid}, {first.method}; "
+        f"{_sizes([s.results.curve[0].val for s in sweeps], 'validation')}, "
+        f"{_sizes([s.results.zero_shot.test for s in sweeps], 'test')}",
+        shown,
+    )
+
+
+def _first_of_one_grid(sweeps: Sequence[Document[Any]]) -> Document[Any]:
+    """The first sweep; refuses others on another grid."""
     first = sweeps[0]
     for sweep in sweeps[1:]:
         if (sweep.grid, sweep.method) != (first.grid, first.method):
@@ -42,78 +113,61 @@ def curves_of(sweeps: Sequence[Sweep], evaluations: Sequence[Evaluation]) -> Cur
                 f"{first.grid}, {first.method}",
                 hint="Draw the sweeps of one grid at a time.",
             )
-    panels: dict[tuple[str, ...], list[Sweep]] = {}
-    for sweep in sweeps:
-        panels.setdefault(sweep.digests, []).append(sweep)
-    own = {digests: _own_qat(found[0], evaluations) for digests, found in panels.items()}
-    fitting = fitting_in(sweeps, evaluations)
-    for row in evaluations:
-        if row not in fitting:
-            raise MismatchError(
-                f"{row.file}: is no test accuracy of a receiver's own QAT on the grid of a sweep",
-                hint="Leave it out.",
-            )
-    shown = [_sweep_panel(found, own[digests]) for digests, found in panels.items()]
-    what = f"{_names([p.title for p in shown], 'receivers')}, "
-    what += _names([sweep.donor for sweep in sweeps], "vectors")
-    return _figure(
-        what,
-        f"{first.grid}, {first.method}; {_sizes([s.curve[0].val for s in sweeps], 'validation')}, "
-        f"{_sizes([s.unit.test for s in sweeps], 'test')}",
-        shown,
-    )
+    return first
 
 
-def agreed_of(found: Sequence[Agreed]) -> Curves:
+def agreed_of(sweeps: Sequence[Agreement]) -> Curves:
     """A panel for each receiver, of choices without labels.
 
     Raises:
         MismatchError: sweeps on two grids, or of two measures.
     """
-    first = found[0]
-    for sweep in found[1:]:
-        if (sweep.grid, sweep.method) != (first.grid, first.method):
+    first = _first_of_one_grid(sweeps)
+    panels: dict[str | None, list[Agreement]] = {}
+    for sweep in sweeps:
+        known = panels.setdefault(sweep.inputs[0].digest, [])
+        known.append(sweep)
+        if sweep.results.measure is not known[0].results.measure:
             raise MismatchError(
-                f"{sweep.file}: is on {sweep.grid}, {sweep.method}, and {first.file} on "
-                f"{first.grid}, {first.method}",
-                hint="Draw the sweeps of one grid at a time.",
-            )
-        if sweep.digest == first.digest and sweep.measure is not first.measure:
-            raise MismatchError(
-                f"{sweep.file}: measures by {sweep.measure}, {first.file} by {first.measure}",
+                f"{sweep.file}: measures by {sweep.results.measure}, {known[0].file} by "
+                f"{known[0].results.measure}",
                 hint="Draw one at a time, or sweep with --measure.",
             )
-    panels: dict[str, list[Agreed]] = {}
-    for sweep in found:
-        panels.setdefault(sweep.digest, []).append(sweep)
-    names = [row.name for sweep in found for row in sweep.rows]
-    counts = [sweep.images for sweep in found]
+    names = [stem(row.rho) for sweep in sweeps for row in sweep.results.donors]
+    counts = [sweep.results.proxies.n for sweep in sweeps]
     n = f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"
     return _figure(
-        f"{_names([sweep.receiver for sweep in found], 'receivers')}, {_names(names, 'vectors')}",
+        f"{_names([sweep.name for sweep in sweeps], 'receivers')}, {_names(names, 'vectors')}",
         f"{first.grid}, {first.method}; {n} proxy images",
-        [_agreed_panel(sweeps) for sweeps in panels.values()],
+        [_agreed_panel(rows) for rows in panels.values()],
     )
 
 
-def _agreed_panel(sweeps: Sequence[Agreed]) -> CurvePanel:
+def _agreed_panel(sweeps: Sequence[Agreement]) -> CurvePanel:
     first = sweeps[0]
-    named = ((FLOAT, "float", "float"), (PLAIN, first.method.upper(), "plain"))
-    levels = [
-        Level(n, first.baselines[key].test.top1, kind)
-        for key, n, kind in named
-        if key in first.baselines
-    ]
-    traces = tuple(_agreed_trace(row) for sweep in sweeps for row in sweep.rows)
-    return CurvePanel(first.receiver, traces, tuple(levels), MEASURES[first.measure])
+    levels = _levels(first) if first.results.baselines else ()
+    traces = tuple(_agreed_trace(row) for sweep in sweeps for row in sweep.results.donors)
+    return CurvePanel(first.name, traces, levels, MEASURES[first.results.measure])
 
 
-def _agreed_trace(row: Row) -> Trace:
-    """On test, where labels were given, at the lambda that was chosen without them."""
+def _agreed_trace(row: AgreedDonor) -> Trace:
+    """On test, where labels were there, at the lambda that was chosen without them."""
     val = [(point.lam, (point.val.n_correct, point.val.n)) for point in row.curve if point.val]
-    points = tuple((point.lam, point.mean, point.standard_error) for point in row.curve)
-    test = ((row.chosen.lam, (row.test.n_correct, row.test.n)),) if row.test else ()
-    return Trace(row.name, tuple(val), test, far=Far(points, row.chosen.lam))
+    points = sorted((point.lam, point.mean, point.standard_error) for point in row.curve)
+    lam, test = row.chosen.lam, row.chosen.test
+    tests = ((lam, (test.n_correct, test.n)),) if test else ()
+    return Trace(
+        stem(row.rho), tuple(sorted(val)), tests, distances=DistanceCurve(tuple(points), lam)
+    )
+
+
+def _levels(sweep: Document[Any]) -> tuple[Level, ...]:
+    """Float and plain rounding of a sweep's receiver."""
+    rows = sweep.results.baselines
+    return (
+        Level("float", rows.fp.test.top1, "float"),
+        Level(sweep.method.upper(), rows.ptq.test.top1, "plain"),
+    )
 
 
 def _figure(what: str, subtitle: str, panels: Sequence[CurvePanel]) -> Curves:
@@ -139,8 +193,8 @@ def _figure(what: str, subtitle: str, panels: Sequence[CurvePanel]) -> Curves:
 
 
 def _names(names: Sequence[str], words: str) -> str:
-    found = dict.fromkeys(names)
-    return names[0] if len(found) == 1 else f"{len(found)} {words}"
+    distinct = dict.fromkeys(names)
+    return names[0] if len(distinct) == 1 else f"{len(distinct)} {words}"
 
 
 def _sizes(scores: Sequence[Score], split: str) -> str:
@@ -154,42 +208,39 @@ def fitting_in(
     sweeps: Sequence[Sweep], evaluations: Sequence[Evaluation]
 ) -> tuple[Evaluation, ...]:
     """Those that measure the own QAT of a receiver of these sweeps, one a receiver."""
-    found = [_own_qat(sweep, evaluations) for sweep in sweeps]
-    return tuple(row for row in evaluations if row in found)
+    own = [_own_qat(sweep, evaluations) for sweep in sweeps]
+    return tuple(row for row in evaluations if row in own)
 
 
 def _own_qat(sweep: Sweep, evaluations: Sequence[Evaluation]) -> Evaluation | None:
+    """The evaluation of the receiver's own QAT, on the data and the grid of a sweep."""
     for row in evaluations:
-        here = row.data == sweep.digests[1] and row.split == "test"
-        if here and row.role == _QAT and row.grid == sweep.grid:
+        measured = row.results
+        here = row.inputs[-1].digest == sweep.inputs[2].digest and measured.split == "test"
+        grid = measured.grid.grid if measured.grid else None
+        if here and measured.role == _QAT and grid == sweep.grid:
             return row
     return None
 
 
 def _sweep_panel(sweeps: Sequence[Sweep], own: Evaluation | None) -> CurvePanel:
-    first = sweeps[0]
-    levels = [
-        Level("float", first.baselines[FLOAT].test.top1, "float"),
-        Level(first.method.upper(), first.baselines[PLAIN].test.top1, "plain"),
-    ]
+    levels = _levels(sweeps[0])
     if own is not None:
-        levels.append(Level("own QAT", own.score.top1, "qat"))
-    traces = tuple(_trace(s.donor, s.curve, s.chosen.lam, own=False, known=s) for s in sweeps)
-    return CurvePanel(first.receiver, traces, tuple(levels))
+        levels += (Level("own QAT", own.results.top1, "qat"),)
+    return CurvePanel(sweeps[0].name, tuple(map(_sweep_trace, sweeps)), levels)
 
 
-def _trace(
-    name: str, curve: Sequence[Point], chosen: float | None, *, own: bool, known: Sweep | None
-) -> Trace:
-    tests = {point.lam: point.test for point in curve if point.test}
-    if known is not None:
-        tests |= {known.unit.lam: known.unit.test, known.chosen.lam: known.chosen.test}
+def _sweep_trace(sweep: Sweep) -> Trace:
+    """Validation at every lambda; test where it was measured: at 0, at 1 and at the chosen one."""
+    results = sweep.results
+    tests = {choice.lam: choice.test for choice in (results.zero_shot, results.chosen)}
+    tests = {0.0: results.baselines.ptq.test, **tests}
+    val = sorted((point.lam, (point.val.n_correct, point.val.n)) for point in results.curve)
     return Trace(
-        name,
-        tuple((point.lam, (point.val.n_correct, point.val.n)) for point in curve),
+        stem(sweep.inputs[1].path),
+        tuple(val),
         tuple((lam, (test.n_correct, test.n)) for lam, test in sorted(tests.items())),
-        chosen,
-        own,
+        results.chosen.lam,
     )
 
 
@@ -256,60 +307,10 @@ def _cell_trace(cell: Cell, *, whole: bool) -> Trace:
     )
 
 
-def _far(cell: Cell) -> Far | None:
+def _far(cell: Cell) -> DistanceCurve | None:
     """The distances of a cell, where there were proxies."""
     points = [(p.lam, p.distance, 0.0) for p in cell.curve if p.distance is not None]
     agreed = cell.chosen.get("agreement")
     lambdas = [lam for lam, *_ in points]
     lam = agreed.lam if agreed and agreed.lam in lambdas else None  # a median may lie between
-    return Far(tuple(points), lam) if points else None
-
-
-def spread_of(matrix: Matrix) -> Spread:
-    """All transfers of a grid at once, each against its own lambda 0.
-
-    Raises:
-        SpecError: a grid without a pair that counts.
-    """
-    cells = matrix.transfers
-    if not cells:
-        raise SpecError("the grid has no pair of a donor and another receiver yet")
-    lambdas = [point.lam for point in cells[0].curve]
-    if any([point.lam for point in cell.curve] != lambdas for cell in matrix.cells.values()):
-        raise SpecError("the pairs of the grid have curves over different lambdas")
-    val = np.array([_gains([point.val for point in cell.curve], lambdas) for cell in cells])
-    own = [cell for cell in matrix.cells.values() if cell.diagonal and cell.null is None]
-    tests = [[point.test for point in cell.curve] for cell in cells]
-    middle = np.median(val, axis=0)
-    best = int(middle.argmax())
-    return Spread(
-        f"The median gain is largest at {LAMBDA} = {lambdas[best]:g}: "
-        f"{signed(float(middle[best]), decimal=True)} points",
-        f"{matrix.grid}, {matrix.method}; {_sizes([c.curve[0].val for c in cells], 'validation')}, "
-        f"{_sizes([matrix.plain(cell.receiver) for cell in cells], 'test')} a receiver",
-        np.array(lambdas),
-        val,
-        np.array([_gains(row, lambdas) for row in tests]) if all(map(all, tests)) else None,
-        np.array([_gains([point.val for point in cell.curve], lambdas) for cell in own]),
-        tuple(cell.chosen["val"].lam for cell in cells if "val" in cell.chosen),
-        _left(cells),
-        tuple(cell.chosen["agreement"].lam for cell in cells if "agreement" in cell.chosen),
-    )
-
-
-def _left(cells: Sequence[Cell]) -> np.ndarray[Any, np.dtype[Any]] | None:
-    """Distances over those at lambda 0, where all pairs have them and damage was done."""
-    rows = []
-    for cell in cells:
-        far = {point.lam: point.distance for point in cell.curve}
-        plain = far[0.0]
-        if not plain or None in far.values():
-            return None
-        rows.append([(found or 0.0) / plain for found in far.values()])
-    return np.array(rows)
-
-
-def _gains(scores: Sequence[Score | None], lambdas: Sequence[float]) -> list[float]:
-    plain = scores[list(lambdas).index(0.0)]
-    assert plain is not None
-    return [100 * (score.top1 - plain.top1) for score in scores if score]
+    return DistanceCurve(tuple(points), lam) if points else None

@@ -1,4 +1,4 @@
-"""Accuracy over lambda: what was seen on validation, and what it came to on test."""
+"""Drawing of the figure curve: accuracy over lambda, and below it distance to float answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from qvec_cli.report.canvas import (
     words_width,
     wrapped,
 )
-from qvec_cli.report.distance_strip import GAP, HEIGHT, Far, far_below
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,6 +51,22 @@ _LINES: Final[dict[str, dict[str, Any]]] = {
 }
 
 
+_HEIGHT: Final = 0.85
+"""Inches of the strip."""
+
+
+_GAP: Final = 0.12
+"""Inches between it and what stands above."""
+
+
+@dataclass(frozen=True, slots=True)
+class DistanceCurve:
+    """The distances of one vector on one receiver, on proxy images."""
+
+    points: tuple[tuple[float, float, float], ...]  # lambda, mean, standard error or 0; ascending
+    chosen: float | None = None  # the lambda that was chosen by them
+
+
 @dataclass(frozen=True, slots=True)
 class Trace:
     """One vector on one receiver."""
@@ -61,18 +76,20 @@ class Trace:
     test: tuple[tuple[float, Counts], ...]  # where it was measured
     chosen: float | None = None
     own: bool = False  # the receiver's own vector
-    far: Far | None = None  # distances to the float answers
+    distances: DistanceCurve | None = None  # distances to the float answers
 
     def mark(self, lam: float) -> str:
         """What stands for test at a lambda."""
         if lam == self.chosen:
             return "D"
-        return "v" if self.far and lam == self.far.chosen else "o"
+        return "v" if self.distances and lam == self.distances.chosen else "o"
 
     @property
     def lambdas(self) -> tuple[float, ...]:
         """Where it was measured."""
-        return tuple(lam for lam, *_ in self.val or (self.far.points if self.far else ()))
+        return tuple(
+            lam for lam, *_ in self.val or (self.distances.points if self.distances else ())
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +118,7 @@ class CurvePanel:
     @property
     def judged(self) -> bool:
         """Whether there are distances."""
-        return any(trace.far for trace in self.traces)
+        return any(trace.distances for trace in self.traces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,26 +132,26 @@ class Curves:
 
 
 @styled
-def curves(given: Curves) -> Figure:
+def curves(content: Curves) -> Figure:
     """One panel a receiver; its curves in colours that are the same in all panels."""
-    names = list(dict.fromkeys(t.name for panel in given.panels for t in panel.traces))
-    labels = [f"{level.name} 100.0" for panel in given.panels for level in panel.levels]
+    names = list(dict.fromkeys(t.name for panel in content.panels for t in panel.traces))
+    labels = [f"{level.name} 100.0" for panel in content.panels for level in panel.levels]
     side = words_width(labels, SMALL) + 0.12
-    across = min(len(given.panels), 3)
-    down = -(-len(given.panels) // across)
-    sizes = _CurveSizes.of(given, across)
+    across = min(len(content.panels), 3)
+    down = -(-len(content.panels) // across)
+    sizes = _CurveSizes.of(content, across)
     tall, slot = sizes.whole, 0.55 + sizes.wide + side
-    width = max(0.1 + across * slot + 0.1, words_width([given.title], 11) + 0.3)
-    keys = wrapped(_key(given), width - 0.3, SMALL)
-    first = 0.85 if any(panel.title for panel in given.panels) else 0.65
+    width = max(0.1 + across * slot + 0.1, words_width([content.title], 11) + 0.3)
+    keys = wrapped(_key(content), width - 0.3, SMALL)
+    first = 0.85 if any(panel.title for panel in content.panels) else 0.65
     height = first - 0.25 + down * (tall + 0.8)
     rows = _legend_rows(names, width) if len(names) > 1 else []
     sheet = Sheet(width, height + 0.17 * len(rows) + 0.14 * len(keys) + 0.15)
-    sheet.write(0.15, 0.12, given.title, fontsize=10, fontweight="bold")
-    sheet.write(0.15, 0.34, given.subtitle, fontsize=7.5, color=SOFT)
+    sheet.write(0.15, 0.12, content.title, fontsize=10, fontweight="bold")
+    sheet.write(0.15, 0.34, content.subtitle, fontsize=7.5, color=SOFT)
     colours = {text: COLOURS[place % len(COLOURS)] for place, text in enumerate(names)}
-    limits = _limits(given.panels) if given.shared else None
-    for place, panel in enumerate(given.panels):
+    limits = _limits(content.panels) if content.shared else None
+    for place, panel in enumerate(content.panels):
         row, column = divmod(place, across)
         left, top = 0.6 + column * slot, first + row * (tall + 0.8)
         _slot(sheet, (left, top), sizes, panel, (colours, limits))
@@ -155,17 +172,17 @@ class _CurveSizes:
     below: float  # of distances, 0 where there are none
 
     @classmethod
-    def of(cls, given: Curves, across: int) -> _CurveSizes:
+    def of(cls, content: Curves, across: int) -> _CurveSizes:
         """Panels that share the width of a page are smaller; distances alone get all the room."""
         wide, tall = (4.6, 3.0) if across == 1 else (2.7, 2.1)
-        labelled = any(panel.labelled for panel in given.panels)
-        judged = any(panel.judged for panel in given.panels)
-        return cls(wide, tall if labelled else 0, (HEIGHT if labelled else tall) if judged else 0)
+        labelled = any(panel.labelled for panel in content.panels)
+        judged = any(panel.judged for panel in content.panels)
+        return cls(wide, tall if labelled else 0, (_HEIGHT if labelled else tall) if judged else 0)
 
     @property
     def whole(self) -> float:
         """From the top of accuracies to the bottom of distances."""
-        return self.tall + self.below + (GAP if self.tall and self.below else 0)
+        return self.tall + self.below + (_GAP if self.tall and self.below else 0)
 
 
 def _slot(
@@ -184,9 +201,9 @@ def _slot(
     if sizes.below:
         place = top + sizes.whole - sizes.below
         rows.append(sheet.axes(left, place, sizes.wide, sizes.below))
-        shown = [(t.far, colours[t.name], _style(t)) for t in panel.traces if t.far]
+        shown = [(t.distances, colours[t.name], _style(t)) for t in panel.traces if t.distances]
         label = panel.measure or "distance"
-        far_below(rows[-1], shown, label, banded=len(panel.traces) <= _BANDED)
+        _distances(rows[-1], shown, label, banded=len(panel.traces) <= _BANDED)
     for axes in rows:
         axes.set_xlim(_reach(panel))
     for axes in rows[:-1]:
@@ -265,6 +282,37 @@ def _trace(axes: Axes, trace: Trace, colour: str, *, banded: bool) -> None:
         )
 
 
+def _distances(
+    axes: Axes,
+    shown: Sequence[tuple[DistanceCurve, str, dict[str, Any]]],
+    label: str,
+    *,
+    banded: bool,
+) -> None:
+    """Draws distances.
+
+    Args:
+        axes: the strip; its limits over lambda are set by whoever shares them.
+        shown: distances, their colour, and what else lines have.
+        label: in what they are measured.
+        banded: whether standard errors are shown.
+    """
+    axes.axvline(1, color=FAINT, lw=0.8, ls=":", zorder=0)
+    for distances, colour, style in shown:
+        lambdas, means, errors = np.array(distances.points).T
+        axes.plot(lambdas, means, color=colour, lw=1.2, zorder=3, **style)
+        if banded and errors.any():
+            low, high = means - errors, means + errors
+            axes.fill_between(lambdas, low, high, color=colour, alpha=0.15, lw=0, zorder=1)
+        if distances.chosen is not None:
+            mean = means[list(lambdas).index(distances.chosen)]
+            axes.plot([distances.chosen], [mean], marker="v", ms=5, color=colour, zorder=4)
+    axes.set_ylabel(label)
+    axes.set_xlabel(LAMBDA, labelpad=1)
+    axes.set_ylim(bottom=0)
+    axes.locator_params(axis="y", nbins=4)
+
+
 def _levels(axes: Axes, levels: Sequence[Level], limits: tuple[float, float]) -> None:
     """Lines whose names stand beside them, moved apart where they would touch."""
     height = axes.bbox.height / 100  # inches, at the style's dots per inch
@@ -292,11 +340,11 @@ def _levels(axes: Axes, levels: Sequence[Level], limits: tuple[float, float]) ->
         )
 
 
-def _key(given: Curves) -> str:
+def _key(content: Curves) -> str:
     """What lines, bands and marks are."""
-    traces = [trace for panel in given.panels for trace in panel.traces]
-    banded = any(len(panel.traces) <= _BANDED for panel in given.panels)
-    labelled = any(panel.labelled for panel in given.panels)
+    traces = [trace for panel in content.panels for trace in panel.traces]
+    banded = any(len(panel.traces) <= _BANDED for panel in content.panels)
+    labelled = any(panel.labelled for panel in content.panels)
     words = []
     if labelled:
         how = f", on which {LAMBDA} is chosen" if any(t.chosen is not None for t in traces) else ""
@@ -310,28 +358,28 @@ def _key(given: Curves) -> str:
     if any(trace.chosen is not None for trace in traces):
         words.append(f"vertical: the chosen {LAMBDA}")
     words.append(f"dotted: {LAMBDA} = 1")
-    if any(panel.levels for panel in given.panels):
+    if any(panel.levels for panel in content.panels):
         words.append("horizontal: accuracies on test")
-    if any(panel.judged for panel in given.panels):
+    if any(panel.judged for panel in content.panels):
         words += _key_below(traces, labelled=labelled)
     return "; ".join(words)
 
 
 def _key_marks(traces: Sequence[Trace]) -> str:
     """What stands for test."""
-    found = {trace.mark(lam) for trace in traces for lam, _ in trace.test}
+    marks = {trace.mark(lam) for trace in traces for lam, _ in trace.test}
     words = {
         "o": "circle: test",
         "D": f"filled diamond: test at the chosen {LAMBDA}",
         "v": f"triangle: test at the {LAMBDA} that is chosen without labels",
     }
-    return "; ".join(text for mark, text in words.items() if mark in found)
+    return "; ".join(text for mark, text in words.items() if mark in marks)
 
 
 def _key_below(traces: Sequence[Trace], *, labelled: bool) -> Iterator[str]:
     """What is drawn of distances."""
     yield f"{'below' if labelled else 'line'}: distance to the float answers on proxy images"
-    if any(error for trace in traces if trace.far for *_, error in trace.far.points):
+    if any(error for trace in traces if trace.distances for *_, error in trace.distances.points):
         yield "its band: one standard error"
     yield f"its triangle: the {LAMBDA} that it chooses without labels"
 

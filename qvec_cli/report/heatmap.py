@@ -1,25 +1,35 @@
-"""Donors times receivers: gains in colour, and what they are measured against beside them."""
+"""The figure heatmap: what each donor gives each receiver over plain rounding, in colour."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from qvec_cli.report import grid_words
 from qvec_cli.report.canvas import (
     INK,
+    LAMBDA,
     SMALL,
     SOFT,
+    Drawing,
+    FigureOptions,
     Sheet,
     ink_on,
     name,
+    signed,
     styled,
     two_lines,
     words_width,
     wrapped,
 )
+from qvec_cli.results.documents import ResultFiles
+from qvec_cli.results.matrix import Matrix
+from qvec_cli.results.records import difference_error
+from qvec_cli.specs import DataUse
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,6 +115,94 @@ class _HeatmapSizes:
         across = int((_WIDEST - left - levels) // slot)
         across = min(max(across, 1), len(heat.panels))
         return cls(cell, left, head, slot, levels, across, -(-len(heat.panels) // across))
+
+
+def draw_heatmap(files: ResultFiles, _: FigureOptions) -> Drawing:
+    """The heatmap of a grid."""
+    matrix = files.matrix
+    assert matrix is not None
+    heat = heat_of(matrix)
+    facts = {**grid_words.matrix_facts(matrix), "panels": [panel.title for panel in heat.panels]}
+    return Drawing(
+        heatmap(heat), f"{heat.title}. {heat.subtitle}.", facts, grid_words.grid_use(matrix)
+    )
+
+
+def heat_of(matrix: Matrix) -> Heat:
+    """Gains of every donor on every receiver: a panel for each fixed lambda and each selector."""
+    receivers, donors = tuple(matrix.receivers), tuple(matrix.donors)
+    panels = [
+        _panel_of(matrix, grid_words.fixed_name(lam), grid_words.at_fixed(place))
+        for place, lam in enumerate(matrix.fixed)
+    ]
+    panels += [
+        _panel_of(matrix, grid_words.chosen_name(key), grid_words.at_chosen(key), noted=True)
+        for key in matrix.selectors
+    ]
+    keys = grid_words.baseline_keys(matrix)
+    levels = [[_percent(matrix, name, key) for key in keys] for name in receivers]
+    own = [[_is_own(matrix, r, d) for d in donors] for r in receivers]
+    return Heat(
+        title="What a donor's vector gives a receiver, over plain rounding",
+        subtitle=f"{grid_words.subtitle(matrix)}; rows: receivers, columns: donors",
+        receivers=receivers,
+        donors=donors,
+        panels=tuple(panels),
+        diagonal=np.array(own),
+        columns=tuple(grid_words.baseline_name(matrix, key) for key in keys),
+        levels=np.array(levels, dtype=float),
+        footnote=_footnote(matrix),
+    )
+
+
+def _panel_of(
+    matrix: Matrix, title: str, pick: grid_words.Chooser, *, noted: bool = False
+) -> HeatmapPanel:
+    shape = len(matrix.receivers), len(matrix.donors)
+    gains, errors = np.full(shape, np.nan), np.full(shape, np.nan)
+    notes = [["" for _ in matrix.donors] for _ in matrix.receivers]
+    uses: list[DataUse] = []
+    for r, receiver in enumerate(matrix.receivers):
+        for d, donor in enumerate(matrix.donors):
+            cell = matrix.get(receiver, donor)
+            choice = pick(cell) if cell else None
+            if choice is None:
+                continue
+            gains[r, d] = 100 * matrix.gain(receiver, choice.test)
+            errors[r, d] = 100 * difference_error(choice.test, matrix.plain(receiver))
+            if cell and cell.transfer:  # a receiver's own vector has cost its labels
+                uses.append(choice.use)
+            if noted and choice.lam not in matrix.fixed:
+                notes[r][d] = f"{choice.lam:g}"
+    marks = tuple(map(tuple, notes)) if noted else ()
+    return HeatmapPanel(title, grid_words.used(uses), gains, errors, marks)
+
+
+def _percent(matrix: Matrix, receiver: str, key: str) -> float:
+    row = matrix.baselines.get(receiver, {}).get(key)
+    return 100 * row.test.top1 if row else math.nan
+
+
+def _is_own(matrix: Matrix, receiver: str, donor: str) -> bool:
+    cell = matrix.get(receiver, donor)
+    return cell.diagonal if cell else receiver == donor
+
+
+def _footnote(matrix: Matrix) -> str:
+    """What the marks of the figure mean, of those that are in it."""
+    words = ["bold: further from 0 than one standard error of the difference"]
+    if matrix.selectors:
+        chosen = f"the median of the chosen {LAMBDA}" if matrix.runs > 1 else f"the chosen {LAMBDA}"
+        words.append(f"small: {chosen}, where it is another")
+    if any(cell.diagonal for cell in matrix.cells.values()):
+        words.append("outlined: a receiver's own vector, the ceiling, in no mean")
+    measured = sum(cell.null is None for cell in matrix.cells.values())
+    counts = {len(rows) for rows in matrix.baselines.values()} | {
+        len(grid_words.baseline_keys(matrix))
+    }
+    if measured < len(matrix.receivers) * len(matrix.donors) or len(counts) > 1:
+        words.append("hatched: not measured")
+    return "; ".join(words)
 
 
 @styled
@@ -216,13 +314,6 @@ def _mean_numbers(axes: Axes, means: Array, row: float, paint: Paint, *, roomy: 
     for c in map(int, np.flatnonzero(np.isfinite(means))):
         style: dict[str, Any] = {"ha": "center", "va": "center", "color": paint.ink(means[c])}
         axes.text(c, row, signed(means[c], decimal=roomy), fontsize=7.5 if roomy else 5.8, **style)
-
-
-def signed(points: float, *, decimal: bool) -> str:
-    """Points with their sign; zero has none."""
-    text = f"{points:+.1f}" if decimal else f"{points:+.0f}"
-    shown = text.lstrip("+-")
-    return shown if float(shown) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
 def _hatch(axes: Axes, places: Sequence[tuple[float, float]]) -> None:

@@ -1,14 +1,30 @@
-"""The error of each layer, block by block; several models on one scale."""
+"""The figure layers: the error of each layer, block by block; several models on one scale."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from qvec_cli.report.canvas import SMALL, SOFT, Sheet, name, styled, words_width, wrapped
+from qvec_cli.errors import MismatchError
+from qvec_cli.report.canvas import (
+    SMALL,
+    SOFT,
+    Drawing,
+    FigureOptions,
+    Sheet,
+    name,
+    styled,
+    words_width,
+    wrapped,
+)
 from qvec_cli.report.heatmap import Paint
+from qvec_cli.results.documents import Document, ResultFiles
+from qvec_cli.results.metrics_document import QuantizeResults
+from qvec_cli.specs import spent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,30 +62,116 @@ class Strips:
     footnote: str
 
 
+def draw_layers(files: ResultFiles, _: FigureOptions) -> Drawing:
+    """A strip for each quantized model."""
+    models = files.of(QuantizeResults)
+    content = strips_of(models)
+    titles = ", ".join(strip.title for strip in content.strips)
+    words = f"{content.title}. {content.subtitle}. {titles}."
+    use = spent(*(model.use for model in models))
+    return Drawing(strips(content), words, {"models": len(models)}, use)
+
+
+Place = tuple[tuple[int, ...], tuple[str, ...]]
+"""The numbers of a name, and the words behind its last number."""
+
+
+def strips_of(models: Sequence[Document[QuantizeResults]]) -> Strips:
+    """One strip a model, over all blocks and layers that any of them has.
+
+    Raises:
+        MismatchError: a document without a single quantized weight.
+    """
+    for model in models:
+        if not model.results.ordered:
+            raise MismatchError(f"{model.file}: tells of no quantized weight")
+    places = {name: place_of(name) for model in models for name in model.results.ordered}
+    blocks = sorted({numbers for numbers, _ in places.values()})
+    layers = short(dict.fromkeys(words for _, words in places.values()))
+    kinds = list(dict.fromkeys(f"{model.grid}, {model.method}" for model in models))
+    drawn = tuple(
+        _strip_of(model, places, blocks, list(layers), kinds=len(kinds)) for model in models
+    )
+    notes = ["10 log10(sum w\u00b2 / sum (w - q)\u00b2) of each weight"]
+    if any(np.isnan(strip.ratios).any() for strip in drawn):
+        notes.append("hatched: no such weight")
+    if len(drawn) > 1:
+        notes.append("one scale for all strips")
+    return Strips(
+        "How far quantized weights are from the float ones",
+        "; ".join(kinds),
+        tuple(layers.values()),
+        tuple(".".join(map(str, numbers)) or "-" for numbers in blocks),
+        drawn,
+        "; ".join(notes),
+    )
+
+
+def _strip_of(
+    model: Document[QuantizeResults],
+    places: Mapping[str, Place],
+    blocks: Sequence[tuple[int, ...]],
+    layers: Sequence[tuple[str, ...]],
+    *,
+    kinds: int,
+) -> Strip:
+    ratios = np.full((len(layers), len(blocks)), np.nan)
+    for tensor, ratio in model.results.ordered.items():
+        numbers, words = places[tensor]
+        value = math.inf if ratio is None else ratio
+        ratios[layers.index(words), blocks.index(numbers)] = value
+    known = [ratio for ratio in model.results.ordered.values() if ratio is not None]
+    mean = f", mean {sum(known) / len(known):.1f} dB" if known else ""
+    kind = f", {model.grid}, {model.method}" if kinds > 1 else ""
+    return Strip(f"{model.name}{kind}{mean}", ratios)
+
+
+def place_of(name: str) -> Place:
+    """``blocks.3.attn.qkv.weight`` is the layer attn.qkv of block 3."""
+    parts = name.removesuffix(".weight").split(".")
+    numbers = tuple(int(part) for part in parts if part.isdecimal())
+    last = max((place for place, part in enumerate(parts) if part.isdecimal()), default=-1)
+    return numbers, tuple(parts[last + 1 :]) or tuple(
+        part for part in parts if not part.isdecimal()
+    )
+
+
+def short(layers: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """Each layer by its last word, and by more words where two would be the same."""
+    every = list(layers)
+    names = {}
+    for words in every:
+        count = 1
+        while count < len(words) and sum(w[-count:] == words[-count:] for w in every) > 1:
+            count += 1
+        names[words] = ".".join(words[-count:])
+    return names
+
+
 @styled
-def strips(given: Strips) -> Figure:
+def strips(content: Strips) -> Figure:
     """Rows are kinds of layers, columns blocks, one strip below the other."""
     import matplotlib as mpl
 
-    rows, columns = len(given.layers), len(given.blocks)
+    rows, columns = len(content.layers), len(content.blocks)
     cell = 0.36 if columns <= _NUMBERED else 0.16
-    left, step = words_width([*map(name, given.layers), "layer"]) + 0.3, rows * 0.24 + 0.5
-    foot = max(words_width(given.blocks) + 0.1, 0.2)
-    width = max(left + columns * cell + 0.3, words_width([given.title], 11) + 0.3, 5.0)
-    notes = wrapped(given.footnote, width - 0.3, SMALL)
-    below = 0.6 + len(given.strips) * step + foot + 0.25
+    left, step = words_width([*map(name, content.layers), "layer"]) + 0.3, rows * 0.24 + 0.5
+    foot = max(words_width(content.blocks) + 0.1, 0.2)
+    width = max(left + columns * cell + 0.3, words_width([content.title], 11) + 0.3, 5.0)
+    notes = wrapped(content.footnote, width - 0.3, SMALL)
+    below = 0.6 + len(content.strips) * step + foot + 0.25
     sheet = Sheet(width, below + 0.45 + 0.14 * len(notes) + 0.1)
-    sheet.write(0.15, 0.12, given.title, fontsize=10, fontweight="bold")
-    sheet.write(0.15, 0.34, given.subtitle, fontsize=7.5, color=SOFT)
-    finite = np.concatenate([strip.ratios[np.isfinite(strip.ratios)] for strip in given.strips])
+    sheet.write(0.15, 0.12, content.title, fontsize=10, fontweight="bold")
+    sheet.write(0.15, 0.34, content.subtitle, fontsize=7.5, color=SOFT)
+    finite = np.concatenate([strip.ratios[np.isfinite(strip.ratios)] for strip in content.strips])
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     high = max(high, low + 0.1)
     paint = Paint(mpl.colormaps[RATIOS], mpl.colors.Normalize(low, high))
-    for place, strip in enumerate(given.strips):
+    for place, strip in enumerate(content.strips):
         top = 0.62 + place * step
         sheet.write(left, top, name(strip.title, 60), fontsize=8.5, fontweight="bold")
         axes = sheet.axes(left, top + 0.22, columns * cell, rows * 0.24)
-        _strip(axes, given, strip, paint, last=strip is given.strips[-1])
+        _strip(axes, content, strip, paint, last=strip is content.strips[-1])
     _bar(sheet.axes(left, below, 2.0, 0.11), low, high)
     for place, line in enumerate(notes):
         sheet.write(0.15, below + 0.45 + 0.14 * place, line, fontsize=SMALL, color=SOFT)
@@ -86,7 +188,7 @@ def _bar(axes: Axes, low: float, high: float) -> None:
         spine.set_visible(False)
 
 
-def _strip(axes: Axes, given: Strips, strip: Strip, paint: Paint, *, last: bool) -> None:
+def _strip(axes: Axes, content: Strips, strip: Strip, paint: Paint, *, last: bool) -> None:
     rows, columns = strip.ratios.shape
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
     shown = np.where(np.isposinf(strip.ratios), paint.scale.vmax, strip.ratios)
@@ -101,9 +203,9 @@ def _strip(axes: Axes, given: Strips, strip: Strip, paint: Paint, *, last: bool)
                 "color": paint.ink(shown[r, c]),
             }
             axes.text(c, r, text, fontsize=6.2, **style)
-    axes.set_yticks(range(rows), list(map(name, given.layers)))
+    axes.set_yticks(range(rows), list(map(name, content.layers)))
     step = 1 if columns <= _NUMBERED else 4
-    axes.set_xticks(range(0, columns, step), given.blocks[::step] if last else [])
+    axes.set_xticks(range(0, columns, step), content.blocks[::step] if last else [])
     axes.tick_params(length=0, pad=3)
     for spine in axes.spines.values():
         spine.set_visible(False)

@@ -48,7 +48,7 @@ class Page:
     foot: str = ""
 
 
-def page(given: Page) -> bytes:
+def page(content: Page) -> bytes:
     """The page: no script, no file beside it and no address that a browser would ask."""
     import jinja2
 
@@ -62,12 +62,12 @@ def page(given: Page) -> bytes:
     )
     pictures = {
         id(picture): inline(picture.svg, f"f{place}")
-        for place, picture in enumerate(p for s in given.sections for p in s.pictures)
+        for place, picture in enumerate(p for s in content.sections for p in s.pictures)
     }
     text = environment.get_template("page.html").render(
-        page=given,
+        page=content,
         drawing=lambda picture: pictures[id(picture)],
-        data=embedded(given.data),
+        data=embedded(content.data),
     )
     return text.encode("utf-8")
 
@@ -110,9 +110,9 @@ def inline(svg: bytes, prefix: str) -> str:
     return re.sub(size, _opening, text, count=1).strip()
 
 
-def _opening(found: re.Match[str]) -> str:
+def _opening(opening: re.Match[str]) -> str:
     """A drawing that shrinks with the page and never grows beyond its size on paper."""
-    width, height = found.groups()
+    width, height = opening.groups()
     points = f"max-width: {float(width) * 96 / 72:.0f}px"
     return (
         f'<svg viewBox="0 0 {width} {height}" style="{_STYLE}; {points}" '

@@ -7,22 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any, Final
 
-from qvec_cli.report.canvas import LAMBDA
-from qvec_cli.report.heatmap import signed
-from qvec_cli.report.heatmap_facts import (
-    Chooser,
-    at_chosen,
-    at_fixed,
-    baseline_keys,
-    baseline_name,
-    chosen_name,
-    fixed_name,
-    used,
-)
+from qvec_cli.report import grid_words
+from qvec_cli.report.canvas import LAMBDA, signed
 from qvec_cli.report.page import Table
-from qvec_cli.results.matrix import Cell, ChosenLambda, Matrix, Point
-from qvec_cli.results.records import Score
-from qvec_cli.results.summary import ORACLE, summarise
+from qvec_cli.results.matrix import Cell, Matrix
+from qvec_cli.results.records import ChosenLambda, Point, Score
+from qvec_cli.results.summary import ORACLE, gain_cells, summarise
 from qvec_cli.specs import DataUse
 
 NONE: Final = "-"
@@ -56,73 +46,46 @@ def accuracy(score: Score) -> str:
     )
 
 
-def ways(matrix: Matrix) -> list[tuple[str, Chooser]]:
-    """How lambda is found, as words and as what picks a cell's answer."""
-    found = [(fixed_name(lam), at_fixed(place)) for place, lam in enumerate(matrix.fixed)]
-    return found + [(chosen_name(key), at_chosen(key)) for key in matrix.selectors]
-
-
 def _gain(matrix: Matrix, cell: Cell, choice: ChosenLambda) -> float:
     return 100 * matrix.gain(cell.receiver, choice.test)
 
 
-def _points(points: float) -> str:
-    return signed(points, decimal=True)
-
-
 def _gains(facts: Mapping[str, Any]) -> Table:
-    """What transfer tells at its end, of vectors and of what is like them but carries nothing."""
-    rows = [(_way(way), *_gain_cells(found)) for way, found in facts["ways"].items()]
-    for kind, ways_ in facts["nulls"].items():
-        rows += [(f"null {kind}, {_way(way)}", *_gain_cells(row)) for way, row in ways_.items()]
-    rows += [
-        (f"own vector, {_way(way)}", _points(100 * gain), *[NONE] * 6)
-        for way, gain in facts["own_vector"].items()
-        if gain is not None
-    ]
+    """What transfer prints at its end: gains of vectors, and of nulls that carry nothing."""
+    head = ("way", "mean", "95 %", "median", "wins", "losses", "gap closed", "regret")
+    rows = gain_cells(facts, _way, signed)
     return Table(
         "With a vector: points of top-1 on test above plain rounding, over all pairs",
-        ("way", "mean", "95 %", "median", "wins", "losses", "gap closed", "regret"),
-        tuple(rows),
+        head,
+        tuple((*row, *[NONE] * (len(head) - len(row))) for row in rows),
         "The mean is one of receivers' means, its interval a bootstrap over receivers. Wins and "
         "losses are pairs further from 0 than one standard error of the difference; the gap is "
         "what the receivers' own QAT gains; the regret is against the best on test.",
     )
 
 
-def _gain_cells(found: Mapping[str, Any]) -> Iterator[str]:
-    ends, closed, regret = found["interval"], found["gap_closed"], found["regret"]
-    yield _points(100 * found["mean"])
-    yield " to ".join(_points(100 * end) for end in ends) if ends else NONE
-    yield _points(100 * found["median"])
-    yield f"{found['rates']['win']:.0%}"
-    yield f"{found['rates']['loss']:.0%}"
-    yield f"{closed['share']:.0%}" if closed else NONE
-    yield f"{100 * regret['mean']:.1f}" if regret else NONE
-
-
 def _way(name: str) -> str:
     """A way to choose lambda, which the summary calls by its key."""
     if name.startswith("lambda "):
         return f"{LAMBDA} = {name.removeprefix('lambda ')}"
-    return f"{LAMBDA} best on test" if name == ORACLE else chosen_name(name)
+    return f"{LAMBDA} best on test" if name == ORACLE else grid_words.chosen_name(name)
 
 
 def _summary(matrix: Matrix) -> Table:
-    keys, found = baseline_keys(matrix), ways(matrix)
+    keys, pickers = grid_words.baseline_keys(matrix), grid_words.ways(matrix)
     rows, shares = [], []
     for name, baselines in matrix.baselines.items():
         levels = [[baselines[key].test] if key in baselines else [] for key in keys]
         cells = [cell for cell in matrix.transfers if cell.receiver == name]
-        patched = [[c.test for cell in cells if (c := pick(cell))] for _, pick in found]
+        patched = [[c.test for cell in cells if (c := pick(cell))] for _, pick in pickers]
         rows.append((name, f"{matrix.plain(name).n:,}", *map(_spread, (*levels, *patched))))
         shares.append([[100 * score.top1 for score in scores] for scores in (*levels, *patched)])
     columns = zip(*shares, strict=True)
     means = [f"{fmean(map(fmean, c)):.2f}" if all(c) else NONE for c in columns]
-    heads = [f"vector, {label} ({_used_by(matrix, pick)})" for label, pick in found]
+    heads = [f"vector, {label} ({_used_by(matrix, pick)})" for label, pick in pickers]
     return Table(
         "Each receiver: top-1 on test, %",
-        ("receiver", "n", *(baseline_name(matrix, key) for key in keys), *heads),
+        ("receiver", "n", *(grid_words.baseline_name(matrix, key) for key in keys), *heads),
         (*rows, ("mean", "", *means)),
         "Vectors: the mean over donors other than the receiver's own, and in brackets the least "
         "and the largest. What stands in brackets in the head is what the number has used of the "
@@ -139,21 +102,21 @@ def _spread(scores: Sequence[Score]) -> str:
     return f"{fmean(shares):.2f}{ends}"
 
 
-def _used_by(matrix: Matrix, pick: Chooser) -> str:
-    return used(choice.use for cell in matrix.transfers if (choice := pick(cell)))
+def _used_by(matrix: Matrix, pick: grid_words.Chooser) -> str:
+    return grid_words.used(choice.use for cell in matrix.transfers if (choice := pick(cell)))
 
 
 def _donors(matrix: Matrix) -> Table:
-    found = ways(matrix)
+    pickers = grid_words.ways(matrix)
     rows = []
     for name, donor in matrix.donors.items():
         cells = [cell for cell in matrix.transfers if cell.donor == name]
         trained = f"{donor.trained_images:,}" if donor.trained_images is not None else NONE
-        rows.append((name, trained, *_mean_gains(matrix, cells, found)))
+        rows.append((name, trained, *_mean_gains(matrix, cells, pickers)))
     head = ["donor", "images its QAT was trained on"]
-    for label, _ in found:
+    for label, _ in pickers:
         head += [f"mean gain, {label}", "better than rounding"]
-    rows.append(("all pairs", "", *_mean_gains(matrix, matrix.transfers, found)))
+    rows.append(("all pairs", "", *_mean_gains(matrix, matrix.transfers, pickers)))
     return Table(
         "Each donor: points of top-1 above plain rounding, on other receivers",
         tuple(head),
@@ -164,26 +127,28 @@ def _donors(matrix: Matrix) -> Table:
 
 
 def _mean_gains(
-    matrix: Matrix, cells: Sequence[Cell], found: Sequence[tuple[str, Chooser]]
+    matrix: Matrix, cells: Sequence[Cell], pickers: Sequence[tuple[str, grid_words.Chooser]]
 ) -> Iterator[str]:
-    for _, pick in found:
+    for _, pick in pickers:
         gains = [_gain(matrix, cell, choice) for cell in cells if (choice := pick(cell))]
-        yield _points(fmean(gains)) if gains else NONE
+        yield signed(fmean(gains)) if gains else NONE
         yield f"{sum(gain > 0 for gain in gains)} of {len(gains)}" if gains else NONE
 
 
 def _pairs(matrix: Matrix) -> Iterator[Table]:
-    for label, pick in ways(matrix):
+    for label, pick in grid_words.ways(matrix):
         yield _pair_table(matrix, f"{label} ({_used_by(matrix, pick)})", pick)
     if any(cell.oracle for cell in matrix.cells.values()):
         yield _pair_table(matrix, f"{LAMBDA} that is best on test, which nobody can know", _best)
 
 
 def _best(cell: Cell) -> ChosenLambda | None:
-    return ChosenLambda(*cell.oracle, DataUse.RECEIVER_LABELS) if cell.oracle else None
+    if cell.oracle is None:
+        return None
+    return ChosenLambda(cell.oracle.lam, cell.oracle.test, DataUse.RECEIVER_LABELS)
 
 
-def _pair_table(matrix: Matrix, label: str, pick: Chooser) -> Table:
+def _pair_table(matrix: Matrix, label: str, pick: grid_words.Chooser) -> Table:
     rows = []
     for receiver in matrix.receivers:
         cells = [matrix.get(receiver, donor) for donor in matrix.donors]
@@ -192,12 +157,12 @@ def _pair_table(matrix: Matrix, label: str, pick: Chooser) -> Table:
         f"Each pair, {label}: top-1 on test in %, and points above plain rounding",
         ("receiver, from", *matrix.donors),
         tuple(rows),
-        f"own: a receiver's own vector. @: the {LAMBDA}, where it is not told above.",
+        f"own: a receiver's own vector. @: the {LAMBDA}, where it does not stand above.",
         folded=True,
     )
 
 
-def _pair(matrix: Matrix, cell: Cell | None, pick: Chooser) -> str:
+def _pair(matrix: Matrix, cell: Cell | None, pick: grid_words.Chooser) -> str:
     choice = pick(cell) if cell else None
     if cell is None or choice is None:
         return NONE
@@ -207,7 +172,7 @@ def _pair(matrix: Matrix, cell: Cell | None, pick: Chooser) -> str:
 
 def _answer(matrix: Matrix, cell: Cell, choice: ChosenLambda) -> str:
     at = f" @ {choice.lam:g}" if choice not in cell.fixed else ""
-    return f"{percent(choice.test)} ({_points(_gain(matrix, cell, choice))}){at}"
+    return f"{percent(choice.test)} ({signed(_gain(matrix, cell, choice))}){at}"
 
 
 def _nulls(matrix: Matrix) -> Iterator[Table]:
@@ -215,31 +180,34 @@ def _nulls(matrix: Matrix) -> Iterator[Table]:
     cells = [cell for cell in matrix.cells.values() if cell.null]
     if not cells:
         return
-    found = ways(matrix)
+    pickers = grid_words.ways(matrix)
     rows = []
     for cell in cells:
-        choices = [pick(cell) for _, pick in found]
+        choices = [pick(cell) for _, pick in pickers]
         shown = [_answer(matrix, cell, choice) if choice else NONE for choice in choices]
         rows.append((str(cell.null), cell.donor, cell.receiver, *shown))
     yield Table(
         "Vectors of the same norm that carry nothing",
-        ("null", "norm of", "receiver", *(label for label, _ in found)),
+        ("null", "norm of", "receiver", *(label for label, _ in pickers)),
         tuple(rows),
         folded=True,
     )
 
 
 def _alignment(matrix: Matrix) -> Iterator[Table]:
-    found = matrix.alignment
-    if found is None:
+    cosines = matrix.alignment
+    if cosines is None:
         return
-    for words, table in (("of everything at once", found.whole), ("mean over rows", found.rows)):
+    for words, table in (
+        ("of everything at once", cosines.whole),
+        ("mean over rows", cosines.rows),
+    ):
         yield Table(
             f"Cosines between the donors' vectors, {words}",
-            ("donor", *found.donors),
+            ("donor", *cosines.donors),
             tuple(
                 (name, *(f"{value:.4f}" for value in row))
-                for name, row in zip(found.donors, table, strict=True)
+                for name, row in zip(cosines.donors, table, strict=True)
             ),
             folded=True,
         )
@@ -255,9 +223,9 @@ def _curves(matrix: Matrix) -> Iterator[Table]:
         rows = []
         for cell in matrix.cells.values():
             scores = {point.lam: pick(point) for point in cell.curve}
-            found = [scores.get(lam) for lam in lambdas]
-            if any(found):
-                rows.append((_label(cell), *(percent(score) if score else NONE for score in found)))
+            shown = [scores.get(lam) for lam in lambdas]
+            if any(shown):
+                rows.append((_label(cell), *(percent(score) if score else NONE for score in shown)))
         if rows:
             yield Table(
                 f"Each curve: top-1 on {name}, %, by {LAMBDA}",
@@ -276,8 +244,8 @@ def _distances(matrix: Matrix) -> Iterator[Table]:
         if cell.score is None:
             continue
         shares = (f"{100 * share:.1f}" for share in (cell.score.removed, cell.score.explained))
-        found = (far.get(lam) for lam in lambdas)
-        cells = (NONE if number is None else f"{number:.4g}" for number in found)
+        numbers = (far.get(lam) for lam in lambdas)
+        cells = (NONE if number is None else f"{number:.4g}" for number in numbers)
         rows.append((_label(cell), matrix.measures.get(cell.receiver, NONE), *shares, *cells))
     if rows:
         yield Table(
@@ -295,18 +263,18 @@ def _label(cell: Cell) -> str:
 
 
 def _uses(matrix: Matrix) -> Table:
-    keys = baseline_keys(matrix)
+    keys = grid_words.baseline_keys(matrix)
     rows = [
         (
-            baseline_name(matrix, key).split(" (", maxsplit=1)[0],
+            grid_words.baseline_name(matrix, key).split(" (", maxsplit=1)[0],
             max(
-                (found[key].use for found in matrix.baselines.values() if key in found),
+                (levels[key].use for levels in matrix.baselines.values() if key in levels),
                 key=list(DataUse).index,
             ),
         )
         for key in keys
     ]
-    for label, pick in ways(matrix):
+    for label, pick in grid_words.ways(matrix):
         uses = [choice.use for cell in matrix.transfers if (choice := pick(cell))]
         rows.append((f"vector, {label}", max(uses, key=list(DataUse).index, default=DataUse.NONE)))
     return Table(
@@ -327,10 +295,10 @@ def _provenance(matrix: Matrix) -> Iterator[Table]:
         folded=True,
     )
     for part in parts[:-1]:
-        found = run.get(part, {})
+        members = run.get(part, {})
         rows = [
             (name, key, compact_json(value))
-            for name, facts in found.items()
+            for name, facts in members.items()
             for key, value in (facts if isinstance(facts, dict) else {"": facts}).items()
         ]
         yield Table(

@@ -1,124 +1,146 @@
-"""Files of results, told apart by what they hold: transfer grids, and metrics of a command."""
+"""Files of results, told apart by what they hold: grids, tables of ways, metrics of a command."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Generic, Literal, TypeVar
+
+from msgspec import Struct
 
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.source import STREAM
 from qvec_cli.errors import CheckpointError, MismatchError, SpecError
 from qvec_cli.outputs.metrics import SCHEMA, Input
-from qvec_cli.results.agreement_sweep import Agreed, read_agreed
-from qvec_cli.results.matrix import (
-    FLOAT,
-    PLAIN,
-    ChosenLambda,
-    Matrix,
-    Measured,
-    Point,
-    choice_of,
-    lines_of,
-    parse,
-    same_run,
+from qvec_cli.results.matrix import Matrix, lines_of, parse, same_run
+from qvec_cli.results.metrics_document import (
+    AgreementResults,
+    ComparedResults,
+    EvalResults,
+    ExtractResults,
+    GridParameters,
+    InputRecord,
+    Json,
+    MetricsDocument,
+    QuantizeResults,
+    SweepResults,
+    TrainingResults,
 )
-from qvec_cli.results.records import Record, Score, decode
+from qvec_cli.results.metrics_schema import RESULTS
+from qvec_cli.results.records import Name, Record, Share, decode
 from qvec_cli.results.seeds import pooled
-from qvec_cli.specs import Grid, Use
+from qvec_cli.specs import DataUse, Grid, Use
+
+R = TypeVar("R")
 
 MAX_BYTES: Final = 1 << 28
 """Of one file; a grid of 22 x 22 with curves takes 3 million."""
 
 
+class WayRecord(Struct, frozen=True):
+    """One way to low bits, as a mean over receivers."""
+
+    way: Name
+    top1: Share
+    data_use: DataUse | None  # None: the way is no one's to take, such as the best on test
+    gap_closed: float | None = None  # share of what the receivers' own QAT gains over rounding
+    interval: tuple[float, float] | None = None  # 95 %, of gap_closed
+    worse: Share | None = None  # share of receivers beyond a standard error below rounding
+
+
+class BarLabel(Struct, frozen=True):
+    """A way that figures show, and what they call it."""
+
+    way: Name
+    label: Name
+
+
+class WaysTable(Struct, frozen=True):
+    """Ways to low bits on one grid.
+
+    Raises:
+        ValueError: a bar, or the reference, of a way that is not in the table.
+    """
+
+    title: Name
+    ways: tuple[WayRecord, ...]
+    bars: tuple[BarLabel, ...] = ()  # in their order; none: figures leave the table out
+    reference: str | None = None  # the way that is a line
+
+    def __post_init__(self) -> None:
+        known = {row.way for row in self.ways}
+        for way in [*(bar.way for bar in self.bars), self.reference]:
+            if way is not None and way not in known:
+                raise ValueError(f"{way!r} is no way of the table")
+
+
+class WaysDocument(Struct, frozen=True, tag_field="kind", tag="ways"):
+    """The tables of a study: what each way to low bits is worth, and the data that it used."""
+
+    schema: Literal[1]
+    title: Name
+    tables: tuple[WaysTable, ...]
+
+
+DRAWN: Final[Mapping[type[Any], tuple[str, str, str]]] = {
+    Matrix: ("a transfer grid", "transfer grid", "transfer grids"),
+    SweepResults: ("a sweep", "sweep over lambda", "sweeps over lambda"),
+    AgreementResults: ("a sweep by agreement", "sweep without labels", "sweeps without labels"),
+    QuantizeResults: ("quantize --metrics", "quantized model", "quantized models"),
+    ComparedResults: ("quantize --compare", "comparison of grids", "comparisons of grids"),
+    EvalResults: ("eval", "evaluation", "evaluations"),
+    TrainingResults: ("finetune and train-qat", "training run", "training runs"),
+    ExtractResults: ("extract", "extraction", "extractions"),
+    WaysDocument: ("a table of ways", "table of ways", "tables of ways"),
+}
+"""What figures and pages are made of, in the words of messages, as one and as several."""
+
+_GRIDDED: Final = (SweepResults, AgreementResults, QuantizeResults)
+"""Results whose parameters name a grid."""
+
+
 @dataclass(frozen=True, slots=True)
-class Sweep:
-    """A curve over lambda."""
+class Document(Generic[R]):
+    """The results of one command, and what they were made from."""
 
     file: str
-    receiver: str  # the name of its file, without folder and suffix
-    donor: str
-    digests: tuple[str, ...]  # of the receiver and of the data
-    grid: Grid
-    method: str
-    curve: tuple[Point, ...]
-    chosen: ChosenLambda
-    unit: ChosenLambda
-    baselines: Mapping[str, Measured]
+    results: R
     use: Use
+    inputs: tuple[InputRecord, ...] = ()
+    parameters: Any = None  # ``GridParameters``, where the results are of a grid
+    command: str = ""
+    seconds: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The first input without folder and suffix: the model."""
+        return stem(self.inputs[0].path)
+
+    @property
+    def grid(self) -> Grid:
+        """The grid that the results are of."""
+        grid: Grid = self.parameters.grid.grid
+        return grid
+
+    @property
+    def method(self) -> str:
+        """How codes were chosen on it."""
+        return str(self.parameters.method)
+
+
+def stem(path: str) -> str:
+    """A file without folder and suffix."""
+    return Path(path).stem or path
 
 
 @dataclass(frozen=True, slots=True)
-class Layers:
-    """How far each quantized weight is from the float one."""
-
-    file: str
-    name: str
-    grid: Grid
-    method: str
-    sqnr: Mapping[str, float | None]  # dB by tensor; None: no noise, or no signal
-    bits_per_weight: float
-    size: tuple[int, int]  # bytes before and after
-    use: Use
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """The accuracy of one file."""
-
-    file: str
-    name: str
-    role: str
-    grid: Grid | None
-    split: str
-    score: Score
-    data: str | None  # digest
-    use: Use
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """What grids without data cost, side by side."""
-
-    file: str
-    name: str
-    rows: tuple[tuple[str, float, float | None, Score | None], ...]  # grid, bits, dB, accuracy
-    fp: Score | None
-    split: str
-    use: Use
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingRecord:
-    """What a fine-tuning or a QAT took."""
-
-    file: str
-    command: str
-    name: str
-    digest: str
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Extraction:
-    """Whose difference a vector is."""
-
-    file: str
-    digest: str  # of the vector
-    donor_qat: str | None
-
-
-Document = Sweep | Agreed | Layers | Evaluation | Compared | TrainingRecord | Extraction
-
-
-@dataclass(frozen=True, slots=True)
-class Results:
+class ResultFiles:
     """All that some files hold."""
 
     matrices: tuple[Matrix, ...]  # one a grid; runs that ask the same are pooled
-    documents: tuple[Document, ...]
+    documents: tuple[Document[Any], ...]
     inputs: tuple[Input, ...]
     raw: tuple[tuple[str, Any], ...]  # by file: a document, or the lines of a grid
 
@@ -140,20 +162,20 @@ class Results:
     @property
     def names(self) -> tuple[str, ...]:
         """What figures call receivers, donors and models."""
-        found: list[str] = []
+        names = [stem(i.path) for document in self.documents for i in document.inputs]
         for matrix in self.matrices:
             rows = matrix.baselines.values()
-            found += [*matrix.receivers, *matrix.donors, *(key for row in rows for key in row)]
-        found += [name for row in self.of(Sweep) for name in (row.receiver, row.donor)]
-        found += [name for row in self.of(Agreed) for name in row.names]
-        return (*found, *(row.name for row in self.of(Layers)))
+            names += [*matrix.receivers, *matrix.donors, *(key for row in rows for key in row)]
+        for document in self.of(WaysDocument):
+            names += [bar.label for table in document.results.tables for bar in table.bars]
+        return tuple(names)
 
-    def of(self, kind: type[Any]) -> tuple[Any, ...]:
-        """The documents of a kind, in the order of the files."""
-        return tuple(document for document in self.documents if isinstance(document, kind))
+    def of(self, kind: type[R]) -> tuple[Document[R], ...]:
+        """The documents with results of a kind, in the order of the files."""
+        return tuple(row for row in self.documents if isinstance(row.results, kind))
 
 
-def read(paths: Iterable[Path]) -> Results:
+def read(paths: Iterable[Path]) -> ResultFiles:
     """Reads files of results, in any mixture.
 
     Raises:
@@ -164,7 +186,7 @@ def read(paths: Iterable[Path]) -> Results:
     inputs: list[Input] = []
     raw: list[tuple[str, Any]] = []
     runs: list[list[Record]] = []
-    documents: list[Document] = []
+    documents: list[Document[Any]] = []
     for path in paths:
         content = _content(path)
         digest = hashlib.sha256(content).hexdigest()
@@ -172,16 +194,16 @@ def read(paths: Iterable[Path]) -> Results:
             raise SpecError(f"{path}: stands twice among the files")
         text = _text(content, path)
         whole = _whole(text, str(path))
-        if whole is None or "kind" in whole:
+        if whole is not None and whole.value.get("kind", "ways") == "ways":
+            documents.append(_ways(whole) if "kind" in whole.value else _document(whole))
+            raw.append((str(path), whole.value))
+            inputs.append(Input(str(path), "metrics", digest))
+        else:
             rows = list(lines_of(text, str(path)))
             _add(rows, runs)
             raw.append((str(path), [row.value for row in rows]))
             inputs.append(Input(str(path), "grid", digest))
-        else:
-            documents.append(_document(whole))
-            raw.append((str(path), whole.value))
-            inputs.append(Input(str(path), "metrics", digest))
-    return Results(pooled(map(parse, runs)), tuple(documents), tuple(inputs), tuple(raw))
+    return ResultFiles(pooled(map(parse, runs)), tuple(documents), tuple(inputs), tuple(raw))
 
 
 def _add(rows: list[Record], runs: list[list[Record]]) -> None:
@@ -244,148 +266,54 @@ def _whole(text: str, where: str) -> Record | None:
         return None
 
 
-def _document(whole: Record) -> Document:
-    command = whole.text("command")
-    if whole.whole("schema") != SCHEMA:
-        raise whole.fault(f"was written by a newer qvec: its schema is {whole.value['schema']}")
-    if command not in _READERS:
+def _document(whole: Record) -> Document[Any]:
+    """A metrics document, decoded with the struct of its command's results."""
+    command, results = whole.value.get("command"), whole.value.get("results")
+    if not isinstance(command, str):
+        raise whole.fault("has no command")
+    _require_schema(whole)
+    present = results if isinstance(results, dict) else {}
+    if "plan" in present:
+        raise whole.fault("is a plan: nothing was measured", hint="Run it without --dry-run.")
+    rows = RESULTS.get(command, {})
+    fitting = (kind for key, kind in rows.items() if not key or present.get(key) is not None)
+    kind = next(fitting, None)
+    if kind not in DRAWN:
+        drawn = [name for name, kinds in RESULTS.items() if set(kinds.values()) & DRAWN.keys()]
         raise whole.fault(
             f"is of qvec {command}, of which nothing is drawn",
-            hint=f"Results of {', '.join(('transfer', *_READERS))} are.",
+            hint=f"Results of transfer, {', '.join(drawn)} are.",
         )
-    results = whole.record("results")
-    if "plan" in results:
-        raise whole.fault("is a plan: nothing was measured", hint="Run it without --dry-run.")
-    return _READERS[command](whole, results)
+    parameters = GridParameters if kind in _GRIDDED else Json
+    document = whole.decoded(MetricsDocument[parameters, kind])  # type: ignore[valid-type]
+    if len(document.inputs) < (least := 3 if kind is SweepResults else 1):
+        raise whole.fault(f"inputs: {len(document.inputs)} are too few, {least} belong here")
+    return Document(
+        whole.where,
+        document.results,
+        document.data_use.use,
+        document.inputs,
+        document.parameters,
+        command,
+        document.timing.wall_s,
+    )
 
 
-def _name(path: str) -> str:
-    return Path(path).stem or path
-
-
-def _inputs(whole: Record) -> list[Record]:
-    found = list(whole.listed("inputs"))
-    if not found:
-        raise whole.fault("inputs is empty")
-    return found
-
-
-def _digest(record: Record) -> str | None:
-    return record.text("digest") if "digest" in record else None
-
-
-def _use(whole: Record) -> Use:
-    use = whole.record("data_use")
-    counts = use.record("counts")
-    return Use(use.use("level"), {name: counts.whole(name) for name in counts.value})
-
-
-def _sweep(whole: Record, results: Record) -> Sweep | Agreed:
-    if "objective" in results:
-        return read_agreed(whole, results, _use(whole))
-    files = _inputs(whole)
-    if len(files) < 3:
-        raise whole.fault("inputs are not a receiver, a vector and a data set")
-    rows = results.record("baselines")
-    baselines = {
-        key: Measured(Score.of(rows.record(key).record("test")), rows.record(key).use())
-        for key in (FLOAT, PLAIN)
-    }
-    parameters = whole.record("parameters")
-    points = [
-        (row.number("lambda"), Score.of(row.record("val"))) for row in results.listed("curve")
+def _ways(whole: Record) -> Document[WaysDocument]:
+    """A table of ways, and the most that a way that figures show has used."""
+    _require_schema(whole)
+    ways = whole.decoded(WaysDocument)
+    shown = {(table.title, bar.way) for table in ways.tables for bar in table.bars}
+    uses = [
+        row.data_use
+        for table in ways.tables
+        for row in table.ways
+        if row.data_use and (table.title, row.way) in shown
     ]
-    tests = {PLAIN: baselines[PLAIN].test}
-    chosen = choice_of(results.record("chosen"))
-    unit = choice_of(results.record("zero_shot"))
-    known = {0.0: tests[PLAIN], unit.lam: unit.test, chosen.lam: chosen.test}
-    return Sweep(
-        whole.where,
-        _name(files[0].text("path")),
-        _name(files[1].text("path")),
-        (str(_digest(files[0])), str(_digest(files[2]))),
-        parameters.grid(),
-        parameters.text("method"),
-        tuple(Point(lam, val, known.get(lam)) for lam, val in sorted(points, key=lambda p: p[0])),
-        chosen,
-        unit,
-        baselines,
-        _use(whole),
-    )
+    most = max(uses, key=list(DataUse).index, default=DataUse.NONE)
+    return Document(whole.where, ways, Use(most))
 
 
-def _quantize(whole: Record, results: Record) -> Layers | Compared:
-    if "compared" in results:
-        return _compared(whole, results)
-    ratios = results.record("sqnr_db")
-    order = [name for name in results.texts("quantized") if name in ratios.value]  # the network's
-    return Layers(
-        whole.where,
-        _name(_inputs(whole)[0].text("path")),
-        whole.record("parameters").grid(),
-        whole.record("parameters").text("method"),
-        {name: ratios.number(name) if name in ratios else None for name in order},
-        results.number("bits_per_weight"),
-        (results.whole("bytes_before"), results.whole("bytes_after")),
-        _use(whole),
-    )
-
-
-def _compared(whole: Record, results: Record) -> Compared:
-    rows = list(results.listed("compared"))
-    split = next((s for s in ("val", "test", "train") if rows and s in rows[0]), "")
-    return Compared(
-        whole.where,
-        _name(_inputs(whole)[0].text("path")),
-        tuple(
-            (
-                row.text("name"),
-                row.number("bits_per_weight"),
-                row.number("sqnr_db") if "sqnr_db" in row else None,
-                Score.of(row.record(split)) if split else None,
-            )
-            for row in rows
-        ),
-        Score.of(results.record("fp")) if "fp" in results else None,
-        split,
-        _use(whole),
-    )
-
-
-def _evaluation(whole: Record, results: Record) -> Evaluation:
-    files = _inputs(whole)
-    return Evaluation(
-        whole.where,
-        _name(files[0].text("path")),
-        results.text("role") if results.value.get("role") else "",
-        results.grid() if "grid" in results else None,
-        results.text("split"),
-        Score.of(results),
-        _digest(files[-1]),
-        _use(whole),
-    )
-
-
-def _training(whole: Record, results: Record) -> TrainingRecord:
-    return TrainingRecord(
-        whole.where,
-        whole.text("command"),
-        _name(results.text("output")),
-        results.text("digest"),
-        whole.record("timing").number("wall_s"),
-    )
-
-
-def _extraction(whole: Record, results: Record) -> Extraction:
-    files = _inputs(whole)
-    return Extraction(whole.where, results.text("digest"), _digest(files[-1]))
-
-
-_READERS: Final[Mapping[str, Callable[[Record, Record], Document]]] = {
-    "sweep-lambda": _sweep,
-    "quantize": _quantize,
-    "eval": _evaluation,
-    "finetune": _training,
-    "train-qat": _training,
-    "extract": _extraction,
-}
+def _require_schema(whole: Record) -> None:
+    if (schema := whole.value.get("schema")) != SCHEMA:
+        raise whole.fault(f"was written by a newer qvec: its schema is {schema}")

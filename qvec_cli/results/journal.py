@@ -129,9 +129,11 @@ def _object(path: Path, number: int, text: bytes) -> Line:
 def _of_document(path: Path, raw: bytes) -> list[Line]:
     """The lines of a sweep from before it had a journal: an object of its header and its scores."""
     document = decode(raw.decode(errors="replace"), str(path))
-    header = {"kind": "run", "command": "sweep-lambda", **document.record("run").value}
-    scores = document.records("scores")
-    return [header, *({"kind": "score", "name": name, **row.value} for name, row in scores)]
+    run, scores = (document.value.get(key) for key in ("run", "scores"))
+    if not (isinstance(run, dict) and isinstance(scores, dict)):
+        raise document.fault("is not the state of a sweep", "Start anew with --force.")
+    header = {"kind": "run", "command": "sweep-lambda", **run}
+    return [header, *({"kind": "score", "name": name, **row} for name, row in scores.items())]
 
 
 def _identity(line: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,15 +1,28 @@
-"""JSON objects that were written elsewhere, read so that a fault names its file, line and field."""
+"""JSON of results, decoded into structs: a fault names its file, its field and the reason."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct, field
 
 from qvec_cli.errors import CheckpointError, SpecError
-from qvec_cli.specs import DataUse, Grid
+from qvec_cli.specs import DataUse, Granularity, Grid, Scale, ScaleDtype
+
+T = TypeVar("T")
+
+Count = Annotated[int, Meta(ge=0)]
+
+Positive = Annotated[int, Meta(ge=1)]
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+Name = Annotated[str, Meta(min_length=1)]
 
 _TOLERANCE: Final = 1e-9
 """How far a share may be from the quotient of its counts, which JSON holds to the last bit."""
@@ -17,125 +30,117 @@ _TOLERANCE: Final = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """An object and where it stands; every reader below refuses what is not there or not so."""
+    """A JSON object, and the file or the line of a file that it stands in."""
 
-    where: str  # a file, or a file and a line
+    where: str
     value: Mapping[str, Any]
-    within: str = ""  # the fields that lead to it
 
     def fault(self, message: str, hint: str | None = None) -> CheckpointError:
-        """What is wrong here, to be raised."""
-        return CheckpointError(f"{self.where}: {self.within}{message}", hint)
+        """The error that says what is wrong with this object, to be raised."""
+        return CheckpointError(f"{self.where}: {message}", hint)
 
-    def __contains__(self, key: str) -> bool:
-        return self.value.get(key) is not None
+    def decoded(self, kind: type[T]) -> T:
+        """The object as a struct; keys that the struct does not have are passed over.
 
-    def text(self, key: str) -> str:
-        """A string that is not empty."""
-        return str(self._of(key, str))
-
-    def flag(self, key: str) -> bool:
-        """true or false."""
-        return bool(self._of(key, bool))
-
-    def whole(self, key: str, least: int = 0) -> int:
-        """A whole number from ``least`` up."""
-        found = self._of(key, int)
-        if isinstance(found, bool) or found < least:
-            raise self.fault(f"{key} is {found!r}: a whole number from {least} up belongs here")
-        return int(found)
-
-    def number(self, key: str) -> float:
-        """A finite number."""
-        return self._finite(key, self._of(key, int | float))
-
-    def numbers(self, key: str) -> tuple[float, ...]:
-        """A list of finite numbers."""
-        return tuple(self._finite(key, found) for found in self._of(key, list))
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        """A list of strings."""
-        found = self._of(key, list)
-        if not all(isinstance(text, str) for text in found):
-            raise self.fault(f"{key} is no list of names")
-        return tuple(found)
-
-    def record(self, key: str) -> Record:
-        """An object within this one."""
-        return Record(self.where, self._of(key, dict), f"{self.within}{key}.")
-
-    def records(self, key: str) -> Iterator[tuple[str, Record]]:
-        """The objects of an object, by their names."""
-        inner = self.record(key)
-        for name in inner.value:
-            yield name, inner.record(name)
-
-    def listed(self, key: str) -> Iterator[Record]:
-        """The objects of a list."""
-        for place, found in enumerate(self._of(key, list)):
-            if not isinstance(found, dict):
-                raise self.fault(f"{key}[{place}] is no object")
-            yield Record(self.where, found, f"{self.within}{key}[{place}].")
-
-    def use(self, key: str = "data_use") -> DataUse:
-        """A level of the receiver's data."""
-        found = self.text(key)
-        if found not in set(DataUse):
-            raise self.fault(f"{key} is {found!r}, none of {', '.join(DataUse)}")
-        return DataUse(found)
-
-    def grid(self, key: str = "grid") -> Grid:
-        """A grid of weights."""
+        Raises:
+            CheckpointError: a field that is missing or not what belongs there, with its path.
+        """
         try:
-            return Grid.from_json(self.record(key).value)
-        except SpecError as fault:
-            raise self.fault(f"{key}: {fault}") from None
-
-    def _of(self, key: str, kind: Any) -> Any:
-        if key not in self.value:
-            raise self.fault(f"has no {key}")
-        found = self.value[key]
-        if not isinstance(found, kind) or (kind is str and not found):
-            raise self.fault(f"{key} is not what belongs here")
-        return found
-
-    def _finite(self, key: str, found: Any) -> float:
-        right = isinstance(found, int | float) and not isinstance(found, bool)
-        if not right or not math.isfinite(found):
-            raise self.fault(f"{key} is no finite number")
-        return float(found)
+            return msgspec.convert(self.value, kind)
+        except msgspec.ValidationError as error:
+            reason, path = _located(error, self.value, kind)
+            raise self.fault(f"{path}: {reason}" if path else reason) from None
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
-    """How many images of a split were right."""
+def decode(text: str, where: str) -> Record:
+    """One JSON object.
 
-    n: int
-    n_correct: float  # a whole number, or a mean over runs on the same images
+    Raises:
+        CheckpointError: no JSON, or JSON that is no object.
+    """
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise CheckpointError(f"{where}: is not JSON: {reason}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{where}: is no JSON object")
+    return Record(where, value)
 
-    @property
-    def top1(self) -> float:
-        """The share of right ones."""
-        return self.n_correct / self.n
+
+def _located(error: msgspec.ValidationError, value: Any, kind: Any) -> tuple[str, str]:
+    """Reason and path of a fault.
+
+    msgspec writes [...] for every key of an object with free keys: the key is the first whose
+    value fails with the same message when the object is reduced to it.
+    """
+    text, _, path = str(error).partition(" - at `$")
+    reason = re.sub(r"^Object missing required field `(.*)`$", r"has no \1", text)
+    steps: list[Any] = []
+    for name, index in re.findall(r"\.([^.\[`]+)|\[([^\]]+)\]", path):
+        if index == "...":
+            keys = _at(value, steps)
+            alike = (key for key in keys if _fault(value, kind, steps, key) == str(error))
+            steps.append(key := next(alike, "..."))
+            if key == "...":
+                break
+            value = _reduced(value, steps[:-1], key)
+        else:
+            steps.append(int(index) if index else name)
+    shown = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+    return reason[:1].lower() + reason[1:].replace("`", ""), shown.lstrip(".")
+
+
+def _at(value: Any, steps: list[Any]) -> Any:
+    for step in steps:
+        value = value[step]
+    return value
+
+
+def _fault(value: Any, kind: Any, steps: list[Any], key: str) -> str:
+    try:
+        msgspec.convert(_reduced(value, steps, key), kind)
+    except msgspec.ValidationError as error:
+        return str(error)
+    return ""
+
+
+def _reduced(value: Any, steps: list[Any], key: str) -> Any:
+    """A copy in which the object at a path has one key only."""
+    if not steps:
+        return {key: value[key]}
+    step, *rest = steps
+    copy = list(value) if isinstance(value, list) else dict(value)
+    copy[step] = _reduced(value[step], rest, key)
+    return copy
+
+
+class Score(Struct, frozen=True):
+    """How many images of a split were classified correctly.
+
+    Raises:
+        ValueError: more right ones than images, or a share that is not the quotient of the two.
+    """
+
+    n: Positive
+    n_correct: Annotated[float, Meta(ge=0)]  # a mean over runs on the same images is not whole
+    top1: float
+
+    def __post_init__(self) -> None:
+        if self.n_correct > self.n:
+            raise ValueError(f"n_correct is {self.n_correct:g}, of {self.n} images")
+        if abs(self.top1 - self.n_correct / self.n) > _TOLERANCE:
+            raise ValueError(f"top1 is not {self.n_correct:g} of {self.n}")
+
+    @classmethod
+    def of(cls, n: int, n_correct: float) -> Score:
+        """The score of so many right images."""
+        return cls(n, n_correct, n_correct / n)
 
     @property
     def standard_error(self) -> float:
         """Binomial standard error of top1."""
         return math.sqrt(self.top1 * (1 - self.top1) / self.n)
-
-    @classmethod
-    def of(cls, record: Record) -> Score:
-        """A score as metrics and grids hold it; its share must be that of its counts.
-
-        Raises:
-            CheckpointError: it is not.
-        """
-        score = cls(record.whole("n", 1), record.whole("n_correct"))
-        if score.n_correct > score.n:
-            raise record.fault(f"n_correct is {score.n_correct}, of {score.n} images")
-        if abs(record.number("top1") - score.top1) > _TOLERANCE:
-            raise record.fault(f"top1 is not {score.n_correct} of {score.n}")
-        return score
 
 
 def difference_error(first: Score, second: Score) -> float:
@@ -146,21 +151,63 @@ def difference_error(first: Score, second: Score) -> float:
     return math.hypot(first.standard_error, second.standard_error)
 
 
-def decode(text: str, where: str) -> Record:
-    """One JSON object.
+class GridRecord(Struct, frozen=True, forbid_unknown_fields=True):
+    """A grid of weights as ``Grid.to_json`` writes it; a key more would be another grid.
 
     Raises:
-        CheckpointError: no JSON, or JSON that is no object.
+        ValueError: values that are no grid together.
     """
-    try:
-        value = json.loads(text, parse_constant=_constant)
-    except (ValueError, RecursionError) as fault:
-        reason = str(fault).splitlines()[0] if isinstance(fault, ValueError) else "nested too deep"
-        raise CheckpointError(f"{where}: is not JSON: {reason}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{where}: is no JSON object")
-    return Record(where, value)
+
+    bits: int
+    granularity: Granularity
+    group_size: int | None
+    scale: Scale
+    symmetric: bool
+    scale_dtype: ScaleDtype | None = None  # float32 goes without saying
+
+    def __post_init__(self) -> None:
+        try:
+            self.grid  # noqa: B018 - builds it
+        except SpecError as error:
+            raise ValueError(str(error)) from None
+
+    @property
+    def grid(self) -> Grid:
+        """The grid itself."""
+        stored = self.scale_dtype or ScaleDtype.FLOAT32
+        return Grid(
+            self.bits, self.granularity, self.group_size, self.scale, self.symmetric, stored
+        )
 
 
-def _constant(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON")
+class Measured(Struct, frozen=True):
+    """A score on test, and the receiver data that it used."""
+
+    test: Score
+    use: DataUse = field(name="data_use")
+    grid: GridRecord | None = None  # of a baseline, unless it is float
+
+
+class Point(Struct, frozen=True):
+    """One lambda of a curve; on test only where a run measured every lambda on it."""
+
+    lam: float = field(name="lambda")
+    val: Score
+    test: Score | None = None
+    distance: float | None = None  # to the float answers, on proxy images
+
+
+class ChosenLambda(Struct, frozen=True):
+    """A lambda that was fixed or chosen, its score on test, and the receiver data it used."""
+
+    lam: float = field(name="lambda")
+    test: Score
+    use: DataUse = field(name="data_use")
+    val: Score | None = None
+
+
+class DonorScore(Struct, frozen=True):
+    """What a vector does about the damage of quantization, on proxy images without labels."""
+
+    removed: float  # share that is gone at the chosen lambda
+    explained: float  # share that one coefficient would cancel, were changes linear

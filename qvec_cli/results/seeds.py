@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean, median
+from typing import TypeVar
+
+from msgspec import structs
 
 from qvec_cli.results.matrix import (
     Cell,
-    ChosenLambda,
     CosineRecord,
-    DonorScore,
+    DonorRecord,
     Matrix,
-    Measured,
-    Point,
+    Oracle,
+    ReceiverRecord,
 )
-from qvec_cli.results.records import Score
+from qvec_cli.results.records import ChosenLambda, DonorScore, Measured, Point, Score
+from qvec_cli.specs import DataUse
+
+Member = TypeVar("Member", ReceiverRecord, DonorRecord)
 
 
 def pooled(matrices: Iterable[Matrix]) -> tuple[Matrix, ...]:
@@ -62,23 +67,10 @@ def pool(runs: Sequence[Matrix]) -> Matrix:
         for name, rows in first.baselines.items()
         if all(name in run.baselines for run in others)
     }
-    receivers = {
-        name: replace(
-            receiver,
-            trained_images=_mean([run.receivers[name].trained_images for run in runs]),
-        )
-        for name, receiver in first.receivers.items()
-    }
-    donors = {
-        name: replace(
-            donor, trained_images=_mean([run.donors[name].trained_images for run in runs])
-        )
-        for name, donor in first.donors.items()
-    }
     return replace(
         first,
-        receivers=receivers,
-        donors=donors,
+        receivers=_members([run.receivers for run in runs]),
+        donors=_members([run.donors for run in runs]),
         baselines=baselines,
         cells={key: cell for key, cell in cells.items() if cell.receiver in baselines},
         alignment=_alignment(runs),
@@ -88,41 +80,52 @@ def pool(runs: Sequence[Matrix]) -> Matrix:
 
 def _question(matrix: Matrix) -> tuple[object, ...]:
     settings = matrix.grid, matrix.method, matrix.lambdas, matrix.fixed
-    told = [matrix.run["receivers"][name] for name in matrix.receivers]
+    receivers = [matrix.run["receivers"][name] for name in matrix.receivers]
     keys = ("data_digest", "images", "targets", "network", "recipe")
-    members = [[each.get(key) for key in keys] for each in told]
+    members = [[receiver.get(key) for key in keys] for receiver in receivers]
     return (*settings, tuple(matrix.receivers), tuple(matrix.donors), members)
+
+
+def _members(runs: Sequence[Mapping[str, Member]]) -> dict[str, Member]:
+    """The members of the first run, each with its mean cost of training."""
+    pooled_members = {}
+    for name, member in runs[0].items():
+        costs = [run[name].trained_images for run in runs]
+        known = [cost for cost in costs if cost is not None]
+        mean = round(fmean(known)) if len(known) == len(costs) else None
+        pooled_members[name] = structs.replace(member, trained_images=mean)
+    return pooled_members
 
 
 def _cell(cells: Sequence[Cell]) -> Cell:
     first = cells[0]
     selectors = [key for key in first.chosen if all(key in cell.chosen for cell in cells)]
     oracles = [cell.oracle for cell in cells if cell.oracle]
-    whole = len(oracles) == len(cells)
-    return replace(
+    scores = [cell.score for cell in cells if cell.score]
+    return structs.replace(
         first,
         diagonal=any(cell.diagonal for cell in cells),
         curve=tuple(map(_point, zip(*(cell.curve for cell in cells), strict=True))),
         fixed=tuple(map(_choice, zip(*(cell.fixed for cell in cells), strict=True))),
         chosen={key: _choice([cell.chosen[key] for cell in cells]) for key in selectors},
-        oracle=(median(o[0] for o in oracles), _score(o[1] for o in oracles)) if whole else None,
-        score=_donor_score(cells),
+        oracle=Oracle(median(o.lam for o in oracles), _score(o.test for o in oracles))
+        if len(oracles) == len(cells)
+        else None,
+        score=DonorScore(fmean(s.removed for s in scores), fmean(s.explained for s in scores))
+        if len(scores) == len(cells)
+        else None,
     )
 
 
 def _point(points: Sequence[Point]) -> Point:
     tests = [point.test for point in points if point.test]
-    test = _score(tests) if len(tests) == len(points) else None
-    far = [point.distance for point in points if point.distance is not None]
-    distance = fmean(far) if len(far) == len(points) else None
-    return Point(points[0].lam, _score(point.val for point in points), test, distance)
-
-
-def _donor_score(cells: Sequence[Cell]) -> DonorScore | None:
-    found = [cell.score for cell in cells if cell.score]
-    if len(found) < len(cells):
-        return None
-    return DonorScore(fmean(s.removed for s in found), fmean(s.explained for s in found))
+    distances = [point.distance for point in points if point.distance is not None]
+    return Point(
+        points[0].lam,
+        _score(point.val for point in points),
+        _score(tests) if len(tests) == len(points) else None,
+        fmean(distances) if len(distances) == len(points) else None,
+    )
 
 
 def _choice(choices: Sequence[ChosenLambda]) -> ChosenLambda:
@@ -130,32 +133,30 @@ def _choice(choices: Sequence[ChosenLambda]) -> ChosenLambda:
     return ChosenLambda(
         median(choice.lam for choice in choices),
         _score(choice.test for choice in choices),
-        max((choice.use for choice in choices), key=[*type(choices[0].use)].index),
+        _most(choice.use for choice in choices),
         _score(vals) if len(vals) == len(choices) else None,
     )
 
 
 def _measured(rows: Sequence[Measured]) -> Measured:
-    use = max((row.use for row in rows), key=[*type(rows[0].use)].index)
-    return Measured(_score(row.test for row in rows), use, rows[0].grid)
+    return Measured(_score(row.test for row in rows), _most(row.use for row in rows), rows[0].grid)
+
+
+def _most(uses: Iterable[DataUse]) -> DataUse:
+    return max(uses, key=list(DataUse).index)
 
 
 def _score(scores: Iterable[Score]) -> Score:
     """The mean over runs; its error stays that of one run's images, which are the same ones."""
-    found = tuple(scores)
-    return Score(found[0].n, fmean(score.n_correct for score in found))
-
-
-def _mean(numbers: Sequence[int | None]) -> int | None:
-    known = [number for number in numbers if number is not None]
-    return round(fmean(known)) if len(known) == len(numbers) else None
+    parts = tuple(scores)
+    return Score.of(parts[0].n, fmean(score.n_correct for score in parts))
 
 
 def _alignment(runs: Sequence[Matrix]) -> CosineRecord | None:
     tables = [run.alignment for run in runs if run.alignment]
     if len(tables) < len(runs):
         return None
-    return replace(
+    return structs.replace(
         tables[0],
         whole=_averaged([table.whole for table in tables]),
         rows=_averaged([table.rows for table in tables]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -53,14 +53,14 @@ def summarise(matrix: Matrix) -> Facts:
     others = [cell for cell in cells if not cell.diagonal]
     own = [cell for cell in cells if cell.diagonal and cell.null is None]
     ways = _ways(matrix)
-    found = {
+    by_kind = {
         kind: {
             way: _changes([c for c in others if c.null == kind], matrix, take)
             for way, take in ways.items()
         }
         for kind in dict.fromkeys(cell.null for cell in others)
     }
-    changes = found.get(None, {})
+    changes = by_kind.get(None, {})
     best = changes.get(ORACLE)
     return {
         "runs": matrix.runs,
@@ -73,7 +73,7 @@ def summarise(matrix: Matrix) -> Facts:
         },
         "nulls": {
             kind: {way: _statistics(c, gap, None) for way, c in measured.items()}
-            for kind, measured in found.items()
+            for kind, measured in by_kind.items()
             if kind is not None
         },
         "donors": {way: _by(c, attrgetter("donor")) for way, c in changes.items()},
@@ -81,6 +81,39 @@ def summarise(matrix: Matrix) -> Facts:
         "donor_score": _donor_score([c for c in others if c.null is None], best),
         "alignment": _alignment(matrix, changes),
     }
+
+
+def gain_cells(
+    facts: Mapping[str, Any], words: Callable[[str], str], points: Callable[[float], str]
+) -> Iterator[tuple[str, ...]]:
+    """A summary's gains as rows of text: name, mean, interval, median, wins, losses, gap, regret.
+
+    Args:
+        facts: of ``summarise``.
+        words: a way to choose lambda by its key, in a table's words.
+        points: points of top-1 with their sign.
+
+    Yields:
+        The vectors, then the nulls; last, in two cells, what the receivers' own vectors gain.
+    """
+    rows = [(words(way), row) for way, row in facts["ways"].items()]
+    for kind, ways in facts["nulls"].items():
+        rows += [(f"null {kind}, {words(way)}", row) for way, row in ways.items()]
+    for name, row in rows:
+        ends, closed, regret = row["interval"], row["gap_closed"], row["regret"]
+        yield (
+            name,
+            points(100 * row["mean"]),
+            " to ".join(points(100 * end) for end in ends) if ends else "-",
+            points(100 * row["median"]),
+            f"{row['rates']['win']:.0%}",
+            f"{row['rates']['loss']:.0%}",
+            f"{closed['share']:.0%}" if closed else "-",
+            f"{100 * regret['mean']:.1f}" if regret else "-",
+        )
+    for way, gain in facts["own_vector"].items():
+        if gain is not None:
+            yield f"own vector, {words(way)}", points(100 * gain)
 
 
 def _ways(matrix: Matrix) -> dict[str, Take]:
@@ -106,7 +139,7 @@ def _chosen(name: str, cell: Cell) -> Score:
 
 def _oracle(cell: Cell) -> Score:
     assert cell.oracle is not None
-    return cell.oracle[1]
+    return cell.oracle.test
 
 
 def _changes(cells: Iterable[Cell], matrix: Matrix, take: Take) -> list[Change]:
@@ -175,15 +208,15 @@ def _gap(matrix: Matrix) -> dict[str, float]:
 
 def _baselines(matrix: Matrix) -> Facts:
     """Mean top-1 over receivers of what needs no donor, and what of their data it used."""
-    found = {}
+    means = {}
     for key in dict.fromkeys(key for rows in matrix.baselines.values() for key in rows):
         rows = [each[key] for each in matrix.baselines.values() if key in each]
-        found[key] = {
+        means[key] = {
             "top1": fmean(row.test.top1 for row in rows),
             "receivers": len(rows),
             "data_use": sorted({row.use for row in rows}),
         }
-    return found
+    return means
 
 
 def _by(changes: Sequence[Change], name: Callable[[Change], str]) -> Facts:
@@ -231,9 +264,9 @@ def _alignment(matrix: Matrix, changes: Mapping[str, Sequence[Change]]) -> Facts
         cosine = np.array(table)
         off = ~np.eye(len(names), dtype=bool)
         facts[kind] = {"mean": float(cosine[off].mean()) if len(names) > 1 else None}
-        for way, found in changes.items():
+        for way, rows in changes.items():
             gain = np.full(cosine.shape, np.nan)
-            for change in found:
+            for change in rows:
                 if change.receiver in place and change.donor in place:
                     gain[place[change.receiver], place[change.donor]] = change.gain
             facts[kind][way] = _explained(cosine, gain)
@@ -275,13 +308,13 @@ def interval(
     if len(means) < 2:
         return None
     drawn = np.random.default_rng(SEED).integers(len(means), size=(DRAWS, len(means)))
-    found = means[drawn].mean(axis=1)
+    resampled = means[drawn].mean(axis=1)
     if over is not None:
         parts = np.asarray(over)[drawn].mean(axis=1)
         if parts.min() <= 0:
             return None
-        found = found / parts
-    return [float(point) for point in np.quantile(found, (0.025, 0.975))]
+        resampled = resampled / parts
+    return [float(point) for point in np.quantile(resampled, (0.025, 0.975))]
 
 
 def ranks(values: Array) -> Array:
@@ -320,12 +353,12 @@ def chance(score: Array, gain: Array) -> float | None:
     placed, goal = np.zeros(score.shape), ranks(gain[off])
     placed[off] = ranks(score[off])  # a permutation moves ranks about, and leaves them as they are
     goal, middle = goal - goal.mean(), placed[off].mean()
-    found = abs(float((placed[off] - middle) @ goal))
-    if found == 0:
+    observed = abs(float((placed[off] - middle) @ goal))
+    if observed == 0:
         return None
     rng, as_much = np.random.default_rng(SEED), 0
     for _ in range(DRAWS):
         order = rng.permutation(len(score))
         drawn = placed[np.ix_(order, order)][off]
-        as_much += abs(float((drawn - middle) @ goal)) >= found * (1 - 1e-12)
+        as_much += abs(float((drawn - middle) @ goal)) >= observed * (1 - 1e-12)
     return (1 + as_much) / (1 + DRAWS)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import Struct
+
 from qvec_cli.checkpoint.replace import check_target, check_unfinished, unfinished
 from qvec_cli.errors import NotFiniteError, QvecError
 from qvec_cli.inputs.files import InputFiles
@@ -23,8 +25,12 @@ if TYPE_CHECKING:
     from qvec_cli.selection.trial import Trial
 
 
-_NUMBERS: Final = ("n_correct_top5", "top5", "loss")
-"""What a score of a journal must hold, beside its counts and its share."""
+class _FurtherNumbers(Struct, frozen=True):
+    """What a score of a journal must hold, beside its counts and its share."""
+
+    n_correct_top5: int
+    top5: float
+    loss: float
 
 
 UNIT: Final = 1.0
@@ -219,8 +225,7 @@ def _recall(request: SweepRequest, journal: Journal, listener: Listener) -> None
         path = unfinished(request.out)
         lines = journal.resume(path, force=request.force, listener=listener) or []
         for number, line in enumerate(lines[1:], start=2):
-            score = Record(f"{path}:{number}", line)
-            Score.of(score)
-            for field in _NUMBERS:
-                score.number(field)
+            record = Record(f"{path}:{number}", line)
+            record.decoded(Score)
+            record.decoded(_FurtherNumbers)
     journal.start()
