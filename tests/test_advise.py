@@ -24,7 +24,7 @@ from qvec_cli.outputs.metrics import SCHEMA_FILE
 from qvec_cli.selection import agreement, fit_mix
 
 VALIDATOR = jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_text()))
-FLAGS = ("--device", "cpu", "--proxy-samples", 40, "--batch-size", 16)
+FLAGS = ("--device", "cpu", "--proxy-samples", 40, "--batch-size", 16, "--refine", 2)
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ def test_a_sweep_does_not_go_on_with_other_images(
     name = drawer.receiver_data.name
     other = elsewhere(drawer.receiver_data, tmp_path / "b" / name, rotate=True)
     result = call("sweep-lambda", *args, "--data", other, "--resume", code=1)
-    assert "its data changed" in result.errors[0]
+    assert "is of another run: data differs" in result.errors[0]
 
 
 def test_twins_of_different_images_get_a_note(drawer: Drawer, tmp_path: Path) -> None:

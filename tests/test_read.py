@@ -622,7 +622,7 @@ def files(draw):
 @settings(
     database=None,
     derandomize=True,
-    max_examples=1500,
+    max_examples=400,
     deadline=1000,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
