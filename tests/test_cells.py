@@ -144,17 +144,17 @@ def test_a_mistake_costs_a_line_and_no_file(
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(
     done: int, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, cell, measured = tmp_path / "grid.jsonl", cells.Host.cell, []
+    out, cell, measured = tmp_path / "grid.jsonl", cells.MeasuredReceiver.cell, []
 
-    def counted(self: cells.Host, vector: cells.Vector, listener: Any) -> Any:
+    def counted(self: cells.MeasuredReceiver, vector: Any) -> Any:
         if len(measured) == done:
             raise KeyboardInterrupt
         measured.append(vector)
-        return cell(self, vector, listener)
+        return cell(self, vector)
 
-    monkeypatch.setattr(cells.Host, "cell", counted)
+    monkeypatch.setattr(cells.MeasuredReceiver, "cell", counted)
     call("transfer", files.grid, *files.pools, "-o", out, code=130)
-    monkeypatch.setattr(cells.Host, "cell", cell)
+    monkeypatch.setattr(cells.MeasuredReceiver, "cell", cell)
     call("transfer", files.grid, *files.pools, "-o", out, "--resume")
     assert out.read_bytes() == files.out.read_bytes()
 

@@ -165,15 +165,15 @@ def test_an_own_vector_has_cost_the_receivers_labels(files: Files) -> None:
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(
     done: int, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, cell, measured = tmp_path / "grid.jsonl", cells.Host.cell, []
+    out, cell, measured = tmp_path / "grid.jsonl", cells.MeasuredReceiver.cell, []
 
-    def counted(self: cells.Host, vector: cells.Vector, listener: Any) -> Any:
+    def counted(self: cells.MeasuredReceiver, vector: Any) -> Any:
         if len(measured) == done:
             raise KeyboardInterrupt
         measured.append(vector)
-        return cell(self, vector, listener)
+        return cell(self, vector)
 
-    monkeypatch.setattr(cells.Host, "cell", counted)
+    monkeypatch.setattr(cells.MeasuredReceiver, "cell", counted)
     run(files, out, code=130)
     assert not out.exists()
     state = unfinished(out)
@@ -181,7 +181,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(
     assert "an unfinished run is there" in run(files, out, code=1).errors[0]
     kept = len(state.read_bytes().splitlines()) - 1
     monkeypatch.setattr(
-        cells.Host, "cell", lambda *args: (measured.append(args[1]), cell(*args))[1]
+        cells.MeasuredReceiver, "cell", lambda *args: (measured.append(args[1]), cell(*args))[1]
     )
     run(files, out, "--resume")
     assert out.read_bytes() == files.out.read_bytes()
@@ -198,7 +198,7 @@ def test_shards_join_to_the_same_bytes_without_measuring_again(
         run(files, part, "--shard", f"{i}/2")
         receivers = {json.loads(t).get("receiver") for t in part.read_text().splitlines()}
         assert receivers == {None, ("bars4", "bars3")[i - 1]}
-    monkeypatch.setattr(cells.Host, "cell", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(cells.MeasuredReceiver, "cell", lambda *_: pytest.fail("measured again"))
     joined = [word for part in reversed(parts) for word in ("--join", part)]
     run(files, tmp_path / "grid.jsonl", *joined)
     assert (tmp_path / "grid.jsonl").read_bytes() == files.out.read_bytes()
@@ -229,7 +229,7 @@ def test_a_part_that_lacks_something_is_refused_before_anything_is_measured(
     del lines[2][key]
     part, out = tmp_path / "part.jsonl", tmp_path / "grid.jsonl"
     part.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    monkeypatch.setattr(cells.Host, "cell", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(cells.MeasuredReceiver, "cell", lambda *_: pytest.fail("measured"))
     result = run(files, out, "--join", part, code=1)
     assert result.errors[0] == f"error: {part}:3: has no {key}"
     assert [path.name for path in tmp_path.iterdir()] == ["part.jsonl"]
@@ -312,7 +312,7 @@ def test_resuming_takes_the_parts_of_jobs_and_measures_nothing_again(
     dry = run(files, out, "--force", "--dry-run")
     assert "nothing was written" in dry.out
     assert len([*folder(out).iterdir()]) == 2
-    monkeypatch.setattr(cells.Host, "cell", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(cells.MeasuredReceiver, "cell", lambda *_: pytest.fail("measured again"))
     run(files, out, "--resume")
     assert out.read_bytes() == files.out.read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["grid.jsonl"]

@@ -35,7 +35,7 @@ from qvec_cli.vector.merge import Merge, draws, merged
 from qvec_cli.vector.pairing import pair, select
 
 if TYPE_CHECKING:
-    from qvec_cli.selection.fit_mix import FitOptions, Fitted
+    from qvec_cli.selection.by_agreement import FitOptions, Fitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ def _fit(
     """The request with the coefficients that were fitted, if that was asked for."""
     if request.fit is None:
         return request, None
-    from qvec_cli.selection.fit_mix import fit_mix
+    from qvec_cli.selection.by_agreement import fit_mix
 
     if request.dry_run:
         theta = files.open(request.fit.receiver)
