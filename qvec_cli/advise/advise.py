@@ -137,12 +137,7 @@ def _candidates(
 class Trials:
     """Makes candidates, one file at a time, and measures each on images that it has not seen.
 
-    Args:
-        request: receiver, bits and device.
-        inputs: the receiver and the images that judge.
-        folder: of temporary files, whose names stand in commands without it.
-        files: the open files of the run.
-        listener: hears how each candidate fares.
+    Files in the temporary ``folder`` stand in commands by their names alone.
     """
 
     def __init__(

@@ -54,27 +54,16 @@ class Candidate:
     before: tuple[str, ...] = ()  # commands that make the files it needs
 
     def commands(self, out: str, *, crossing: bool) -> list[str]:
-        """What the user would type.
-
-        Args:
-            out: the file to write.
-            crossing: whether the receiver or its vector was made for another grid.
-        """
+        """What the user would type; crossing: the receiver or its vector is for another grid."""
         words = [*_words(self.request, self.grid), *(["--cross-grid"] if crossing else [])]
         return [*self.before, shlex.join([*words, "-o", out])]
 
 
 class Ways:
-    """Makes candidates of one receiver, all of which write the same temporary file.
-
-    Args:
-        request: receiver, proxies and device.
-        folder: for files that are made on the way.
-    """
+    """Makes candidates of one receiver, all of which write the same temporary file."""
 
     def __init__(self, request: AdviseRequest, folder: Path) -> None:
-        self._request = request
-        self.folder = folder
+        self._request, self.folder = request, folder  # for files that are made on the way
 
     def plain(self, bits: int, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Candidate]:
         """Grids without data: a scale a row under each rule, and the largest group that fits.

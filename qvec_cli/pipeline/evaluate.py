@@ -63,23 +63,19 @@ def evaluate(request: EvaluateRequest, listener: Listener) -> Metrics:
         network = load_network(checkpoint, model, request.device)
         inputs = (Input.of(checkpoint), Input(request.data, "data", examples.task.digest))
         use = inherited_use(checkpoint)
-        card = checkpoint.card
         cost = _cost(checkpoint, network)
     score = _measure(network, examples, request, listener)
     results: dict[str, Any] = {
         **score.to_json(),
         "split": request.split,
-        "role": card.role,
-        "grid": card.quant,
+        "role": checkpoint.card.role,
+        "grid": checkpoint.card.quant,
         "cost": cost,
     }
-    parameters = {
-        "data": request.data,
-        "split": request.split,
-        "batch_size": request.loading.batch_size,
-    }
+    batch_size = request.loading.batch_size
+    parameters = {"data": request.data, "split": request.split, "batch_size": batch_size}
     device = str(next(network.parameters()).device)
-    return Metrics("eval", inputs, parameters, results, use, device=device, started=started)
+    return Metrics("eval", inputs, parameters, results, use, device, started=started)
 
 
 def _cost(checkpoint: Checkpoint, network: nn.Module) -> dict[str, int]:
@@ -106,15 +102,11 @@ def _measure(
     from qvec_cli.learn.forward import measure
 
     images, labels = examples.decoded(request.split, listener)
-
-    def progress(done: int) -> None:
-        listener.progress("evaluate", done, len(images))
-
     return measure(
         network,
         images,
         labels,
         normalise=build.normalise(examples.model),
         batch_size=request.loading.batch_size,
-        progress=progress,
+        progress=lambda done: listener.progress("evaluate", done, len(images)),
     )

@@ -114,11 +114,9 @@ class Curve:
 
 
 def curve_of(judge: Judge, answers: Mapping[float, Outputs]) -> Curve:
-    """The distances and the choice that follow from the answers at each lambda.
+    """The distances and the choice that follow from a receiver's answers at each lambda.
 
-    Args:
-        judge: of the receiver.
-        answers: by lambda, ascending; 0 and a positive one are among them.
+    The lambdas ascend; 0 and a positive one are among them.
     """
     lambdas, plain = tuple(answers), answers[0.0]
     distances = tuple(judge.distances(outputs) for outputs in answers.values())
@@ -130,13 +128,7 @@ def curve_of(judge: Judge, answers: Mapping[float, Outputs]) -> Curve:
 
 
 class AgreementRun:
-    """A receiver in memory: its float answers to the proxies, and its plain quantization.
-
-    Args:
-        receiver: with proxies and at least one vector.
-        options: method, measure, device and parts.
-        listener: hears of the decoding.
-    """
+    """A receiver in memory: its float answers to its proxies, and its plain quantization."""
 
     def __init__(self, receiver: Receiver, options: AgreementOptions, listener: Listener) -> None:
         from qvec_cli.selection.trial import load_judge, load_trial
@@ -214,14 +206,24 @@ def agree(request: AgreementRequest, listener: Listener) -> Metrics:
     with InputFiles(listener) as files:
         theta, rhos = files.open(request.receiver), [files.open(path) for path in request.vectors]
         receiver = request.options.resolved(theta, rhos, listener, request.data)
-        parameters, proxies = _parameters(request, receiver), receiver.proxies
+        grid, proxies, options = receiver.grid, receiver.proxies, request.options
+        assert grid is not None
         assert proxies is not None
+        parameters = {
+            "grid": grid.to_json(),
+            "method": options.method,
+            "data": request.data,
+            "lambdas": list(options.points),
+            "objective": Objective.AGREEMENT,
+            "proxy": list(options.proxy.specs),
+            "samples": options.proxy.samples,
+        }
         if request.dry_run:
-            fates = fates_of(receiver, request.options.device)
+            fates = fates_of(receiver, options.device)
             images = {"proxy": proxies.count}
             planned = Plan("sweep-lambda", request.out, fates, theta, parameters, images)
             return planned.metrics((theta, *rhos), started)
-        run = AgreementRun(receiver, request.options, listener)
+        run = AgreementRun(receiver, options, listener)
         donors = [run.donor(vector) for vector in receiver.vectors]
         order = sorted(range(len(donors)), key=lambda i: -donors[i]["score"]["explained"])
         useful = [i for i in order if donors[i]["chosen"]["lambda"] != 0]
@@ -241,19 +243,6 @@ def agree(request: AgreementRequest, listener: Listener) -> Metrics:
         inputs = (*inputs, Input(str(request.data), "data", receiver.labelled.task.digest))
     device = run.trial.device
     return Metrics("sweep-lambda", inputs, parameters, results, use, device, started=started)
-
-
-def _parameters(request: AgreementRequest, receiver: Receiver) -> Point:
-    assert receiver.grid is not None
-    return {
-        "grid": receiver.grid.to_json(),
-        "method": request.options.method,
-        "data": request.data,
-        "lambdas": list(request.options.points),
-        "objective": Objective.AGREEMENT,
-        "proxy": list(request.options.proxy.specs),
-        "samples": request.options.proxy.samples,
-    }
 
 
 def choose(

@@ -158,10 +158,7 @@ Measured on seven networks of the tiny example and four of the real one: picture
 def distances(teacher: Outputs, student: Outputs, measure: Measure) -> Array:
     """How far each image's answer has moved, float64 [N]; 0 is perfect agreement.
 
-    Args:
-        teacher: the float network's outputs for N images.
-        student: those of the quantized network, for the same images.
-        measure: which distance.
+    The teacher is the float network, the student the quantized one, on the same N images.
     """
     return MEASURES[measure](teacher, student)
 
@@ -281,11 +278,7 @@ def load_judge(
 ) -> Judge:
     """Decodes the proxies and runs the float receiver on them.
 
-    Args:
-        trial: of the receiver.
-        proxies: images, drawn and not yet decoded.
-        listener: hears of the decoding.
-        measure: how answers are compared; None: what suits the answers.
+    Unless a measure is named, it is the one that suits these answers.
     """
     images = proxies.decoded(listener)
     trial.place(None)

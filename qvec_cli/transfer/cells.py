@@ -42,13 +42,7 @@ _RULES: Final = (
 class MeasuredReceiver:
     """A receiver with its network and images in memory, on which vectors are measured.
 
-    Args:
-        name: of the receiver, as the grid file has it.
-        member: its files.
-        receiver: as it was resolved.
-        options: of every cell.
-        files: the open files of the run.
-        listener: hears of the decoding, and how far each cell is.
+    Its name and ``member``, its files, are those of the grid file; ``files`` are the run's.
     """
 
     def __init__(

@@ -71,14 +71,9 @@ def run_jobs(
     executor: Executor,
     listener: Listener,
 ) -> None:
-    """Submits a job for each request and waits for all.
+    """Submits a job for each request and waits for all; their logs are kept beside the output.
 
-    Args:
-        work: what a job does; it travels by its name.
-        requests: what it is called with, by a name for messages.
-        out: beside which logs are kept.
-        executor: where jobs run.
-        listener: hears how many are done.
+    The work travels by its name; requests have names for messages.
 
     Raises:
         QvecError: see ``check_executor``; or a job failed; others are waited for.
