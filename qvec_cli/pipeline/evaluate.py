@@ -33,7 +33,7 @@ class EvaluateRequest:
     data: str
     loading: Loading
     split: str = "test"
-    wish: build.NetworkOptions | None = None  # the architecture, for a file that does not say
+    network: build.NetworkOptions | None = None  # the architecture, for a file that does not say
     device: str = "auto"
     out: Path | None = None  # where the caller puts the metrics
     dry_run: bool = False
@@ -48,7 +48,7 @@ def evaluate(request: EvaluateRequest, listener: Listener) -> Metrics:
     started = time.perf_counter()
     with opened(request.source, listener) as checkpoint:
         require_model(checkpoint)
-        model = architecture(checkpoint, request.wish)
+        model = architecture(checkpoint, request.network)
         examples = open_for(checkpoint, model, request.data, request.loading)
         images = {request.split: len(examples.task.split(request.split))}
         if request.dry_run:

@@ -136,9 +136,8 @@ class MeasuredReceiver:
             point = known.get(lam) or self._scores(trial, vector, lam, ("test",))
             return {"lambda": lam, "test": point["test"], "data_use": use.level}
 
-        best = choose(curve)
-        chosen = {SELECTOR: on_test(best["lambda"], spent(patched, self._labels))}
-        chosen[SELECTOR]["val"] = best["val"]
+        best, use = choose(curve), spent(patched, self._labels)
+        chosen = {SELECTOR: {**on_test(best["lambda"], use), "val": best["val"]}}
         facts: Point = {}
         if self._judge:
             agreement = curve_of(self._judge, answers)

@@ -252,17 +252,17 @@ def _metrics(
     request: TransferRequest, grid: ResolvedGrid, lines: list[Line], started: float
 ) -> Metrics:
     run = grid.run
-    inputs = [
+    summary = summarise(_matrix(request.out, lines))
+    inputs = (
         *(Input(r["model"], "checkpoint", r["digest"]) for r in run["receivers"].values()),
         *(Input(r["data"], "data", r["data_digest"]) for r in run["receivers"].values()),
         *(Input(d["rho"], "vector", d["digest"]) for d in run["donors"].values()),
-    ]
+    )
     measured = [line for line in lines if line["kind"] == "receiver"]
-    summary = summarise(_matrix(request.out, lines))
     val = sum(run["receivers"][line["receiver"]]["images"]["val"] for line in measured)
     return Metrics(
         "transfer",
-        tuple(inputs),
+        inputs,
         {key: run[key] for key in ("grid", "method", "lambdas", "fixed", "oracle", "nulls")},
         {"output": str(request.out), "lines": len(lines), "summary": summary},
         Use(DataUse.RECEIVER_LABELS, {"val": val}),
