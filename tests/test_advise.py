@@ -15,13 +15,13 @@ import jsonschema
 import pytest
 from conftest import Drawer, Planted, Result, call, light
 
-from qvec_cli.advise import measure
+from qvec_cli.advise import advise as operation
 from qvec_cli.advise.decision import Family
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.write import write
 from qvec_cli.errors import MismatchError
 from qvec_cli.outputs.metrics import SCHEMA_FILE
-from qvec_cli.selection import agreement, fit_mix
+from qvec_cli.selection import by_agreement, trial
 
 VALIDATOR = jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_text()))
 FLAGS = ("--device", "cpu", "--proxy-samples", 40, "--batch-size", 16, "--refine", 2)
@@ -57,16 +57,17 @@ def advise(drawer: Drawer, *args: object, out: Path, trusted: bool = True) -> Ru
     """Runs it, and keeps every candidate; ``trusted``: all images count as pictures."""
     made = []
 
-    def kept(request: Any, listener: Any, files: Any) -> Any:
-        done = quantize(request, listener, files)
-        made.append(request.out.read_bytes())
+    def kept(request: Any, *others: Any) -> Any:
+        done = quantize(request, *others)
+        if not request.dry_run:
+            made.append(request.out.read_bytes())
         return done
 
-    quantize = measure.quantize
+    quantize = operation.quantize
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "quantize", kept)
+        patch.setattr(operation, "quantize", kept)
         if trusted:
-            patch.setattr(agreement, "_CLOSE", 0.0)
+            patch.setattr(trial, "_CLOSE", 0.0)
         found = call("advise", drawer.receiver, *FLAGS, *args, "-o", out, "--json")
     names = [row["name"] for row in found.json["results"]["candidates"]]
     assert len(made) == len(names) + 1
@@ -157,7 +158,7 @@ def test_every_candidate_is_what_its_commands_write(
 ) -> None:
     """Grids that cross, lambdas, fits and paths with a space among them."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(agreement, "_CLOSE", 0.0)  # the card of a fit says what proxies are
+    monkeypatch.setattr(trial, "_CLOSE", 0.0)  # the card of a fit says what proxies are
     for place, (name, row) in enumerate(full.rows.items()):
         out = tmp_path / f"{place}.st"
         typed(row["commands"], out)
@@ -204,7 +205,7 @@ def test_labels_judge_and_do_not_choose(full: Run, drawer: Drawer) -> None:
     ]
     flags = (*named, "--moments", args["moments"], "--bits", 2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(agreement, "_CLOSE", 0.0)
+        patch.setattr(trial, "_CLOSE", 0.0)
         found = call("advise", drawer.receiver, *FLAGS, *flags, "--json").json
     other, ours = found["results"], dict(full.results)
     assert "fp" in ours
@@ -255,14 +256,14 @@ def test_a_way_that_fails_is_left_out_and_the_others_go_on(
     def broken(*_: object) -> None:
         raise MismatchError("no combination is surely better")
 
-    def picky(request: Any, listener: Any, files: Any) -> Any:
+    def picky(request: Any, *others: Any) -> Any:
         if request.calibration:
             raise MismatchError("a moment is not a number")
-        return quantize(request, listener, files)
+        return quantize(request, *others)
 
-    quantize = measure.quantize
-    monkeypatch.setattr(measure, "quantize", picky)
-    monkeypatch.setattr(fit_mix, "fit_mix", broken)
+    quantize = operation.quantize
+    monkeypatch.setattr(operation, "quantize", picky)
+    monkeypatch.setattr(by_agreement, "fit_mix", broken)
     rhos = [word for path in planted.parts for word in ("--rho", path)]
     args = ("advise", drawer.receiver, "--bits", 2, *rhos, *FLAGS)
     shown = call(*args)

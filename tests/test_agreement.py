@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from qvec_cli.errors import NotFiniteError
 from qvec_cli.learn.forward import Outputs, outputs
-from qvec_cli.selection.agreement import (
+from qvec_cli.selection.trial import (
     TELLING,
     choose_measure,
     distances,

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qvec_cli.selection.agreement import log_softmax
 from qvec_cli.selection.choose import fit
+from qvec_cli.selection.trial import log_softmax
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -283,7 +283,6 @@ TORCHS_OWN = {
         "learn.fit",
         "model.qat",
         "pipeline.session",
-        "selection.agreement",
         "selection.trial",
     )
 }

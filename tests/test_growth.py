@@ -152,8 +152,8 @@ def test_a_label_free_measure_is_a_function_and_its_row(house: House) -> None:
     """From the outputs of two networks to distances [N]; sweeps, figures and advise take it."""
     words = home_of("Measure")
     house.insert(words, r'^    FEATURES = "features"', '    CITY = "city"\n')
-    house.add_row("selection/agreement.py", "MEASURES", "Measure.CITY: _city_block", CITY)
-    assert house.touched() == {words, "selection/agreement.py"}
+    house.add_row("selection/trial.py", "MEASURES", "Measure.CITY: _city_block", CITY)
+    assert house.touched() == {words, "selection/trial.py"}
     flags = "--bits 3 --proxy bars --measure city"
     house.qvec(
         f"sweep-lambda receiver.st rho.st --objective agreement {flags} --lambdas 0,1 -o s.json",

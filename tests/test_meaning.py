@@ -224,7 +224,7 @@ def test_a_result_that_cannot_be_written_loses_no_point(
     left_over: list[Line], drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "s.json.state").write_text(in_lines(left_over))
-    monkeypatch.setattr(trial.Trial, "accuracy", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(trial.Trial, "measured", lambda *_: pytest.fail("measured again"))
     call(*sweeping(drawer, tmp_path / "s.json"), "--resume")
     assert [path.name for path in tmp_path.iterdir()] == ["s.json"]
 

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from qvec_cli.advise.candidates import AdviseInputs, AdviseRequest, Candidate, VectorOffers, Ways
-from qvec_cli.advise.decision import Family, Verdict
-from qvec_cli.advise.measure import MINE, Trials
+from qvec_cli.advise.decision import Family, Judged, Verdict, decide
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.data.noise import NOISE
-from qvec_cli.errors import MismatchError
-from qvec_cli.inputs.files import InputFiles
+from qvec_cli.errors import MismatchError, QvecError
+from qvec_cli.inputs.files import InputFiles, opened
 from qvec_cli.inputs.images import find_proxies
+from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.inputs.receiver import ReceiverOptions, resolve
 from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.pipeline.quantize import quantize
-from qvec_cli.specs import Calibration, Grid, Listener, Scale, Silence, Target, spent
+from qvec_cli.quant.qtensor import stored_bits
+from qvec_cli.selection.choose import Average
+from qvec_cli.specs import Calibration, Grid, Listener, Scale, Silence, Target, Use, spent
 
 Facts = dict[str, Any]
+
+PLACEHOLDER: Final = "OUT.st"
+"""Stands for the output in commands, where none is named."""
+
+CHOSEN: Final = frozenset({"chosen", "anchored"})
+"""Ways whose lambda was chosen on images, which the number in their commands does not tell."""
 
 
 def advise(request: AdviseRequest, listener: Listener) -> Metrics:
@@ -39,35 +47,37 @@ def advise(request: AdviseRequest, listener: Listener) -> Metrics:
     with InputFiles(listener) as files, tempfile.TemporaryDirectory(prefix="qvec-") as name:
         theta, rhos = files.open(request.receiver), [files.open(path) for path in request.vectors]
         ways = Ways(request, Path(name))
-        if request.moments is not None:
-            _check_moments(ways, request, files)
+        if request.moments is not None:  # refuses, as quantize would, those of another receiver
+            grid = Grid(request.bits, scale=Scale.MSE_FULL)
+            planned = ways.on_moments(grid, request.moments).request
+            quantize(replace(planned, dry_run=True), Silence(), files)
         inputs = _resolve(request, theta, rhos, listener)
-        parameters = _parameters(request)
+        parameters = {
+            "bits": request.bits,
+            "rho": [str(path) for path in request.vectors],
+            "moments": str(request.moments) if request.moments else None,
+            "proxy": list(request.proxy.specs),
+            "samples": request.proxy.samples,
+            "data": request.data,
+        }
         if request.dry_run:
             return _plan(request, inputs, parameters).metrics((theta, *rhos), started)
         trials = Trials(request, inputs, ways.folder, files, listener)
         for candidate in _candidates(request, inputs, ways, trials, files):
             trials.add(candidate)
-        verdict = trials.verdict(request.bits)
-        chosen = trials.candidates[verdict.chosen.name]
-        commands = trials.commands(chosen, str(request.out or MINE))
-        results = {**_decision(verdict), "commands": commands, **trials.facts()}
-        if request.out is not None:
-            trials.carry_out(chosen, request.out)
-            results["output"] = str(request.out)
-        use = spent(trials.uses[verdict.chosen.name], inputs.judging.use)
+        results, use = trials.recommended()
+        use = spent(use, inputs.judging.use)
         read = (Input.of(theta), *map(Input.of, rhos), *inputs.judging.inputs)
-        device = str(next(trials.network.parameters()).device)
-    return Metrics("advise", read, parameters, results, use, device, started=started)
+    return Metrics("advise", read, parameters, results, use, trials.device, started=started)
 
 
 def _resolve(
     request: AdviseRequest, theta: Checkpoint, rhos: Sequence[Checkpoint], listener: Listener
 ) -> AdviseInputs:
     """The receiver with its vectors and the images that judge, checked to belong together."""
-    loading = request.proxy.loading
+    loading, proxy = request.proxy.loading, request.proxy
     options = ReceiverOptions(
-        loading=loading, data=request.data, splits=("test",), proxy=request.proxy, held_back=True
+        loading=loading, data=request.data, splits=("test",), proxy=proxy, held_back=True
     )
     receiver = resolve(theta, rhos, options, listener)
     if receiver.grid and receiver.grid.bits != request.bits:
@@ -76,34 +86,26 @@ def _resolve(
             hint="A vector serves the grid that it was made for; leave --rho out.",
         )
     assert receiver.proxies is not None
-    seen = find_proxies(theta, receiver.model, request.proxy).use
-    return AdviseInputs(receiver, receiver.proxies, seen)
+    return AdviseInputs(receiver, receiver.proxies, find_proxies(theta, receiver.model, proxy).use)
 
 
-def _check_moments(ways: Ways, request: AdviseRequest, files: InputFiles) -> None:
-    """Refuses moments that are not for the receiver, as ``quantize`` would."""
-    assert request.moments is not None
-    grid = Grid(request.bits, scale=Scale.MSE_FULL)
-    planned = ways.on_moments(grid, request.moments).request
-    quantize(replace(planned, dry_run=True), Silence(), files)
+def _plan(request: AdviseRequest, inputs: AdviseInputs, parameters: Facts) -> Plan:
+    from qvec_cli.inputs.network import check_network
 
-
-def _parameters(request: AdviseRequest) -> Facts:
-    return {
-        "bits": request.bits,
-        "rho": [str(path) for path in request.vectors],
-        "moments": str(request.moments) if request.moments else None,
-        "proxy": list(request.proxy.specs),
-        "samples": request.proxy.samples,
-        "data": request.data,
-    }
+    theta = inputs.receiver.theta
+    check_network(theta, inputs.receiver.model, request.device)
+    fates = dict.fromkeys(theta, "kept: no target")
+    quantized = f"quantized to {request.bits} bits, in many ways"
+    fates |= dict.fromkeys(inputs.receiver.targets, quantized)
+    images = {"proxy": inputs.judging.count + request.proxy.samples}
+    return Plan("advise", request.out, fates, theta, parameters, images)
 
 
 def _candidates(
     request: AdviseRequest, inputs: AdviseInputs, ways: Ways, trials: Trials, files: InputFiles
 ) -> Iterator[Candidate]:
     """One after the other: later ones build on how earlier ones were judged."""
-    bits = request.bits
+    bits, proxy = request.bits, request.proxy
     yield from ways.plain(bits, inputs.shapes)
     vectors = VectorOffers(request, inputs, ways, files, trials.leave_out)
     yield from vectors.candidates()
@@ -114,27 +116,141 @@ def _candidates(
     if moments is not None:
         yield from (ways.on_moments(grid, moments, before) for grid in grids)
     pictures = not inputs.judging.only_noise
-    images = _images(request, request.proxy.specs)
+    images = Calibration(proxy.specs, proxy.samples, proxy.loading, request.device)
     if trials.best(Family.MOMENTS) is None:
         moments, name = None, "proxies" if pictures else NOISE
         yield from (ways.on_images(grid, images, name) for grid in grids)
     best = trials.best(Family.MOMENTS, Family.IMAGES, Family.NOISE)
-    if best is None:  # each was left out, with its reason
+    if best is None or not pictures:  # each was left out, with its reason; or noise has been tried
         return
     grid = best.grid
-    if pictures:
-        yield ways.on_images(grid, _images(request, (NOISE,)), NOISE)
-        if moments is not None:
-            yield ways.on_images(grid, images, "proxies")
-        aimed = ways.on_images(grid, replace(images, target=Target.FLOAT), "proxies")
-        yield aimed
-        if request.steps:
-            yield ways.refined(aimed)
-        yield from vectors.anchored(aimed)
+    yield ways.on_images(grid, replace(images, specs=(NOISE,)), NOISE)
+    if moments is not None:
+        yield ways.on_images(grid, images, "proxies")
+    aimed = ways.on_images(grid, replace(images, target=Target.FLOAT), "proxies")
+    yield aimed
+    if request.steps:
+        yield ways.refined(aimed)
+    yield from vectors.anchored(aimed)
 
 
-def _images(request: AdviseRequest, specs: tuple[str, ...]) -> Calibration:
-    return Calibration(specs, request.proxy.samples, request.proxy.loading, request.device)
+class Trials:
+    """Makes candidates, one file at a time, and measures each on images that it has not seen.
+
+    Files in the temporary ``folder`` stand in commands by their names alone.
+    """
+
+    def __init__(
+        self,
+        request: AdviseRequest,
+        inputs: AdviseInputs,
+        folder: Path,
+        files: InputFiles,
+        listener: Listener,
+    ) -> None:
+        from qvec_cli.selection.trial import load_judge, load_trial
+
+        self._request, self._inputs, self._files = request, inputs, files
+        self._folder, self._listener = folder, listener
+        splits = ("test",) if inputs.receiver.labelled else ()
+        self._trial = load_trial(inputs.receiver, splits, request.device, listener)
+        self._judge = load_judge(self._trial, inputs.judging, listener)
+        self._proxies = self._judge.proxy_facts(listener)
+        self.device = self._trial.device
+        self._rows: list[Facts] = []
+        self._judged: list[Judged] = []
+        self._skipped: list[Facts] = []
+        self._candidates: dict[str, Candidate] = {}
+        self._uses: dict[str, Use] = {}
+
+    def add(self, candidate: Candidate) -> None:
+        """Makes and measures one; one that cannot be made is left out, with the reason."""
+        started = time.perf_counter()
+        try:
+            quantize(candidate.request, Silence(), self._files)
+        except QvecError as error:
+            self.leave_out(candidate.name, str(error))
+            return
+        seconds = time.perf_counter() - started
+        judged = self._measure(candidate)
+        row = {
+            "name": candidate.name,
+            "way": candidate.way,
+            "family": candidate.family,
+            "grid": candidate.grid.to_json(),
+            "bits_per_weight": judged.bits_per_weight,
+            "distance": judged.mean,
+            "standard_error": Average.of(judged.distances).standard_error,
+            "kept": judged.kept,
+            "data_use": self._uses[candidate.name].to_json(),
+            "seconds": seconds,
+            "commands": self._commands(candidate, PLACEHOLDER),
+        }
+        if self._inputs.receiver.labelled:
+            row["test"] = self._trial.measured("test").to_json()
+        self._rows.append(row)
+        self._judged.append(judged)
+        self._listener.milestone(f"{candidate.name}: distance {judged.mean:.3g}")
+
+    def _measure(self, candidate: Candidate) -> Judged:
+        from qvec_cli.inputs.network import load_state
+        from qvec_cli.model.build import load
+
+        path = candidate.request.out
+        with opened(path, Silence()) as file:
+            load(self._trial.network, load_state(file), str(path))
+            chosen = (self._inputs.seen,) if candidate.way in CHOSEN else ()
+            self._uses[candidate.name] = spent(inherited_use(file), *chosen)
+        answers = self._judge.answers()
+        same = answers.logits.argmax(axis=1) == self._judge.teacher.logits.argmax(axis=1)
+        self._candidates[candidate.name] = candidate
+        bits = bits_per_weight(candidate.grid, self._inputs.shapes)
+        distances, kept = self._judge.distances(answers), float(same.mean())
+        return Judged(candidate.name, candidate.family, bits, distances, kept)
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Records what is no candidate, and why."""
+        self._skipped.append({"name": name, "reason": reason})
+
+    def best(self, *families: Family) -> Candidate | None:
+        """The candidate of some families that is nearest to the float answers so far."""
+        judged = [one for one in self._judged if one.family in families]
+        return self._candidates[min(judged, key=lambda one: one.mean).name] if judged else None
+
+    def _commands(self, candidate: Candidate, out: str) -> list[str]:
+        """What the user would type; files that were made on the way go by their names."""
+        trained = self._inputs.receiver.theta.card.quant
+        grid = Grid.from_json(trained) if trained else None
+        if candidate.request.anchor:
+            grid = self._inputs.receiver.grid
+        crossing = grid is not None and grid != candidate.grid
+        lines = candidate.commands(out, crossing=crossing)
+        return [line.replace(f"{self._folder}/", "") for line in lines]
+
+    def recommended(self) -> tuple[Facts, Use]:
+        """All that was measured, with the decision, and the receiver data that it used.
+
+        The recommended model is written where an output is named: the bytes of its commands.
+        """
+        out = self._request.out
+        # as much as a scale and a zero point a row
+        allowed = bits_per_weight(Grid(self._request.bits, symmetric=False), self._inputs.shapes)
+        verdict = decide(self._judged, allowed, trusted=not self._proxies["close_to_noise"])
+        chosen = self._candidates[verdict.chosen.name]
+        facts: Facts = {
+            **_decision(verdict),
+            "commands": self._commands(chosen, str(out or PLACEHOLDER)),
+            "measure": self._judge.measure,
+            "proxies": self._proxies,
+            "candidates": self._rows,
+            "skipped": self._skipped,
+        }
+        if self._inputs.receiver.labelled:
+            facts["fp"] = self._trial.float_score("test").to_json()
+        if out is not None:
+            quantize(replace(chosen.request, out=out), self._listener, self._files)
+            facts["output"] = str(out)
+        return facts, self._uses[chosen.name]
 
 
 def _decision(verdict: Verdict) -> Facts:
@@ -147,13 +263,7 @@ def _decision(verdict: Verdict) -> Facts:
     }
 
 
-def _plan(request: AdviseRequest, inputs: AdviseInputs, parameters: Facts) -> Plan:
-    from qvec_cli.inputs.network import check_network
-
-    theta = inputs.receiver.theta
-    check_network(theta, inputs.receiver.model, request.device)
-    quantized = f"quantized to {request.bits} bits, in many ways"
-    fates = dict.fromkeys(theta, "kept: no target")
-    fates |= dict.fromkeys(inputs.receiver.targets, quantized)
-    images = {"proxy": inputs.judging.count + request.proxy.samples}
-    return Plan("advise", request.out, fates, theta, parameters, images)
+def bits_per_weight(grid: Grid, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    """Scales and zero points counted."""
+    weights = sum(rows * columns for rows, columns in shapes.values())
+    return sum(stored_bits(shape, grid) for shape in shapes.values()) / weights

@@ -19,7 +19,7 @@ from qvec_cli.inputs.images import ProxyOptions
 from qvec_cli.inputs.patched import Anchor
 from qvec_cli.pipeline import combine
 from qvec_cli.pipeline.quantize import QuantizeRequest
-from qvec_cli.selection import by_agreement, fit_mix
+from qvec_cli.selection import by_agreement
 from qvec_cli.specs import (
     Calibration,
     Granularity,
@@ -38,12 +38,8 @@ if TYPE_CHECKING:
     from qvec_cli.inputs.receiver import Receiver
     from qvec_cli.specs import Use
 
-
 _GROUPS: Final = (128, 64, 32, 16)
 """Group sizes that are tried for one that every layer takes, the cheapest first."""
-
-
-DEFAULT: Final = Loading()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,38 +54,16 @@ class Candidate:
     before: tuple[str, ...] = ()  # commands that make the files it needs
 
     def commands(self, out: str, *, crossing: bool) -> list[str]:
-        """What the user would type.
-
-        Args:
-            out: the file to write.
-            crossing: whether the receiver or its vector was made for another grid.
-        """
+        """What the user would type; crossing: the receiver or its vector is for another grid."""
         words = [*_words(self.request, self.grid), *(["--cross-grid"] if crossing else [])]
         return [*self.before, shlex.join([*words, "-o", out])]
 
 
-@dataclass(frozen=True, slots=True)
-class VectorOffer:
-    """A vector, how long it is to be, and what it is called."""
-
-    rho: Path
-    lam: float
-    name: str
-    way: str
-    before: tuple[str, ...] = ()  # commands that make it
-
-
 class Ways:
-    """Makes candidates of one receiver, all of which write the same temporary file.
-
-    Args:
-        request: receiver, proxies and device.
-        folder: for files that are made on the way.
-    """
+    """Makes candidates of one receiver, all of which write the same temporary file."""
 
     def __init__(self, request: AdviseRequest, folder: Path) -> None:
-        self._request = request
-        self.folder = folder
+        self._request, self.folder = request, folder  # for files that are made on the way
 
     def plain(self, bits: int, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Candidate]:
         """Grids without data: a scale a row under each rule, and the largest group that fits.
@@ -106,18 +80,11 @@ class Ways:
             yield self._rounded(Grid(bits, group, size, Scale.MSE, False, ScaleDtype.FLOAT16))
 
     def _rounded(self, grid: Grid) -> Candidate:
-        return Candidate(f"rtn, {_short(grid)}", "rtn", Family.PLAIN, grid, self._quantize(grid))
-
-    def patched(self, grid: Grid, offer: VectorOffer) -> Candidate:
-        """A vector added, then plain rounding."""
-        anchor = Anchor(offer.rho, typed(offer.lam))
-        request = replace(self._quantize(grid), anchor=anchor)
-        name = f"{offer.name}, {_short(grid)}"
-        return Candidate(name, offer.way, Family.PATCH, grid, request, offer.before)
+        return Candidate(f"rtn, {_short(grid)}", "rtn", Family.PLAIN, grid, self.onto(grid))
 
     def on_moments(self, grid: Grid, file: Path, before: tuple[str, ...] = ()) -> Candidate:
         """GPTQ on moments from a file."""
-        request = replace(self._quantize(grid), method=Method.GPTQ, moments=MomentsOptions(file))
+        request = replace(self.onto(grid), method=Method.GPTQ, moments=MomentsOptions(file))
         name = f"gptq on moments, {_short(grid)}"
         return Candidate(name, "moments", Family.MOMENTS, grid, request, before)
 
@@ -125,63 +92,31 @@ class Ways:
         """GPTQ on images: noise, or pictures that are not the receiver's."""
         family = Family.NOISE if images.specs == (NOISE,) else Family.IMAGES
         aim = ", float target" if images.target is Target.FLOAT else ""
-        request = replace(self._quantize(grid), method=Method.GPTQ, calibration=images)
+        request = replace(self.onto(grid), method=Method.GPTQ, calibration=images)
         way = "float" if aim else str(family)
         return Candidate(f"gptq on {name}{aim}, {_short(grid)}", way, family, grid, request)
 
     def refined(self, candidate: Candidate) -> Candidate:
         """The same, and then scales, biases and norms moved on the proxies."""
-        refinement = RefinementOptions(
-            self._request.steps, self._request.device, self._request.proxy
-        )
-        return replace(
-            candidate,
-            name=f"{candidate.name}, refined",
-            way="refined",
-            family=Family.REFINED,
-            request=replace(candidate.request, refinement=refinement),
-        )
+        options = self._request
+        refinement = RefinementOptions(options.steps, options.device, options.proxy)
+        request = replace(candidate.request, refinement=refinement)
+        name, family = f"{candidate.name}, refined", Family.REFINED
+        return replace(candidate, name=name, way="refined", family=family, request=request)
 
-    def _quantize(self, grid: Grid) -> QuantizeRequest:
+    def onto(self, grid: Grid) -> QuantizeRequest:
         """Plain rounding onto a grid, as every candidate begins."""
-        options = GridOptions(
-            grid.bits,
-            grid.granularity,
-            grid.group_size,
-            grid.scale,
-            grid.symmetric,
-            grid.scale_dtype,
-            cross=True,
-        )
+        bits, granularity, group_size = grid.bits, grid.granularity, grid.group_size
+        scale, symmetric, dtype = grid.scale, grid.symmetric, grid.scale_dtype
+        options = GridOptions(bits, granularity, group_size, scale, symmetric, dtype, cross=True)
         out = self.folder / "candidate.st"
         return QuantizeRequest(self._request.receiver, out, options, force=True)
-
-
-def anchored(candidate: Candidate, rho: Path, lam: float, before: tuple[str, ...]) -> Candidate:
-    """A candidate that starts from the patched weights instead."""
-    return replace(
-        candidate,
-        name=f"{candidate.name}, anchored at {typed(lam)}",
-        way="anchored",
-        request=replace(candidate.request, anchor=Anchor(rho, typed(lam))),
-        before=(*before, *candidate.before),
-    )
 
 
 def typed(lam: float) -> str:
     """A lambda as the user would type it: short where that is the same number."""
     short = f"{lam + 0.0:g}"  # -0.0 + 0.0 is 0.0
     return short if float(short) == lam else repr(lam)
-
-
-def loading_words(loading: Loading, device: str) -> Iterator[str]:
-    """How images are read and where they are run, as far as it is not the default."""
-    if loading.data_dir:
-        yield from ("--data-dir", loading.data_dir)
-    if loading.batch_size != DEFAULT.batch_size:
-        yield from ("--batch-size", str(loading.batch_size))
-    if device != "auto":
-        yield from ("--device", device)
 
 
 def _words(request: QuantizeRequest, grid: Grid) -> Iterator[str]:
@@ -192,22 +127,30 @@ def _words(request: QuantizeRequest, grid: Grid) -> Iterator[str]:
         yield from ("--anchor", str(request.anchor.rho), "--lambda", request.anchor.lam)
     if request.moments:
         yield from ("--moments", str(request.moments.path))
-    if request.calibration:
-        yield from _image_words(request, request.calibration)
+    if images := request.calibration:
+        yield from _image_words("calib", images.specs, images.samples)
+        if images.target is Target.FLOAT:
+            yield from ("--target", "float")
+        if request.refinement and (proxy := request.refinement.proxies):
+            yield from ("--refine", str(request.refinement.steps))
+            yield from _image_words("proxy", proxy.specs, proxy.samples)
+        yield from _loading_words(images.loading, images.device)
 
 
-def _image_words(request: QuantizeRequest, images: Calibration) -> Iterator[str]:
-    for spec in images.specs:
-        yield from ("--calib", spec)
-    yield from ("--calib-samples", str(images.samples))
-    if images.target is Target.FLOAT:
-        yield from ("--target", "float")
-    if request.refinement and request.refinement.proxies:
-        yield from ("--refine", str(request.refinement.steps))
-        for spec in request.refinement.proxies.specs:
-            yield from ("--proxy", spec)
-        yield from ("--proxy-samples", str(request.refinement.proxies.samples))
-    yield from loading_words(images.loading, images.device)
+def _image_words(flag: str, specs: tuple[str, ...], samples: int) -> Iterator[str]:
+    for spec in specs:
+        yield from (f"--{flag}", spec)
+    yield from (f"--{flag}-samples", str(samples))
+
+
+def _loading_words(loading: Loading, device: str) -> Iterator[str]:
+    """How images are read and where they are run, as far as it is not the default."""
+    if loading.data_dir:
+        yield from ("--data-dir", loading.data_dir)
+    if loading.batch_size != Loading().batch_size:
+        yield from ("--batch-size", str(loading.batch_size))
+    if device != "auto":
+        yield from ("--device", device)
 
 
 def _grid_words(grid: Grid) -> Iterator[str]:
@@ -248,21 +191,19 @@ class VectorOffers:
 
     def candidates(self) -> Iterator[Candidate]:
         """None without vectors; a lambda of 0 or a fit of nothing is no candidate."""
-        grid, ways = self._receiver.grid, self._ways
-        if grid is None:
+        if self._receiver.grid is None:
             return
         many = len(self._request.vectors) > 1
         name, rho, before = ("mean vector" if many else "vector"), self._mean, self._before
-        yield ways.patched(grid, VectorOffer(rho, 1.0, f"{name} at lambda 1", "unit", before))
+        yield self._patched(rho, 1.0, f"{name} at lambda 1", "unit", before)
         fit, self._lam = self._fitted() if many else (None, self._chosen())
         if self._lam:
             label = f"{name} at lambda {typed(self._lam)}, chosen"
-            yield ways.patched(grid, VectorOffer(rho, self._lam, label, "chosen", before))
+            yield self._patched(rho, self._lam, label, "chosen", before)
         else:
             self._leave_out(f"{name} at a chosen lambda", "no lambda is surely better than 0")
         if fit:
-            command = self._fit_command()
-            yield ways.patched(grid, VectorOffer(fit, 1.0, "fitted vectors", "fitted", command))
+            yield self._patched(fit, 1.0, "fitted vectors", "fitted", self._fit_command())
 
     def moments(self) -> tuple[Path | None, tuple[str, ...]]:
         """The file of moments: the one that is named, or the vectors if they carry some."""
@@ -274,12 +215,23 @@ class VectorOffers:
 
     def anchored(self, candidate: Candidate) -> Iterator[Candidate]:
         """A calibrated candidate that starts from the mean vector, at half of its lambda."""
-        if self._lam:
-            yield anchored(candidate, self._mean, self._lam / 2, self._before)
+        if lam := self._lam / 2:
+            request = replace(candidate.request, anchor=Anchor(self._mean, typed(lam)))
+            name, before = f"{candidate.name}, anchored at {typed(lam)}", self._before
+            yield replace(candidate, name=name, way="anchored", request=request, before=before)
+
+    def _patched(
+        self, rho: Path, lam: float, name: str, way: str, before: tuple[str, ...]
+    ) -> Candidate:
+        """A vector added, then plain rounding on its grid."""
+        grid = self._receiver.grid
+        assert grid is not None
+        request = replace(self._ways.onto(grid), anchor=Anchor(rho, typed(lam)))
+        return Candidate(f"{name}, {_short(grid)}", way, Family.PATCH, grid, request, before)
 
     def _agreement(self) -> by_agreement.AgreementOptions:
-        request = self._request
-        return by_agreement.AgreementOptions(fit_mix.RAY, request.proxy, device=request.device)
+        proxy, device = self._request.proxy, self._request.device
+        return by_agreement.AgreementOptions(by_agreement.RAY, proxy, device=device)
 
     def _chosen(self) -> float:
         """The lambda of the one vector."""
@@ -290,10 +242,10 @@ class VectorOffers:
     def _fitted(self) -> tuple[Path | None, float]:
         """The fitted vector, if it is better than none, and the lambda of the mean."""
         out, request = self._ways.folder / "fitted.st", self._request
-        options = fit_mix.FitOptions(request.receiver, self._agreement())
+        options = by_agreement.FitOptions(request.receiver, self._agreement())
         vectors = [vector.rho for vector in self._receiver.vectors]
         try:
-            fitted = fit_mix.fit_mix(options, vectors, self._files, Silence())
+            fitted = by_agreement.fit_mix(options, vectors, self._files, Silence())
             mixed = combine.CombineRequest(request.vectors, out, fit=options, known=fitted)
             combine.combine(mixed, Silence(), self._files)
         except QvecError as error:  # no combination is surely better than plain quantization
@@ -304,9 +256,8 @@ class VectorOffers:
     def _fit_command(self) -> tuple[str, ...]:
         proxy = self._request.proxy
         words = ["--fit", "--receiver", str(self._request.receiver)]
-        words += [word for spec in proxy.specs for word in ("--proxy", spec)]
-        words += ["--proxy-samples", str(proxy.samples)]
-        words += loading_words(proxy.loading, self._request.device)
+        words += _image_words("proxy", proxy.specs, proxy.samples)
+        words += _loading_words(proxy.loading, self._request.device)
         return self._command("fitted.st", *words)
 
     def _command(self, out: str, *more: str) -> tuple[str, ...]:

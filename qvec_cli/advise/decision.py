@@ -13,10 +13,8 @@ from qvec_cli.selection.choose import Average
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-
 NOTHING_LOST: Final = 0.98
 """Share of the float answers that plain quantization keeps where there is nothing to recover."""
-
 
 WEAK: Final = 0.6
 """Share of the float answers below which the best candidate is not enough.
@@ -25,15 +23,12 @@ On others' pictures answers change sooner than accuracy: in the zero-data studie
 .7 of them has about nine tenths of the float accuracy, and what keeps .3 to .4 about half.
 """
 
-
 TIE: Final = 0.05
 """Share of the best plain grid's distance by which two candidates may differ and count as equal:
 the measure is a guard, and no judge of half points."""
 
-
 UNMOVED: Final = 0.05
 """Mean distance from which on kept answers do not count: all images may be of one class."""
-
 
 EQUAL_BITS: Final = 0.05
 """Bits per weight by which a candidate may be dearer and still count as equally dear."""
@@ -106,7 +101,7 @@ def decide(candidates: Sequence[Judged], bits: float, *, trusted: bool) -> Verdi
         return _untrusted(equal, plain)
     able = [c for c in equal if c.mean <= plain.mean]
     chosen = _cheapest(able, TIE * plain.mean)
-    decision = _DECISIONS[chosen.family]
+    decision = _DECISIONS.get(chosen.family, Decision.CALIBRATE)
     why = f"it keeps {chosen.kept:.1%} of the float answers, the best plain grid {plain.kept:.1%}"
     if chosen is plain:
         why = f"the best plain grid keeps {plain.kept:.1%} of the float answers"
@@ -115,32 +110,24 @@ def decide(candidates: Sequence[Judged], bits: float, *, trusted: bool) -> Verdi
     return Verdict(decision, chosen, plain, _sure(chosen, plain), why)
 
 
-_DECISIONS: Final = {
-    Family.PLAIN: Decision.GRID,
-    Family.PATCH: Decision.PATCH,
-    Family.MOMENTS: Decision.CALIBRATE,
-    Family.NOISE: Decision.CALIBRATE,
-    Family.IMAGES: Decision.CALIBRATE,
-    Family.REFINED: Decision.CALIBRATE,
-}
+_DECISIONS: Final = {Family.PLAIN: Decision.GRID, Family.PATCH: Decision.PATCH}
+"""What a chosen family comes to; all others calibrate."""
 
 
 def _cheapest(candidates: Sequence[Judged], margin: float) -> Judged:
     """Of those that count as equal to the best, the one of the cheapest family, then the best."""
-    best = min(candidates, key=_rank)
-    order = [*Family]
-    near = [c for c in candidates if _equal(c, best, margin)]
-    return min(near, key=lambda c: (order.index(c.family), *_rank(c)))
+    best, order = min(candidates, key=_rank), [*Family]
+
+    def near(candidate: Judged) -> bool:
+        apart = Average.of(candidate.distances - best.distances)
+        return apart.mean <= max(apart.standard_error, margin)
+
+    return min(filter(near, candidates), key=lambda c: (order.index(c.family), *_rank(c)))
 
 
 def _rank(candidate: Judged) -> tuple[float, float, str]:
     """The nearest first, of those that are as near the smallest; their names settle the rest."""
     return candidate.mean, candidate.bits_per_weight, candidate.name
-
-
-def _equal(candidate: Judged, best: Judged, margin: float) -> bool:
-    apart = Average.of(candidate.distances - best.distances)
-    return apart.mean <= max(apart.standard_error, margin)
 
 
 def _untrusted(equal: Sequence[Judged], plain: Judged) -> Verdict:

@@ -56,7 +56,7 @@ def evaluate(
         data=data,
         loading=images.loading(dry_run=writing.dry_run, class_map=class_map),
         split=split,
-        wish=named,
+        network=named,
         device=images.device,
         out=output,
         dry_run=writing.dry_run,

@@ -10,7 +10,6 @@ import typer
 
 from qvec_cli.errors import SpecError
 from qvec_cli.inputs.yaml_text import Value, entries, line, near, value
-from qvec_cli.transfer.grid_file import PARTS
 
 _LISTED: Final = "--help lists the flags of a command."
 
@@ -22,6 +21,8 @@ def apply(context: typer.Context, path: Path | None) -> Path | None:
 
 def apply_grid(context: typer.Context, path: Path) -> Path:
     """The same for a grid file, which also says who takes part."""
+    from qvec_cli.transfer.grid_file import PARTS
+
     _defaults(context, path, PARTS)
     return path
 

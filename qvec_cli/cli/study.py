@@ -215,7 +215,7 @@ def transfer(
     """
     from qvec_cli.inputs.lambdas import parse_lambdas
     from qvec_cli.transfer import transfer as verb
-    from qvec_cli.transfer.cells import CellOptions
+    from qvec_cli.transfer.grid_file import CellOptions
 
     executor = jobs.where()
     loading = images.loading(dry_run=writing.dry_run)

@@ -18,8 +18,7 @@ from qvec_cli.errors import SpecError
 from qvec_cli.specs import Loading, Rule
 
 if TYPE_CHECKING:
-    from qvec_cli.selection.by_agreement import AgreementOptions
-    from qvec_cli.selection.fit_mix import FitOptions
+    from qvec_cli.selection.by_agreement import AgreementOptions, FitOptions
 
 
 def extract(
@@ -166,8 +165,7 @@ def _fitting(
     receiver: Path | None, proxy: ProxyFlags, grid: GridFlags, loading: Loading, device: str
 ) -> FitOptions:
     """What --fit fits the coefficients to."""
-    from qvec_cli.selection.by_agreement import AgreementOptions
-    from qvec_cli.selection.fit_mix import RAY, FitOptions
+    from qvec_cli.selection.by_agreement import RAY, AgreementOptions, FitOptions
 
     if receiver is None:
         raise SpecError("--fit needs --receiver, the model that the vectors are for")

@@ -35,7 +35,7 @@ from qvec_cli.vector.merge import Merge, draws, merged
 from qvec_cli.vector.pairing import pair, select
 
 if TYPE_CHECKING:
-    from qvec_cli.selection.fit_mix import FitOptions, Fitted
+    from qvec_cli.selection.by_agreement import FitOptions, Fitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,7 @@ class _Merging:
     """The open vectors, which of their tensors take part, and the lengths that are met."""
 
     def __init__(self, vectors: Sequence[Checkpoint], request: CombineRequest) -> None:
-        self.vectors = vectors
-        self.merge = request.merge
-        self.parts = request.parts
+        self.vectors, self.merge = vectors, request.merge
         self.chosen = select(tuple(vectors[0]), vectors[0], request.parts)
         self.norm = Norm()
         self.norms = [Norm() for _ in vectors]
@@ -123,14 +121,18 @@ def combine(
         plan = {name: Entry("F32", entry.shape) for name, entry in vectors[0].items()}
         whole = {**plan, **(pooled.plan if pooled else {})}
         use = spent(*map(inherited_use, vectors), *([fitted.use] if fitted else []))
-        facts = {**_facts(request), **({"fit": dict(fitted.facts)} if fitted else {})}
+        facts = request.merge.to_json()
+        facts |= {"parts": [str(part) for part in request.parts]} if request.parts else {}
+        facts |= {"fit": dict(fitted.facts)} if fitted else {}
 
         def card() -> Card:
             moments = pooled.facts.to_json() if pooled else None
             return replace(_card(vectors, facts, use), moments=moments)
 
         if request.dry_run:
-            planned = _plan(run, plan, request, facts)
+            fates = dict.fromkeys(plan, "zero: of another part")
+            fates |= dict.fromkeys(run.chosen, "combined")
+            planned = Plan("combine", request.out, fates, plan, facts)
             return planned.metrics(vectors, started, size_of(whole, card()))
         tensors = chain(pooled.blocks() if pooled else (), run.tensors(plan))
         written = write(request.out, whole, tensors, card, force=request.force)
@@ -155,7 +157,7 @@ def _fit(
     """The request with the coefficients that were fitted, if that was asked for."""
     if request.fit is None:
         return request, None
-    from qvec_cli.selection.fit_mix import fit_mix
+    from qvec_cli.selection.by_agreement import fit_mix
 
     if request.dry_run:
         theta = files.open(request.fit.receiver)
@@ -231,19 +233,6 @@ def _pooled(vectors: Sequence[Checkpoint], listener: Listener) -> PooledMoments 
     if 0 < len(carriers) < len(vectors):
         listener.note(f"{len(carriers)} of {len(vectors)} vectors carry moments: theirs are kept")
     return PooledMoments(carriers) if carriers else None
-
-
-def _facts(request: CombineRequest) -> dict[str, Any]:
-    """The rule and the parts, as the card and the metrics tell them."""
-    parts = {"parts": [str(part) for part in request.parts]} if request.parts else {}
-    return {**request.merge.to_json(), **parts}
-
-
-def _plan(
-    run: _Merging, plan: Mapping[str, Entry], request: CombineRequest, facts: Mapping[str, Any]
-) -> Plan:
-    fates = {name: "combined" if name in run.chosen else "zero: of another part" for name in plan}
-    return Plan("combine", request.out, fates, plan, facts)
 
 
 def _card(vectors: Sequence[Checkpoint], facts: Mapping[str, Any], use: Use) -> Card:

@@ -15,6 +15,7 @@ from qvec_cli.inputs.files import opened, require_float
 from qvec_cli.inputs.grids import check_fit
 from qvec_cli.inputs.images import open_for
 from qvec_cli.inputs.lineage import inherited_use
+from qvec_cli.inputs.receiver import Receiver
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.quant.methods import quantize_weight
@@ -74,15 +75,13 @@ def compare_grids(request: CompareGridsRequest, listener: Listener) -> Metrics:
         grids = [*_grids(base, request.grid, {shape[1] for shape in shapes.values()})]
         for grid in grids:
             check_fit(shapes, grid, str(theta.path))
-        examples = None
+        examples, trial = None, None
         if model and request.data is not None:
-            examples = open_for(theta, model, request.data, request.loading)
-        trial = None
-        if examples:
             from qvec_cli.selection.trial import load_trial
 
-            splits = (request.split,)
-            trial = load_trial(theta, examples, targets, splits, request.device, listener)
+            examples = open_for(theta, model, request.data, request.loading)
+            receiver = Receiver(theta, model, targets, (), None, examples, None)
+            trial = load_trial(receiver, (request.split,), request.device, listener)
         rows = []
         for done, grid in enumerate(grids, start=1):
             rows.append(_row(theta, targets, grid, trial, request.split))

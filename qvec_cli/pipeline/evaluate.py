@@ -33,7 +33,7 @@ class EvaluateRequest:
     data: str
     loading: Loading
     split: str = "test"
-    wish: build.NetworkOptions | None = None  # the architecture, for a file that does not say
+    network: build.NetworkOptions | None = None  # the architecture, for a file that does not say
     device: str = "auto"
     out: Path | None = None  # where the caller puts the metrics
     dry_run: bool = False
@@ -48,7 +48,7 @@ def evaluate(request: EvaluateRequest, listener: Listener) -> Metrics:
     started = time.perf_counter()
     with opened(request.source, listener) as checkpoint:
         require_model(checkpoint)
-        model = architecture(checkpoint, request.wish)
+        model = architecture(checkpoint, request.network)
         examples = open_for(checkpoint, model, request.data, request.loading)
         images = {request.split: len(examples.task.split(request.split))}
         if request.dry_run:
@@ -63,23 +63,19 @@ def evaluate(request: EvaluateRequest, listener: Listener) -> Metrics:
         network = load_network(checkpoint, model, request.device)
         inputs = (Input.of(checkpoint), Input(request.data, "data", examples.task.digest))
         use = inherited_use(checkpoint)
-        card = checkpoint.card
         cost = _cost(checkpoint, network)
     score = _measure(network, examples, request, listener)
     results: dict[str, Any] = {
         **score.to_json(),
         "split": request.split,
-        "role": card.role,
-        "grid": card.quant,
+        "role": checkpoint.card.role,
+        "grid": checkpoint.card.quant,
         "cost": cost,
     }
-    parameters = {
-        "data": request.data,
-        "split": request.split,
-        "batch_size": request.loading.batch_size,
-    }
+    batch_size = request.loading.batch_size
+    parameters = {"data": request.data, "split": request.split, "batch_size": batch_size}
     device = str(next(network.parameters()).device)
-    return Metrics("eval", inputs, parameters, results, use, device=device, started=started)
+    return Metrics("eval", inputs, parameters, results, use, device, started=started)
 
 
 def _cost(checkpoint: Checkpoint, network: nn.Module) -> dict[str, int]:
@@ -106,15 +102,11 @@ def _measure(
     from qvec_cli.learn.forward import measure
 
     images, labels = examples.decoded(request.split, listener)
-
-    def progress(done: int) -> None:
-        listener.progress("evaluate", done, len(images))
-
     return measure(
         network,
         images,
         labels,
         normalise=build.normalise(examples.model),
         batch_size=request.loading.batch_size,
-        progress=progress,
+        progress=lambda done: listener.progress("evaluate", done, len(images)),
     )

@@ -16,7 +16,7 @@ from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint, finite
 from qvec_cli.checkpoint.replace import check_target
-from qvec_cli.checkpoint.write import size_of, write
+from qvec_cli.checkpoint.write import Blocks, size_of, write
 from qvec_cli.errors import CheckpointError, MismatchError
 from qvec_cli.inputs.files import InputFiles, card_of, require, stated_model
 from qvec_cli.inputs.lineage import require_same_start, require_twins
@@ -95,7 +95,12 @@ def _match(fp: Checkpoint, qat: Checkpoint, listener: Listener) -> Pairing:
     pairing = pair(fp, qat, (str(fp.path), str(qat.path)), head_tensors(fp, stated_model(qat)))
     if not pairing.names:
         raise MismatchError(f"{fp.path} holds no floating tensor outside its head")
-    _warn_half(fp, qat, pairing, listener)
+    for checkpoint in (fp, qat):
+        if half := [n for n in pairing.names if checkpoint[n].dtype in ("F16", "BF16")]:
+            listener.note(
+                f"{checkpoint.path}: {len(half)} tensors are {checkpoint[half[0]].dtype}:"
+                " rho from half precision is mostly rounding error; use the float32 files"
+            )
     return pairing
 
 
@@ -114,15 +119,13 @@ def _carried(qat: Checkpoint, file: Checkpoint, listener: Listener) -> StoredMom
     return carried
 
 
-def _copied(carried: StoredMoments | None) -> Iterator[tuple[str, Iterable[Array]]]:
+def _copied(carried: StoredMoments | None) -> Blocks:
     if carried:
         yield from carried.blocks()
         carried.checkpoint.settle()
 
 
-def _tensors(
-    fp: Checkpoint, qat: Checkpoint, plan: Iterable[str], rho: Norm, base: Norm
-) -> Iterator[tuple[str, Iterable[Array]]]:
+def _tensors(fp: Checkpoint, qat: Checkpoint, plan: Iterable[str], rho: Norm, base: Norm) -> Blocks:
     for name in plan:
         yield name, _difference(fp, qat, name, rho, base)
     if rho.value == 0:
@@ -147,7 +150,7 @@ def _difference(
 
 
 def _card(fp: Checkpoint, qat: Checkpoint, carried: StoredMoments | None) -> Card:
-    # what the donor's twin has cost is the donor's own; of a receiver nothing is used here
+    # the donor's twin used data of the donor; of a receiver nothing is used here
     parents = {"donor": fp, "donor_qat": qat}
     parents |= {"moments": carried.checkpoint} if carried else {}
     return replace(
@@ -156,13 +159,3 @@ def _card(fp: Checkpoint, qat: Checkpoint, carried: StoredMoments | None) -> Car
         provenance=provenance("extract", parents, NOTHING),
         moments=carried.facts.to_json() if carried else None,
     )
-
-
-def _warn_half(fp: Checkpoint, qat: Checkpoint, pairing: Pairing, listener: Listener) -> None:
-    for checkpoint in (fp, qat):
-        half = [n for n in pairing.names if checkpoint[n].dtype in ("F16", "BF16")]
-        if half:
-            listener.note(
-                f"{checkpoint.path}: {len(half)} tensors are {checkpoint[half[0]].dtype}:"
-                " rho from half precision is mostly rounding error; use the float32 files"
-            )

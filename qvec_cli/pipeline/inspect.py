@@ -140,9 +140,8 @@ def compare(first: Path, second: Path, listener: Listener) -> Metrics:
     started = time.perf_counter()
     with opened(first, listener) as a, opened(second, listener) as b:
         ours, theirs = ([*c, *c.attached] for c in (a, b))
-        shared = [name for name in ours if name in set(theirs)]
         apart, size = Norm(), Norm()
-        rows = [_row(a, b, name, apart, size) for name in shared]
+        rows = [_row(a, b, name, apart, size) for name in ours if name in set(theirs)]
         digests = a.contents(), b.contents()
         results = {
             "same": digests[0] == digests[1],
@@ -174,10 +173,8 @@ def _row(a: Checkpoint, b: Checkpoint, name: str, apart: Norm, size: Norm) -> di
             x, y = to_float32(raw, ours.dtype), to_float32(other, theirs.dtype)
             with np.errstate(over="ignore", invalid="ignore"):
                 difference = y - x
-            for norm in (own, apart):
-                norm.add(difference)
-            for norm in (base, size):
-                norm.add(x)
+            for norm, numbers in ((own, difference), (apart, difference), (base, x), (size, x)):
+                norm.add(numbers)
             unequal += int((x != y).sum())
         else:
             unequal += int((raw != other).sum())

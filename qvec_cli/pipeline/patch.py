@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvec_cli.checkpoint.card import Card, Kind
-from qvec_cli.checkpoint.dtypes import Array
-from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target
-from qvec_cli.checkpoint.write import size_of, write
+from qvec_cli.checkpoint.write import Blocks, size_of, write
 from qvec_cli.inputs.files import InputFiles, card_of
-from qvec_cli.inputs.lambdas import AUTO, LambdaChoice, read_choice
+from qvec_cli.inputs.lambdas import AUTO, read_choice
 from qvec_cli.inputs.patched import PATCHED, Anchor, Patched, patched_receiver
 from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
@@ -50,11 +48,13 @@ def patch(request: PatchRequest, listener: Listener) -> Metrics:
     started = time.perf_counter()
     check_target(request.out, force=request.force)
     with InputFiles(listener) as files:
-        choice = None if request.auto else read_choice(request.lam)
+        choice, curve = None if request.auto else read_choice(request.lam), None
         theta, rho = files.open(request.receiver), files.open(request.vector)
-        curve = None
-        if choice is None:
-            choice, curve = _chosen(request, theta, rho, listener)
+        if choice is None:  # only then is a network needed
+            from qvec_cli.selection.by_agreement import choose
+
+            assert request.auto is not None
+            choice, curve = choose(theta, rho, request.auto, listener, dry_run=request.dry_run)
         anchor = Anchor(rho.path, request.lam, request.cross, request.dry_run, request.parts)
         patched = patched_receiver(theta, rho, choice, anchor, listener)
         pairing = patched.pairing
@@ -82,16 +82,6 @@ def patch(request: PatchRequest, listener: Listener) -> Metrics:
     return Metrics("patch", inputs, parameters, results, patched.use, started=started)
 
 
-def _chosen(
-    request: PatchRequest, theta: Checkpoint, rho: Checkpoint, listener: Listener
-) -> tuple[LambdaChoice, Curve | None]:
-    """A lambda that is chosen here, with its curve; only then is a network needed."""
-    from qvec_cli.selection.by_agreement import choose
-
-    assert request.auto is not None
-    return choose(theta, rho, request.auto, listener, dry_run=request.dry_run)
-
-
 def _parameters(request: PatchRequest, lam: float, curve: Curve | None) -> dict[str, Any]:
     """The choice of lambda and of parts, as metrics and the card name it."""
     parts = {"parts": [str(part) for part in request.parts]} if request.parts else {}
@@ -99,7 +89,7 @@ def _parameters(request: PatchRequest, lam: float, curve: Curve | None) -> dict[
     return {"lambda": AUTO if request.auto and not curve else lam, **parts, **score}
 
 
-def _tensors(patched: Patched) -> Iterator[tuple[str, Iterable[Array]]]:
+def _tensors(patched: Patched) -> Blocks:
     for name in patched.theta:
         yield name, patched.checked(name)
     patched.settle()

@@ -1,34 +1,34 @@
-"""Chooses lambda, and ranks donors, by agreement with the receiver's float self on proxy images."""
+"""Chooses lambdas, ranks donors and mixes them, by agreement with the receiver's float self."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
+from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.errors import NotFiniteError, QvecError, SpecError
 from qvec_cli.inputs.files import InputFiles
-from qvec_cli.inputs.images import Proxies, ProxyOptions
+from qvec_cli.inputs.images import ProxyOptions
 from qvec_cli.inputs.lambdas import AUTO, LambdaChoice
 from qvec_cli.inputs.lineage import inherited_use, patched_use
 from qvec_cli.inputs.receiver import PairedVector, Receiver, ReceiverOptions, resolve
 from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.metrics import Input, Metrics
-from qvec_cli.selection.by_labels import UNIT
-from qvec_cli.selection.choose import NEGATIVE, Average, choose_lambda, fit, removed
-from qvec_cli.specs import GridOptions, Listener, Measure, Method, Objective, Part, spent
+from qvec_cli.selection.by_labels import UNIT, fates_of
+from qvec_cli.selection.choose import NEGATIVE, Average, beats, choose_lambda, fit, removed
+from qvec_cli.specs import GridOptions, Listener, Measure, Method, Objective, Part, Use, spent
 from qvec_cli.vector.pairing import select
 
 if TYPE_CHECKING:
-    from qvec_cli.checkpoint.dtypes import Array
     from qvec_cli.learn.forward import Outputs
-    from qvec_cli.selection.agreement import Judge
-    from qvec_cli.selection.trial import Trial
-
+    from qvec_cli.selection.trial import Judge, Trial
 
 Point = dict[str, Any]
 """One lambda of a curve, as metrics hold it."""
@@ -50,6 +50,11 @@ class AgreementOptions:
         if not any(lam > 0 for lam in self.lambdas):
             raise SpecError("--lambdas has none above 0")
 
+    @property
+    def points(self) -> tuple[float, ...]:
+        """Every lambda that is measured, ascending, with 0 and some negative ones."""
+        return tuple(sorted({0.0, *NEGATIVE, *self.lambdas}))
+
     def resolved(
         self,
         theta: Checkpoint,
@@ -65,7 +70,7 @@ class AgreementOptions:
 
 @dataclass(frozen=True, slots=True)
 class AgreementRequest:
-    """What the user asks ``sweep-lambda --objective agreement`` for."""
+    """The flags of ``sweep-lambda --objective agreement``."""
 
     receiver: Path
     vectors: tuple[Path, ...]
@@ -108,42 +113,86 @@ class Curve:
         return {"removed": self.removed, "explained": self.explained, "fitted_lambda": self.fitted}
 
 
-def with_negative(lambdas: Sequence[float]) -> tuple[float, ...]:
-    """Ascending, with 0 and some negative ones."""
-    return tuple(sorted({0.0, *NEGATIVE, *lambdas}))
-
-
-def trace(judge: Judge, trial: Trial, lambdas: tuple[float, ...], plain: Outputs) -> Curve:
-    """Measures every lambda.
-
-    Args:
-        judge: of the receiver.
-        trial: the same with a vector.
-        lambdas: ascending, 0 among them.
-        plain: answers at lambda 0.
-    """
-    answers = {lam: plain if lam == 0 else judge.answers_at(trial, lam) for lam in lambdas}
-    return curve_of(judge, answers)
-
-
 def curve_of(judge: Judge, answers: Mapping[float, Outputs]) -> Curve:
-    """The distances and the choice that follow from the answers at each lambda.
+    """The distances and the choice that follow from a receiver's answers at each lambda.
 
-    Args:
-        judge: of the receiver.
-        answers: by lambda, ascending; 0 and a positive one are among them.
+    The lambdas ascend; 0 and a positive one are among them.
     """
     lambdas, plain = tuple(answers), answers[0.0]
     distances = tuple(judge.distances(outputs) for outputs in answers.values())
     step = min((lam for lam in lambdas if lam > 0), key=lambda lam: abs(lam - UNIT))
-    line = fit(
-        (answers[step].logits - plain.logits)[None] / step,
-        plain.logits - judge.teacher.logits,
-        judge.chances,
-        ridge=0.0,
-    )
+    change = (answers[step].logits - plain.logits)[None] / step
+    line = fit(change, plain.logits - judge.teacher.logits, judge.chances, ridge=0.0)
     place = choose_lambda(lambdas, distances)
     return Curve(lambdas, distances, place, line.explained, float(line.mix[0]))
+
+
+class AgreementRun:
+    """A receiver in memory: its float answers to its proxies, and its plain quantization."""
+
+    def __init__(self, receiver: Receiver, options: AgreementOptions, listener: Listener) -> None:
+        from qvec_cli.selection.trial import load_judge, load_trial
+
+        assert receiver.proxies is not None
+        self._receiver, self._options, self._listener = receiver, options, listener
+        splits = ("val", "test") if receiver.labelled else ()
+        self.trial = load_trial(receiver, splits, options.device, listener, options.method)
+        self.judge = load_judge(self.trial, receiver.proxies, listener, options.measure)
+        self.plain = self.judge.answers_at(self.trial, 0.0)
+        self.use = receiver.proxies.use
+
+    def trace(self, trial: Trial, lambdas: tuple[float, ...]) -> Curve:
+        """Measures the trial of a vector at every lambda: ascending, 0 and a positive one there."""
+        at = self.judge.answers_at
+        return curve_of(self.judge, {lam: at(trial, lam) if lam else self.plain for lam in lambdas})
+
+    def curve(self, vector: PairedVector) -> tuple[Curve, Trial]:
+        """The curve of one vector, and its trial.
+
+        Raises:
+            QvecError: a lambda at which the network is no longer finite.
+        """
+        from qvec_cli.selection.trial import resident
+
+        theta = self._receiver.theta
+        chosen = select(vector.pairing.names, theta, self._options.parts)
+        rho = {name: block for name, block in resident(vector.rho).items() if name in chosen}
+        trial = replace(self.trial, rho=rho)
+        try:
+            return self.trace(trial, self._options.points), trial
+        except NotFiniteError:
+            raise QvecError(
+                f"{theta.path} + lambda * {vector.rho.path} is no longer finite",
+                hint="Leave the largest values out of --lambdas.",
+            ) from None
+
+    def donor(self, vector: PairedVector) -> Point:
+        """One vector's row of the report."""
+        curve, trial = self.curve(vector)
+        points, rho = curve.points(), vector.rho
+        use = spent(patched_use(self._receiver.theta, rho), self.use)
+        chosen = {**points[curve.place], "data_use": use.level}
+        if self._receiver.labelled:
+            for point in points:
+                point["val"] = trial.score(point["lambda"], "val").to_json()
+            chosen = {**chosen, "val": points[curve.place]["val"]}
+            chosen["test"] = trial.score(curve.lam, "test").to_json()
+        self._listener.milestone(f"{rho.path}: lambda {curve.lam:g}")
+        name = {"rho": str(rho.path), "digest": rho.settle()}
+        return {**name, "curve": points, "chosen": {**chosen, **name}, "score": curve.score()}
+
+    def labelled_baselines(self) -> Point:
+        """Test accuracy of the float receiver and of its plain quantization, if it has labels."""
+        if self._receiver.labelled is None:
+            return {}
+        use = inherited_use(self._receiver.theta).level
+        fp, ptq = self.trial.float_score("test"), self.trial.score(0.0, "test")
+        return {
+            "baselines": {
+                "fp": {"test": fp.to_json(), "data_use": use},
+                "ptq": {"lambda": 0.0, "test": ptq.to_json(), "data_use": use},
+            }
+        }
 
 
 def agree(request: AgreementRequest, listener: Listener) -> Metrics:
@@ -157,30 +206,42 @@ def agree(request: AgreementRequest, listener: Listener) -> Metrics:
     with InputFiles(listener) as files:
         theta, rhos = files.open(request.receiver), [files.open(path) for path in request.vectors]
         receiver = request.options.resolved(theta, rhos, listener, request.data)
-        lambdas = with_negative(request.options.lambdas)
-        parameters = _parameters(request, receiver, lambdas)
+        grid, proxies, options = receiver.grid, receiver.proxies, request.options
+        assert grid is not None
+        assert proxies is not None
+        parameters = {
+            "grid": grid.to_json(),
+            "method": options.method,
+            "data": request.data,
+            "lambdas": list(options.points),
+            "objective": Objective.AGREEMENT,
+            "proxy": list(options.proxy.specs),
+            "samples": options.proxy.samples,
+        }
         if request.dry_run:
-            return _plan(request, receiver, parameters).metrics((theta, *rhos), started)
-        run = AgreementRun(receiver, request.options, listener)
-        donors = [run.donor(vector, lambdas, listener) for vector in receiver.vectors]
+            fates = fates_of(receiver, options.device)
+            images = {"proxy": proxies.count}
+            planned = Plan("sweep-lambda", request.out, fates, theta, parameters, images)
+            return planned.metrics((theta, *rhos), started)
+        run = AgreementRun(receiver, options, listener)
+        donors = [run.donor(vector) for vector in receiver.vectors]
         order = sorted(range(len(donors)), key=lambda i: -donors[i]["score"]["explained"])
         useful = [i for i in order if donors[i]["chosen"]["lambda"] != 0]
         first = (useful or order)[0]
-        best = donors[first]
         results = {
             "objective": Objective.AGREEMENT,
             "measure": run.judge.measure,
-            "proxies": run.proxy_facts(listener),
-            "curve": best["curve"],
-            "chosen": best["chosen"],
+            "proxies": run.judge.proxy_facts(listener),
+            "curve": donors[first]["curve"],
+            "chosen": donors[first]["chosen"],
             "donors": [donors[i] for i in order],
             **run.labelled_baselines(),
         }
-        inputs = (Input.of(theta), *map(Input.of, rhos), *run.proxies.inputs)
-        use = spent(patched_use(theta, rhos[first]), run.proxies.use)
+        inputs = (Input.of(theta), *map(Input.of, rhos), *proxies.inputs)
+        use = spent(patched_use(theta, rhos[first]), run.use)
     if receiver.labelled:
         inputs = (*inputs, Input(str(request.data), "data", receiver.labelled.task.digest))
-    device = str(next(run.trial.network.parameters()).device)
+    device = run.trial.device
     return Metrics("sweep-lambda", inputs, parameters, results, use, device, started=started)
 
 
@@ -203,111 +264,100 @@ def choose(
     curve = None
     if not dry_run:
         run = AgreementRun(receiver, options, listener)
-        curve, _ = run.curve(receiver.vectors[0], with_negative(options.lambdas))
-        run.proxy_facts(listener)
+        curve, _ = run.curve(receiver.vectors[0])
+        run.judge.proxy_facts(listener)
     lam = curve.lam if curve else 0.0
     return LambdaChoice(lam, AUTO, receiver.proxies.use, receiver.grid.to_json()), curve
 
 
-class AgreementRun:
-    """A receiver in memory: its float answers to the proxies, and its plain quantization.
+# --- one coefficient for each of several vectors --------------------------------------------------
+#
+# The paper's optimal lambda is a projection of quantization's damage on what a vector changes. Here
+# it is one for several vectors at once, measured at the quantized receiver; a short search along
+# the ray of the coefficients then decides on their length, because rounding is not linear.
 
-    Args:
-        receiver: with proxies and at least one vector.
-        options: method, measure, device and parts.
-        listener: hears of the decoding.
+RAY: Final = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+"""Multiples of the coefficients that are tried, and lambdas of the mean vector."""
+
+
+@dataclass(frozen=True, slots=True)
+class FitOptions:
+    """For which receiver the coefficients are fitted, and how they are judged."""
+
+    receiver: Path
+    agreement: AgreementOptions  # its lambdas are ``RAY``
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """The coefficients, 0 everywhere where no combination is surely better than none."""
+
+    mix: tuple[float, ...]
+    use: Use  # the receiver data that the fit has used
+    facts: Mapping[str, Any]  # for cards and metrics
+
+
+def fit_mix(
+    options: FitOptions, vectors: Sequence[Checkpoint], files: InputFiles, listener: Listener
+) -> Fitted:
+    """Fits on the proxies; takes the mean vector at a lambda of its own where that is as good.
+
+    Raises:
+        MismatchError: files, grids or images that do not belong together.
+        QvecError: a combination that is no longer finite.
     """
-
-    def __init__(self, receiver: Receiver, options: AgreementOptions, listener: Listener) -> None:
-        from qvec_cli.selection.agreement import load_judge
-        from qvec_cli.selection.trial import load_trial
-
-        assert receiver.proxies is not None
-        assert receiver.grid is not None
-        self._receiver, self._parts = receiver, options.parts
-        self.proxies: Proxies = receiver.proxies
-        splits = ("val", "test") if receiver.labelled else ()
-        theta, targets = receiver.theta, receiver.targets
-        plain = load_trial(theta, receiver.examples, targets, splits, options.device, listener)
-        self.trial = replace(plain, grid=receiver.grid, method=options.method)
-        self.judge = load_judge(self.trial, receiver.model, self.proxies, listener, options.measure)
-        self.plain = self.judge.answers_at(self.trial, 0.0)
-
-    def curve(self, vector: PairedVector, lambdas: tuple[float, ...]) -> tuple[Curve, Trial]:
-        """The curve of one vector, and its trial.
-
-        Raises:
-            QvecError: a lambda at which the network is no longer finite.
-        """
-        from qvec_cli.selection.trial import resident
-
-        theta = self._receiver.theta
-        chosen = select(vector.pairing.names, theta, self._parts)
-        rho = {name: block for name, block in resident(vector.rho).items() if name in chosen}
-        trial = replace(self.trial, rho=rho)
-        try:
-            return trace(self.judge, trial, lambdas, self.plain), trial
-        except NotFiniteError:
-            raise QvecError(
-                f"{theta.path} + lambda * {vector.rho.path} is no longer finite",
-                hint="Leave the largest values out of --lambdas.",
-            ) from None
-
-    def donor(self, vector: PairedVector, lambdas: tuple[float, ...], listener: Listener) -> Point:
-        """One vector's row of the report."""
-        curve, trial = self.curve(vector, lambdas)
-        points, rho = curve.points(), vector.rho
-        use = spent(patched_use(self._receiver.theta, rho), self.proxies.use)
-        chosen = {**points[curve.place], "data_use": use.level}
-        if self._receiver.labelled:
-            for point in points:
-                point["val"] = trial.score(point["lambda"], "val").to_json()
-            chosen = {**chosen, "val": points[curve.place]["val"]}
-            chosen["test"] = trial.score(curve.lam, "test").to_json()
-        listener.milestone(f"{rho.path}: lambda {curve.lam:g}")
-        name = {"rho": str(rho.path), "digest": rho.settle()}
-        return {**name, "curve": points, "chosen": {**chosen, **name}, "score": curve.score()}
-
-    def proxy_facts(self, listener: Listener) -> Point:
-        """How much the proxy images tell of the receiver, for the metrics."""
-        from qvec_cli.selection.agreement import proxy_facts
-
-        return proxy_facts(self.judge, self.proxies, listener)
-
-    def labelled_baselines(self) -> Point:
-        """Test accuracy of the float receiver and of its plain quantization, given labels."""
-        if self._receiver.labelled is None:
-            return {}
-        use = inherited_use(self._receiver.theta).level
-        fp, ptq = self.trial.float_score("test"), self.trial.score(0.0, "test")
-        return {
-            "baselines": {
-                "fp": {"test": fp.to_json(), "data_use": use},
-                "ptq": {"lambda": 0.0, "test": ptq.to_json(), "data_use": use},
-            }
-        }
+    theta = files.open(options.receiver)
+    receiver = options.agreement.resolved(theta, vectors, listener)
+    run = AgreementRun(receiver, options.agreement, listener)
+    try:
+        mix, facts = _fitted(run, vectors, options.agreement.points, listener)
+    except NotFiniteError:
+        raise QvecError(f"{theta.path}: a combination of the vectors is not finite") from None
+    about = {
+        "receiver": {"name": theta.name, "digest": theta.settle()},
+        "grid": run.trial.grid.to_json(),
+        "proxies": run.judge.proxy_facts(listener),
+        "measure": run.judge.measure,
+    }
+    return Fitted(mix, run.use, {**about, **facts})
 
 
-def _parameters(request: AgreementRequest, receiver: Receiver, lambdas: tuple[float, ...]) -> Point:
-    assert receiver.grid is not None
-    return {
-        "grid": receiver.grid.to_json(),
-        "method": request.options.method,
-        "data": request.data,
-        "lambdas": list(lambdas),
-        "objective": Objective.AGREEMENT,
-        "proxy": list(request.options.proxy.specs),
-        "samples": request.options.proxy.samples,
+def _fitted(
+    run: AgreementRun,
+    vectors: Sequence[Checkpoint],
+    lambdas: tuple[float, ...],
+    listener: Listener,
+) -> tuple[tuple[float, ...], dict[str, Any]]:
+    """The coefficients, and how they came about."""
+    evenly, changes = [1 / len(vectors)] * len(vectors), []
+    mean = run.trace(replace(run.trial, rho=_mixed(vectors, evenly)), lambdas)
+    step = abs(mean.lam) or RAY[1]
+    for done, vector in enumerate(vectors, start=1):
+        answers = run.judge.answers_at(replace(run.trial, rho=_mixed((vector,), (1.0,))), step)
+        changes.append((answers.logits - run.plain.logits) / step)
+        listener.progress("vectors", done, len(vectors))
+    damage = run.plain.logits - run.judge.teacher.logits
+    line = fit(np.stack(changes), damage, run.judge.chances)
+    coefficients = [float(part) for part in line.mix]
+    ray = run.trace(replace(run.trial, rho=_mixed(vectors, coefficients)), RAY)
+    better = ray.lam != 0 and beats(ray.distances[ray.place], mean.distances[mean.place], 1.0)
+    taken, unit = (ray, coefficients) if better else (mean, evenly)
+    return tuple(taken.lam * part + 0.0 for part in unit), {
+        "explained": line.explained,
+        "removed": taken.removed,
+        "coefficients": coefficients,
+        "taken": "fit" if better else "mean",
+        "times": taken.lam,
+        "mean_lambda": mean.lam,
+        "ray": ray.points(),
+        "mean": mean.points(),
     }
 
 
-def _plan(request: AgreementRequest, receiver: Receiver, parameters: Point) -> Plan:
-    from qvec_cli.inputs.network import check_network
-
-    theta, proxies = receiver.theta, receiver.proxies
-    assert proxies is not None
-    check_network(theta, receiver.model, request.options.device)
-    fates = receiver.vectors[0].pairing.fates(theta, "patched", "kept")
-    fates |= dict.fromkeys(receiver.targets, f"patched, quantized to {receiver.grid}")
-    images = {"proxy": sum(source.count for source in proxies.sources)}
-    return Plan("sweep-lambda", request.out, fates, theta, parameters, images)
+def _mixed(vectors: Iterable[Checkpoint], mix: Sequence[float]) -> dict[str, Array]:
+    """Their weighted sum, float32, one vector in memory at a time; sums are in float64."""
+    total: dict[str, Any] = {}
+    for vector, share in zip(vectors, mix, strict=True):
+        for name in vector:
+            total[name] = total.get(name, 0.0) + share * vector.finite(name).astype(np.float64)
+    return {name: numbers.astype(np.float32) for name, numbers in total.items()}

@@ -24,22 +24,13 @@ from qvec_cli.specs import DataUse, GridOptions, Listener, Loading, Method, Use,
 if TYPE_CHECKING:
     from qvec_cli.selection.trial import Trial
 
-
-class _FurtherNumbers(Struct, frozen=True):
-    """What a score of a journal must hold, beside its counts and its share."""
-
-    n_correct_top5: int
-    top5: float
-    loss: float
-
-
 UNIT: Final = 1.0
 """The lambda that needs no data of the receiver."""
 
 
 @dataclass(frozen=True, slots=True)
 class SweepRequest:
-    """What the user asks for."""
+    """The flags of ``sweep-lambda`` with labels."""
 
     receiver: Path
     vector: Path
@@ -60,38 +51,6 @@ class SweepRequest:
         return tuple(sorted({0.0, *self.lambdas}))
 
 
-def _plan(request: SweepRequest, receiver: Receiver) -> Plan:
-    from qvec_cli.inputs.network import check_network
-
-    theta, examples, grid = receiver.theta, receiver.examples, receiver.grid
-    assert grid is not None
-    check_network(theta, receiver.model, request.device)
-    fates = receiver.vectors[0].pairing.fates(theta, "patched", "kept")
-    fates |= dict.fromkeys(receiver.targets, f"patched, quantized to {grid}")
-    images = {split: len(examples.task.split(split)) for split in ("val", "test")}
-    parameters = {"lambdas": list(request.points), "grid": grid.to_json()}
-    return Plan("sweep-lambda", request.out, fates, theta, parameters, images, request.data)
-
-
-def _header(request: SweepRequest, receiver: Receiver) -> Line:
-    """What a point of the curve depends on, besides its lambda."""
-    assert receiver.grid is not None
-    task = receiver.examples.task
-    return {
-        "kind": "run",
-        "command": "sweep-lambda",
-        "receiver": receiver.theta.settle(),
-        "rho": receiver.vectors[0].rho.settle(),
-        "grid": receiver.grid.to_json(),
-        "method": request.method,
-        "targets": list(receiver.targets),
-        "data": task.digest,
-        "images": {name: len(task.splits[name]) for name in ("val", "test")},
-        "batch_size": request.loading.batch_size,
-        "device": request.device,
-    }
-
-
 def sweep(request: SweepRequest, listener: Listener) -> Metrics:
     """Measures the curve on validation, its best point, lambda 0 and lambda 1 on test.
 
@@ -108,115 +67,52 @@ def sweep(request: SweepRequest, listener: Listener) -> Metrics:
         theta, rho = files.open(request.receiver), files.open(request.vector)
         options = ReceiverOptions(request.grid, request.method, request.loading, request.data)
         receiver = resolve(theta, (rho,), options, listener)
+        assert receiver.grid is not None
+        grid = receiver.grid.to_json()
         if request.dry_run:
-            return _plan(request, receiver).metrics((theta, rho), started)
-        with Journal(unfinished(request.out), _header(request, receiver)) as journal:
+            fates, task = fates_of(receiver, request.device), receiver.examples.task
+            images = {split: len(task.split(split)) for split in ("val", "test")}
+            facts = {"lambdas": list(request.points), "grid": grid}
+            planned = Plan("sweep-lambda", request.out, fates, theta, facts, images, request.data)
+            return planned.metrics((theta, rho), started)
+        with Journal(unfinished(request.out), _header(request, receiver, grid)) as journal:
             _recall(request, journal, listener)
             return _measured(request, receiver, journal, started, listener)
 
 
-def _measured(
-    request: SweepRequest, receiver: Receiver, journal: Journal, started: float, listener: Listener
-) -> Metrics:
-    """The scores that the journal lacks, and the document of all."""
-    theta, rho = receiver.theta, receiver.vectors[0].rho
-    trial = _trial(request, receiver, listener)
-    data = Input(request.data, "data", receiver.examples.task.digest)
-    curve = _curve(trial, request.points, journal, listener)
-    patched, labels = patched_use(theta, rho), {"val": curve[0]["val"]["n"]}
-    chosen = spent(patched, Use(DataUse.RECEIVER_LABELS, labels))
-    costs = _Costs(inherited_use(theta), patched, chosen)
-    return Metrics(
-        "sweep-lambda",
-        (Input.of(theta), Input.of(rho), data),
-        {
-            "grid": trial.grid.to_json(),
-            "method": request.method,
-            "data": request.data,
-            "lambdas": list(request.points),
-        },
-        _report(trial, curve, journal, costs),
-        costs.chosen,
-        device=str(next(trial.network.parameters()).device),
-        started=started,
-    )
+def fates_of(receiver: Receiver, device: str) -> dict[str, str]:
+    """What a sweep would do to each tensor of a receiver, whose network is checked by headers."""
+    from qvec_cli.inputs.network import check_network
+
+    check_network(receiver.theta, receiver.model, device)
+    fates = receiver.vectors[0].pairing.fates(receiver.theta, "patched", "kept")
+    return fates | dict.fromkeys(receiver.targets, f"patched, quantized to {receiver.grid}")
 
 
-def _trial(request: SweepRequest, receiver: Receiver, listener: Listener) -> Trial:
-    from qvec_cli.selection.trial import load_trial, resident
-
-    assert receiver.grid is not None
-    theta, targets, splits = receiver.theta, receiver.targets, ("val", "test")
-    plain = load_trial(theta, receiver.examples, targets, splits, request.device, listener)
-    rho = resident(receiver.vectors[0].rho)
-    return replace(plain, rho=rho, grid=receiver.grid, method=request.method)
-
-
-@dataclass(frozen=True, slots=True)
-class _Costs:
-    """What the rows of the report have used of the receiver's data."""
-
-    receiver: Use  # as it came
-    patched: Use  # with the vector, at a lambda that nobody chose
-    chosen: Use  # at the lambda of the sweep
-
-
-def _curve(
-    trial: Trial, lambdas: tuple[float, ...], journal: Journal, listener: Listener
-) -> list[dict[str, Any]]:
-    curve = []
-    for done, lam in enumerate(lambdas, start=1):
-        val = _score(trial, journal, lam, "val")
-        curve.append({"lambda": lam, "val": val})
-        listener.progress("sweep", done, len(lambdas), **{"lambda": lam, "top1": val["top1"]})
-    return curve
-
-
-def _report(
-    trial: Trial, curve: list[dict[str, Any]], journal: Journal, costs: _Costs
-) -> dict[str, Any]:
-    """The curve, and on test: its best point, lambda 1, and what the receiver had before."""
-    best, plain = choose(curve), next(point for point in curve if point["lambda"] == 0)
-    fp = _kept(journal, "test of float", lambda: trial.float_score("test").to_json())
-
-    def row(point: dict[str, Any], use: Use) -> dict[str, Any]:
-        test = _score(trial, journal, point["lambda"], "test")
-        return {**point, "test": test, "data_use": use.level}
-
+def _header(request: SweepRequest, receiver: Receiver, grid: dict[str, Any]) -> Line:
+    """What a point of the curve depends on, besides its lambda."""
+    task = receiver.examples.task
     return {
-        "curve": curve,
-        "chosen": row(best, costs.chosen),
-        "zero_shot": row({"lambda": UNIT}, costs.patched),
-        "baselines": {
-            "fp": {"test": fp, "data_use": costs.receiver.level},
-            "ptq": row(plain, costs.receiver),
-        },
+        "kind": "run",
+        "command": "sweep-lambda",
+        "receiver": receiver.theta.settle(),
+        "rho": receiver.vectors[0].rho.settle(),
+        "grid": grid,
+        "method": request.method,
+        "targets": list(receiver.targets),
+        "data": task.digest,
+        "images": {name: len(task.splits[name]) for name in ("val", "test")},
+        "batch_size": request.loading.batch_size,
+        "device": request.device,
     }
 
 
-def _score(trial: Trial, journal: Journal, lam: float, split: str) -> dict[str, Any]:
-    try:
-        return _kept(journal, f"{split} at {lam!r}", lambda: trial.score(lam, split).to_json())
-    except NotFiniteError:
-        raise QvecError(
-            f"at lambda {lam:g} the patched model is no longer finite",
-            hint="Leave it out of --lambdas; the points before it are kept for --resume.",
-        ) from None
+class _FurtherNumbers(Struct, frozen=True):
+    """What a score of a journal must hold, beside its counts and its share."""
 
-
-def choose(curve: list[dict[str, Any]]) -> dict[str, Any]:
-    """The point with most validation images right; ties go to the smaller |lambda|."""
-    return min(curve, key=lambda p: (-p["val"]["n_correct"], abs(p["lambda"]), p["lambda"] < 0))
-
-
-def _kept(journal: Journal, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The score that the journal keeps under a name, or one that is measured now and kept."""
-    key = {"kind": "score", "name": name}
-    line = journal.get(key)
-    if line is None:
-        line = {**key, **measure()}
-        journal.add(line)
-    return {field: value for field, value in line.items() if field not in key}
+    n_correct_top5: int
+    top5: float
+    loss: float
 
 
 def _recall(request: SweepRequest, journal: Journal, listener: Listener) -> None:
@@ -229,3 +125,72 @@ def _recall(request: SweepRequest, journal: Journal, listener: Listener) -> None
             record.decoded(Score)
             record.decoded(_FurtherNumbers)
     journal.start()
+
+
+def _measured(
+    request: SweepRequest, receiver: Receiver, journal: Journal, started: float, listener: Listener
+) -> Metrics:
+    """The scores that the journal lacks, and the document of all."""
+    from qvec_cli.selection.trial import load_trial, resident
+
+    theta, rho = receiver.theta, receiver.vectors[0].rho
+    plain = load_trial(receiver, ("val", "test"), request.device, listener, request.method)
+    trial = replace(plain, rho=resident(rho))
+    curve: list[dict[str, Any]] = []
+    for done, lam in enumerate(request.points, start=1):
+        val = _score(trial, journal, lam, "val")
+        curve.append({"lambda": lam, "val": val})
+        listener.progress(
+            "sweep", done, len(request.points), **{"lambda": lam, "top1": val["top1"]}
+        )
+    fp = _kept(journal, "test of float", lambda: trial.float_score("test").to_json())
+
+    def on_test(point: dict[str, Any], use: Use) -> dict[str, Any]:
+        test = _score(trial, journal, point["lambda"], "test")
+        return {**point, "test": test, "data_use": use.level}
+
+    inherited, patched = inherited_use(theta), patched_use(theta, rho)
+    use = spent(patched, Use(DataUse.RECEIVER_LABELS, {"val": curve[0]["val"]["n"]}))
+    results = {
+        "curve": curve,
+        "chosen": on_test(choose(curve), use),
+        "zero_shot": on_test({"lambda": UNIT}, patched),
+        "baselines": {
+            "fp": {"test": fp, "data_use": inherited.level},
+            "ptq": on_test(next(point for point in curve if point["lambda"] == 0), inherited),
+        },
+    }
+    data = Input(request.data, "data", receiver.examples.task.digest)
+    parameters = {
+        "grid": trial.grid.to_json(),
+        "method": request.method,
+        "data": request.data,
+        "lambdas": list(request.points),
+    }
+    inputs = (Input.of(theta), Input.of(rho), data)
+    return Metrics("sweep-lambda", inputs, parameters, results, use, trial.device, started=started)
+
+
+def _score(trial: Trial, journal: Journal, lam: float, split: str) -> dict[str, Any]:
+    try:
+        return _kept(journal, f"{split} at {lam!r}", lambda: trial.score(lam, split).to_json())
+    except NotFiniteError:
+        raise QvecError(
+            f"at lambda {lam:g} the patched model is no longer finite",
+            hint="Leave it out of --lambdas; the points before it are kept for --resume.",
+        ) from None
+
+
+def _kept(journal: Journal, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The score that the journal keeps under a name, or one that is measured now and kept."""
+    key = {"kind": "score", "name": name}
+    line = journal.get(key)
+    if line is None:
+        line = {**key, **measure()}
+        journal.add(line)
+    return {field: value for field, value in line.items() if field not in key}
+
+
+def choose(curve: list[dict[str, Any]]) -> dict[str, Any]:
+    """The point with most validation images right; ties go to the smaller |lambda|."""
+    return min(curve, key=lambda p: (-p["val"]["n_correct"], abs(p["lambda"]), p["lambda"] < 0))

@@ -11,15 +11,12 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-
 GUARD: Final = 2.0
 """Standard errors by which a lambda must be better than 0 to be taken at all."""
-
 
 LEAST: Final = 0.05
 """Share of the damage that it must remove besides: where answers have collapsed, any nudge removes
 a little, and helps nobody."""
-
 
 NEGATIVE: Final = (-0.5, -0.25)
 """Lambdas below 0 that always take part: some donors help with the other sign."""
@@ -53,22 +50,18 @@ def choose_lambda(lambdas: Sequence[float], distances: Sequence[Array]) -> int:
         distances: of each lambda, [N] over the same images, 0 where the answers agree.
     """
     plain = lambdas.index(0.0)
-    best = min(range(len(lambdas)), key=lambda i: (_mean(distances[i]), abs(lambdas[i])))
+    best = min(range(len(lambdas)), key=lambda i: (Average.of(distances[i]).mean, abs(lambdas[i])))
     if not _clear(distances[best], distances[plain]):
         return plain
     as_good = [i for i in range(len(lambdas)) if not beats(distances[best], distances[i], 1.0)]
     as_good = [i for i in as_good if _clear(distances[i], distances[plain])]
-    return min(as_good, key=lambda i: (abs(lambdas[i]), _mean(distances[i])))
+    return min(as_good, key=lambda i: (abs(lambdas[i]), Average.of(distances[i]).mean))
 
 
 def removed(chosen: Array, plain: Array) -> float:
     """The share of quantization's damage that is gone; negative where there is more of it."""
-    before = _mean(plain)
-    return 1 - _mean(chosen) / before if before > 0 else 0.0
-
-
-def _mean(values: Array) -> float:
-    return math.fsum(values) / len(values)
+    before = Average.of(plain).mean
+    return 1 - Average.of(chosen).mean / before if before > 0 else 0.0
 
 
 def _clear(ours: Array, plain: Array) -> bool:

@@ -17,10 +17,10 @@ from qvec_cli.specs import Null
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-Named = Mapping[str, Array]
 
-
-def null(kind: Null, rho: Named, drift: Named | None, key: str) -> dict[str, Array]:
+def null(
+    kind: Null, rho: Mapping[str, Array], drift: Mapping[str, Array] | None, key: str
+) -> dict[str, Array]:
     """The null vector of a kind for a real one.
 
     Args:

@@ -8,12 +8,10 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from qvec_cli.errors import CheckpointError, QvecError, SpecError
 from qvec_cli.specs import Listener
-
-EXTRA: Final = "pip install 'qvec[slurm]'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +71,9 @@ def run_jobs(
     executor: Executor,
     listener: Listener,
 ) -> None:
-    """Submits a job for each request and waits for all.
+    """Submits a job for each request and waits for all; their logs are kept beside the output.
 
-    Args:
-        work: what a job does; it travels by its name.
-        requests: what it is called with, by a name for messages.
-        out: beside which logs are kept.
-        executor: where jobs run.
-        listener: hears how many are done.
+    The work travels by its name; requests have names for messages.
 
     Raises:
         QvecError: see ``check_executor``; or a job failed; others are waited for.
@@ -119,7 +112,10 @@ def check_executor(out: Path, executor: Executor) -> None:
 
 
 def _cluster(out: Path, executor: Executor) -> Any:
-    submitit = _submitit()
+    try:
+        import submitit
+    except ImportError:
+        raise QvecError("--executor needs submitit", hint="pip install 'qvec[slurm]'") from None
     try:
         cluster = submitit.AutoExecutor(folder=folder(out) / "log", cluster=executor.cluster)
         cluster.update_parameters(**{"name": "qvec", "timeout_min": 24 * 60, **executor.args})
@@ -138,14 +134,6 @@ def _failures(
             failed.append((name, job, fault))
         listener.progress("jobs", done, total)
     return failed
-
-
-def _submitit() -> Any:
-    try:
-        import submitit
-    except ImportError:
-        raise QvecError("--executor needs submitit", hint=EXTRA) from None
-    return submitit
 
 
 def _first(fault: BaseException) -> str:

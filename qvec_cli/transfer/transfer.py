@@ -27,18 +27,14 @@ from qvec_cli.results.matrix import Matrix, parse
 from qvec_cli.results.records import Record
 from qvec_cli.results.summary import summarise
 from qvec_cli.specs import DataUse, Listener, Silence, Use
-from qvec_cli.transfer.cells import CellOptions, MeasuredReceiver, other_grids
-from qvec_cli.transfer.grid_file import read_grid_file
-from qvec_cli.transfer.pairs import ResolvedGrid, cell, resolve_grid
-from qvec_cli.transfer.slurm import (
-    Executor,
-    check_executor,
-    check_parts,
-    clear_parts,
-    finished,
-    folder,
-    part_of,
-    run_jobs,
+from qvec_cli.transfer import slurm
+from qvec_cli.transfer.cells import MeasuredReceiver, other_grids
+from qvec_cli.transfer.grid_file import (
+    CellOptions,
+    ResolvedGrid,
+    cell,
+    read_grid_file,
+    resolve_grid,
 )
 
 
@@ -51,7 +47,7 @@ class TransferRequest:
     options: CellOptions
     shard: tuple[int, int] = (1, 1)  # which part of how many; receivers are dealt out in turn
     joined: tuple[Path, ...] = ()  # parts that are finished
-    executor: Executor | None = None  # where jobs run; None: here, one receiver after the other
+    executor: slurm.Executor | None = None  # where jobs run; None: here, one after the other
     resume: bool = False
     force: bool = False
     dry_run: bool = False
@@ -80,9 +76,9 @@ def transfer(request: TransferRequest, listener: Listener) -> Metrics:
     started = time.perf_counter()
     check_target(request.out, force=request.force)
     check_unfinished(request.out, resume=request.resume, force=request.force)
-    check_parts(request.out, resume=request.resume, force=request.force)
+    slurm.check_parts(request.out, resume=request.resume, force=request.force)
     if request.executor is not None:
-        check_executor(request.out, request.executor)
+        slurm.check_executor(request.out, request.executor)
     members = read_grid_file(request.grid_file)
     inputs = (request.grid_file, *request.joined, *members.files)
     check_apart(request.out, inputs, force=request.force)
@@ -99,7 +95,11 @@ def transfer(request: TransferRequest, listener: Listener) -> Metrics:
                 _spread(request, request.executor, grid, journal, listener)
             for name in receivers:
                 _measure(grid, name, journal, files, listener)
-            lines = [*journal.ordered(_lines(grid, receivers, journal, files))]
+            order = [*grid.lines(receivers)]
+            if set(receivers) == set(grid.receivers):  # the cosines come with the last ones
+                _add_cosines(grid, journal, files)
+                order.append({"kind": "alignment"})
+            lines = [*journal.ordered(order)]
             metrics = _metrics(request, grid, lines, started)
             with replacing(request.out, force=request.force) as file:
                 file.write(b"".join(map(encoded, lines)))
@@ -109,22 +109,22 @@ def transfer(request: TransferRequest, listener: Listener) -> Metrics:
 def clear(out: Path) -> None:
     """Removes what was kept to go on with, once all results are written."""
     unfinished(out).unlink(missing_ok=True)
-    clear_parts(out)
+    slurm.clear_parts(out)
 
 
 def _recall(request: TransferRequest, journal: Journal, listener: Listener) -> None:
     """Takes what is finished: parts that are named and, to go on, what was cut off."""
-    left = [unfinished(request.out), *finished(request.out)] if request.resume else []
+    left = [unfinished(request.out), *slurm.finished(request.out)] if request.resume else []
     for path in left:
         lines = journal.resume(path, force=request.force, listener=listener)
         if lines is None:
-            clear_parts(request.out)
+            slurm.clear_parts(request.out)
             break
         _check(path, lines)
     for part in request.joined:
         _check(part, journal.take(part))
     if not request.resume:
-        clear_parts(request.out)
+        slurm.clear_parts(request.out)
     journal.start()
 
 
@@ -138,52 +138,35 @@ def _measure(
     receiver = MeasuredReceiver(name, member, grid.receivers[name], grid.options, files, listener)
     line: Line = {"kind": "receiver", "receiver": name}
     if journal.get(line) is None:
-        facts = {"device": receiver.device, **receiver.proxies(listener)}
+        facts = {"device": receiver.device, **receiver.proxies()}
         journal.add({**line, **facts, "baselines": receiver.baselines()})
     for vector in grid.vectors[name]:
         line = cell(name, vector)
         if journal.get(line) is None:
-            journal.add({**line, **receiver.cell(vector, listener)})
+            journal.add({**line, **receiver.cell(vector)})
     listener.milestone(f"{name}: {len(grid.vectors[name])} vectors")
     files.release(member.model)
 
 
-def _lines(
-    grid: ResolvedGrid, receivers: tuple[str, ...], journal: Journal, files: InputFiles
-) -> list[Line]:
-    """The lines of the output, in order; the cosines come with the last receivers."""
-    lines = [*grid.lines(receivers)]
-    if set(receivers) == set(grid.receivers):
-        _add_cosines(grid, journal, files)
-        lines.append({"kind": "alignment"})
-    return lines
-
-
 def _spread(
     request: TransferRequest,
-    executor: Executor,
+    executor: slurm.Executor,
     grid: ResolvedGrid,
     journal: Journal,
     listener: Listener,
 ) -> None:
     """The receivers that are not finished as jobs, each of which writes a part of its own."""
     names, jobs = [*grid.receivers], {}
-    folder(request.out).mkdir(exist_ok=True)
+    slurm.folder(request.out).mkdir(exist_ok=True)
     for place, name in enumerate(names, start=1):
         if name not in request.of_shard(names):
             continue
         if any(journal.get(line) is None for line in grid.lines((name,))):
-            jobs[name] = replace(
-                request,
-                out=part_of(request.out, place),
-                shard=(place, len(names)),
-                joined=(),
-                executor=None,
-                resume=True,
-                force=True,
-            )
+            here = replace(request, joined=(), executor=None, resume=True, force=True)
+            part = slurm.part_of(request.out, place)
+            jobs[name] = replace(here, out=part, shard=(place, len(names)))
     if jobs:
-        run_jobs(_job, jobs, request.out, executor, listener)
+        slurm.run_jobs(_job, jobs, request.out, executor, listener)
     for job in jobs.values():
         journal.take(job.out)
 
@@ -195,10 +178,9 @@ def _job(request: TransferRequest) -> None:
 
 def _add_cosines(grid: ResolvedGrid, journal: Journal, files: InputFiles) -> None:
     """The line of cosines between the donors' vectors over the quantized weights."""
-    line: Line = {"kind": "alignment"}
+    line, donors = {"kind": "alignment"}, grid.members.donors
     if journal.get(line) is not None:
         return
-    donors = grid.members.donors
     cosines = Cosines(len(donors))
     rhos = [files.open(donor.rho) for donor in donors.values()]
     for name in next(iter(grid.receivers.values())).targets:
@@ -209,16 +191,10 @@ def _add_cosines(grid: ResolvedGrid, journal: Journal, files: InputFiles) -> Non
 
 
 class Cosines:
-    """Cosines between several vectors, from matrices that come one after the other.
-
-    Args:
-        count: how many vectors there are.
-    """
+    """Cosines between ``count`` vectors, from matrices that come one after the other."""
 
     def __init__(self, count: int) -> None:
-        self._gram = np.zeros((count, count))
-        self._rows = np.zeros((count, count))
-        self._seen = np.zeros((count, count))
+        self._gram, self._rows, self._seen = np.zeros((3, count, count))
 
     def add(self, matrices: Sequence[Array]) -> None:
         """Takes one weight of every vector, each [out, in], float32; sums are in float64."""
@@ -244,8 +220,7 @@ class Cosines:
 
 def _quotient(top: Array, bottom: Array) -> Array:
     """Element by element; 0 where there is nothing to divide by."""
-    quotient: Array = np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
-    return quotient
+    return np.asarray(np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0))
 
 
 def _plan(request: TransferRequest, grid: ResolvedGrid, receivers: tuple[str, ...]) -> Plan:
@@ -277,23 +252,19 @@ def _metrics(
     request: TransferRequest, grid: ResolvedGrid, lines: list[Line], started: float
 ) -> Metrics:
     run = grid.run
-    inputs = [
+    summary = summarise(_matrix(request.out, lines))
+    inputs = (
         *(Input(r["model"], "checkpoint", r["digest"]) for r in run["receivers"].values()),
         *(Input(r["data"], "data", r["data_digest"]) for r in run["receivers"].values()),
         *(Input(d["rho"], "vector", d["digest"]) for d in run["donors"].values()),
-    ]
+    )
     measured = [line for line in lines if line["kind"] == "receiver"]
-    summary = summarise(_matrix(request.out, lines))
     val = sum(run["receivers"][line["receiver"]]["images"]["val"] for line in measured)
     return Metrics(
         "transfer",
-        tuple(inputs),
+        inputs,
         {key: run[key] for key in ("grid", "method", "lambdas", "fixed", "oracle", "nulls")},
-        {
-            "output": str(request.out),
-            "lines": len(lines),
-            "summary": summary,
-        },
+        {"output": str(request.out), "lines": len(lines), "summary": summary},
         Use(DataUse.RECEIVER_LABELS, {"val": val}),
         ", ".join(sorted({line.get("device", run["device"]) for line in measured})),
         run["seed"],

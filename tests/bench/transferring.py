@@ -41,7 +41,7 @@ def _timed(grid: Path, out: Path, scale: str) -> tuple[float, float, int]:
     from qvec_cli.inputs.lambdas import parse_lambdas
     from qvec_cli.selection import trial
     from qvec_cli.specs import GridOptions, Loading, Scale, Silence
-    from qvec_cli.transfer.pairs import CellOptions
+    from qvec_cli.transfer.grid_file import CellOptions
     from qvec_cli.transfer.transfer import TransferRequest, transfer
 
     measure, took = trial.measure, []
