@@ -110,7 +110,7 @@ def distilled(path: Path, classes: int, seed: int, role: str) -> Arrays:
         save(path, arrays)
         return arrays
     plan = {name: Entry("F32", array.shape) for name, array in arrays.items()}
-    card = Card(Kind.CHECKPOINT, role, model)
+    card = Card(Kind.CHECKPOINT, role, model.to_json())
     write(path, plan, ((n, [a.reshape(-1)]) for n, a in arrays.items()), card, force=False)
     return arrays
 

@@ -11,6 +11,7 @@ import torch
 
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.errors import MismatchError
+from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import head_tensors, of_outline
 from qvec_cli.specs import Part
 from qvec_cli.vector.pairing import part_of, select
@@ -93,13 +94,13 @@ TABLE = {
         attn=inside(SWIN, {"attn.cpb_mlp.*.weight", "attn.logit_scale"}),
     ),
 }
-MORE = ("levit_128s", "coat_tiny", "volo_d1_224", "xcit_nano_12_p16_224", "convnext_tiny")
-MORE += ("crossvit_9_240", "vit_pwee_patch16_reg1_gap_256", "eva02_base_patch14_448")
-MORE += (
-    "cait_xxs24_224",
-    "naflexvit_base_patch16_gap",
-    "vit_small_plus_patch16_dinov3",
-    "test_vit",
+MORE = ("levit_128s", "convnext_tiny", "naflexvit_base_patch16_gap", "xcit_nano_12_p16_224")
+REST = (
+    *("coat_tiny", "volo_d1_224", "crossvit_9_240", "vit_pwee_patch16_reg1_gap_256", "test_vit"),
+    *("eva02_base_patch14_448", "cait_xxs24_224", "vit_small_plus_patch16_dinov3"),
+)
+networks = pytest.mark.parametrize(
+    "names", [(*TABLE, *MORE), pytest.param(REST, marks=pytest.mark.slow)], ids=["most", "rest"]
 )
 
 OPEN_CLIP = {
@@ -132,7 +133,7 @@ def outline(name: str) -> dict[str, Entry]:
     with torch.device("meta"):
         state = timm.create_model(name).state_dict()
     found = {n: Entry("F32", tuple(t.shape)) for n, t in state.items() if t.is_floating_point()}
-    head = head_tensors(found, {"pretrained_cfg": {**timm.get_pretrained_cfg(name).to_dict()}})
+    head = head_tensors(found, Model(name, 0, {}, timm.get_pretrained_cfg(name).to_dict()))
     return {n: entry for n, entry in found.items() if n not in head}
 
 
@@ -140,38 +141,41 @@ def plain(name: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
 
 
-@pytest.mark.parametrize("name", TABLE)
-def test_parts_are_those_of_the_table(name: str) -> None:
-    found: Names = {part: set() for part in Part}
-    for tensor in outline(name):
-        found[part_of(tensor, outline(name))].add(plain(tensor))
-    for part in Part:
-        assert found[part] == TABLE[name][part], part
+def test_parts_are_those_of_the_table() -> None:
+    for name, names in TABLE.items():
+        found: Names = {part: set() for part in Part}
+        for tensor in outline(name):
+            found[part_of(tensor, outline(name))].add(plain(tensor))
+        for part in Part:
+            assert found[part] == names[part], (name, part)
 
 
-@pytest.mark.parametrize("name", [*TABLE, *MORE])
-def test_parts_share_out_every_tensor_once(name: str) -> None:
-    found = {part_of(tensor, outline(name)) for tensor in outline(name)}
-    assert {Part.EMBED, Part.MLP, Part.NORM} <= found
-    chosen = [select(outline(name), outline(name), [part]) for part in sorted(found)]
-    assert sum(map(len, chosen)) == len(outline(name))
-    assert frozenset().union(*chosen) == frozenset(outline(name))
+@networks
+def test_parts_share_out_every_tensor_once(names: tuple[str, ...]) -> None:
+    for name in names:
+        found = {part_of(tensor, outline(name)) for tensor in outline(name)}
+        assert {Part.EMBED, Part.MLP, Part.NORM} <= found, name
+        chosen = [select(outline(name), outline(name), [part]) for part in sorted(found)]
+        assert sum(map(len, chosen)) == len(outline(name)), name
+        assert frozenset().union(*chosen) == frozenset(outline(name)), name
 
 
-@pytest.mark.parametrize("name", [*TABLE, *MORE])
-def test_what_is_quantized_is_attention_or_mlp(name: str) -> None:
+@networks
+def test_what_is_quantized_is_attention_or_mlp(names: tuple[str, ...]) -> None:
     """But for patches that a linear layer embeds."""
-    shapes = {n: entry.shape for n, entry in outline(name).items()}
-    parts = {part_of(target, outline(name)) for target in of_outline(shapes, None)}
-    embedded = {Part.EMBED} if name.startswith("naflex") else set()
-    attention = set() if name.startswith("convnext") else {Part.ATTN}
-    assert parts == {Part.MLP} | attention | embedded
+    for name in names:
+        shapes = {n: entry.shape for n, entry in outline(name).items()}
+        parts = {part_of(target, outline(name)) for target in of_outline(shapes, None)}
+        embedded = {Part.EMBED} if name.startswith("naflex") else set()
+        attention = set() if name.startswith("convnext") else {Part.ATTN}
+        assert parts == {Part.MLP} | attention | embedded, name
 
 
-@pytest.mark.parametrize("name", [*TABLE, *MORE])
-def test_norms_and_biases_are_vectors(name: str) -> None:
-    flat = select(outline(name), outline(name), [Part.NORM, Part.BIAS])
-    assert {len(outline(name)[tensor].shape) for tensor in flat} == {1}
+@networks
+def test_norms_and_biases_are_vectors(names: tuple[str, ...]) -> None:
+    for name in names:
+        flat = select(outline(name), outline(name), [Part.NORM, Part.BIAS])
+        assert {len(outline(name)[tensor].shape) for tensor in flat} == {1}, name
 
 
 def test_every_layer_norm_is_a_norm_and_every_linear_bias_is_a_bias() -> None:

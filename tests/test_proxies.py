@@ -102,7 +102,7 @@ def test_a_data_set_is_the_receivers_own_where_its_card_says_so(drawer: Drawer) 
         assert not own(theta, "noise")
 
 
-@pytest.mark.parametrize("card", [None, SimpleNamespace(data=None), SimpleNamespace(data={})])
+@pytest.mark.parametrize("card", [SimpleNamespace(data=None), SimpleNamespace(data={})])
 def test_a_file_that_does_not_say_its_data_may_know_any_images(card: Any, drawer: Drawer) -> None:
     """They are counted as its own, and not taken out of the pool of a grid."""
     with opened(drawer.receiver, Silence()) as theta:

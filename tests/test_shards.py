@@ -289,7 +289,7 @@ def test_a_timm_folder_tells_its_architecture(drawer: Drawer, tmp_path: Path) ->
     save_for_hf(network, tmp_path / "timm", safe_serialization=True)
     model = call("inspect", tmp_path / "timm", "--json").json["results"]["model"]
     assert (model["architecture"], model["num_classes"]) == ("test_vit", 4)
-    assert model.pretrained_cfg["input_size"] == [3, 32, 32]
+    assert model["pretrained_cfg"]["input_size"] == [3, 32, 32]
     call("patch", tmp_path / "timm", drawer.rho, "-o", tmp_path / "p.st")
     data = ("--data", drawer.receiver_data)
     scores = [call("eval", tmp_path / name, *data, "--json").json for name in ("timm", "p.st")]
