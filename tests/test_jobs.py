@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Drawer, call
@@ -25,9 +27,20 @@ from qvec_cli.transfer.slurm import (
 submitit = pytest.importorskip("submitit")
 
 
-def test_two_jobs_of_this_machine_give_the_bytes_of_one_process(
-    drawer: Drawer, tmp_path: Path
+def one_after_the_other(
+    work: Callable[[Any], object], requests: Mapping[str, Any], *_: object
 ) -> None:
+    """What a cluster does, in this process."""
+    for request in requests.values():
+        work(request)
+
+
+@pytest.mark.parametrize("processes", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_jobs_of_this_machine_give_the_bytes_of_one_process(
+    processes: bool, drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not processes:
+        monkeypatch.setattr("qvec_cli.transfer.transfer.run_jobs", one_after_the_other)
     grid = tmp_path / "grid.yaml"
     receivers = "".join(
         f"  {name}: {{model: {model}, data: {data}}}\n"
@@ -62,17 +75,15 @@ def test_a_fault_of_ours_in_a_job_is_told_in_its_own_words(tmp_path: Path) -> No
     assert str(caught.value) == "1 of 1 jobs failed; a: lambda 'x' is not a number"
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (("--executor", "slrum"), "--executor 'slrum' is neither slurm nor local"),
-        (("--executor-arg", "a=1"), "--executor-arg goes with --executor"),
-        (("--executor", "local", "--executor-arg", "a"), "is not KEY=VALUE"),
-    ],
-)
-def test_a_wrong_word_is_refused(args: tuple[str, ...], message: str, tmp_path: Path) -> None:
-    result = call("transfer", tmp_path / "g.yaml", "-o", tmp_path / "o", *args, code=2)
-    assert "g.yaml" in result.errors[0] or message in result.errors[0]
+def test_a_wrong_word_is_refused(tmp_path: Path) -> None:
+    refused = {
+        "--executor 'slrum' is neither slurm nor local": ("--executor", "slrum"),
+        "--executor-arg goes with --executor": ("--executor-arg", "a=1"),
+        "is not KEY=VALUE": ("--executor", "local", "--executor-arg", "a"),
+    }
+    for message, args in refused.items():
+        result = call("transfer", tmp_path / "g.yaml", "-o", tmp_path / "o", *args, code=2)
+        assert "g.yaml" in result.errors[0] or message in result.errors[0]
 
 
 def test_an_argument_that_submitit_does_not_know_is_told(tmp_path: Path) -> None:
