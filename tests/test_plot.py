@@ -32,13 +32,12 @@ from qvec_cli.report.canvas import (
     name,
     render,
     signed,
-    styled,
+    style,
     two_lines,
     words_width,
     wrapped,
 )
-from qvec_cli.report.curve_facts import agreed_of, cells_of
-from qvec_cli.report.curves import curves, wilson
+from qvec_cli.report.curves import agreed_of, cells_of, curves, wilson
 from qvec_cli.report.heatmap import GAINS, heat_of, heatmap
 from qvec_cli.report.layers import place_of, short, strips, strips_of
 from qvec_cli.report.plane import break_even, costs_of, crossing, plane, plane_of
@@ -218,7 +217,7 @@ def boxes(figure: Any) -> list[tuple[str, Any]]:
     """Words and where they stand, in pixels."""
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
-    found = [*figure.texts]
+    found = [*figure.texts, *(word for legend in figure.legends for word in legend.get_texts())]
     for axes in figure.axes:
         found += axes.texts
         for axis in (axes.xaxis, axes.yaxis):
@@ -464,8 +463,12 @@ def test_bars_are_the_ways_that_a_table_names_in_its_order(folder: Path) -> None
     assert line.get_xdata()[0] == pytest.approx(90)
     words = [text_.get_text() for text_ in axes.texts]
     assert words == ["4.0", "80.0", "70.0", "float 90.0"]
-    legend = [text_.get_text() for text_ in figure.texts]
-    assert legend[-3:] == ["no receiver data", "images of other tasks", "the receiver's labels"]
+    (legend,) = figure.legends
+    assert [text_.get_text() for text_ in legend.get_texts()] == [
+        "no receiver data",
+        "images of other tasks",
+        "the receiver's labels",
+    ]
     done = call("plot", "ways.json", "-o", "f.svg", "--json").json
     assert done["data_use"]["level"] == "receiver_labels"
     assert done["results"]["figure"] == "bars"
@@ -794,7 +797,7 @@ def test_a_figure_leaves_no_setting_behind() -> None:
     before = dict(mpl.rcParams)
     heatmap(heat_of(matrix()))
 
-    @styled
+    @style()
     def fails() -> Figure:
         raise ValueError
 

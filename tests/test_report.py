@@ -15,7 +15,8 @@ from conftest import call
 from samples import TASKS, grid_lines, text, written
 
 from qvec_cli.report.canvas import signed
-from qvec_cli.report.page import Page, Section, Table, embedded, inline, page
+from qvec_cli.report.page import Section, embedded, inline, page
+from qvec_cli.report.tables import Table
 from qvec_cli.results.matrix import lines_of, parse
 from qvec_cli.results.summary import summarise
 
@@ -300,7 +301,7 @@ def test_drawings_get_names_of_their_own() -> None:
 
 def test_a_page_of_nothing_but_words_is_a_page() -> None:
     table = Table("c", ("a", "b"), (("1", "2"),), "note", folded=True)
-    made_ = page(Page("t", "l", (Section("s", (), (table,), ("n",)),), {}, "f"))
+    made_ = page("t", "l", [Section("s", (), (table,), ("n",))], {}, "f")
     reader = Reader(made_.decode())
     assert {"t", "l", "s", "c", "a", "b", "1", "2", "note", "n", "f"} <= set(reader.words)
     assert "nav" not in {tag for tag, _ in reader.tags}  # for one section

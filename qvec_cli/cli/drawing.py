@@ -81,7 +81,7 @@ def report(
         qvec report sweep.json -o report.html
         qvec report sweep.json quantized.json --title Digits -o report.html
     """
-    from qvec_cli.report import report as verb
+    from qvec_cli.report import page as verb
 
     request = verb.ReportRequest(files=tuple(files), out=output, title=title, force=writing.force)
     show.deliver(

@@ -8,19 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from qvec_cli.errors import MismatchError, SpecError
-from qvec_cli.report.canvas import (
-    COLOURS,
-    INK,
-    SOFT,
-    Drawing,
-    FigureOptions,
-    Sheet,
-    ink_on,
-    name,
-    styled,
-    words_width,
-)
-from qvec_cli.results.documents import Document, ResultFiles, WaysDocument, WaysTable, stem
+from qvec_cli.report import canvas
+from qvec_cli.results.documents import Document, ResultFiles, WaysDocument, stem
 from qvec_cli.results.metrics_document import EvalResults
 from qvec_cli.specs import DataUse, spent
 
@@ -28,26 +17,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
-_FILLS: Final = dict(zip(DataUse, (COLOURS[0], COLOURS[5], COLOURS[1], COLOURS[3]), strict=True))
-"""The colour of each level of receiver data."""
-
-
-_WORDS: Final = {
-    DataUse.NONE: "no receiver data",
-    DataUse.PROXY_IMAGES: "images of other tasks",
-    DataUse.RECEIVER_IMAGES: "the receiver's images",
-    DataUse.RECEIVER_LABELS: "the receiver's labels",
+_LEGEND: Final = {
+    DataUse.NONE: ("no receiver data", canvas.COLOURS[0]),
+    DataUse.PROXY_IMAGES: ("images of other tasks", canvas.COLOURS[5]),
+    DataUse.RECEIVER_IMAGES: ("the receiver's images", canvas.COLOURS[1]),
+    DataUse.RECEIVER_LABELS: ("the receiver's labels", canvas.COLOURS[3]),
 }
-
+"""Each level of receiver data in words, and its colour."""
 
 _STEP: Final = 0.3
 """Inches from one bar to the next."""
 
-
 _POINTS: Final = 9.5
 """Of words and numbers: a page shows the figure at its own size."""
-
 
 _LONGEST: Final = 40
 """Letters of a label."""
@@ -79,7 +61,7 @@ class BarChart:
     panels: tuple[BarPanel, ...]
 
 
-def draw_bars(files: ResultFiles, _: FigureOptions) -> Drawing:
+def draw_bars(files: ResultFiles, _: canvas.FigureOptions) -> canvas.Drawing:
     """The bars of a table of ways, or of the evaluations of some files.
 
     Raises:
@@ -93,7 +75,7 @@ def draw_bars(files: ResultFiles, _: FigureOptions) -> Drawing:
     words = "; ".join(f"{bar.label} {100 * bar.top1:.1f}" for p in chart.panels for bar in p.bars)
     facts = {"bars": sum(len(panel.bars) for panel in chart.panels)}
     uses = [tables[0].use] if tables else [row.use for row in evaluations]
-    return Drawing(bars(chart), f"{chart.title}. Top-1 in %: {words}.", facts, spent(*uses))
+    return canvas.Drawing(bars(chart), f"{chart.title}. Top-1 in %: {words}.", facts, spent(*uses))
 
 
 def chart_of(document: Document[WaysDocument]) -> BarChart:
@@ -102,18 +84,17 @@ def chart_of(document: Document[WaysDocument]) -> BarChart:
     Raises:
         SpecError: no table has.
     """
-    panels = [_panel_of(table) for table in document.results.tables if table.bars]
+    panels = []
+    for table in document.results.tables:
+        if table.bars:
+            ways = {row.way: row for row in table.ways}
+            rows = [(bar.label, ways[bar.way]) for bar in table.bars]
+            shown = (Bar(label, row.top1, row.data_use or DataUse.NONE) for label, row in rows)
+            line = (table.reference, ways[table.reference].top1) if table.reference else None
+            panels.append(BarPanel(table.title, tuple(shown), line))
     if not panels:
         raise SpecError(f"{document.file}: no table says which of its ways are bars")
     return BarChart(document.results.title, tuple(panels))
-
-
-def _panel_of(table: WaysTable) -> BarPanel:
-    ways = {row.way: row for row in table.ways}
-    shown = [(bar.label, ways[bar.way]) for bar in table.bars]
-    line = (table.reference, ways[table.reference].top1) if table.reference else None
-    drawn = (Bar(label, row.top1, row.data_use or DataUse.NONE) for label, row in shown)
-    return BarPanel(table.title, tuple(drawn), line)
 
 
 def chart_of_evaluations(evaluations: Sequence[Document[EvalResults]]) -> BarChart:
@@ -151,79 +132,50 @@ def _label(row: Document[EvalResults]) -> str:
     return row.name if row.file == "-" else Path(row.file).stem
 
 
-@styled
+@canvas.style()
 def bars(chart: BarChart) -> Figure:
     """Horizontal bars with their numbers, one panel below the other, one scale, one legend."""
     rows = [bar for panel in chart.panels for bar in panel.bars]
-    left = words_width([name(bar.label, _LONGEST) for bar in rows], _POINTS) + 0.3
-    width = max(7.6, left + 4.0, words_width([chart.title], 13) + 0.3)
-    heads = [0.5 if len(chart.panels) > 1 else 0.25] * len(chart.panels)
-    sheet = Sheet(width, 1.3 + sum(heads) + _STEP * len(rows) + 0.2 * (len(heads) - 1))
-    sheet.write(0.15, 0.14, chart.title, fontsize=12, fontweight="bold")
+    several = len(chart.panels) > 1
+    left = canvas.words_width([_short(bar.label) for bar in rows], _POINTS) + 0.3
+    head = 0.5 if several else 0.25
+    height = 0.95 + (head + 0.2) * len(chart.panels) + _STEP * len(rows)
+    sheet = canvas.Sheet(max(7.6, left + 4.0), height, chart.title)
     shares = [bar.top1 for bar in rows] + [p.line[1] for p in chart.panels if p.line]
     top, most = 0.45, min(100.0, 104 * max(shares) + 1)
-    for panel, head in zip(chart.panels, heads, strict=True):
-        if len(chart.panels) > 1:
-            sheet.write(0.15, top, panel.title, fontsize=_POINTS, color=SOFT)
-        height = _STEP * len(panel.bars)
-        axes = sheet.axes(left, top + head, width - left - 0.45, height)
-        axes.set(xlim=(0, most), ylim=(len(panel.bars) - 0.5, -0.5))
-        _panel(axes, panel, most)
-        top += head + height + 0.2
-    _legend(sheet, top + 0.35, [use for use in DataUse if use in {bar.use for bar in rows}])
+    for panel in chart.panels:
+        if several:
+            sheet.write(0.15, top, panel.title, fontsize=_POINTS, color=canvas.SOFT)
+        tall = _STEP * len(panel.bars)
+        _panel(sheet.axes(left, top + head, sheet.width - left - 0.45, tall), panel, most)
+        top += head + tall + 0.2
+    uses = {bar.use for bar in rows}
+    shown = [entry for use, entry in _LEGEND.items() if use in uses]
+    sheet.legend(top + 0.35, shown, len(shown), _POINTS)
     return sheet.figure
 
 
+def _short(label: str) -> str:
+    return canvas.name(label, _LONGEST)
+
+
 def _panel(axes: Axes, panel: BarPanel, most: float) -> None:
+    axes.set(xlim=(0, most), ylim=(len(panel.bars) - 0.5, -0.5))
     for place, bar in enumerate(panel.bars):
-        share, fill = 100 * bar.top1, _FILLS[bar.use]
+        share, fill = 100 * bar.top1, _LEGEND[bar.use][1]
         inside = share > 0.1 * most  # where no line can cross the number
         axes.barh(place, share, height=0.74, color=fill)
-        axes.annotate(
-            f"{share:.1f}",
-            (share, place),
-            xytext=(-4 if inside else 4, -0.5),
-            textcoords="offset points",
-            ha="right" if inside else "left",
-            va="center",
-            fontsize=_POINTS,
-            color=_ink(fill) if inside else INK,
+        shift, align = (-4, "right") if inside else (4, "left")
+        words = {"fontsize": _POINTS, "color": canvas.ink_on(fill) if inside else canvas.INK}
+        canvas.beside(
+            axes, f"{share:.1f}", (share, place), (shift, -0.5), ha=align, va="center", **words
         )
-    axes.set_yticks(range(len(panel.bars)), [name(bar.label, _LONGEST) for bar in panel.bars])
+    axes.set_yticks(range(len(panel.bars)), [_short(bar.label) for bar in panel.bars])
     axes.tick_params(axis="y", length=0, labelsize=_POINTS)
     axes.tick_params(axis="x", labelsize=8, length=2)
     axes.spines["bottom"].set_visible(False)
-    axes.set_xlabel("top-1, %", fontsize=8, labelpad=1)
+    axes.set_xlabel("top-1, %", labelpad=1)
     if panel.line:
-        label, top1 = panel.line
-        axes.axvline(100 * top1, color=INK, lw=1.1, ls=(0, (4, 2)), zorder=3)
-        axes.annotate(
-            f"{name(label, _LONGEST)} {100 * top1:.1f}",
-            (100 * top1, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(14, 3),
-            textcoords="offset points",
-            ha="right",
-            va="bottom",
-            fontsize=_POINTS,
-        )
-
-
-def _ink(fill: str) -> str:
-    from matplotlib.colors import to_rgb
-
-    return ink_on(to_rgb(fill))
-
-
-def _legend(sheet: Sheet, top: float, uses: Sequence[DataUse]) -> None:
-    """What the colours are, left to right."""
-    from matplotlib.patches import Rectangle
-
-    left, figure = 0.15, sheet.figure
-    for use in uses:
-        corner = left / sheet.width, 1 - (top + 0.14) / sheet.height
-        size = 0.2 / sheet.width, 0.13 / sheet.height
-        swatch = Rectangle(corner, *size, color=_FILLS[use], lw=0, transform=figure.transFigure)
-        figure.add_artist(swatch)
-        sheet.write(left + 0.27, top, _WORDS[use], fontsize=_POINTS)
-        left += 0.27 + words_width([_WORDS[use]], _POINTS) + 0.3
+        share, text = 100 * panel.line[1], f"{_short(panel.line[0])} {100 * panel.line[1]:.1f}"
+        axes.axvline(share, color=canvas.INK, lw=1.1, ls=(0, (4, 2)), zorder=3)
+        canvas.beside(axes, text, (share, -0.5), (14, 3), ha="right", fontsize=_POINTS)

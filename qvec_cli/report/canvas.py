@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import io
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, ParamSpec
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.specs import Cost, FigureKind, Use
 
@@ -15,30 +15,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
-P = ParamSpec("P")
-
-
 FORMATS: Final = ("png", "svg", "pdf")
-
 
 LAMBDA: Final = "\N{GREEK SMALL LETTER LAMDA}"
 
-
 INK: Final = "#1b1b1b"
-
 SOFT: Final = "#5c5c5c"
-
 FAINT: Final = "#d5d5d5"
-
 
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#a6761d", "#56b4e9", "#7a5fa8")
 """Lines and points: after Okabe and Ito, without their yellow, which white paper swallows."""
 
-
 SMALL: Final = 7.0
 """Points of the smallest words; numbers in cells of large grids may be smaller."""
-
 
 _STYLE: Final[dict[str, Any]] = {
     "font.family": ["DejaVu Sans"],
@@ -51,6 +40,8 @@ _STYLE: Final[dict[str, Any]] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 8.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
     "axes.labelsize": 8.0,
     "xtick.color": SOFT,
     "ytick.color": SOFT,
@@ -58,7 +49,6 @@ _STYLE: Final[dict[str, Any]] = {
     "ytick.labelcolor": INK,
     "xtick.labelsize": 7.5,
     "ytick.labelsize": 7.5,
-    "legend.fontsize": 7.5,
     "legend.frameon": False,
     "hatch.linewidth": 0.5,
     "hatch.color": "#9a9a9a",
@@ -69,18 +59,15 @@ _STYLE: Final[dict[str, Any]] = {
     "figure.dpi": 100,
 }
 
-
-_NAMELESS: Final[dict[str, dict[str, Any]]] = {
+_METADATA: Final[dict[str, dict[str, Any]]] = {
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
 }
 """No time and no version stands in a figure: the same numbers give the same bytes."""
 
-
 _ONE_LINE: Final = 14
 """Letters of a name beside a column; a longer one is broken."""
-
 
 _LONGEST: Final = 26
 """Letters of a name in a figure."""
@@ -88,7 +75,7 @@ _LONGEST: Final = 26
 
 @dataclass(frozen=True, slots=True)
 class FigureOptions:
-    """What the user asks of a figure."""
+    """The figure that the user asks for, and what it is to show."""
 
     kind: FigureKind | None = None
     receiver: str | None = None
@@ -102,48 +89,49 @@ class Drawing:
 
     figure: Figure
     words: str  # what it shows, for those who do not see it
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    use: Use = Use()  # noqa: RUF009 - frozen
+    facts: Mapping[str, Any]
+    use: Use
 
 
-def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """A drawing function under qvec's style alone, whatever the user's matplotlibrc says."""
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """qvec's style alone, whatever the user's matplotlibrc says; decorates drawing functions."""
+    import matplotlib as mpl
 
-    @functools.wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        import matplotlib as mpl
-
-        with mpl.rc_context():
-            mpl.rcdefaults()
-            mpl.rcParams.update(_STYLE)
-            return draw(*args, **kwargs)
-
-    return drawn
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_STYLE)
+        yield
 
 
 def render(figure: Figure, suffix: str) -> bytes:
     """A figure as the bytes of a file of one of ``FORMATS``."""
-    import matplotlib as mpl
-
     file = io.BytesIO()
-    with mpl.rc_context(), warnings.catch_warnings():
-        mpl.rcdefaults()
-        mpl.rcParams.update(_STYLE)
+    with style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # it is drawn as a box
-        figure.savefig(file, format=suffix, metadata=_NAMELESS[suffix])
+        figure.savefig(file, format=suffix, metadata=_METADATA[suffix])
     return file.getvalue()
 
 
 class Sheet:
-    """A figure whose axes are placed in inches from its upper left corner."""
+    """A figure with a title; its axes are placed in inches from its upper left corner."""
 
-    def __init__(self, width: float, height: float) -> None:
+    def __init__(
+        self, width: float, height: float, title: str, subtitle: str = "", notes: str = ""
+    ) -> None:
+        """Makes the sheet as wide as its title, and higher by the lines of its notes."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        self.width, self.height = width, height
-        self.figure = Figure(figsize=(width, height), facecolor="white")
+        heads = words_width([title], 11), words_width([subtitle])  # 10 points, bold
+        self.width = max(width, *(head + 0.3 for head in heads))
+        lines = wrapped(notes, self.width - 0.3, SMALL)
+        self.height = height + 0.14 * len(lines) + 0.1
+        self.figure = Figure(figsize=(self.width, self.height), facecolor="white")
         FigureCanvasAgg(self.figure)
+        self.write(0.15, 0.12, title, fontsize=10, fontweight="bold")
+        self.write(0.15, 0.34, subtitle, fontsize=7.5, color=SOFT)
+        self.write_lines(0.15, height, lines, color=SOFT)
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
         """Axes of so many inches."""
@@ -151,10 +139,39 @@ class Sheet:
         box = (left / self.width, bottom / self.height, width / self.width, height / self.height)
         return self.figure.add_axes(box)
 
-    def write(self, left: float, top: float, text: str, **style: Any) -> None:
+    def write(self, left: float, top: float, text: str, **properties: Any) -> None:
         """Words whose upper left corner stands there."""
         place = left / self.width, 1 - top / self.height
-        self.figure.text(*place, text, **{"ha": "left", "va": "top", **style})
+        self.figure.text(*place, text, **{"ha": "left", "va": "top", **properties})
+
+    def write_lines(self, left: float, top: float, lines: Sequence[str], **properties: Any) -> None:
+        """Small words in lines, one below the other."""
+        for place, line in enumerate(lines):
+            self.write(left, top + 0.14 * place, line, fontsize=SMALL, **properties)
+
+    def legend(
+        self, top: float, entries: Sequence[tuple[str, str]], columns: int, points: float
+    ) -> None:
+        """Names and their colours, in so many columns."""
+        from matplotlib.patches import Patch
+
+        self.figure.legend(
+            handles=[Patch(color=colour, label=label) for label, colour in entries],
+            loc="upper left",
+            bbox_to_anchor=(0.15 / self.width, 1 - top / self.height),
+            ncols=columns,
+            fontsize=points,
+            borderpad=0,
+            borderaxespad=0,
+        )
+
+
+def beside(
+    axes: Axes, text: str, place: tuple[float, float], shift: tuple[float, float], **properties: Any
+) -> None:
+    """Words so many points right of and above a place of the data."""
+    offset = {"textcoords": "offset points", "fontsize": SMALL, "annotation_clip": False}
+    axes.annotate(text, place, shift, **{**offset, **properties})
 
 
 def words_width(texts: Sequence[str], points: float = 7.5) -> float:
@@ -209,14 +226,6 @@ def signed(points: float, *, decimal: bool = True) -> str:
     return shown if float(shown) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
-def missing_letters(text: str) -> str:
-    """The letters of a text that figures cannot show: DejaVu has none for them."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    font = get_font(findfont(FontProperties(family="DejaVu Sans")))
-    return "".join(dict.fromkeys(c for c in text if not font.get_char_index(ord(c))))
-
-
 def compact(value: float) -> str:
     """A count in three digits: 840, 16.2 k, 1.28 M."""
     for unit, size in (("M", 1e6), ("k", 1e3)):
@@ -225,13 +234,21 @@ def compact(value: float) -> str:
     return f"{value:.3g}"
 
 
-def ink_on(colour: Sequence[float]) -> str:
+def counts(values: Sequence[int]) -> str:
+    """The one number that all values are, or the smallest and the largest."""
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def ink_on(colour: Any) -> str:
     """Black or white, whichever stands out more from a colour (WCAG's contrast)."""
     light = luminance(colour)
     return "#ffffff" if 1.05 / (light + 0.05) > (light + 0.05) / 0.05 else "#000000"
 
 
-def luminance(colour: Sequence[float]) -> float:
-    """Relative luminance of an sRGB colour in [0, 1], as WCAG 2 defines it."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+def luminance(colour: Any) -> float:
+    """Relative luminance of any of matplotlib's colours in [0, 1], as WCAG 2 defines it."""
+    from matplotlib.colors import to_rgb
+
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

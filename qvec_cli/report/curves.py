@@ -1,70 +1,56 @@
-"""Drawing of the figure curve: accuracy over lambda, and below it distance to float answers."""
+"""The figure curve: accuracy over lambda, and below it distance to the float answers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from qvec_cli.report.canvas import (
-    COLOURS,
-    FAINT,
-    INK,
-    LAMBDA,
-    SMALL,
-    SOFT,
-    Sheet,
-    name,
-    styled,
-    words_width,
-    wrapped,
-)
+from qvec_cli.errors import MismatchError, SpecError
+from qvec_cli.report import canvas
+from qvec_cli.report.ways import grid_use
+from qvec_cli.results.documents import Document, ResultFiles, stem
+from qvec_cli.results.matrix import FLOAT, OWN_QAT, PLAIN, Cell, Matrix
+from qvec_cli.results.metrics_document import AgreementResults, EvalResults, SweepResults
+from qvec_cli.results.records import Score
+from qvec_cli.specs import Measure, spent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Array = np.ndarray[Any, np.dtype[Any]]
+Array2 = tuple[Array, Array]
+Sweep = Document[SweepResults]
+Agreement = Document[AgreementResults]
+Evaluation = Document[EvalResults]
 
-Counts = tuple[float, int]
-"""Right ones, and of how many."""
-
+MEASURES: Final[Mapping[str, str]] = {Measure.KL: "KL, nats", Measure.FEATURES: "features, share"}
+"""Distances in an axis's words."""
 
 _Z: Final = 1.959963984540054
 """The normal quantile of 95 %."""
 
-
-DISTINCT: Final = len(COLOURS)
+DISTINCT: Final = len(canvas.COLOURS)
 """Names that colours can tell apart; a figure of more has a panel for each."""
-
 
 _BANDED: Final = 3
 """Curves of a panel up to which each has its band; more bands would hide each other."""
 
-
 _LINES: Final[dict[str, dict[str, Any]]] = {
-    "float": {"color": INK, "ls": "-", "lw": 0.9},
-    "plain": {"color": SOFT, "ls": (0, (4, 2)), "lw": 0.9},
-    "qat": {"color": "#7a5fa8", "ls": (0, (6, 1.5, 1.5, 1.5)), "lw": 1.0},
+    "float": {"color": canvas.INK, "ls": "-", "lw": 0.9},
+    "own QAT": {"color": canvas.COLOURS[6], "ls": (0, (6, 1.5, 1.5, 1.5)), "lw": 1.0},
 }
+_PLAIN: Final[dict[str, Any]] = {"color": canvas.SOFT, "ls": (0, (4, 2)), "lw": 0.9}
 
-
-_HEIGHT: Final = 0.85
-"""Inches of the strip."""
-
+_STRIP: Final = 0.85
+"""Inches of distances below accuracies."""
 
 _GAP: Final = 0.12
-"""Inches between it and what stands above."""
-
-
-@dataclass(frozen=True, slots=True)
-class DistanceCurve:
-    """The distances of one vector on one receiver, on proxy images."""
-
-    points: tuple[tuple[float, float, float], ...]  # lambda, mean, standard error or 0; ascending
-    chosen: float | None = None  # the lambda that was chosen by them
+"""Inches between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,33 +58,18 @@ class Trace:
     """One vector on one receiver."""
 
     name: str  # of at most ``DISTINCT`` in a figure
-    val: tuple[tuple[float, Counts], ...]  # by lambda, ascending; empty without labels
-    test: tuple[tuple[float, Counts], ...]  # where it was measured
+    val: tuple[tuple[float, Score], ...]  # by lambda, ascending; empty without labels
+    test: tuple[tuple[float, Score], ...]  # where it was measured
     chosen: float | None = None
     own: bool = False  # the receiver's own vector
-    distances: DistanceCurve | None = None  # distances to the float answers
+    far: tuple[tuple[float, float, float], ...] = ()  # lambda, distance, standard error or 0
+    agreed: float | None = None  # the lambda that was chosen by distances to the float answers
 
     def mark(self, lam: float) -> str:
-        """What stands for test at a lambda."""
+        """The marker of a score on test at a lambda."""
         if lam == self.chosen:
             return "D"
-        return "v" if self.distances and lam == self.distances.chosen else "o"
-
-    @property
-    def lambdas(self) -> tuple[float, ...]:
-        """Where it was measured."""
-        return tuple(
-            lam for lam, *_ in self.val or (self.distances.points if self.distances else ())
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Level:
-    """A horizontal line."""
-
-    name: str
-    top1: float  # share
-    kind: str  # float, plain or qat
+        return "v" if lam == self.agreed else "o"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +78,8 @@ class CurvePanel:
 
     title: str
     traces: tuple[Trace, ...]
-    levels: tuple[Level, ...]
+    levels: Mapping[str, float]  # horizontal lines: shares by name
     measure: str = ""  # of distances
-
-    @property
-    def labelled(self) -> bool:
-        """Whether there are accuracies."""
-        return any(trace.val for trace in self.traces)
-
-    @property
-    def judged(self) -> bool:
-        """Whether there are distances."""
-        return any(trace.distances for trace in self.traces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,98 +91,301 @@ class Curves:
     panels: tuple[CurvePanel, ...]
     shared: bool = False  # one scale of accuracy for all panels
 
+    @property
+    def traces(self) -> list[Trace]:
+        """Those of all panels."""
+        return [trace for panel in self.panels for trace in panel.traces]
 
-@styled
+    @property
+    def labelled(self) -> bool:
+        """Whether there are accuracies."""
+        return any(trace.val for trace in self.traces)
+
+    @property
+    def judged(self) -> bool:
+        """Whether there are distances."""
+        return any(trace.far for trace in self.traces)
+
+
+def draw_curves(files: ResultFiles, options: canvas.FigureOptions) -> canvas.Drawing:
+    """The curves of sweeps, or those of one receiver or donor of a grid.
+
+    Raises:
+        SpecError: a choice among sweeps, or none in a grid.
+    """
+    agreements, beside = files.of(AgreementResults), files.of(EvalResults)
+    chosen, matrix = options.receiver or options.donor, files.matrix
+    if matrix is None and chosen:
+        raise SpecError("--receiver and --donor choose in a grid; of sweeps, name the files")
+    if matrix is not None and not chosen:
+        raise SpecError(
+            "a grid has a curve for each pair: choose with --receiver, --donor or both",
+            hint="The heatmap shows all pairs.",
+        )
+    if agreements and beside:
+        raise SpecError(
+            f"{beside[0].file}: a sweep by agreement has no place for the accuracy of a file",
+            hint="Leave it out; sweep with --data to see accuracies beside distances.",
+        )
+    use = spent(*(row.use for row in files.documents))
+    if matrix is not None:
+        content = cells_of(matrix, options.receiver, options.donor)
+        use = grid_use(matrix, options.receiver)
+    elif agreements:
+        content = agreed_of(agreements)
+    else:
+        content = curves_of(files.of(SweepResults), beside)
+    words = f"{content.title}. {content.subtitle}."
+    return canvas.Drawing(curves(content), words, {"curves": len(content.traces)}, use)
+
+
+def curves_of(sweeps: Sequence[Sweep], evaluations: Sequence[Evaluation]) -> Curves:
+    """A panel for each receiver; its own QAT is there if one of the evaluations is of it.
+
+    Raises:
+        MismatchError: sweeps on two grids, or an evaluation that belongs to none of them.
+    """
+    _require_one_grid(sweeps)
+    panels: dict[tuple[str | None, ...], list[Sweep]] = {}
+    for sweep in sweeps:
+        receiver, _, data, *_ = sweep.inputs
+        panels.setdefault((receiver.digest, data.digest), []).append(sweep)
+    fitting = fitting_in(sweeps, evaluations)
+    for row in evaluations:
+        if row not in fitting:
+            raise MismatchError(
+                f"{row.file}: is no test accuracy of a receiver's own QAT on the grid of a sweep",
+                hint="Leave it out.",
+            )
+    shown = []
+    for first, *more in panels.values():
+        levels, own = _levels_of(first), _own_qat(first, evaluations)
+        levels |= {"own QAT": own.results.top1} if own else {}
+        shown.append(CurvePanel(first.name, tuple(map(_sweep_trace, (first, *more))), levels))
+    validation = _sizes((sweep.results.curve[0].val for sweep in sweeps), "validation")
+    test = _sizes((sweep.results.zero_shot.test for sweep in sweeps), "test")
+    vectors = _names([stem(sweep.inputs[1].path) for sweep in sweeps], "vectors")
+    return _figure(
+        f"{_names([panel.title for panel in shown], 'receivers')}, {vectors}",
+        f"{sweeps[0].grid}, {sweeps[0].method}; {validation}, {test}",
+        shown,
+    )
+
+
+def _require_one_grid(sweeps: Sequence[Document[Any]]) -> None:
+    first = sweeps[0]
+    for sweep in sweeps[1:]:
+        if (sweep.grid, sweep.method) != (first.grid, first.method):
+            raise MismatchError(
+                f"{sweep.file}: is on {sweep.grid}, {sweep.method}, and {first.file} on "
+                f"{first.grid}, {first.method}",
+                hint="Draw the sweeps of one grid at a time.",
+            )
+
+
+def agreed_of(sweeps: Sequence[Agreement]) -> Curves:
+    """A panel for each receiver, of choices without labels.
+
+    Raises:
+        MismatchError: sweeps on two grids, or of two measures.
+    """
+    _require_one_grid(sweeps)
+    panels: dict[str | None, list[Agreement]] = {}
+    for sweep in sweeps:
+        known = panels.setdefault(sweep.inputs[0].digest, [])
+        known.append(sweep)
+        if sweep.results.measure is not known[0].results.measure:
+            raise MismatchError(
+                f"{sweep.file}: measures by {sweep.results.measure}, {known[0].file} by "
+                f"{known[0].results.measure}",
+                hint="Draw one at a time, or sweep with --measure.",
+            )
+    names = [stem(row.rho) for sweep in sweeps for row in sweep.results.donors]
+    n = canvas.counts([sweep.results.proxies.n for sweep in sweeps])
+    return _figure(
+        f"{_names([sweep.name for sweep in sweeps], 'receivers')}, {_names(names, 'vectors')}",
+        f"{sweeps[0].grid}, {sweeps[0].method}; {n} proxy images",
+        [_agreed_panel(rows) for rows in panels.values()],
+    )
+
+
+def _agreed_panel(sweeps: Sequence[Agreement]) -> CurvePanel:
+    """Accuracies, where there were labels, at the lambda that was chosen without them."""
+    first, traces = sweeps[0], []
+    for row in (row for sweep in sweeps for row in sweep.results.donors):
+        curve = sorted(row.curve, key=lambda point: point.lam)
+        val = tuple((point.lam, point.val) for point in curve if point.val)
+        test = ((row.chosen.lam, row.chosen.test),) if row.chosen.test else ()
+        points = tuple((point.lam, point.mean, point.standard_error) for point in curve)
+        traces.append(Trace(stem(row.rho), val, test, far=points, agreed=row.chosen.lam))
+    levels = _levels_of(first) if first.results.baselines else {}
+    return CurvePanel(first.name, tuple(traces), levels, MEASURES[first.results.measure])
+
+
+def _levels_of(sweep: Document[Any]) -> dict[str, float]:
+    """Float and plain rounding of a sweep's receiver."""
+    rows = sweep.results.baselines
+    return {"float": rows.fp.test.top1, sweep.method.upper(): rows.ptq.test.top1}
+
+
+def _figure(what: str, subtitle: str, panels: Sequence[CurvePanel]) -> Curves:
+    """The panels; more curves than colours can tell apart get one each, on one scale."""
+    names = {trace.name for panel in panels for trace in panel.traces}
+    shared = len(panels) == 1
+    if len(names) > DISTINCT:
+        panels = [
+            replace(
+                panel,
+                title=trace.name if shared else f"{panel.title}, {trace.name}",
+                traces=(replace(trace, name=""),),
+            )
+            for panel in panels
+            for trace in panel.traces
+        ]
+    elif shared:
+        panels = [replace(panels[0], title="")]
+    content = Curves("", subtitle, tuple(panels), shared)
+    above = "Accuracy" if content.labelled else "Distance to the float answers"
+    return replace(content, title=f"{above} over {canvas.LAMBDA}: {what}")
+
+
+def _names(names: Sequence[str], words: str) -> str:
+    several = len(set(names))
+    return names[0] if several == 1 else f"{several} {words}"
+
+
+def _sizes(scores: Iterable[Score], split: str) -> str:
+    return f"{canvas.counts([score.n for score in scores])} {split} images"
+
+
+def fitting_in(
+    sweeps: Sequence[Sweep], evaluations: Sequence[Evaluation]
+) -> tuple[Evaluation, ...]:
+    """Those that measure the own QAT of a receiver of these sweeps, one a receiver."""
+    own = [_own_qat(sweep, evaluations) for sweep in sweeps]
+    return tuple(row for row in evaluations if row in own)
+
+
+def _own_qat(sweep: Sweep, evaluations: Sequence[Evaluation]) -> Evaluation | None:
+    """The evaluation of the receiver's own QAT, on the data and the grid of a sweep."""
+    for row in evaluations:
+        measured = row.results
+        here = row.inputs[-1].digest == sweep.inputs[2].digest and measured.split == "test"
+        grid = measured.grid.grid if measured.grid else None
+        if here and measured.role == "qat" and grid == sweep.grid:
+            return row
+    return None
+
+
+def _sweep_trace(sweep: Sweep) -> Trace:
+    """Validation at every lambda; test where it was measured: at 0, at 1 and at the chosen one."""
+    results = sweep.results
+    tests = {0.0: results.baselines.ptq.test}
+    tests |= {choice.lam: choice.test for choice in (results.zero_shot, results.chosen)}
+    curve = sorted(results.curve, key=lambda point: point.lam)
+    val = tuple((point.lam, point.val) for point in curve)
+    return Trace(stem(sweep.inputs[1].path), val, tuple(tests.items()), results.chosen.lam)
+
+
+def cells_of(matrix: Matrix, receiver: str | None, donor: str | None) -> Curves:
+    """The curves of one receiver, of one donor, or of one pair of a grid.
+
+    Raises:
+        SpecError: a name that the grid does not have, or a pair that has not run.
+    """
+    flags = (("--receiver", receiver, matrix.receivers), ("--donor", donor, matrix.donors))
+    for flag, name, names in flags:
+        if name is not None and name not in names:
+            raise SpecError(f"{flag} {name!r} is not in the grid; it has {', '.join(names)}")
+    panels: dict[str, list[Cell]] = {}
+    for cell in matrix.cells.values():
+        if cell.null is None and receiver in (None, cell.receiver) and donor in (None, cell.donor):
+            panels.setdefault(cell.receiver, []).append(cell)
+    if not panels:
+        raise SpecError(f"of {receiver or donor} the grid has no pair yet")
+    whole = receiver is not None and donor is not None
+    shown = []
+    for name, cells in panels.items():
+        rows = matrix.baselines[name]
+        named = {FLOAT: "float", PLAIN: matrix.method.upper(), OWN_QAT: "own QAT"}
+        levels = {named[key]: rows[key].test.top1 for key in named if key in rows}
+        traces = tuple(_cell_trace(cell, whole=whole) for cell in cells)
+        measure = MEASURES.get(matrix.measures.get(name, ""), "")
+        shown.append(CurvePanel(name, traces, levels, measure))
+    scores = (cell.curve[0].val for cells in panels.values() for cell in cells)
+    test = _sizes(map(matrix.plain, panels), "test")
+    return _figure(
+        f"{receiver or f'{len(panels)} receivers'}, vector of {donor or 'each donor'}",
+        f"{matrix.grid}, {matrix.method}; {_sizes(scores, 'validation')}, {test}",
+        shown,
+    )
+
+
+def _cell_trace(cell: Cell, *, whole: bool) -> Trace:
+    """A curve; on test only at the fixed and the chosen lambda, as in a sweep, or as a whole."""
+    val, agreed = cell.chosen.get("val"), cell.chosen.get("agreement")
+    tests = {point.lam: point.test for point in cell.curve if point.test and whole}
+    choices = [choice for choice in (*cell.fixed, val, agreed) if choice]
+    tests |= {choice.lam: choice.test for choice in choices}
+    far = tuple((p.lam, p.distance, 0.0) for p in cell.curve if p.distance is not None)
+    here = agreed and agreed.lam in [lam for lam, *_ in far]  # a median may lie between
+    return Trace(
+        cell.donor,
+        tuple((point.lam, point.val) for point in cell.curve),
+        tuple(tests.items()),
+        val.lam if val else None,
+        cell.diagonal,
+        far,
+        agreed.lam if agreed and here else None,
+    )
+
+
+@canvas.style()
 def curves(content: Curves) -> Figure:
     """One panel a receiver; its curves in colours that are the same in all panels."""
-    names = list(dict.fromkeys(t.name for panel in content.panels for t in panel.traces))
-    labels = [f"{level.name} 100.0" for panel in content.panels for level in panel.levels]
-    side = words_width(labels, SMALL) + 0.12
+    names = list(dict.fromkeys(trace.name for trace in content.traces))
+    colours = {text: canvas.COLOURS[i % DISTINCT] for i, text in enumerate(names)}
     across = min(len(content.panels), 3)
-    down = -(-len(content.panels) // across)
-    sizes = _CurveSizes.of(content, across)
-    tall, slot = sizes.whole, 0.55 + sizes.wide + side
-    width = max(0.1 + across * slot + 0.1, words_width([content.title], 11) + 0.3)
-    keys = wrapped(_key(content), width - 0.3, SMALL)
+    wide, tall = (4.6, 3.0) if across == 1 else (2.7, 2.1)
+    above = tall if content.labelled else 0.0
+    below = (_STRIP if above else tall) if content.judged else 0.0  # alone it has all the room
+    whole = above + below + (_GAP if above and below else 0)
+    levels = [f"{level} 100.0" for panel in content.panels for level in panel.levels]
+    slot = 0.67 + wide + canvas.words_width(levels, canvas.SMALL)
+    width = 0.2 + across * slot
+    columns = int((width - 0.3) // (canvas.words_width([*map(canvas.name, names)]) + 0.6)) or 1
+    rows = -(-len(names) // columns) if len(names) > 1 else 0
     first = 0.85 if any(panel.title for panel in content.panels) else 0.65
-    height = first - 0.25 + down * (tall + 0.8)
-    rows = _legend_rows(names, width) if len(names) > 1 else []
-    sheet = Sheet(width, height + 0.17 * len(rows) + 0.14 * len(keys) + 0.15)
-    sheet.write(0.15, 0.12, content.title, fontsize=10, fontweight="bold")
-    sheet.write(0.15, 0.34, content.subtitle, fontsize=7.5, color=SOFT)
-    colours = {text: COLOURS[place % len(COLOURS)] for place, text in enumerate(names)}
+    foot = first - 0.25 + -(-len(content.panels) // across) * (whole + 0.8)
+    height = foot + 0.17 * rows + 0.03
+    sheet = canvas.Sheet(width, height, content.title, content.subtitle, _key(content))
     limits = _limits(content.panels) if content.shared else None
     for place, panel in enumerate(content.panels):
-        row, column = divmod(place, across)
-        left, top = 0.6 + column * slot, first + row * (tall + 0.8)
-        _slot(sheet, (left, top), sizes, panel, (colours, limits))
-    for place, entries in enumerate(rows):
-        _legend(sheet, height + 0.17 * place, entries, colours)
-    for place, line in enumerate(keys):
-        top = height + 0.17 * len(rows) + 0.03 + 0.14 * place
-        sheet.write(0.15, top, line, fontsize=SMALL, color=SOFT)
+        left, top = 0.6 + place % across * slot, first + place // across * (whole + 0.8)
+        axes = []
+        if above:
+            axes.append(sheet.axes(left, top, wide, above))
+            _accuracies(axes[0], panel, colours, limits or _limits([panel]))
+        if below:
+            axes.append(sheet.axes(left, top + whole - below, wide, below))
+            _distances(axes[-1], panel, colours)
+        _share_lambda(axes, panel)
+    if rows:
+        sheet.legend(foot, [(canvas.name(text), colours[text]) for text in names], columns, 7.5)
     return sheet.figure
 
 
-@dataclass(frozen=True, slots=True)
-class _CurveSizes:
-    """Inches of a panel, which are the same for all panels of a figure."""
-
-    wide: float
-    tall: float  # of accuracies, 0 where there are none
-    below: float  # of distances, 0 where there are none
-
-    @classmethod
-    def of(cls, content: Curves, across: int) -> _CurveSizes:
-        """Panels that share the width of a page are smaller; distances alone get all the room."""
-        wide, tall = (4.6, 3.0) if across == 1 else (2.7, 2.1)
-        labelled = any(panel.labelled for panel in content.panels)
-        judged = any(panel.judged for panel in content.panels)
-        return cls(wide, tall if labelled else 0, (_HEIGHT if labelled else tall) if judged else 0)
-
-    @property
-    def whole(self) -> float:
-        """From the top of accuracies to the bottom of distances."""
-        return self.tall + self.below + (_GAP if self.tall and self.below else 0)
-
-
-def _slot(
-    sheet: Sheet,
-    corner: tuple[float, float],
-    sizes: _CurveSizes,
-    panel: CurvePanel,
-    shared: tuple[dict[str, str], tuple[float, float] | None],
-) -> None:
-    """Accuracies, and under them distances on the same axis of lambda."""
-    (left, top), (colours, limits) = corner, shared
-    rows = []
-    if sizes.tall:
-        rows.append(sheet.axes(left, top, sizes.wide, sizes.tall))
-        _panel(rows[0], panel, colours, limits or _limits([panel]))
-    if sizes.below:
-        place = top + sizes.whole - sizes.below
-        rows.append(sheet.axes(left, place, sizes.wide, sizes.below))
-        shown = [(t.distances, colours[t.name], _style(t)) for t in panel.traces if t.distances]
-        label = panel.measure or "distance"
-        _distances(rows[-1], shown, label, banded=len(panel.traces) <= _BANDED)
-    for axes in rows:
-        axes.set_xlim(_reach(panel))
-    for axes in rows[:-1]:
-        axes.tick_params(labelbottom=False)
-        axes.set_xlabel("")
-    rows[0].set_title(name(panel.title, 34), loc="left", fontweight="bold", pad=5)
-
-
-def _reach(panel: CurvePanel) -> tuple[float, float]:
-    """Where an axis of lambda begins and ends."""
-    lambdas = [lam for trace in panel.traces for lam in trace.lambdas]
+def _share_lambda(rows: Sequence[Axes], panel: CurvePanel) -> None:
+    """Gives accuracies and the distances below them the same axis of lambda."""
+    lambdas = [lam for trace in panel.traces for lam, *_ in trace.val or trace.far]
     low, high = min(*lambdas, 0.0), max(*lambdas, 1.0)
     space = 0.03 * (high - low)
-    return low - space, high + space
-
-
-def _style(trace: Trace) -> dict[str, Any]:
-    return {"ls": (0, (5, 1.5))} if trace.own else {}
+    for axes in rows:
+        axes.set_xlim(low - space, high + space)
+        axes.axvline(1, color=canvas.FAINT, lw=0.8, ls=":", zorder=-1)
+        axes.tick_params(labelbottom=axes is rows[-1])
+    rows[-1].set_xlabel(canvas.LAMBDA, labelpad=1)
+    rows[0].set_title(canvas.name(panel.title, 34))
 
 
 def wilson(right: float, of: int) -> tuple[float, float]:
@@ -233,179 +397,109 @@ def wilson(right: float, of: int) -> tuple[float, float]:
     return low, high  # 0 and 1 are ends themselves, which rounding would miss
 
 
+def _interval(score: Score) -> tuple[float, float, float]:
+    """The ends of Wilson's interval and the share between them, in percent."""
+    low, high = wilson(score.n_correct, score.n)
+    return 100 * low, 100 * score.n_correct / score.n, 100 * high
+
+
 def _limits(panels: Sequence[CurvePanel]) -> tuple[float, float]:
     """Percent, so that every band, point and line is inside."""
-    ends = [100 * level.top1 for panel in panels for level in panel.levels]
+    ends = [100 * top1 for panel in panels for top1 in panel.levels.values()]
     for trace in (t for panel in panels for t in panel.traces):
-        ends += [100 * end for _, counts in (*trace.val, *trace.test) for end in wilson(*counts)]
+        ends += [end for _, score in (*trace.val, *trace.test) for end in _interval(score)]
     low, high = min(ends, default=0), max(ends, default=100)
     space = 0.04 * max(high - low, 1)
     return low - space, high + space
 
 
-def _panel(
+def _accuracies(
     axes: Axes, panel: CurvePanel, colours: dict[str, str], limits: tuple[float, float]
 ) -> None:
-    axes.set(ylim=limits)
-    axes.axvline(1, color=FAINT, lw=0.8, ls=":", zorder=0)
-    axes.set_xlabel(LAMBDA, labelpad=1)
-    axes.set_ylabel("top-1, %")
+    """Validation as lines, test as marks."""
+    axes.set(ylim=limits, ylabel="top-1, %")
+    banded = len(panel.traces) <= _BANDED
     for trace in panel.traces:
-        _trace(axes, trace, colours[trace.name], banded=len(panel.traces) <= _BANDED)
+        colour = colours[trace.name]
+        if trace.val:
+            lambdas = np.array([lam for lam, _ in trace.val])
+            low, share, high = np.array([_interval(score) for _, score in trace.val]).T
+            _line(axes, trace, colour, (lambdas, share), (low, high) if banded else ())
+        if trace.chosen is not None:
+            axes.axvline(trace.chosen, color=colour, lw=0.8, alpha=0.55, zorder=0)
+        for lam, score in trace.test:
+            low, share, high = _interval(score)
+            arms, mark = [[share - low], [high - share]], trace.mark(lam)
+            face, size = colour if lam == trace.chosen else "white", 4 if mark == "o" else 5
+            look: dict[str, Any] = {"color": colour, "mfc": face, "ms": size, "elinewidth": 0.9}
+            axes.errorbar([lam], [share], arms if banded else None, fmt=mark, zorder=4, **look)
     _levels(axes, panel.levels, limits)
 
 
-def _trace(axes: Axes, trace: Trace, colour: str, *, banded: bool) -> None:
-    lambdas = np.array([lam for lam, _ in trace.val])
-    shares = np.array([100 * right / of for _, (right, of) in trace.val])
-    axes.plot(lambdas, shares, color=colour, lw=1.4, zorder=3, **_style(trace))
-    if banded and trace.val:
-        band = 100 * np.array([wilson(*counts) for _, counts in trace.val])
-        axes.fill_between(lambdas, band[:, 0], band[:, 1], color=colour, alpha=0.15, lw=0, zorder=1)
-    if trace.chosen is not None:
-        axes.axvline(trace.chosen, color=colour, lw=0.8, alpha=0.55, zorder=0)
-    for lam, (right, of) in trace.test:
-        share, ends = 100 * right / of, wilson(right, of)
-        picked, mark = lam == trace.chosen, trace.mark(lam)
-        arms = [[share - 100 * ends[0]], [100 * ends[1] - share]]
-        axes.errorbar(
-            [lam],
-            [share],
-            yerr=arms if banded else None,
-            fmt=mark,
-            ms=4 if mark == "o" else 5,
-            mfc=colour if picked else "white",
-            mec=colour,
-            ecolor=colour,
-            elinewidth=0.9,
-            zorder=4,
-        )
+def _line(axes: Axes, trace: Trace, colour: str, points: Array2, ends: Array2 | tuple[()]) -> None:
+    """A curve, and the band between its ends where there are any."""
+    axes.plot(*points, color=colour, lw=1.4, ls=(0, (5, 1.5)) if trace.own else "-", zorder=3)
+    if ends:
+        axes.fill_between(points[0], *ends, color=colour, alpha=0.15, lw=0, zorder=1)
 
 
-def _distances(
-    axes: Axes,
-    shown: Sequence[tuple[DistanceCurve, str, dict[str, Any]]],
-    label: str,
-    *,
-    banded: bool,
-) -> None:
-    """Draws distances.
-
-    Args:
-        axes: the strip; its limits over lambda are set by whoever shares them.
-        shown: distances, their colour, and what else lines have.
-        label: in what they are measured.
-        banded: whether standard errors are shown.
-    """
-    axes.axvline(1, color=FAINT, lw=0.8, ls=":", zorder=0)
-    for distances, colour, style in shown:
-        lambdas, means, errors = np.array(distances.points).T
-        axes.plot(lambdas, means, color=colour, lw=1.2, zorder=3, **style)
-        if banded and errors.any():
-            low, high = means - errors, means + errors
-            axes.fill_between(lambdas, low, high, color=colour, alpha=0.15, lw=0, zorder=1)
-        if distances.chosen is not None:
-            mean = means[list(lambdas).index(distances.chosen)]
-            axes.plot([distances.chosen], [mean], marker="v", ms=5, color=colour, zorder=4)
-    axes.set_ylabel(label)
-    axes.set_xlabel(LAMBDA, labelpad=1)
+def _distances(axes: Axes, panel: CurvePanel, colours: dict[str, str]) -> None:
+    """Distances as lines with standard errors, a triangle at the lambda that they choose."""
+    for trace in panel.traces:
+        if not trace.far:
+            continue
+        colour = colours[trace.name]
+        lambdas, means, errors = np.array(trace.far).T
+        banded = len(panel.traces) <= _BANDED and errors.any()
+        ends = (means - errors, means + errors) if banded else ()
+        _line(axes, trace, colour, (lambdas, means), ends)
+        if trace.agreed is not None:
+            mean = means[list(lambdas).index(trace.agreed)]
+            axes.plot([trace.agreed], [mean], marker="v", ms=5, color=colour, zorder=4)
+    axes.set_ylabel(panel.measure or "distance")
     axes.set_ylim(bottom=0)
     axes.locator_params(axis="y", nbins=4)
 
 
-def _levels(axes: Axes, levels: Sequence[Level], limits: tuple[float, float]) -> None:
+def _levels(axes: Axes, levels: Mapping[str, float], limits: tuple[float, float]) -> None:
     """Lines whose names stand beside them, moved apart where they would touch."""
     height = axes.bbox.height / 100  # inches, at the style's dots per inch
     least = (limits[1] - limits[0]) * 0.125 / height
-    ordered = sorted(levels, key=lambda level: level.top1)
-    places = [100 * level.top1 for level in ordered]
+    ordered = sorted(levels.items(), key=lambda level: level[1])
+    places = [100 * top1 for _, top1 in ordered]
     for i in range(1, len(places)):
         places[i] = max(places[i], places[i - 1] + least)
-    for i in range(len(places) - 1, -1, -1):
-        ceiling = limits[1] if i + 1 == len(places) else places[i + 1] - least
+    ceiling = limits[1]
+    for i in reversed(range(len(places))):
         places[i] = min(places[i], ceiling)
-    for level, place in zip(ordered, places, strict=True):
-        style = _LINES[level.kind]
-        axes.axhline(100 * level.top1, zorder=2, **style)
-        axes.annotate(
-            f"{level.name} {100 * level.top1:.1f}",
-            (1, place),
-            xycoords=("axes fraction", "data"),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=SMALL,
-            color=style["color"],
-            annotation_clip=False,
-        )
+        ceiling = places[i] - least
+    for (name, top1), place in zip(ordered, places, strict=True):
+        line, words = _LINES.get(name, _PLAIN), f"{name} {100 * top1:.1f}"
+        look = {"xycoords": ("axes fraction", "data"), "va": "center", "color": line["color"]}
+        axes.axhline(100 * top1, zorder=2, **line)
+        canvas.beside(axes, words, (1, place), (4, 0), **look)
 
 
 def _key(content: Curves) -> str:
-    """What lines, bands and marks are."""
-    traces = [trace for panel in content.panels for trace in panel.traces]
-    banded = any(len(panel.traces) <= _BANDED for panel in content.panels)
-    labelled = any(panel.labelled for panel in content.panels)
-    words = []
-    if labelled:
-        how = f", on which {LAMBDA} is chosen" if any(t.chosen is not None for t in traces) else ""
-        words.append(f"line: validation{how}")
-    if any(trace.own for trace in traces):
-        words.append("dashed: the receiver's own vector")
-    if any(trace.test for trace in traces):
-        words.append(_key_marks(traces))
-    if banded and labelled:
-        words.append("band and whiskers: 95 % Wilson interval")
-    if any(trace.chosen is not None for trace in traces):
-        words.append(f"vertical: the chosen {LAMBDA}")
-    words.append(f"dotted: {LAMBDA} = 1")
-    if any(panel.levels for panel in content.panels):
-        words.append("horizontal: accuracies on test")
-    if any(panel.judged for panel in content.panels):
-        words += _key_below(traces, labelled=labelled)
-    return "; ".join(words)
-
-
-def _key_marks(traces: Sequence[Trace]) -> str:
-    """What stands for test."""
-    marks = {trace.mark(lam) for trace in traces for lam, _ in trace.test}
+    """What lines, bands and marks are, of those that are in the figure."""
+    traces, labelled, judged = content.traces, content.labelled, content.judged
+    lam = canvas.LAMBDA
+    marks = {trace.mark(at) for trace in traces for at, _ in trace.test}
+    chosen = any(trace.chosen is not None for trace in traces)
+    banded = labelled and any(len(panel.traces) <= _BANDED for panel in content.panels)
+    errors = [error for trace in traces for *_, error in trace.far]
     words = {
-        "o": "circle: test",
-        "D": f"filled diamond: test at the chosen {LAMBDA}",
-        "v": f"triangle: test at the {LAMBDA} that is chosen without labels",
+        f"line: validation{f', on which {lam} is chosen' if chosen else ''}": labelled,
+        "dashed: the receiver's own vector": any(trace.own for trace in traces),
+        "circle: test": "o" in marks,
+        f"filled diamond: test at the chosen {lam}": "D" in marks,
+        f"triangle: test at the {lam} that is chosen without labels": "v" in marks,
+        "band and whiskers: 95 % Wilson interval": banded,
+        f"vertical: the chosen {lam}": chosen,
+        f"dotted: {lam} = 1": True,
+        "horizontal: accuracies on test": any(panel.levels for panel in content.panels),
+        f"{'below' if labelled else 'line'}: distance to the float answers on proxy images": judged,
+        "its band: one standard error": any(errors),
+        f"its triangle: the {lam} that it chooses without labels": judged,
     }
-    return "; ".join(text for mark, text in words.items() if mark in marks)
-
-
-def _key_below(traces: Sequence[Trace], *, labelled: bool) -> Iterator[str]:
-    """What is drawn of distances."""
-    yield f"{'below' if labelled else 'line'}: distance to the float answers on proxy images"
-    if any(error for trace in traces if trace.distances for *_, error in trace.distances.points):
-        yield "its band: one standard error"
-    yield f"its triangle: the {LAMBDA} that it chooses without labels"
-
-
-def _legend_rows(names: Sequence[str], width: float) -> list[list[tuple[float, str]]]:
-    """Where each name of the legend stands, left to right, in as many rows as it takes."""
-    rows: list[list[tuple[float, str]]] = []
-    left = width
-    for text in names:
-        needed = 0.3 + words_width([name(text)], 7.5) + 0.2
-        if left + needed > width - 0.15:
-            rows.append([])
-            left = 0.15
-        rows[-1].append((left, text))
-        left += needed
-    return rows
-
-
-def _legend(
-    sheet: Sheet, top: float, entries: Sequence[tuple[float, str]], colours: dict[str, str]
-) -> None:
-    from matplotlib.lines import Line2D
-
-    for left, text in entries:
-        xs = [left / sheet.width, (left + 0.24) / sheet.width]
-        y = 1 - (top + 0.06) / sheet.height
-        line = Line2D(xs, [y, y], color=colours[text], lw=1.6, transform=sheet.figure.transFigure)
-        sheet.figure.add_artist(line)
-        sheet.write(left + 0.3, top, name(text), fontsize=7.5)
+    return "; ".join(text for text, shown in words.items() if shown)

@@ -11,22 +11,15 @@ from typing import Any, Final
 from qvec_cli.checkpoint.replace import replacing
 from qvec_cli.errors import QvecError, SpecError
 from qvec_cli.outputs.metrics import Metrics
+from qvec_cli.report import canvas, curves
 from qvec_cli.report.bars import draw_bars
-from qvec_cli.report.canvas import FORMATS, Drawing, FigureOptions, missing_letters, render
-from qvec_cli.report.curve_facts import draw_curves, fitting_in
+from qvec_cli.report.canvas import Drawing, FigureOptions
 from qvec_cli.report.heatmap import draw_heatmap
 from qvec_cli.report.layers import draw_layers
 from qvec_cli.report.plane import draw_plane
+from qvec_cli.results import metrics_document as metrics
 from qvec_cli.results.documents import DRAWN, ResultFiles, WaysDocument, check_apart, read
 from qvec_cli.results.matrix import Matrix
-from qvec_cli.results.metrics_document import (
-    AgreementResults,
-    EvalResults,
-    ExtractResults,
-    QuantizeResults,
-    SweepResults,
-    TrainingResults,
-)
 from qvec_cli.specs import Cost, FigureKind, Listener
 
 
@@ -43,18 +36,21 @@ class FigureRow:
 FIGURES: Final[dict[FigureKind, FigureRow]] = {
     FigureKind.HEATMAP: FigureRow(draw_heatmap, (Matrix,)),
     FigureKind.CURVE: FigureRow(
-        draw_curves,
-        (Matrix, SweepResults, AgreementResults),
-        (EvalResults,),
+        curves.draw_curves,
+        (Matrix, metrics.SweepResults, metrics.AgreementResults),
+        (metrics.EvalResults,),
         ("--receiver", "--donor"),
     ),
     FigureKind.PLANE: FigureRow(
-        draw_plane, (Matrix,), (TrainingResults, ExtractResults), ("--donor", "--cost seconds")
+        draw_plane,
+        (Matrix,),
+        (metrics.TrainingResults, metrics.ExtractResults),
+        ("--donor", "--cost seconds"),
     ),
-    FigureKind.LAYERS: FigureRow(draw_layers, (QuantizeResults,)),
-    FigureKind.BARS: FigureRow(draw_bars, (WaysDocument, EvalResults)),
+    FigureKind.LAYERS: FigureRow(draw_layers, (metrics.QuantizeResults,)),
+    FigureKind.BARS: FigureRow(draw_bars, (WaysDocument, metrics.EvalResults)),
 }
-"""Every figure; where nothing is said, files make the first whose source they hold."""
+"""Every figure; without --figure, files make the first whose source they hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,21 +67,20 @@ def plot(request: PlotRequest, listener: Listener) -> Metrics:
     """Draws and writes one figure; the suffix of the output is its format.
 
     Raises:
-        SpecError: another suffix, or files that do not make the figure that is asked for.
+        SpecError: another suffix, or files that do not make the figure of the options.
         CheckpointError: a file that cannot be read or written, or is not of results.
     """
     started = time.perf_counter()
     suffix = request.out.suffix.lower().removeprefix(".")
-    if suffix not in FORMATS:
-        raise SpecError(
-            f"-o {request.out}: figures are written as {', '.join('.' + name for name in FORMATS)}"
-        )
+    if suffix not in canvas.FORMATS:
+        formats = ", ".join(f".{name}" for name in canvas.FORMATS)
+        raise SpecError(f"-o {request.out}: figures are written as {formats}")
     check_apart(request.out, request.files, force=request.force)
     require_drawing("plot")
     files, options = read(request.files), request.options
     note_letters(files, listener)
     kind, drawing = drawn(files, options)
-    content = render(drawing.figure, suffix)
+    content = canvas.render(drawing.figure, suffix)
     with replacing(request.out, force=request.force) as file:
         file.write(content)
     parameters = {"receiver": options.receiver, "donor": options.donor, "cost": options.cost}
@@ -116,12 +111,17 @@ def require_drawing(command: str) -> None:
 
 def note_letters(files: ResultFiles, listener: Listener) -> None:
     """Says which letters of names figures show as boxes."""
-    if letters := missing_letters("".join(dict.fromkeys("".join(files.names)))[:1000]):
-        listener.note(f"figures show boxes for letters that DejaVu lacks: {letters[:20]}")
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font = get_font(findfont(FontProperties(family="DejaVu Sans")))
+    letters = list(dict.fromkeys("".join(files.names)))[:1000]
+    if lacking := [letter for letter in letters if not font.get_char_index(ord(letter))]:
+        shown = "".join(lacking[:20])
+        listener.note(f"figures show boxes for letters that DejaVu lacks: {shown}")
 
 
 def drawn(files: ResultFiles, options: FigureOptions) -> tuple[FigureKind, Drawing]:
-    """The figure that is asked for, or that the files make.
+    """The figure of the options, or the one that the files make.
 
     Raises:
         SpecError: files that make no such figure, hold more than it shows, or lack what it needs.
@@ -148,7 +148,6 @@ def drawn(files: ResultFiles, options: FigureOptions) -> tuple[FigureKind, Drawi
 
 
 def _first(files: ResultFiles) -> FigureKind:
-    """The figure that files make where nothing is said: of a grid its heatmap."""
     for kind, row in FIGURES.items():
         if any(_holds(files, source) for source in row.sources):
             return kind
@@ -159,7 +158,7 @@ def _first(files: ResultFiles) -> FigureKind:
 
 
 def _holds(files: ResultFiles, source: type[Any]) -> bool:
-    return bool(files.matrices) if source is Matrix else bool(files.of(source))
+    return bool(files.matrices if source is Matrix else files.of(source))
 
 
 def _require_flags(kind: FigureKind, options: FigureOptions) -> None:
@@ -169,8 +168,8 @@ def _require_flags(kind: FigureKind, options: FigureOptions) -> None:
         "--donor": options.donor is not None,
         "--cost seconds": options.cost is Cost.SECONDS,
     }
-    for flag in (flag for flag, present in typed.items() if present):
-        if flag not in FIGURES[kind].flags:
+    for flag, present in typed.items():
+        if present and flag not in FIGURES[kind].flags:
             kinds = " or ".join(name for name, row in FIGURES.items() if flag in row.flags)
             raise SpecError(f"{flag} goes with --figure {kinds}, not {kind}")
 
@@ -187,16 +186,17 @@ def grid_figures(files: ResultFiles) -> Iterator[Drawing | QvecError]:
 def document_figures(files: ResultFiles, source: type[Any]) -> Iterator[Drawing]:
     """The figures of all documents of a kind: one for each grid that sweeps were on."""
     documents = files.of(source)
-    if source is SweepResults:
+    groups: list[list[Any]] = []
+    if source is metrics.SweepResults:
         kinds = dict.fromkeys((sweep.grid, sweep.method) for sweep in documents)
         groups = [[s for s in documents if (s.grid, s.method) == kind] for kind in kinds]
-        groups = [[*group, *fitting_in(group, files.of(EvalResults))] for group in groups]
-    elif source is AgreementResults:
-        groups = [[document] for document in documents]
+        beside = files.of(metrics.EvalResults)
+        groups = [[*group, *curves.fitting_in(group, beside)] for group in groups]
+    elif source is metrics.QuantizeResults:
+        groups = [list(documents)]
     elif source is WaysDocument:
         groups = [[row] for row in documents if any(table.bars for table in row.results.tables)]
-    else:
-        groups = [list(documents)] if documents else []
+    elif source is metrics.AgreementResults:
+        groups = [[document] for document in documents]
     for group in groups:
-        part = replace(files, matrices=(), documents=tuple(group))
-        yield drawn(part, FigureOptions())[1]
+        yield drawn(replace(files, matrices=(), documents=tuple(group)), FigureOptions())[1]

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from qvec_cli.errors import MismatchError
-from qvec_cli.report.canvas import (
-    SMALL,
-    SOFT,
-    Drawing,
-    FigureOptions,
-    Sheet,
-    name,
-    styled,
-    words_width,
-    wrapped,
-)
-from qvec_cli.report.heatmap import Paint
+from qvec_cli.report import canvas
+from qvec_cli.report.heatmap import Array, Paint
 from qvec_cli.results.documents import Document, ResultFiles
 from qvec_cli.results.metrics_document import QuantizeResults
 from qvec_cli.specs import spent
@@ -30,16 +20,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
-Array = np.ndarray[Any, np.dtype[Any]]
-
-
 RATIOS: Final = "cividis"
 """Dark is noisy, bright is faithful; the map is made for all kinds of colour vision."""
 
-
 _NUMBERED: Final = 32
 """Blocks up to which each shows its number."""
+
+Place = tuple[tuple[int, ...], tuple[str, ...]]
+"""The numbers of a name, and the words behind its last number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +50,14 @@ class Strips:
     footnote: str
 
 
-def draw_layers(files: ResultFiles, _: FigureOptions) -> Drawing:
+def draw_layers(files: ResultFiles, _: canvas.FigureOptions) -> canvas.Drawing:
     """A strip for each quantized model."""
     models = files.of(QuantizeResults)
     content = strips_of(models)
     titles = ", ".join(strip.title for strip in content.strips)
     words = f"{content.title}. {content.subtitle}. {titles}."
     use = spent(*(model.use for model in models))
-    return Drawing(strips(content), words, {"models": len(models)}, use)
-
-
-Place = tuple[tuple[int, ...], tuple[str, ...]]
-"""The numbers of a name, and the words behind its last number."""
+    return canvas.Drawing(strips(content), words, {"models": len(models)}, use)
 
 
 def strips_of(models: Sequence[Document[QuantizeResults]]) -> Strips:
@@ -88,10 +72,19 @@ def strips_of(models: Sequence[Document[QuantizeResults]]) -> Strips:
     places = {name: place_of(name) for model in models for name in model.results.ordered}
     blocks = sorted({numbers for numbers, _ in places.values()})
     layers = short(dict.fromkeys(words for _, words in places.values()))
+    rows = {words: row for row, words in enumerate(layers)}
+    columns = {numbers: column for column, numbers in enumerate(blocks)}
     kinds = list(dict.fromkeys(f"{model.grid}, {model.method}" for model in models))
-    drawn = tuple(
-        _strip_of(model, places, blocks, list(layers), kinds=len(kinds)) for model in models
-    )
+    drawn = []
+    for model in models:
+        ratios = np.full((len(rows), len(columns)), np.nan)
+        for tensor, ratio in model.results.ordered.items():
+            numbers, words = places[tensor]
+            ratios[rows[words], columns[numbers]] = math.inf if ratio is None else ratio
+        known = [ratio for ratio in model.results.ordered.values() if ratio is not None]
+        mean = f", mean {sum(known) / len(known):.1f} dB" if known else ""
+        kind = f", {model.grid}, {model.method}" if len(kinds) > 1 else ""
+        drawn.append(Strip(f"{model.name}{kind}{mean}", ratios))
     notes = ["10 log10(sum w\u00b2 / sum (w - q)\u00b2) of each weight"]
     if any(np.isnan(strip.ratios).any() for strip in drawn):
         notes.append("hatched: no such weight")
@@ -102,28 +95,9 @@ def strips_of(models: Sequence[Document[QuantizeResults]]) -> Strips:
         "; ".join(kinds),
         tuple(layers.values()),
         tuple(".".join(map(str, numbers)) or "-" for numbers in blocks),
-        drawn,
+        tuple(drawn),
         "; ".join(notes),
     )
-
-
-def _strip_of(
-    model: Document[QuantizeResults],
-    places: Mapping[str, Place],
-    blocks: Sequence[tuple[int, ...]],
-    layers: Sequence[tuple[str, ...]],
-    *,
-    kinds: int,
-) -> Strip:
-    ratios = np.full((len(layers), len(blocks)), np.nan)
-    for tensor, ratio in model.results.ordered.items():
-        numbers, words = places[tensor]
-        value = math.inf if ratio is None else ratio
-        ratios[layers.index(words), blocks.index(numbers)] = value
-    known = [ratio for ratio in model.results.ordered.values() if ratio is not None]
-    mean = f", mean {sum(known) / len(known):.1f} dB" if known else ""
-    kind = f", {model.grid}, {model.method}" if kinds > 1 else ""
-    return Strip(f"{model.name}{kind}{mean}", ratios)
 
 
 def place_of(name: str) -> Place:
@@ -138,76 +112,56 @@ def place_of(name: str) -> Place:
 
 def short(layers: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
     """Each layer by its last word, and by more words where two would be the same."""
-    every = list(layers)
+    several = list(layers)
     names = {}
-    for words in every:
+    for words in several:
         count = 1
-        while count < len(words) and sum(w[-count:] == words[-count:] for w in every) > 1:
+        while count < len(words) and sum(w[-count:] == words[-count:] for w in several) > 1:
             count += 1
         names[words] = ".".join(words[-count:])
     return names
 
 
-@styled
+@canvas.style()
 def strips(content: Strips) -> Figure:
     """Rows are kinds of layers, columns blocks, one strip below the other."""
-    import matplotlib as mpl
-
     rows, columns = len(content.layers), len(content.blocks)
     cell = 0.36 if columns <= _NUMBERED else 0.16
-    left, step = words_width([*map(name, content.layers), "layer"]) + 0.3, rows * 0.24 + 0.5
-    foot = max(words_width(content.blocks) + 0.1, 0.2)
-    width = max(left + columns * cell + 0.3, words_width([content.title], 11) + 0.3, 5.0)
-    notes = wrapped(content.footnote, width - 0.3, SMALL)
-    below = 0.6 + len(content.strips) * step + foot + 0.25
-    sheet = Sheet(width, below + 0.45 + 0.14 * len(notes) + 0.1)
-    sheet.write(0.15, 0.12, content.title, fontsize=10, fontweight="bold")
-    sheet.write(0.15, 0.34, content.subtitle, fontsize=7.5, color=SOFT)
-    finite = np.concatenate([strip.ratios[np.isfinite(strip.ratios)] for strip in content.strips])
+    left = canvas.words_width([*map(canvas.name, content.layers), "layer"]) + 0.3
+    step = rows * 0.24 + 0.5
+    foot = max(canvas.words_width(content.blocks) + 0.1, 0.2)
+    below = 0.85 + len(content.strips) * step + foot
+    width = max(left + columns * cell + 0.3, 5.0)
+    sheet = canvas.Sheet(width, below + 0.45, content.title, content.subtitle, content.footnote)
+    ratios = np.concatenate([strip.ratios.ravel() for strip in content.strips])
+    finite = ratios[np.isfinite(ratios)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    high = max(high, low + 0.1)
-    paint = Paint(mpl.colormaps[RATIOS], mpl.colors.Normalize(low, high))
+    paint = Paint(RATIOS, low, max(high, low + 0.1))
     for place, strip in enumerate(content.strips):
         top = 0.62 + place * step
-        sheet.write(left, top, name(strip.title, 60), fontsize=8.5, fontweight="bold")
+        title = canvas.name(strip.title, 60)
+        sheet.write(left, top, title, fontsize=8.5, fontweight="bold")
         axes = sheet.axes(left, top + 0.22, columns * cell, rows * 0.24)
-        _strip(axes, content, strip, paint, last=strip is content.strips[-1])
-    _bar(sheet.axes(left, below, 2.0, 0.11), low, high)
-    for place, line in enumerate(notes):
-        sheet.write(0.15, below + 0.45 + 0.14 * place, line, fontsize=SMALL, color=SOFT)
+        _strip(axes, content, strip, paint)
+    paint.bar(sheet.axes(left, below, 2.0, 0.11), "signal to quantization noise, dB")
     return sheet.figure
 
 
-def _bar(axes: Axes, low: float, high: float) -> None:
-    values = np.linspace(low, high, 129)
-    axes.pcolormesh(values, [0, 1], values[None, :-1], cmap=RATIOS)
-    axes.set_yticks([])
-    axes.tick_params(axis="x", labelsize=6.5, length=2)
-    axes.set_xlabel("signal to quantization noise, dB", fontsize=6.5, labelpad=1)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-def _strip(axes: Axes, content: Strips, strip: Strip, paint: Paint, *, last: bool) -> None:
+def _strip(axes: Axes, content: Strips, strip: Strip, paint: Paint) -> None:
     rows, columns = strip.ratios.shape
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
-    shown = np.where(np.isposinf(strip.ratios), paint.scale.vmax, strip.ratios)
-    paint.cells(axes, shown, 0)
+    shown = np.where(np.isposinf(strip.ratios), paint.high, strip.ratios)
+    paint.cells(axes, shown)
     if columns <= _NUMBERED:
         for r, c in np.argwhere(~np.isnan(strip.ratios)):
             value = strip.ratios[r, c]
             text = f"{value:.1f}" if np.isfinite(value) else "\N{INFINITY}"
-            style: dict[str, Any] = {
-                "ha": "center",
-                "va": "center",
-                "color": paint.ink(shown[r, c]),
-            }
-            axes.text(c, r, text, fontsize=6.2, **style)
-    axes.set_yticks(range(rows), list(map(name, content.layers)))
+            paint.write(axes, (r, c), shown[r, c], text, fontsize=6.2)
+    axes.set_yticks(range(rows), list(map(canvas.name, content.layers)))
     step = 1 if columns <= _NUMBERED else 4
+    last = strip is content.strips[-1]
     axes.set_xticks(range(0, columns, step), content.blocks[::step] if last else [])
     axes.tick_params(length=0, pad=3)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
     if last:
         axes.set_xlabel("block", labelpad=2)

@@ -1,30 +1,30 @@
-"""One HTML page that holds everything it shows: drawings, tables, and the numbers behind them."""
+"""Files of results as one HTML page that holds all it shows: figures, tables and their numbers."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Rows of text; the first cell of each names it."""
-
-    caption: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
-    folded: bool = False  # shown when it is asked for
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A drawing, and the same in words."""
-
-    svg: bytes
-    words: str
+from qvec_cli.checkpoint.replace import replacing
+from qvec_cli.errors import QvecError, SpecError
+from qvec_cli.outputs.metrics import Metrics
+from qvec_cli.outputs.provenance import version
+from qvec_cli.report import figures, tables
+from qvec_cli.report.canvas import Drawing, render
+from qvec_cli.report.tables import Table
+from qvec_cli.report.ways import grid_use
+from qvec_cli.results import documents
+from qvec_cli.results import metrics_document as metrics
+from qvec_cli.results.documents import DRAWN, ResultFiles, WaysDocument
+from qvec_cli.results.matrix import Matrix
+from qvec_cli.results.summary import summarise
+from qvec_cli.specs import Listener, Use, spent
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,24 +32,120 @@ class Section:
     """A part of the page."""
 
     title: str
-    pictures: tuple[Picture, ...] = ()
+    drawings: tuple[Drawing, ...] = ()
     tables: tuple[Table, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """A whole page."""
+class ReportRequest:
+    """Files of results, and the page that is to be made of them."""
 
-    title: str
-    lead: str
-    sections: tuple[Section, ...]
-    data: Any  # what JSON can hold; it is embedded as it is
-    foot: str = ""
+    files: tuple[Path, ...]
+    out: Path
+    title: str = "Quantization vectors"
+    force: bool = False
 
 
-def page(content: Page) -> bytes:
-    """The page: no script, no file beside it and no address that a browser would ask."""
+def report(request: ReportRequest, listener: Listener) -> Metrics:
+    """Writes the page.
+
+    Raises:
+        SpecError: an output that is no page.
+        CheckpointError: a file that cannot be read or written, or is not of results.
+    """
+    started = time.perf_counter()
+    if request.out.suffix.lower() not in (".html", ".htm", "") or request.out.name == "":
+        raise SpecError(f"-o {request.out}: a report is written as .html")
+    documents.check_apart(request.out, request.files, force=request.force)
+    figures.require_drawing("report")
+    files = documents.read(request.files)
+    figures.note_letters(files, listener)
+    sections = tuple(_sections(files))
+    data = {"schema": 1, "files": [{"path": path, "content": raw} for path, raw in files.raw]}
+    foot = (
+        f"Made by qvec {version('qvec')}. The page holds its numbers as JSON, in the element "
+        "with the id data, and asks nothing of any server."
+    )
+    content = page(request.title, _lead(files), sections, data, foot)
+    with replacing(request.out, force=request.force) as file:
+        file.write(content)
+    results = {
+        "output": str(request.out),
+        "bytes": len(content),
+        "sections": [section.title for section in sections],
+        "figures": sum(len(section.drawings) for section in sections),
+        "tables": sum(len(section.tables) for section in sections),
+        "grids": [
+            {"grid": str(matrix.grid), "runs": matrix.runs, "summary": summarise(matrix)}
+            for matrix in files.matrices
+        ],
+    }
+    title = {"title": request.title}
+    return Metrics("report", files.inputs, title, results, _use(files), started=started)
+
+
+def _lead(files: ResultFiles) -> str:
+    """What the page is of, in a sentence."""
+    parts = []
+    for matrix in files.matrices:
+        sizes = f"{len(matrix.receivers)} receivers and {len(matrix.donors)} donors"
+        parts.append(f"a transfer grid of {sizes} on {matrix.grid} ({matrix.method})")
+    for kind, (_, one, several) in DRAWN.items():
+        if kind is not Matrix and (count := len(files.of(kind))):
+            parts.append(f"{count} {one if count == 1 else several}")
+    return f"Drawn from {', '.join(parts)}."
+
+
+def _use(files: ResultFiles) -> Use:
+    training = metrics.TrainingResults | metrics.ExtractResults
+    uses = [row.use for row in files.documents if not isinstance(row.results, training)]
+    return spent(*uses, *map(grid_use, files.matrices))
+
+
+_PARTS: Final[tuple[tuple[type[Any], str, Callable[[Any], Iterable[Table]]], ...]] = (
+    (metrics.SweepResults, "Sweeps over lambda", tables.sweep_tables),
+    (metrics.AgreementResults, "Sweeps without labels", tables.agreement_tables),
+    (metrics.QuantizeResults, "Quantized models", tables.model_tables),
+    (
+        metrics.ComparedResults,
+        "Grids without data, side by side",
+        lambda rows: map(tables.compared_table, rows),
+    ),
+    (
+        WaysDocument,
+        "Ways to low bits",
+        lambda rows: (tables.ways_table(table) for row in rows for table in row.results.tables),
+    ),
+    (metrics.EvalResults, "Evaluations", lambda rows: [tables.evaluation_table(rows)]),
+    (metrics.TrainingResults, "Training", lambda rows: [tables.training_table(rows)]),
+)
+"""What a section is made of: its documents, its title and its tables."""
+
+
+def _sections(files: ResultFiles) -> Iterator[Section]:
+    for matrix in files.matrices:
+        drawings = list(figures.grid_figures(replace(files, matrices=(matrix,))))
+        notes = tuple(f"Not drawn: {fault}." for fault in drawings if isinstance(fault, QvecError))
+        shown = tuple(each for each in drawings if isinstance(each, Drawing))
+        yield Section(f"Transfer, {matrix.grid}", shown, tuple(tables.tables_of(matrix)), notes)
+    for kind, title, tables_for in _PARTS:
+        if rows := files.of(kind):
+            shown = tuple(figures.document_figures(files, kind))
+            yield Section(title, shown, tuple(tables_for(rows)))
+    yield Section("Files", (), (tables.file_table(files),))
+
+
+def page(title: str, lead: str, sections: Sequence[Section], data: Any, foot: str) -> bytes:
+    """The page: no script, no file beside it and no address that a browser would ask.
+
+    Args:
+        title: its name.
+        lead: a sentence below that.
+        sections: its parts.
+        data: what JSON can hold; it is embedded as it is.
+        foot: its last sentence.
+    """
     import jinja2
 
     environment = jinja2.Environment(
@@ -60,14 +156,14 @@ def page(content: Page) -> bytes:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    pictures = {
-        id(picture): inline(picture.svg, f"f{place}")
-        for place, picture in enumerate(p for s in content.sections for p in s.pictures)
-    }
+    places = itertools.count()
     text = environment.get_template("page.html").render(
-        page=content,
-        drawing=lambda picture: pictures[id(picture)],
-        data=embedded(content.data),
+        title=title,
+        lead=lead,
+        sections=sections,
+        svg=lambda drawing: inline(render(drawing.figure, "svg"), f"f{next(places)}"),
+        data=embedded(data),
+        foot=foot,
     )
     return text.encode("utf-8")
 
@@ -78,15 +174,12 @@ def embedded(data: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-_DROPPED: Final = (
-    re.compile(r"<\?xml.*?\?>", re.DOTALL),
-    re.compile(r"<!DOCTYPE.*?>", re.DOTALL),
-    re.compile(r"<!--.*?-->", re.DOTALL),
-    re.compile(r"<metadata>.*?</metadata>", re.DOTALL),
-    re.compile(r"<style .*?</style>", re.DOTALL),  # it would speak to the whole page
-    re.compile(r' xmlns(:\w+)?="[^"]*"'),  # a page knows them
+_DROPPED: Final = re.compile(
+    r"<\?xml.*?\?>|<!DOCTYPE.*?>|<!--.*?-->|<metadata>.*?</metadata>"
+    r'|<style .*?</style>| xmlns(?::\w+)?="[^"]*"',
+    re.DOTALL,
 )
-
+"""A style would speak to the whole page, and a page knows the namespaces."""
 
 _STYLE: Final = "stroke-linejoin: round; stroke-linecap: butt"
 """What the dropped style says of every shape; shapes inherit it."""
@@ -100,21 +193,11 @@ def inline(svg: bytes, prefix: str) -> str:
             which are dropped.
         prefix: a word of its own for each drawing of a page.
     """
-    text = svg.decode("utf-8")
-    for pattern in _DROPPED:
-        text = pattern.sub("", text)
-    text = re.sub(r'\bid="', f'id="{prefix}-', text)
-    text = re.sub(r'\b(?:xlink:)?href="#', f'href="#{prefix}-', text)
-    text = re.sub(r"url\(#", f"url(#{prefix}-", text)
-    size = r'<svg\b[^>]*?viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>'
-    return re.sub(size, _opening, text, count=1).strip()
-
-
-def _opening(opening: re.Match[str]) -> str:
-    """A drawing that shrinks with the page and never grows beyond its size on paper."""
-    width, height = opening.groups()
-    points = f"max-width: {float(width) * 96 / 72:.0f}px"
-    return (
-        f'<svg viewBox="0 0 {width} {height}" style="{_STYLE}; {points}" '
-        'aria-hidden="true" focusable="false">'
-    )
+    text = _DROPPED.sub("", svg.decode("utf-8")).replace("xlink:href=", "href=")
+    text = re.sub(r'(\bid="|\bhref="#|url\(#)', rf"\g<1>{prefix}-", text)
+    tag = re.search(r'<svg\b[^>]*?viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>', text)
+    assert tag is not None
+    width, height = tag.groups()
+    style = f"{_STYLE}; max-width: {float(width) * 96 / 72:.0f}px"  # its size on paper
+    opening = f'<svg viewBox="0 0 {width} {height}" style="{style}" '
+    return f'{opening}aria-hidden="true" focusable="false">{text[tag.end() :].rstrip()}'

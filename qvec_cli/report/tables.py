@@ -1,17 +1,19 @@
-"""The numbers of a transfer grid as tables, each with what it has used of the receiver's data."""
+"""Every number of files of results as tables, each with the receiver data that it used."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Final
 
-from qvec_cli.report import grid_words
+from qvec_cli.report import ways
 from qvec_cli.report.canvas import LAMBDA, signed
-from qvec_cli.report.page import Table
+from qvec_cli.results import metrics_document as metrics
+from qvec_cli.results.documents import Document, ResultFiles, WaysTable, stem
 from qvec_cli.results.matrix import Cell, Matrix
-from qvec_cli.results.records import ChosenLambda, Point, Score
+from qvec_cli.results.records import ChosenLambda, Score
 from qvec_cli.results.summary import ORACLE, gain_cells, summarise
 from qvec_cli.specs import DataUse
 
@@ -19,73 +21,102 @@ NONE: Final = "-"
 """What has not been measured."""
 
 
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of text; the first cell of each names it."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    folded: bool = False  # shown when the reader opens it
+
+
+def percent(score: Score | None) -> str:
+    """Top-1 in percent."""
+    return NONE if score is None else f"{100 * score.top1:.2f}"
+
+
+def accuracy(score: Score | None) -> str:
+    """Top-1 in percent with its standard error and counts."""
+    if score is None:
+        return NONE
+    error = f"\N{PLUS-MINUS SIGN} {100 * score.standard_error:.2f}"
+    return f"{percent(score)} {error} ({score.n_correct:g}/{score.n})"
+
+
+def _number(value: float | None, form: str) -> str:
+    return NONE if value is None else format(value, form)
+
+
+# --- a transfer grid ------------------------------------------------------------------------------
+
+
 def tables_of(matrix: Matrix) -> Iterator[Table]:
     """Every number of a grid, the ones that people ask for first."""
-    yield _gains(summarise(matrix))
+    yield _gains(matrix)
     yield _summary(matrix)
-    yield _donors(matrix)
+    yield _mean_gains(matrix)
     yield from _pairs(matrix)
     yield from _nulls(matrix)
-    yield from _alignment(matrix)
+    yield from _cosines(matrix)
     yield from _curves(matrix)
     yield from _distances(matrix)
     yield _uses(matrix)
     yield from _provenance(matrix)
 
 
-def percent(score: Score) -> str:
-    """Top-1 in percent."""
-    return f"{100 * score.top1:.2f}"
-
-
-def accuracy(score: Score) -> str:
-    """Top-1 in percent with its standard error and counts."""
-    return (
-        f"{percent(score)} \N{PLUS-MINUS SIGN} {100 * score.standard_error:.2f} "
-        f"({score.n_correct:g}/{score.n})"
-    )
-
-
-def _gain(matrix: Matrix, cell: Cell, choice: ChosenLambda) -> float:
-    return 100 * matrix.gain(cell.receiver, choice.test)
-
-
-def _gains(facts: Mapping[str, Any]) -> Table:
+def _gains(matrix: Matrix) -> Table:
     """What transfer prints at its end: gains of vectors, and of nulls that carry nothing."""
     head = ("way", "mean", "95 %", "median", "wins", "losses", "gap closed", "regret")
-    rows = gain_cells(facts, _way, signed)
+    rows = gain_cells(summarise(matrix), _way, signed)
     return Table(
         "With a vector: points of top-1 on test above plain rounding, over all pairs",
         head,
-        tuple((*row, *[NONE] * (len(head) - len(row))) for row in rows),
+        [(*row, *[NONE] * (len(head) - len(row))) for row in rows],
         "The mean is one of receivers' means, its interval a bootstrap over receivers. Wins and "
         "losses are pairs further from 0 than one standard error of the difference; the gap is "
         "what the receivers' own QAT gains; the regret is against the best on test.",
     )
 
 
-def _way(name: str) -> str:
-    """A way to choose lambda, which the summary calls by its key."""
-    if name.startswith("lambda "):
-        return f"{LAMBDA} = {name.removeprefix('lambda ')}"
-    return f"{LAMBDA} best on test" if name == ORACLE else grid_words.chosen_name(name)
+def _way(key: str) -> str:
+    """A way to choose lambda by the summary's key."""
+    if key.startswith("lambda "):
+        return f"{LAMBDA} = {key.removeprefix('lambda ')}"
+    return f"{LAMBDA} best on test" if key == ORACLE else ways.chosen_name(key)
+
+
+def _picked(cells: Iterable[Cell], pick: ways.Chooser) -> list[tuple[Cell, ChosenLambda]]:
+    """The cells that have an answer, with it."""
+    return [(cell, choice) for cell in cells if (choice := pick(cell))]
+
+
+def _used(matrix: Matrix, pick: ways.Chooser) -> DataUse:
+    return ways.most(choice.use for _, choice in _picked(matrix.transfers, pick))
+
+
+def _heads(matrix: Matrix) -> list[str]:
+    """Ways to choose lambda, each with the receiver data that it used."""
+    choosers = ways.choosers(matrix)
+    return [f"{label} ({ways.used([_used(matrix, pick)])})" for label, pick in choosers]
 
 
 def _summary(matrix: Matrix) -> Table:
-    keys, pickers = grid_words.baseline_keys(matrix), grid_words.ways(matrix)
+    keys, choosers = ways.baseline_keys(matrix), ways.choosers(matrix)
     rows, shares = [], []
     for name, baselines in matrix.baselines.items():
-        levels = [[baselines[key].test] if key in baselines else [] for key in keys]
+        scores = [[baselines[key].test] if key in baselines else [] for key in keys]
         cells = [cell for cell in matrix.transfers if cell.receiver == name]
-        patched = [[c.test for cell in cells if (c := pick(cell))] for _, pick in pickers]
-        rows.append((name, f"{matrix.plain(name).n:,}", *map(_spread, (*levels, *patched))))
-        shares.append([[100 * score.top1 for score in scores] for scores in (*levels, *patched)])
+        scores += [[choice.test for _, choice in _picked(cells, pick)] for _, pick in choosers]
+        shares.append([[100 * score.top1 for score in column] for column in scores])
+        rows.append((name, f"{matrix.plain(name).n:,}", *map(_spread, shares[-1])))
     columns = zip(*shares, strict=True)
     means = [f"{fmean(map(fmean, c)):.2f}" if all(c) else NONE for c in columns]
-    heads = [f"vector, {label} ({_used_by(matrix, pick)})" for label, pick in pickers]
+    heads = [f"vector, {words}" for words in _heads(matrix)]
     return Table(
         "Each receiver: top-1 on test, %",
-        ("receiver", "n", *(grid_words.baseline_name(matrix, key) for key in keys), *heads),
+        ("receiver", "n", *(ways.baseline_name(matrix, key) for key in keys), *heads),
         (*rows, ("mean", "", *means)),
         "Vectors: the mean over donors other than the receiver's own, and in brackets the least "
         "and the largest. What stands in brackets in the head is what the number has used of the "
@@ -93,108 +124,91 @@ def _summary(matrix: Matrix) -> Table:
     )
 
 
-def _spread(scores: Sequence[Score]) -> str:
-    """The mean of some accuracies in percent, and their ends if they are several."""
-    if not scores:
+def _spread(shares: Sequence[float]) -> str:
+    """The mean of some accuracies, and their ends if they are several."""
+    if not shares:
         return NONE
-    shares = [100 * score.top1 for score in scores]
     ends = f" ({min(shares):.2f} to {max(shares):.2f})" if len(shares) > 1 else ""
     return f"{fmean(shares):.2f}{ends}"
 
 
-def _used_by(matrix: Matrix, pick: grid_words.Chooser) -> str:
-    return grid_words.used(choice.use for cell in matrix.transfers if (choice := pick(cell)))
+def _gain(matrix: Matrix, cell: Cell, choice: ChosenLambda) -> float:
+    return 100 * matrix.gain(cell.receiver, choice.test)
 
 
-def _donors(matrix: Matrix) -> Table:
-    pickers = grid_words.ways(matrix)
-    rows = []
-    for name, donor in matrix.donors.items():
-        cells = [cell for cell in matrix.transfers if cell.donor == name]
-        trained = f"{donor.trained_images:,}" if donor.trained_images is not None else NONE
-        rows.append((name, trained, *_mean_gains(matrix, cells, pickers)))
-    head = ["donor", "images its QAT was trained on"]
-    for label, _ in pickers:
+def _mean_gains(matrix: Matrix) -> Table:
+    head, rows = ["donor", "images its QAT was trained on"], []
+    for label, _ in ways.choosers(matrix):
         head += [f"mean gain, {label}", "better than rounding"]
-    rows.append(("all pairs", "", *_mean_gains(matrix, matrix.transfers, pickers)))
+    groups = {
+        name: (_number(donor.trained_images, ","), [c for c in matrix.transfers if c.donor == name])
+        for name, donor in matrix.donors.items()
+    }
+    for name, (trained, cells) in {**groups, "all pairs": ("", matrix.transfers)}.items():
+        row = [name, trained]
+        for _, pick in ways.choosers(matrix):
+            gains = [_gain(matrix, *picked) for picked in _picked(cells, pick)]
+            wins = f"{sum(gain > 0 for gain in gains)} of {len(gains)}"
+            row += [signed(fmean(gains)), wins] if gains else [NONE, NONE]
+        rows.append(row)
     return Table(
         "Each donor: points of top-1 above plain rounding, on other receivers",
-        tuple(head),
-        tuple(rows),
+        head,
+        rows,
         "A tie is no win; a receiver's own vector counts nowhere. The mean of all pairs is not the "
         "one above, which counts each receiver once.",
     )
 
 
-def _mean_gains(
-    matrix: Matrix, cells: Sequence[Cell], pickers: Sequence[tuple[str, grid_words.Chooser]]
-) -> Iterator[str]:
-    for _, pick in pickers:
-        gains = [_gain(matrix, cell, choice) for cell in cells if (choice := pick(cell))]
-        yield signed(fmean(gains)) if gains else NONE
-        yield f"{sum(gain > 0 for gain in gains)} of {len(gains)}" if gains else NONE
-
-
 def _pairs(matrix: Matrix) -> Iterator[Table]:
-    for label, pick in grid_words.ways(matrix):
-        yield _pair_table(matrix, f"{label} ({_used_by(matrix, pick)})", pick)
+    for label, (_, pick) in zip(_heads(matrix), ways.choosers(matrix), strict=True):
+        yield _pair_table(matrix, label, pick)
     if any(cell.oracle for cell in matrix.cells.values()):
         yield _pair_table(matrix, f"{LAMBDA} that is best on test, which nobody can know", _best)
 
 
 def _best(cell: Cell) -> ChosenLambda | None:
-    if cell.oracle is None:
-        return None
-    return ChosenLambda(cell.oracle.lam, cell.oracle.test, DataUse.RECEIVER_LABELS)
+    best = cell.oracle
+    return ChosenLambda(best.lam, best.test, DataUse.RECEIVER_LABELS) if best else None
 
 
-def _pair_table(matrix: Matrix, label: str, pick: grid_words.Chooser) -> Table:
+def _pair_table(matrix: Matrix, label: str, pick: ways.Chooser) -> Table:
     rows = []
     for receiver in matrix.receivers:
         cells = [matrix.get(receiver, donor) for donor in matrix.donors]
-        rows.append((receiver, *(_pair(matrix, cell, pick) for cell in cells)))
+        rows.append((receiver, *(_answer(matrix, cell, pick) for cell in cells)))
     return Table(
         f"Each pair, {label}: top-1 on test in %, and points above plain rounding",
         ("receiver, from", *matrix.donors),
-        tuple(rows),
-        f"own: a receiver's own vector. @: the {LAMBDA}, where it does not stand above.",
+        rows,
+        f"own: a receiver's own vector. @: the {LAMBDA}, where it is not told above.",
         folded=True,
     )
 
 
-def _pair(matrix: Matrix, cell: Cell | None, pick: grid_words.Chooser) -> str:
+def _answer(matrix: Matrix, cell: Cell | None, pick: ways.Chooser) -> str:
     choice = pick(cell) if cell else None
     if cell is None or choice is None:
         return NONE
-    own = " own" if cell.diagonal else ""
-    return f"{_answer(matrix, cell, choice)}{own}"
-
-
-def _answer(matrix: Matrix, cell: Cell, choice: ChosenLambda) -> str:
     at = f" @ {choice.lam:g}" if choice not in cell.fixed else ""
-    return f"{percent(choice.test)} ({signed(_gain(matrix, cell, choice))}){at}"
+    own = " own" if cell.diagonal else ""
+    return f"{percent(choice.test)} ({signed(_gain(matrix, cell, choice))}){at}{own}"
 
 
 def _nulls(matrix: Matrix) -> Iterator[Table]:
     """Vectors of the same norm that carry nothing: what a gain must be larger than."""
-    cells = [cell for cell in matrix.cells.values() if cell.null]
-    if not cells:
-        return
-    pickers = grid_words.ways(matrix)
-    rows = []
-    for cell in cells:
-        choices = [pick(cell) for _, pick in pickers]
-        shown = [_answer(matrix, cell, choice) if choice else NONE for choice in choices]
-        rows.append((str(cell.null), cell.donor, cell.receiver, *shown))
-    yield Table(
-        "Vectors of the same norm that carry nothing",
-        ("null", "norm of", "receiver", *(label for label, _ in pickers)),
-        tuple(rows),
-        folded=True,
-    )
+    choosers = ways.choosers(matrix)
+    rows = [
+        (cell.null, cell.donor, cell.receiver, *(_answer(matrix, cell, p) for _, p in choosers))
+        for cell in matrix.cells.values()
+        if cell.null
+    ]
+    if rows:
+        head = ("null", "norm of", "receiver", *(label for label, _ in choosers))
+        yield Table("Vectors of the same norm that carry nothing", head, rows, folded=True)
 
 
-def _alignment(matrix: Matrix) -> Iterator[Table]:
+def _cosines(matrix: Matrix) -> Iterator[Table]:
     cosines = matrix.alignment
     if cosines is None:
         return
@@ -202,56 +216,44 @@ def _alignment(matrix: Matrix) -> Iterator[Table]:
         ("of everything at once", cosines.whole),
         ("mean over rows", cosines.rows),
     ):
-        yield Table(
-            f"Cosines between the donors' vectors, {words}",
-            ("donor", *cosines.donors),
-            tuple(
-                (name, *(f"{value:.4f}" for value in row))
-                for name, row in zip(cosines.donors, table, strict=True)
-            ),
-            folded=True,
-        )
+        named = zip(cosines.donors, table, strict=True)
+        rows = [(name, *(f"{value:.4f}" for value in row)) for name, row in named]
+        caption = f"Cosines between the donors' vectors, {words}"
+        yield Table(caption, ("donor", *cosines.donors), rows, folded=True)
+
+
+def _lambdas(matrix: Matrix) -> list[float]:
+    return sorted({point.lam for cell in matrix.cells.values() for point in cell.curve})
 
 
 def _curves(matrix: Matrix) -> Iterator[Table]:
-    split: dict[str, Callable[[Point], Score | None]] = {
-        "validation": lambda point: point.val,
-        "test": lambda point: point.test,
-    }
-    lambdas = sorted({point.lam for cell in matrix.cells.values() for point in cell.curve})
-    for name, pick in split.items():
+    lambdas = _lambdas(matrix)
+    for key, split in (("val", "validation"), ("test", "test")):
         rows = []
         for cell in matrix.cells.values():
-            scores = {point.lam: pick(point) for point in cell.curve}
-            shown = [scores.get(lam) for lam in lambdas]
-            if any(shown):
-                rows.append((_label(cell), *(percent(score) if score else NONE for score in shown)))
+            scores = {point.lam: getattr(point, key) for point in cell.curve}
+            if any(scores.values()):
+                rows.append((_label(cell), *(percent(scores.get(lam)) for lam in lambdas)))
         if rows:
-            yield Table(
-                f"Each curve: top-1 on {name}, %, by {LAMBDA}",
-                ("pair", *(f"{lam:g}" for lam in lambdas)),
-                tuple(rows),
-                folded=True,
-            )
+            caption = f"Each curve: top-1 on {split}, %, by {LAMBDA}"
+            yield Table(caption, ("pair", *(f"{lam:g}" for lam in lambdas)), rows, folded=True)
 
 
 def _distances(matrix: Matrix) -> Iterator[Table]:
     """What lambda by agreement was chosen by."""
-    lambdas = sorted({point.lam for cell in matrix.cells.values() for point in cell.curve})
-    rows = []
+    lambdas, rows = _lambdas(matrix), []
     for cell in matrix.cells.values():
-        far = {point.lam: point.distance for point in cell.curve}
-        if cell.score is None:
-            continue
-        shares = (f"{100 * share:.1f}" for share in (cell.score.removed, cell.score.explained))
-        numbers = (far.get(lam) for lam in lambdas)
-        cells = (NONE if number is None else f"{number:.4g}" for number in numbers)
-        rows.append((_label(cell), matrix.measures.get(cell.receiver, NONE), *shares, *cells))
+        if cell.score:
+            far = {point.lam: point.distance for point in cell.curve}
+            shares = (f"{100 * s:.1f}" for s in (cell.score.removed, cell.score.explained))
+            measured = (_number(far.get(lam), ".4g") for lam in lambdas)
+            measure = matrix.measures.get(cell.receiver, NONE)
+            rows.append((_label(cell), measure, *shares, *measured))
     if rows:
         yield Table(
             f"Each curve: distance to the float answers on proxy images, by {LAMBDA}",
             ("pair", "measure", "removed, %", "explained, %", *(f"{lam:g}" for lam in lambdas)),
-            tuple(rows),
+            rows,
             f"Removed: the share of the damage at {LAMBDA} = 0 that is gone at the {LAMBDA} chosen "
             "by agreement. Explained: what one coefficient would cancel, were changes linear.",
             folded=True,
@@ -263,49 +265,179 @@ def _label(cell: Cell) -> str:
 
 
 def _uses(matrix: Matrix) -> Table:
-    keys = grid_words.baseline_keys(matrix)
     rows = [
-        (
-            grid_words.baseline_name(matrix, key).split(" (", maxsplit=1)[0],
-            max(
-                (levels[key].use for levels in matrix.baselines.values() if key in levels),
-                key=list(DataUse).index,
-            ),
-        )
-        for key in keys
+        (ways.baseline_name(matrix, key).split(" (")[0], ways.baseline_use(matrix, key))
+        for key in ways.baseline_keys(matrix)
     ]
-    for label, pick in grid_words.ways(matrix):
-        uses = [choice.use for cell in matrix.transfers if (choice := pick(cell))]
-        rows.append((f"vector, {label}", max(uses, key=list(DataUse).index, default=DataUse.NONE)))
-    return Table(
-        "What each number has used of the receiver's data",
-        ("number", "data_use"),
-        tuple((name, str(use)) for name, use in rows),
-    )
+    rows += [(f"vector, {label}", _used(matrix, pick)) for label, pick in ways.choosers(matrix)]
+    head = ("number", "data_use")
+    return Table("What each number has used of the receiver's data", head, rows)
 
 
 def _provenance(matrix: Matrix) -> Iterator[Table]:
-    run = matrix.run
-    parts = ("receivers", "donors", "environment", "kind")
+    run, parts = matrix.run, ("receivers", "donors", "environment")
     which = f", the first of {matrix.runs} runs" if matrix.runs > 1 else ""
-    yield Table(
-        f"How it was run{which}",
-        ("setting", "value"),
-        tuple((key, compact_json(run[key])) for key in run if key not in parts),
-        folded=True,
-    )
-    for part in parts[:-1]:
-        members = run.get(part, {})
+    settings = [(key, compact_json(run[key])) for key in run if key not in (*parts, "kind")]
+    yield Table(f"How it was run{which}", ("setting", "value"), settings, folded=True)
+    for part in parts:
         rows = [
             (name, key, compact_json(value))
-            for name, facts in members.items()
+            for name, facts in run.get(part, {}).items()
             for key, value in (facts if isinstance(facts, dict) else {"": facts}).items()
         ]
-        yield Table(
-            f"Where it comes from: {part}{which}", ("of", "what", "value"), tuple(rows), folded=True
-        )
+        caption = f"Where it comes from: {part}{which}"
+        yield Table(caption, ("of", "what", "value"), rows, folded=True)
 
 
 def compact_json(value: Any) -> str:
     """A setting as text; a string is itself."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+# --- metrics of commands --------------------------------------------------------------------------
+
+
+def _pair(sweep: Document[Any]) -> str:
+    """Receiver and donor of a sweep by labels."""
+    return f"{sweep.name} from {stem(sweep.inputs[1].path)}"
+
+
+def _kind(document: Document[Any]) -> str:
+    return f"{document.grid}, {document.method}"
+
+
+def sweep_tables(sweeps: Sequence[Document[metrics.SweepResults]]) -> Iterator[Table]:
+    """Sweeps by labels, and the curve of each."""
+    rows = []
+    for sweep in sweeps:
+        fixed, chosen = sweep.results.zero_shot, sweep.results.chosen
+        levels = sweep.results.baselines
+        scores = map(accuracy, (levels.fp.test, levels.ptq.test, fixed.test, chosen.test))
+        rows.append((_pair(sweep), _kind(sweep), *scores, f"{chosen.lam:g}", chosen.use))
+    head = ("pair", "grid", "float", "plain rounding", f"{LAMBDA} = 1", f"{LAMBDA} chosen", "at")
+    caption = "On test: top-1 in % with its standard error"
+    yield Table(caption, (*head, "the chosen one has used"), rows)
+    for sweep in sweeps:
+        fixed, chosen = sweep.results.zero_shot, sweep.results.chosen
+        tests = {0.0: sweep.results.baselines.ptq.test, fixed.lam: fixed.test}
+        tests[chosen.lam] = chosen.test
+        curve = [
+            (_marked(point.lam, chosen.lam), accuracy(point.val), accuracy(tests.get(point.lam)))
+            for point in sorted(sweep.results.curve, key=lambda point: point.lam)
+        ]
+        caption = f"The curve of {_pair(sweep)}, {sweep.grid}"
+        yield Table(caption, (LAMBDA, "validation", "test"), curve, folded=True)
+
+
+def _marked(lam: float, chosen: float) -> str:
+    return f"{lam:g}{' chosen' if lam == chosen else ''}"
+
+
+def agreement_tables(sweeps: Sequence[Document[metrics.AgreementResults]]) -> Iterator[Table]:
+    """Sweeps without labels, and the curves of each."""
+    rows = [
+        (
+            f"{sweep.name} from {stem(row.rho)}",
+            _kind(sweep),
+            sweep.results.measure,
+            f"{row.chosen.lam:g}",
+            *(f"{100 * share:.1f}" for share in (row.score.removed, row.score.explained)),
+            accuracy(row.chosen.test),
+            row.chosen.use,
+        )
+        for sweep in sweeps
+        for row in sweep.results.donors
+    ]
+    head = ("pair", "grid", "measure", f"{LAMBDA} by agreement", "damage removed, %")
+    more = ("explained, %", "top-1 on test, %", "the chosen one has used")
+    note = (
+        "Damage is the distance of the quantized receiver's answers to the float ones, on proxy "
+        "images; labels, where they were given, took no part in the choice."
+    )
+    yield Table("Lambda by agreement, the best donor first", (*head, *more), rows, note)
+    for sweep in sweeps:
+        results = sweep.results
+        curves = [
+            (
+                stem(row.rho),
+                _marked(point.lam, row.chosen.lam),
+                f"{point.mean:.5g} \N{PLUS-MINUS SIGN} {point.standard_error:.2g}",
+                accuracy(point.val),
+            )
+            for row in results.donors
+            for point in sorted(row.curve, key=lambda point: point.lam)
+        ]
+        caption = f"The curves of {sweep.name}, {sweep.grid}, on {results.proxies.n} proxy images"
+        heads = ("vector", LAMBDA, f"distance, {results.measure}", "validation")
+        yield Table(caption, heads, curves, folded=True)
+
+
+def model_tables(models: Sequence[Document[metrics.QuantizeResults]]) -> Iterator[Table]:
+    """Quantized models, and each weight of them."""
+    rows = []
+    for model in models:
+        results = model.results
+        known = [ratio for ratio in results.sqnr_db.values() if ratio is not None]
+        spread = f"{min(known):.1f} to {max(known):.1f} dB" if known else NONE
+        size = f"{results.bytes_before:,} to {results.bytes_after:,}"
+        bits = f"{results.bits_per_weight:.3f}"
+        rows.append((model.name, _kind(model), bits, size, spread, model.use.level))
+    head = ("model", "grid", "bits per weight", "bytes", "signal to noise", "receiver data used")
+    yield Table("Quantized models", head, rows)
+    for model in models:
+        weights = [(name, _number(ratio, ".2f")) for name, ratio in model.results.ordered.items()]
+        caption = f"Each weight of {model.name}, {model.grid}"
+        yield Table(caption, ("weight", "dB"), weights, folded=True)
+
+
+def compared_table(document: Document[metrics.ComparedResults]) -> Table:
+    """Grids that need no data, side by side."""
+    results, rows = document.results, []
+    if results.fp is not None:
+        rows.append(("float, not quantized", NONE, NONE, accuracy(results.fp)))
+    for row in results.compared:
+        ratio = NONE if row.sqnr_db is None else f"{row.sqnr_db:.1f} dB"
+        rows.append((row.name, f"{row.bits_per_weight:.3f}", ratio, accuracy(row.measured)))
+    first = results.compared[0] if results.compared else None
+    split = next((key for key in ("val", "test", "train") if getattr(first, key, None)), "nothing")
+    head = ("grid", "bits per weight", "signal to noise", f"top-1 on {split}, %")
+    return Table(document.name, head, rows, f"Receiver data used: {document.use.level}.")
+
+
+def ways_table(table: WaysTable) -> Table:
+    """Ways to low bits."""
+    rows = []
+    for row in table.ways:
+        between = " to ".join(f"{end:.0%}" for end in row.interval) if row.interval else NONE
+        closed, worse = _number(row.gap_closed, ".0%"), _number(row.worse, ".1%")
+        rows.append((row.way, f"{row.top1:.4f}", closed, between, worse, row.data_use or NONE))
+    head = ("way", "mean top-1", "gap closed", "95 %", "worse", "receiver data used")
+    return Table(table.title, head, rows)
+
+
+def evaluation_table(documents: Sequence[Document[metrics.EvalResults]]) -> Table:
+    """The accuracy of each file."""
+    rows = []
+    for document in documents:
+        results = document.results
+        grid = str(results.grid.grid) if results.grid else "float"
+        score = accuracy(Score.of(results.n, results.n_correct))
+        role, level = results.role or NONE, document.use.level
+        rows.append((document.name, role, grid, results.split, score, level))
+    head = ("model", "role", "made for", "split", "top-1, %", "receiver data used")
+    return Table("Accuracies", head, rows)
+
+
+def training_table(documents: Sequence[Document[metrics.TrainingResults]]) -> Table:
+    """The seconds of each training run."""
+    rows = [
+        (stem(row.results.output), row.command, f"{row.seconds:,.0f}", row.results.digest)
+        for row in documents
+    ]
+    return Table("Runs", ("model", "command", "seconds", "digest"), rows)
+
+
+def file_table(files: ResultFiles) -> Table:
+    """The files that a page was drawn from."""
+    rows = [(row.path, row.kind, str(row.digest)) for row in files.inputs]
+    return Table("What the page was drawn from", ("file", "kind", "sha256"), rows, folded=True)

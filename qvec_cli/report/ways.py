@@ -1,0 +1,96 @@
+"""Baselines and ways to choose lambda of a transfer grid, in the words of figures and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from qvec_cli.report.canvas import LAMBDA, counts
+from qvec_cli.results.matrix import FLOAT, OWN_QAT, PLAIN, Cell, Matrix
+from qvec_cli.results.records import ChosenLambda
+from qvec_cli.specs import DataUse, Use
+
+_WORDS: Final = {
+    DataUse.NONE: "no receiver data",
+    DataUse.PROXY_IMAGES: "images of others",
+    DataUse.RECEIVER_IMAGES: "its images",
+    DataUse.RECEIVER_LABELS: "its labels",
+}
+"""The receiver data that a number used, in a figure's words."""
+
+Chooser = Callable[[Cell], ChosenLambda | None]
+
+
+def subtitle(matrix: Matrix) -> str:
+    """Grid, how codes are chosen, how much has run, on how many images."""
+    facts = matrix_facts(matrix)
+    pairs = facts["cells"] + facts["missing"]
+    some = f"{facts['cells']} of " if facts["missing"] else ""
+    cells = f"{some}{pairs} pair{'s' if pairs > 1 else ''}"
+    cells += f" of {matrix.runs} runs" if matrix.runs > 1 else ""
+    n = counts([matrix.plain(name).n for name in matrix.baselines])
+    return f"{matrix.grid}, {matrix.method}; {cells}; top-1 on test, n = {n} images a receiver"
+
+
+def baseline_keys(matrix: Matrix) -> tuple[str, ...]:
+    """Baselines in the order of the file, the receiver's own QAT last."""
+    keys = {key: None for rows in matrix.baselines.values() for key in rows}
+    return tuple(sorted(keys, key=lambda key: key == OWN_QAT))
+
+
+def baseline_use(matrix: Matrix, key: str) -> DataUse:
+    """The most of a receiver's data that a baseline used."""
+    return most(rows[key].use for rows in matrix.baselines.values() if key in rows)
+
+
+def baseline_name(matrix: Matrix, key: str) -> str:
+    """A baseline in a figure's words, with the receiver data that it used, if any."""
+    known = {FLOAT: "float", PLAIN: f"{matrix.method.upper()}, this grid", OWN_QAT: "own QAT"}
+    use = baseline_use(matrix, key)
+    return known.get(key, key) + (f" ({_WORDS[use]})" if use is not DataUse.NONE else "")
+
+
+def chosen_name(key: str) -> str:
+    """A selector in words."""
+    return f"{LAMBDA} chosen on validation" if key == "val" else f"{LAMBDA} by {key}"
+
+
+def choosers(matrix: Matrix) -> list[tuple[str, Chooser]]:
+    """Every way to choose lambda, as words and as what picks a cell's answer: fixed ones first."""
+
+    def fixed(place: int) -> Chooser:
+        return lambda cell: cell.fixed[place] if place < len(cell.fixed) else None
+
+    def by(key: str) -> Chooser:
+        return lambda cell: cell.chosen.get(key)
+
+    unchosen = [(f"{LAMBDA} = {lam:g}", fixed(place)) for place, lam in enumerate(matrix.fixed)]
+    return unchosen + [(chosen_name(key), by(key)) for key in matrix.selectors]
+
+
+def most(uses: Iterable[DataUse]) -> DataUse:
+    """The most receiver data of several uses."""
+    return max(uses, key=list(DataUse).index, default=DataUse.NONE)
+
+
+def used(uses: Iterable[DataUse]) -> str:
+    """The most receiver data of several uses, in words."""
+    return _WORDS[most(uses)]
+
+
+def matrix_facts(matrix: Matrix) -> dict[str, Any]:
+    """How much of a grid there is."""
+    pairs = sum(cell.null is None for cell in matrix.cells.values())
+    receivers, donors = len(matrix.receivers), len(matrix.donors)
+    missing = receivers * donors - pairs
+    return {"receivers": receivers, "donors": donors, "cells": pairs, "missing": missing}
+
+
+def grid_use(matrix: Matrix, receiver: str | None = None) -> Use:
+    """The most receiver data that a number of a grid used, and the images of those shown."""
+    shown = [receiver] if receiver else list(matrix.receivers)
+    uses = [row.use for name in shown for row in matrix.baselines.get(name, {}).values()]
+    cells = [cell for cell in matrix.cells.values() if cell.receiver in shown]
+    uses += [choice.use for cell in cells for choice in cell.chosen.values()]
+    images = sum(matrix.receivers[name].images.get("val", 0) for name in shown)
+    return Use(most(uses), {"val": images} if "val" in matrix.selectors else {})
