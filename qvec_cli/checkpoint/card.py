@@ -13,7 +13,6 @@ from qvec_cli.errors import CheckpointError
 SCHEMA: Final = 1
 """The format's own version: a newer one is refused, an older one is read for ever."""
 
-
 NO_DIGEST: Final = "0" * 64
 """Stands in the header until the data are written and their digest is known."""
 

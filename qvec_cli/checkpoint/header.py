@@ -17,24 +17,19 @@ from qvec_cli.errors import CheckpointError
 MAX_HEADER: Final = 16 << 20
 """Bytes of header that are parsed; 100,000 tensors need 9 MB."""
 
-
 _MAX_SIGNS: Final = 1_800_000
 """Commas and quotes in a header that is parsed, a measure of what it costs: memory and time.
 
 100,000 tensors of four dimensions have 1.7 million.
 """
 
-
 MAX_NAME: Final = 10_000
 """Letters in the name of a tensor, which messages repeat."""
 
-
 _KEYS: Final = frozenset(("dtype", "shape", "data_offsets"))
-
 
 _MAX_DIMENSIONS: Final = 64
 """As many as numpy has."""
-
 
 _FOREIGN: Final = {
     b"version ": "a Git LFS pointer: run git lfs pull",

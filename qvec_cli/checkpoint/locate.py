@@ -16,7 +16,6 @@ from qvec_cli.errors import CheckpointError
 _PICKLED: Final = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """How a file begins that ``torch.save`` wrote: a zip archive, or formerly a bare pickle."""
 
-
 INDEX: Final = ".safetensors.index.json"
 
 _IN_FOLDER: Final = (

@@ -24,17 +24,14 @@ from qvec_cli.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 _NESTED: Final = (
     *("state_dict", "model_state_dict", "model", "model_state", "module", "net", "network"),
     *("state_dict_ema", "model_ema", "ema", "ema_state_dict", "weights", "params"),
 )
 """Where training scripts keep the state dict inside what they save; the first one counts."""
 
-
 _SAFE: Final = (argparse.Namespace,)
 """What timm's training script saves beside the weights: a bag of attributes, without code."""
-
 
 _SLACK: Final = 1 << 20
 """Bytes that the tensors of a small file may share."""
@@ -150,7 +147,6 @@ def _identity(tensor: Tensor) -> tuple[object, ...]:
 
 _GROWING: Final = (b"bytearray", b"_codecs")
 """What torch's loader calls when a pickle says so, and what makes gigabytes of a few letters."""
-
 
 _MAX_DIRECTORY: Final = 12 << 20
 """Bytes of a zip archive's own table; torch needs about 100 for each tensor."""

@@ -20,7 +20,6 @@ from qvec_cli.errors import CheckpointError
 ATTACHED: Final = "moments/"
 """How the names of tensors begin that a file carries beside its own: no arithmetic meets them."""
 
-
 BLOCK: Final = 1 << 18
 """Elements in a block: memory stays the same for any model, and a block fits into a cache."""
 

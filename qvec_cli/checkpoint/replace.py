@@ -21,7 +21,6 @@ from qvec_cli.errors import CheckpointError, ReaderLeftError, SpecError
 SUFFIX: Final = ".qvec-tmp"
 """How the hidden sibling ends; the next writer to the same target sweeps those of dead ones."""
 
-
 _NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 """What file systems without hard links answer, as those of memory cards."""
 

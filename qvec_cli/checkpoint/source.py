@@ -17,9 +17,7 @@ from qvec_cli.errors import CheckpointError, SpecError
 STREAM: Final = Path("-")
 """Stdin where a command reads, stdout where it writes."""
 
-
 _CHUNK: Final = 1 << 20
-
 
 _AHEAD: Final = 16 << 20
 """Bytes that are asked of the disk at a time."""
@@ -200,7 +198,6 @@ def _near(path: Path) -> str | None:
 
 WRAPPED: Final = "timm_model."
 """What stands before every name of timm's inside transformers' wrapper."""
-
 
 _PREFIXES: Final = ("module.", "_orig_mod.", "model.", WRAPPED)
 """What wrappers put before every name: DDP, torch.compile, the paper's own code, transformers."""

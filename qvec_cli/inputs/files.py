@@ -19,7 +19,6 @@ from qvec_cli.specs import Grid, Listener
 FAKE: Final = "fake-quantized"
 """The role of a float checkpoint whose targets lie on a grid."""
 
-
 _INSTEAD = {
     Kind.VECTOR: "A vector comes from qvec extract.",
     Kind.CHECKPOINT: "A float checkpoint comes from qvec finetune, train-qat or patch.",

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from qvec_cli.learn.batches import Batch
 
-
 LEAST: Final = 16
 """Images that are held back at the least."""
 

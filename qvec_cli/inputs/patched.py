@@ -23,7 +23,6 @@ from qvec_cli.vector.pairing import Pairing, select
 if TYPE_CHECKING:
     from torch import nn
 
-
 PATCHED: Final = "patched"
 """The role on the card of a receiver to which a vector was added."""
 

@@ -12,14 +12,11 @@ from qvec_cli.errors import SpecError
 if TYPE_CHECKING:
     import yaml
 
-
 MAX_BYTES: Final = 1 << 20
-
 
 _YAML: Final = "tag:yaml.org,2002:"
 
 _PLAIN: Final = {f"{_YAML}{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp")}
-
 
 Value = str | list[str]
 

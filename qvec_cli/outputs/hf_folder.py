@@ -31,11 +31,9 @@ ALIGN: Final = 64
 """Bytes at whose multiples tensors start on disk, so that a loader that maps the file has them
 there in memory too: the last bit of a product of matrices hangs on it (with MKL, on x86)."""
 
-
 WEIGHTS: Final = "model.safetensors"
 
 CONFIG: Final = "config.json"
-
 
 Config = Mapping[str, Any]
 """What config.json says; empty where a single file is meant."""
