@@ -19,8 +19,7 @@ from qvec_cli.errors import MismatchError
 from qvec_cli.inputs.files import InputFiles
 from qvec_cli.inputs.images import find_proxies
 from qvec_cli.inputs.receiver import ReceiverOptions, resolve
-from qvec_cli.outputs.dry_run import Plan
-from qvec_cli.outputs.metrics import Input, Metrics
+from qvec_cli.outputs.metrics import Input, Metrics, Plan
 from qvec_cli.pipeline.quantize import quantize
 from qvec_cli.specs import Calibration, Grid, Listener, Scale, Silence, Target, spent
 

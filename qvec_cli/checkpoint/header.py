@@ -42,12 +42,14 @@ _FOREIGN: Final = {
 }
 
 
-class Readable(Protocol):
+class Source(Protocol):
     """Bytes at any offset."""
 
     size: int
 
     def read(self, count: int, offset: int) -> bytes | memoryview: ...  # noqa: D102
+    def require_unchanged(self) -> None: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
 
 
 class Entry(NamedTuple):
@@ -75,7 +77,7 @@ class Entry(NamedTuple):
         return self.size * FORMATS[self.dtype].numpy.itemsize
 
 
-def read_header(source: Readable) -> tuple[dict[str, Entry], dict[str, str]]:
+def read_header(source: Source) -> tuple[dict[str, Entry], dict[str, str]]:
     """The tensors of a safetensors file by their place, and its metadata.
 
     Raises:
@@ -196,25 +198,14 @@ def _entry(name: str, value: Any, data_start: int) -> Entry:
         raise CheckpointError(f"{name}: dtype {dtype} is not supported by qvec")
     if len(offsets) != 2 or not all(type(n) is int and n >= 0 for n in (*shape, *offsets)):
         raise CheckpointError(f"{name}: its shape or offsets are not whole numbers from 0 up")
-    if not _holdable(shape, FORMATS[dtype].numpy.itemsize):
+    largest = (1 << 63) // FORMATS[dtype].numpy.itemsize  # numpy's own limits
+    if len(shape) > _MAX_DIMENSIONS or math.prod(n or 1 for n in shape) >= largest:
         raise CheckpointError(f"{name}: its shape is beyond any array")
     start, stop = offsets
     entry = Entry(dtype, tuple(shape), data_start + start, data_start + stop)
     if entry.nbytes != stop - start:
         raise CheckpointError(f"{name}: {dtype} {list(shape)} does not take {stop - start} bytes")
     return entry
-
-
-def _holdable(shape: list[int], itemsize: int) -> bool:
-    """Whether numpy can have an array of this shape; found without multiplying huge numbers."""
-    if len(shape) > _MAX_DIMENSIONS:
-        return False
-    total = itemsize
-    for n in shape:
-        total *= n or 1
-        if total >= 1 << 63:
-            return False
-    return True
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,10 +12,9 @@ from typing import BinaryIO
 import numpy as np
 
 from qvec_cli.checkpoint.card import Card
-from qvec_cli.checkpoint.digest import Hasher, combine
 from qvec_cli.checkpoint.dtypes import FORMATS, Array
 from qvec_cli.checkpoint.header import Entry, require_moderate
-from qvec_cli.checkpoint.read import BLOCK
+from qvec_cli.checkpoint.read import BLOCK, Hasher, combined_digest
 from qvec_cli.checkpoint.replace import check_target, replacing
 from qvec_cli.errors import CheckpointError
 
@@ -66,7 +65,7 @@ def write(
         digests = hasher.digests()
         done = replace(
             card() if callable(card) else card,
-            digest=combine({n: (e.dtype, e.shape, digests[n]) for n, e in placed.items()}),
+            digest=combined_digest({n: (e.dtype, e.shape, digests[n]) for n, e in placed.items()}),
         )
         header = _header(placed, done, start, align)
         assert len(header) == start

@@ -24,7 +24,7 @@ from qvec_cli.outputs.hf_folder import (
     size_of_output,
     write_output,
 )
-from qvec_cli.outputs.provenance import provenance
+from qvec_cli.outputs.metrics import provenance
 from qvec_cli.specs import Listener
 
 if TYPE_CHECKING:

@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError
 from qvec_cli.inputs.foreign import refuse_foreign
+from qvec_cli.model import build
 from qvec_cli.model.configuration import Model, of_config
+from qvec_cli.model.targets import HEADS, head_tensors
 from qvec_cli.specs import Grid, Listener
 
 FAKE: Final = "fake-quantized"
@@ -114,6 +115,42 @@ def model_of(checkpoint: Checkpoint) -> Model:
     )
 
 
+def architecture(checkpoint: Checkpoint, options: build.NetworkOptions | None) -> Model:
+    """timm's configuration of the network.
+
+    Raises:
+        CheckpointError: neither the file nor the user says it.
+        MismatchError: the user says what the file knows better.
+    """
+    if options is None:
+        return model_of(checkpoint)
+    if model := stated_model(checkpoint):
+        if options.shaped:
+            raise MismatchError(
+                f"{checkpoint.path} knows its own --img-size, --in-chans, --crop-pct and arguments",
+                hint="Leave them out, and --model too.",
+            )
+        if options.name.split(".", maxsplit=1)[0] != model.architecture:
+            raise MismatchError(
+                f"{checkpoint.path} is a {model.architecture}, not a {options.name}",
+                hint="Leave --model out: the file knows.",
+            )
+        return model
+    build.check_name(options.name)
+    return build.create(replace(options, num_classes=_outputs(checkpoint)))[1]
+
+
+def _outputs(checkpoint: Checkpoint) -> int:
+    """Classes that the head of a bare file tells apart."""
+    head = [entry for name in head_tensors(checkpoint, None) if (entry := checkpoint[name]).shape]
+    if not head:
+        raise CheckpointError(
+            f"{checkpoint.path}: no tensor looks like a classifier's",
+            hint=f"Heads are looked for under {', '.join(HEADS)}.",
+        )
+    return head[0].shape[0]
+
+
 def opened(path: Path, listener: Listener) -> Checkpoint:
     """One open checkpoint, to be used as a context; what it notes of its reading is passed on.
 
@@ -156,12 +193,7 @@ class InputFiles:
     def __enter__(self) -> InputFiles:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for checkpoint in self._checkpoints.values():
             checkpoint.close()
 

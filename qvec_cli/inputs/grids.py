@@ -9,7 +9,9 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
 from qvec_cli.inputs.files import stated_model
 from qvec_cli.inputs.lineage import CROSS
-from qvec_cli.model.targets import matching, of_outline
+from qvec_cli.model import build
+from qvec_cli.model.configuration import Model
+from qvec_cli.model.targets import matching, of_network, of_outline
 from qvec_cli.quant.affine import block_shape
 from qvec_cli.specs import Grid, GridOptions, Listener
 
@@ -41,6 +43,38 @@ def choose_targets(
             "name and shape"
         )
     return targets
+
+
+def targets_in(
+    theta: Checkpoint, model: Model | None, patterns: Iterable[str], listener: Listener
+) -> tuple[str, ...]:
+    """Names of the weights to quantize; the network decides for a file whose card does not.
+
+    Args:
+        theta: a float checkpoint.
+        model: its network, if that must be known; a file without a card must then be one.
+        patterns: globs of the user, which come first; then a list on the card.
+        listener: hears of a choice by rule.
+
+    Raises:
+        MismatchError: tensors that are not those of the network.
+    """
+    if model is None or theta.card.model:
+        return choose_targets(theta, patterns, listener)
+    linear = _of_network(theta, model)
+    said = patterns or theta.card.targets is not None
+    return choose_targets(theta, patterns, listener) if said else linear
+
+
+def _of_network(theta: Checkpoint, model: Model) -> tuple[str, ...]:
+    import torch
+
+    from qvec_cli.inputs.network import outline
+
+    with torch.device("meta"):
+        network = build.rebuild(model)
+    build.load(network, outline(theta), str(theta.path))
+    return tuple(name for name in of_network(network, model) if name in theta)
 
 
 def choose_grid(

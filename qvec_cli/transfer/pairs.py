@@ -20,7 +20,7 @@ from qvec_cli.inputs.lineage import (
     same_data,
 )
 from qvec_cli.inputs.receiver import Receiver, ReceiverOptions, resolve
-from qvec_cli.outputs.provenance import version
+from qvec_cli.outputs.metrics import version
 from qvec_cli.specs import Grid, Listener, Null
 from qvec_cli.transfer.cells import CellOptions, Vector
 from qvec_cli.transfer.grid_file import GridDonor, GridFile, GridReceiver
