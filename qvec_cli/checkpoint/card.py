@@ -16,6 +16,9 @@ SCHEMA: Final = 1
 NO_DIGEST: Final = "0" * 64
 """Stands in the header until the data are written and their digest is known."""
 
+PATCHED, FAKE = "patched", "fake-quantized"
+"""Roles: a receiver to which a vector was added; a float checkpoint whose targets lie on a grid."""
+
 
 class Kind(StrEnum):
     """What the tensors of a file mean."""
@@ -32,7 +35,7 @@ class Card:
     """The card of one file; every value but the strings is JSON."""
 
     kind: Kind
-    role: str = ""  # fp, qat, patched, fake-quantized
+    role: str = ""  # fp, qat, ``PATCHED`` or ``FAKE``
     model: dict[str, Any] | None = None  # timm's own configuration
     data: dict[str, Any] | None = None  # the data set and its classes
     quant: dict[str, Any] | None = None  # the grid that was trained for, or is stored

@@ -28,8 +28,7 @@ MAX_NAME: Final = 10_000
 
 _KEYS: Final = frozenset(("dtype", "shape", "data_offsets"))
 
-_MAX_DIMENSIONS: Final = 64
-"""As many as numpy has."""
+_MAX_DIMENSIONS: Final = 64  # as many as numpy has
 
 _FOREIGN: Final = {
     b"version ": "a Git LFS pointer: run git lfs pull",
@@ -80,8 +79,7 @@ class Entry(NamedTuple):
 def read_header(source: Source) -> tuple[dict[str, Entry], dict[str, str]]:
     """The tensors of a safetensors file by their place, and its metadata.
 
-    Raises:
-        CheckpointError: another kind of file, which is named, or see ``parse_header``.
+    CheckpointError names another kind of file; see also ``parse_header``.
     """
     if source.size == 0:
         raise CheckpointError("the file is empty", hint="Was a copy interrupted?")
@@ -110,11 +108,7 @@ def read_header(source: Source) -> tuple[dict[str, Entry], dict[str, str]]:
 
 
 def require_moderate(text: bytes, what: str = "its header") -> None:
-    """Refuses JSON that would cost more than a second or 200 MB to read, or is no header.
-
-    Raises:
-        CheckpointError: says what there is too much of.
-    """
+    """Refuses JSON that would cost more than a second or 200 MB to read, or is no header."""
     if len(text) > MAX_HEADER:
         raise CheckpointError(
             f"{what} claims {len(text):,} bytes; more than {MAX_HEADER:,} is not read"
@@ -137,9 +131,8 @@ def parse_header(text: bytes, start: int) -> tuple[dict[str, Entry], dict[str, s
         text: the header's JSON.
         start: where the data begin.
 
-    Raises:
-        CheckpointError: anything that the format forbids: duplicates, overlaps, holes,
-            unknown dtypes, sizes that do not add up.
+    CheckpointError: anything that the format forbids: duplicates, overlaps, holes, unknown
+    dtypes, sizes that do not add up.
     """
     require_moderate(text)
     with _uncollected():
@@ -222,6 +215,6 @@ def _require_utf8(header: Any) -> None:
     """Refuses a lone surrogate, which JSON can spell, in any text that will be used."""
     if isinstance(header, dict):
         metadata = header.get("__metadata__")
-        texts = [*header, *(metadata if isinstance(metadata, dict) else ())]
-        texts += metadata.values() if isinstance(metadata, dict) else ()
+        pairs = metadata.items() if isinstance(metadata, dict) else ()
+        texts = [*header, *(text for pair in pairs for text in pair)]
         "".join(text for text in texts if isinstance(text, str)).encode()

@@ -95,11 +95,7 @@ class Checkpoint(Mapping[str, Entry]):
 
     @property
     def classes(self) -> list[str] | None:
-        """Class names in the order of the head, where the card lists them.
-
-        Raises:
-            CheckpointError: a card that lists something else.
-        """
+        """Class names in the order of the head, where the card lists them."""
         names: list[str] | None = (self.card.data or {}).get("classes")
         if names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names)):
             return names
@@ -154,11 +150,7 @@ class Checkpoint(Mapping[str, Entry]):
             yield raw
 
     def require_finite(self, name: str) -> None:
-        """Refuses a floating tensor with an element that is no number.
-
-        Raises:
-            CheckpointError: a NaN or an infinity, with the tensor and where it stands.
-        """
+        """Refuses a floating tensor with a NaN or an infinity; CheckpointError says where it is."""
         seen = 0
         for values in self.floats(name):
             if not finite(values):
@@ -188,10 +180,9 @@ class Checkpoint(Mapping[str, Entry]):
         return whole.reshape(entry.shape)
 
     def contents(self) -> str:
-        """The digest of what was read, and of what nobody has read yet; of tensors, not files.
+        """The digest of all tensors, also those that nobody has read yet; not of order or card.
 
-        Raises:
-            CheckpointError: a file that was written to meanwhile.
+        CheckpointError: a file that was written to meanwhile.
         """
         entries = self._contents.entries
         for name in [name for name in entries if name not in self._whole]:
@@ -207,8 +198,7 @@ class Checkpoint(Mapping[str, Entry]):
     def settle(self) -> str:
         """The digest of the contents, once they are known to be what the card says.
 
-        Raises:
-            CheckpointError: damaged or edited since the card was written, or while it was read.
+        CheckpointError: damaged or edited since the card was written, or while it was read.
         """
         if self.digest == NO_DIGEST:
             digest = self.contents()

@@ -18,16 +18,13 @@ STREAM: Final = Path("-")
 
 _CHUNK: Final = 1 << 20
 
-_AHEAD: Final = 16 << 20
-"""Bytes that are asked of the disk at a time."""
+_AHEAD: Final = 16 << 20  # bytes that are asked of the disk at a time
 
 
 class File:
     """An open regular file, never mapped: a file that shrinks is an error, not a signal.
 
-    Args:
-        path: what messages call it.
-        fd: open for reading; it is closed with the source.
+    ``path`` is what messages call it; ``fd``, open for reading, is closed with the source.
     """
 
     def __init__(self, path: Path, fd: int) -> None:
@@ -107,8 +104,7 @@ class Memory:
 def open_file(path: Path) -> File:
     """A file by its path; a stream (``-``, a pipe, ``<(...)``) is first copied to disk.
 
-    Raises:
-        CheckpointError: missing, unreadable, a folder; SpecError: no stdin to stand for ``-``.
+    CheckpointError: missing, unreadable, a folder. SpecError: no stdin that ``-`` could stand for.
     """
     try:
         fd = _stdin() if path == STREAM else os.open(path, os.O_RDONLY | os.O_CLOEXEC)

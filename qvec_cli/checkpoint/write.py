@@ -42,15 +42,15 @@ def write(
             the data stream by, for the room that its text takes, and afterwards, when digests of
             inputs are known.
         force: whether an existing target may be replaced.
-        align: see ``place``.
+        align: a power of two at whose multiples those tensors start that fill such pieces whole.
         ready: is called with the name of the new file when it is whole, before it takes its place.
 
     Returns:
         The card as written, with the digest of the contents.
     """
     draft = card() if callable(card) else card
-    placed, start = place(plan, draft, align)
-    end = max((entry.stop for entry in placed.values()), default=start)
+    placed, start = _place(plan, draft, align)
+    end = start + sum(entry.nbytes for entry in plan.values())
     check_target(path, force=force, size=end)
     _keep_freed_memory()
     with replacing(path, force=force) as file, Hasher() as hasher:
@@ -79,8 +79,7 @@ def write(
 
 def size_of(plan: Mapping[str, Entry], card: Card, align: int = 1) -> int:
     """Bytes of the file that ``write`` would make."""
-    placed, start = place(plan, card, align)
-    return max((entry.stop for entry in placed.values()), default=start)
+    return _place(plan, card, align)[1] + sum(entry.nbytes for entry in plan.values())
 
 
 def _keep_freed_memory() -> None:
@@ -103,19 +102,11 @@ def _prove(path: Path, file: BinaryIO) -> None:
         raise CheckpointError(f"{path}: other tools could not read it: {fault}") from None
 
 
-def place(plan: Mapping[str, Entry], card: Card, align: int = 1) -> tuple[dict[str, Entry], int]:
+def _place(plan: Mapping[str, Entry], card: Card, align: int = 1) -> tuple[dict[str, Entry], int]:
     """Every tensor with its offsets, and where the data begin.
 
-    The order is the safetensors library's: widest dtype first, then by name.
-
-    Args:
-        plan: dtype and shape of every tensor.
-        card: what the header has to hold beside them.
-        align: a power of two at whose multiples those tensors start that fill such pieces whole;
-            the others, which would shift what comes after, then come last.
-
-    Raises:
-        CheckpointError: a name that would make the file unreadable, more tensors than fit.
+    The order is the safetensors library's: widest dtype first, then by name; but tensors that do
+    not fill pieces of ``align`` bytes, and would shift what comes after, come last.
     """
     if "__metadata__" in plan:
         raise CheckpointError("a tensor named __metadata__ would make the file unreadable")
@@ -124,9 +115,8 @@ def place(plan: Mapping[str, Entry], card: Card, align: int = 1) -> tuple[dict[s
     )
     placed, position = {}, 0
     for name in names:
-        entry = plan[name]
-        placed[name] = entry._replace(start=position, stop=position + entry.nbytes)
-        position += entry.nbytes
+        stop = position + plan[name].nbytes
+        placed[name], position = plan[name]._replace(start=position, stop=stop), stop
     start = len(_header(placed, card, 0, align))
     return {
         name: e._replace(start=e.start + start, stop=e.stop + start) for name, e in placed.items()

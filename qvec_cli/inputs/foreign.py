@@ -137,8 +137,7 @@ def refuse_foreign(checkpoint: Checkpoint, *, floats: bool = False) -> None:
 def stored_grid(checkpoint: Checkpoint) -> Grid | None:
     """The grid of packed weights: the card's, or what another tool left in config.json.
 
-    Raises:
-        MismatchError: packed in a way that is not known here.
+    MismatchError: packed in a way that is not known here.
     """
     if not checkpoint.bare:
         return Grid.from_json(checkpoint.card.quant) if checkpoint.card.quant else None

@@ -21,9 +21,8 @@ def choose_targets(
 ) -> tuple[str, ...]:
     """Names of the weights to quantize: the user's, the card's, or those a rule finds.
 
-    Raises:
-        MismatchError: a glob that matches nothing.
-        CheckpointError: a card whose targets are not in the file.
+    MismatchError: a glob that matches nothing. CheckpointError: the card names a tensor that is not
+    there.
     """
     shapes = {name: entry.shape for name, entry in theta.items() if entry.floating}
     patterns = tuple(patterns)
@@ -104,12 +103,7 @@ def choose_grid(
 
 
 def check_fit(shapes: Mapping[str, tuple[int, ...]], grid: Grid, source: str) -> None:
-    """Refuses a grid that a target cannot lie on, and a network without any target.
-
-    Raises:
-        QvecError: no target.
-        MismatchError: a group size that does not divide the input features.
-    """
+    """Refuses a grid that some target cannot lie on (MismatchError), and a network without any."""
     require_some(shapes, source)
     for name, shape in shapes.items():
         if 0 in shape:
@@ -121,11 +115,7 @@ def check_fit(shapes: Mapping[str, tuple[int, ...]], grid: Grid, source: str) ->
 
 
 def require_some(targets: Collection[str], source: str) -> None:
-    """Refuses a network without any target.
-
-    Raises:
-        QvecError: names the file.
-    """
+    """Refuses a network without any target: QvecError names the file."""
     if not targets:
         raise QvecError(
             f"{source}: no weight to quantize",

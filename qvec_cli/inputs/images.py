@@ -136,8 +136,7 @@ def draw_each(
 ) -> Proxies:
     """A share of the images from each data set, see ``find_proxies``; nothing is decoded.
 
-    Raises:
-        DataError: no such data set, or too few are left to be held back.
+    DataError: no such data set, or too few are left to be held back.
     """
     shares = _shares(options.samples, len(options.specs))
     return Proxies(
@@ -158,8 +157,7 @@ def draw(
 ) -> ProxySource:
     """At most so many images of a data set; whether they are the receiver's own, cards tell.
 
-    Raises:
-        DataError: too few are left from ``start`` on.
+    DataError: too few are left from ``start`` on.
     """
     task = open_images(spec, model, loading)
     samples = any_split(task)
@@ -235,8 +233,7 @@ def open_images(spec: str, model: Model, loading: Loading) -> Task:
 def open_for(checkpoint: Checkpoint, model: Model, spec: str, loading: Loading) -> Examples:
     """A data set whose classes are matched with the head's, by name where the card has names.
 
-    Raises:
-        MismatchError: classes that the head does not know, or another number of them.
+    MismatchError: classes that the head does not know, or another number of them.
     """
     task = open_data(spec, loading)
     known: Sequence[str] | None = checkpoint.classes

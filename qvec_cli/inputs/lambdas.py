@@ -72,11 +72,7 @@ class LambdaChoice:
     files: tuple[str, ...] = ()  # digests of the receiver and the vector of the sweep
 
     def require_for(self, *files: Checkpoint) -> None:
-        """Refuses a choice that was made for other files.
-
-        Raises:
-            MismatchError: names the file.
-        """
+        """Refuses a choice that was made for other files: MismatchError names the file."""
         for checkpoint in files:
             if self.files and (checkpoint.stated or checkpoint.settle()) not in self.files:
                 raise MismatchError(
@@ -88,9 +84,7 @@ class LambdaChoice:
 def read_choice(text: str) -> LambdaChoice:
     """A number typed by hand, at no known cost, or the choice in the JSON file of a sweep.
 
-    Raises:
-        SpecError: neither a number nor a file.
-        QvecError: a file that is not the result of a sweep.
+    SpecError: neither a number nor a file. QvecError: a file that is no result of a sweep.
     """
     if not (text.endswith(".json") or _is_file(text)):
         return LambdaChoice(parse_lambda(text), text)

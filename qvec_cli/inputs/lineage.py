@@ -59,11 +59,7 @@ def _parents(lineage: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def require_same_grid(theta: Checkpoint, rho: Checkpoint, *, cross: bool) -> None:
-    """Refuses a receiver that was made for one grid and a vector that was made for another.
-
-    Raises:
-        MismatchError: names both.
-    """
+    """Refuses a receiver that was made for one grid and a vector that was made for another."""
     ours, theirs = (c.card.quant for c in (theta, rho))
     if ours and theirs and ours != theirs and not cross:
         raise MismatchError(
@@ -74,11 +70,7 @@ def require_same_grid(theta: Checkpoint, rho: Checkpoint, *, cross: bool) -> Non
 
 
 def require_same_start(first: Checkpoint, second: Checkpoint, listener: Listener) -> None:
-    """Refuses models of another architecture or another pretrained base.
-
-    Raises:
-        MismatchError: names both.
-    """
+    """Refuses models of another architecture or another pretrained base: MismatchError."""
     require_same_architecture(first, second)
     names = f"{first.path} and {second.path}"
     if first.bare or second.bare:
@@ -97,21 +89,16 @@ def require_same_start(first: Checkpoint, second: Checkpoint, listener: Listener
 
 
 def require_same_architecture(first: Checkpoint, second: Checkpoint) -> None:
-    """Refuses models whose backbones differ, where both say theirs.
-
-    Raises:
-        MismatchError: names both.
-    """
+    """Refuses models whose backbones differ, where both say theirs: MismatchError."""
     if differences := _backbones(first, second):
         names = f"{first.path} and {second.path}"
         raise MismatchError(f"{names} differ in architecture: {', '.join(differences)}")
 
 
 def require_twins(donor: Checkpoint, donor_qat: Checkpoint, listener: Listener) -> None:
-    """Refuses a pair in the wrong order; warns when the twins' runs differ.
+    """Refuses twins in the wrong order (MismatchError): the sign of rho would be wrong.
 
-    Raises:
-        MismatchError: the sign of rho would be wrong.
+    Notes where their runs differ.
     """
     if donor.is_file_of(donor_qat):
         raise MismatchError(f"{donor.path} and {donor_qat.path} are one file: rho would be zero")
@@ -163,11 +150,7 @@ def _short(digest: str | None) -> str:
 
 
 def inherited_use(checkpoint: Checkpoint) -> Use:
-    """What of the receiver's data a file has used before, by its card.
-
-    Raises:
-        CheckpointError: a card that says what cannot be.
-    """
+    """What of the receiver's data a file has used before, by its card."""
     lineage = checkpoint.card.provenance
     try:
         return Use(lineage.get("data_use", DataUse.NONE), dict(lineage.get("counts", {})))

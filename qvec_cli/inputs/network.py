@@ -27,9 +27,8 @@ _DTYPES: Final = {
 def load_state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Tensors under the network's own names; every floating one finite; F64 as float32.
 
-    Raises:
-        CheckpointError: weights that are not finite.
-        MismatchError: packed by another tool, or parts that do not belong together.
+    CheckpointError: weights that are not finite. MismatchError: packed by another tool, or parts
+    that do not belong together.
     """
     refuse_foreign(checkpoint)  # of a stream, nobody has looked yet
     packed = packed_weights(checkpoint)
@@ -82,11 +81,7 @@ def outline(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 
 
 def device(name: str) -> torch.device:
-    """The device a user names; "auto" is a GPU where there is one.
-
-    Raises:
-        QvecError: a device that is not here.
-    """
+    """The device a user names; "auto" is a GPU where there is one. QvecError: it is not here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -100,12 +95,7 @@ def device(name: str) -> torch.device:
 
 
 def load_packed(checkpoint: Checkpoint, name: str) -> QTensor:
-    """One packed weight.
-
-    Raises:
-        MismatchError: parts that do not belong together.
-        CheckpointError: packed by another tool.
-    """
+    """One packed weight; MismatchError where its parts do not belong together."""
     grid = _grid(checkpoint, name)
     arrays: Mapping[str, Any] = {n: checkpoint.array(n) for n in part_names(name, grid)}
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -152,10 +152,6 @@ def _grid(
     return grids[0] if grids else None
 
 
-PATCHED: Final = "patched"
-"""The role on the card of a receiver to which a vector was added."""
-
-
 @dataclass(frozen=True, slots=True)
 class Anchor:
     """A vector to be added to a receiver, as the user names it."""
@@ -233,8 +229,7 @@ def patched_receiver(
 ) -> Patched:
     """theta_R + lambda * rho, of two open files that belong together.
 
-    Raises:
-        MismatchError: files that do not, or a lambda that was chosen for others.
+    MismatchError: files that do not, or a lambda that was chosen for others.
     """
     pairing = pair_up(theta, rho, listener, cross=anchor.cross).pairing
     choice.require_for(*(c for c in (theta, rho) if c.stated or not anchor.dry_run))
@@ -244,11 +239,7 @@ def patched_receiver(
 def anchored(
     theta: Checkpoint, anchor: Anchor | None, files: InputFiles, listener: Listener
 ) -> Patched | None:
-    """A receiver with the vector that its quantization starts from; None without one.
-
-    Raises:
-        MismatchError: files that do not belong together.
-    """
+    """A receiver with the vector that its quantization starts from; None without one."""
     if anchor is None:
         return None
     choice = read_choice(anchor.lam)

@@ -66,8 +66,7 @@ def check_output(path: Path, *, folder: bool, force: bool, size: int = 0) -> Non
 def config_of(theta: Checkpoint, model: Model, targets: Iterable[str], grid: Grid | None) -> Config:
     """What config.json has to say of a network and, if there is a grid, of its packed targets.
 
-    Raises:
-        MismatchError: what a stock loader would fail on, or would not load to the same numbers.
+    MismatchError: what a stock loader would fail on, or would not load to the same numbers.
     """
     if theta.aliases:
         dropped, kept = min(theta.aliases.items())

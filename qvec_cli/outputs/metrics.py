@@ -133,9 +133,7 @@ def check_documents(
 ) -> None:
     """Refuses, before any work, a metrics file that could not be written afterwards.
 
-    Raises:
-        SpecError: the same file as the artefact or as an input, which would be lost.
-        CheckpointError: see ``check_target``.
+    SpecError: the same file as the artefact or as an input, which would be lost.
     """
     if document is None:
         return

@@ -107,11 +107,7 @@ class Merge:
         return RULES[self.rule].whole
 
     def require(self, count: int) -> None:
-        """Refuses a mix for another number of vectors.
-
-        Raises:
-            SpecError: with both numbers.
-        """
+        """Refuses a mix for another number of vectors: SpecError names both numbers."""
         if self.mix and len(self.mix) != count:
             raise SpecError(
                 f"--mix has {len(self.mix)} numbers for {count} vectors",

@@ -74,11 +74,7 @@ def cover(
     labels: tuple[str, str],
     head: Iterable[str],
 ) -> Pairing:
-    """Pairs a receiver with a vector, which holds no head and no buffers.
-
-    Raises:
-        MismatchError: see ``pair``.
-    """
+    """Pairs a receiver with a vector, which holds no head and no buffers; see ``pair``."""
     buffers = [n for n in receiver if not receiver[n].floating]
     body = {n: e for n, e in receiver.items() if e.floating}
     paired = pair(body, rho, labels, head)
@@ -141,11 +137,7 @@ def part_of(name: str, shapes: Mapping[str, Outline]) -> Part:
 def select(
     names: Collection[str], shapes: Mapping[str, Outline], parts: Collection[Part]
 ) -> frozenset[str]:
-    """The tensors of some parts; of no parts, all.
-
-    Raises:
-        MismatchError: there are none.
-    """
+    """The tensors of some parts, or else MismatchError; of no parts, all."""
     if not parts:
         return frozenset(names)
     chosen = frozenset(name for name in names if part_of(name, shapes) in parts)
