@@ -75,7 +75,7 @@ def _load(path: Path, file: File) -> Any:
 
 
 def _refused(path: Path, fault: Exception) -> CheckpointError:
-    hint = "Where you trust the file, save its state dict alone, best as safetensors."
+    hint: str | None = "Where you trust the file, save its state dict alone, best as safetensors."
     if named := re.search(r"GLOBAL ([\w.]+)", str(fault)):
         what = f"holds {named[1]}, which could run code when it is loaded: not read"
     elif "Weights only load failed" in str(fault):

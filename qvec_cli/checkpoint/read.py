@@ -189,11 +189,10 @@ class Checkpoint(Mapping[str, Entry]):
             self._begun.discard(name)
             for _ in self.blocks(name):
                 pass
-        self._hasher.finish()
+        digest = self._hasher.combined(entries)
         for source in self._contents.sources:
             source.require_unchanged()
-        digests = self._hasher.digests()
-        return combined_digest({n: (e.dtype, e.shape, digests[n]) for n, e in entries.items()})
+        return digest
 
     def settle(self) -> str:
         """The digest of the contents, once they are known to be what the card says.
@@ -275,7 +274,12 @@ class Hasher:
         """Hexadecimal sha256 by tensor, once hashing has finished."""
         return {name: value.hexdigest() for name, value in self._hashes.items()}
 
+    def combined(self, entries: Mapping[str, Entry]) -> str:
+        """The digest of all these tensors, once every block is hashed."""
+        self.finish()
+        digests = self.digests()
+        return combined_digest({n: (e.dtype, e.shape, digests[n]) for n, e in entries.items()})
+
     def _work(self) -> None:
         while (item := self._queue.get()) is not None:
-            hashed, block = item
-            hashed.update(block.data)
+            item[0].update(item[1].data)

@@ -14,7 +14,7 @@ import numpy as np
 from qvec_cli.checkpoint.card import Card
 from qvec_cli.checkpoint.dtypes import FORMATS, Array
 from qvec_cli.checkpoint.header import Entry, require_moderate
-from qvec_cli.checkpoint.read import BLOCK, Hasher, combined_digest
+from qvec_cli.checkpoint.read import BLOCK, Hasher
 from qvec_cli.checkpoint.replace import check_target, replacing
 from qvec_cli.errors import CheckpointError
 
@@ -52,7 +52,9 @@ def write(
     placed, start = _place(plan, draft, align)
     end = start + sum(entry.nbytes for entry in plan.values())
     check_target(path, force=force, size=end)
-    _keep_freed_memory()
+    # glibc gives blocks as large as ours back to the kernel, which has to zero them anew (a third
+    # of the time of a stream), until a larger one has come and gone. This one is never resident.
+    np.empty(16 * BLOCK, np.uint8)
     with replacing(path, force=force) as file, Hasher() as hasher:
         os.ftruncate(file.fileno(), end)  # goes on after a signal, as file.truncate does not
         written = set()
@@ -61,12 +63,8 @@ def write(
             written.add(name)
         if missing := placed.keys() - written:
             raise AssertionError(f"no data for {sorted(missing)[:5]}")
-        hasher.finish()
-        digests = hasher.digests()
-        done = replace(
-            card() if callable(card) else card,
-            digest=combined_digest({n: (e.dtype, e.shape, digests[n]) for n, e in placed.items()}),
-        )
+        digest = hasher.combined(placed)
+        done = replace(card() if callable(card) else card, digest=digest)
         header = _header(placed, done, start, align)
         assert len(header) == start
         file.seek(0)
@@ -80,15 +78,6 @@ def write(
 def size_of(plan: Mapping[str, Entry], card: Card, align: int = 1) -> int:
     """Bytes of the file that ``write`` would make."""
     return _place(plan, card, align)[1] + sum(entry.nbytes for entry in plan.values())
-
-
-def _keep_freed_memory() -> None:
-    """Lets the C library use a freed block for the next one: a third of the time of a stream.
-
-    glibc gives blocks as large as ours back to the kernel, which has to zero them anew, until it
-    has seen a larger one come and go. This one is never touched, and so never resident.
-    """
-    np.empty(16 * BLOCK, np.uint8)
 
 
 def _prove(path: Path, file: BinaryIO) -> None:

@@ -172,5 +172,5 @@ def input_files(files: InputFiles | None, listener: Listener) -> Iterator[InputF
     if files is not None:
         yield files
     else:
-        with InputFiles(listener) as opened_here:
-            yield opened_here
+        with InputFiles(listener) as files_of_this_run:
+            yield files_of_this_run

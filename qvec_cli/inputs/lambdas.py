@@ -60,6 +60,8 @@ def _decimal(text: str) -> Decimal:
 AUTO: Final = "auto"
 """The word for a lambda that is chosen on the way."""
 
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
+
 
 @dataclass(frozen=True, slots=True)
 class LambdaChoice:
@@ -100,15 +102,7 @@ def read_choice(text: str) -> LambdaChoice:
         )
     except OSError as fault:
         raise QvecError(f"{text}: {(fault.strerror or 'cannot be read').lower()}") from None
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        ArithmeticError,
-        RecursionError,
-        QvecError,
-    ):
+    except (*_MALFORMED, QvecError):
         raise QvecError(f"{text}: is not the result of qvec sweep-lambda") from None
 
 

@@ -16,12 +16,7 @@ from qvec_cli.model.configuration import Model
 from qvec_cli.quant.qtensor import QTensor, from_named, packed_weights, part_names, parts
 from qvec_cli.specs import Grid
 
-_DTYPES: Final = {
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float32,
-}
+_HALVES: Final = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def load_state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
@@ -38,7 +33,8 @@ def load_state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         if name in inside:
             continue
         if entry.floating:
-            state[name] = torch.from_numpy(checkpoint.finite(name)).to(_DTYPES[entry.dtype])
+            dtype = _HALVES.get(entry.dtype, torch.float32)
+            state[name] = torch.from_numpy(checkpoint.finite(name)).to(dtype)
         else:
             state[name] = torch.from_numpy(np.array(checkpoint.array(name)))
     for dropped, kept in checkpoint.aliases.items():

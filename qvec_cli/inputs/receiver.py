@@ -82,11 +82,7 @@ def resolve(
 ) -> Receiver:
     """Checks everything that headers and folders can decide; no image is decoded.
 
-    Args:
-        theta: the receiver's open file.
-        rhos: the open files of vectors.
-        options: the grid and the images.
-        listener: hears what cannot be checked, and what is odd.
+    The listener hears what cannot be checked, and what is odd.
 
     Raises:
         SpecError: a method that needs images.
@@ -109,21 +105,15 @@ def resolve(
     proxies = None
     if options.proxy:
         proxies = find_proxies(theta, model, options.proxy, held_back=options.held_back)
-    grid = _grid(theta, rhos, targets, options)
+    grid = _grid(theta, rhos, targets, options.grid)
     return Receiver(theta, model, targets, vectors, grid, labelled, proxies)
 
 
 def pair_up(theta: Checkpoint, rho: Checkpoint, listener: Listener, *, cross: bool) -> PairedVector:
-    """The tensors of a receiver that a vector is for.
+    """The tensors of a receiver that a vector is for; MismatchError where they do not fit.
 
-    Args:
-        theta: the receiver.
-        rho: the vector.
-        listener: hears what cannot be checked, and what is odd.
-        cross: whether the two may have been made for different grids.
-
-    Raises:
-        MismatchError: files that do not belong together.
+    ``cross`` says that the two may have been made for different grids; the listener hears what
+    cannot be checked, and what is odd.
     """
     require(theta, Kind.CHECKPOINT)
     require(rho, Kind.VECTOR)
@@ -136,13 +126,10 @@ def pair_up(theta: Checkpoint, rho: Checkpoint, listener: Listener, *, cross: bo
 
 
 def _grid(
-    theta: Checkpoint,
-    rhos: Sequence[Checkpoint],
-    targets: tuple[str, ...],
-    options: ReceiverOptions,
+    theta: Checkpoint, rhos: Sequence[Checkpoint], targets: tuple[str, ...], options: GridOptions
 ) -> Grid | None:
     """The one grid of all vectors."""
-    grids = [choose_grid(options.grid, rho, theta, targets) for rho in rhos]
+    grids = [choose_grid(options, rho, theta, targets) for rho in rhos]
     for rho, grid in zip(rhos, grids, strict=True):
         if grid != grids[0]:
             raise MismatchError(

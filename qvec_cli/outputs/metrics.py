@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.checkpoint.dtypes import name_of
 from qvec_cli.checkpoint.header import Entry
-from qvec_cli.checkpoint.read import Checkpoint, Hasher, combined_digest
+from qvec_cli.checkpoint.read import Checkpoint, Hasher
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.errors import SpecError
 from qvec_cli.model.configuration import Model
@@ -48,16 +48,13 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """What one command did.
-
-    ``use`` tells what of the receiver's data the result has cost beyond its own fine-tuning.
-    """
+    """What one command did."""
 
     command: str
     inputs: tuple[Input, ...]
     parameters: Mapping[str, Any]
     results: Mapping[str, Any]
-    use: Use = NOTHING
+    use: Use = NOTHING  # the receiver data that the result used beyond its own fine-tuning
     device: str = "cpu"
     seed: int | None = None
     started: float = 0.0  # time.perf_counter() when the work began
@@ -65,6 +62,7 @@ class Metrics:
 
     def document(self) -> dict[str, Any]:
         """The document, valid under ``SCHEMA_FILE``."""
+        torch = sys.modules.get("torch")
         return {
             "schema": SCHEMA,
             "command": self.command,
@@ -79,7 +77,7 @@ class Metrics:
                 "timm": version("timm"),
                 "device": self.device,
                 "seed": self.seed,
-                "threads": _threads(),
+                "threads": torch.get_num_threads() if torch else 1,
                 "ranks": self.ranks,
             },
             "timing": {
@@ -113,19 +111,17 @@ class Plan:
             {"name": n, "dtype": e.dtype, "shape": list(e.shape), "fate": self.fates[n]}
             for n, e in self.outline.items()
         ]
-        results = {
-            "plan": {
-                "output": str(self.output) if self.output else None,
-                "tensors": tensors,
-                "images": dict(self.images),
-                "bytes_in": sum(c.nbytes for c in inputs),
-                "bytes_out": size,
-            }
+        plan = {
+            "output": str(self.output) if self.output else None,
+            "tensors": tensors,
+            "images": dict(self.images),
+            "bytes_in": sum(c.nbytes for c in inputs),
+            "bytes_out": size,
         }
         files = [Input(str(c.path), c.kind, c.stated) for c in inputs]
         files += [Input(self.data, "data")] if self.data else []
         parameters = {**self.parameters, "dry_run": True}
-        return Metrics(self.command, tuple(files), parameters, results, started=started)
+        return Metrics(self.command, tuple(files), parameters, {"plan": plan}, started=started)
 
 
 def check_documents(
@@ -158,11 +154,6 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _threads() -> int:
-    torch = sys.modules.get("torch")
-    return torch.get_num_threads() if torch else 1
-
-
 def backbone_digest(network: nn.Module, model: Model) -> str:
     """The digest of a network's tensors without those of its head."""
     state = network.state_dict()
@@ -172,8 +163,7 @@ def backbone_digest(network: nn.Module, model: Model) -> str:
         for name, array in body.items():
             hasher.start(name)
             hasher.update(name, array.reshape(-1))
-    hashed = hasher.digests()
-    return combined_digest({n: (name_of(a.dtype), a.shape, hashed[n]) for n, a in body.items()})
+        return hasher.combined({n: Entry(name_of(a.dtype), a.shape) for n, a in body.items()})
 
 
 def provenance(

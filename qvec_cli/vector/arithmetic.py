@@ -26,11 +26,8 @@ from qvec_cli.errors import SpecError
 from qvec_cli.specs import Rule
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
 Streams = Sequence[np.random.Generator]
-
-Floats = Any
-"""A float32 array of numpy or tensor of torch."""
+Floats = Any  # a float32 array of numpy or tensor of torch
 
 
 def difference(theta_qat: Floats, theta_fp: Floats) -> Floats:
@@ -39,13 +36,7 @@ def difference(theta_qat: Floats, theta_fp: Floats) -> Floats:
 
 
 def apply(theta: Floats, rho: Floats, lam: float) -> Floats:
-    """``theta + lam * rho`` in float32; lam = 0 is theta itself, bit for bit.
-
-    Args:
-        theta: the receiver's block.
-        rho: the vector's block, same shape.
-        lam: the scaling coefficient, without unit.
-    """
+    """``theta + lam * rho`` of blocks of one shape, in float32; lam = 0 is theta, bit for bit."""
     return theta if lam == 0 else theta + lam * rho
 
 
@@ -127,15 +118,12 @@ class Merge:
 
 
 def merged(blocks: Sequence[Array], merge: Merge, streams: Streams) -> Array:
-    """One block of the merged vector.
+    """One block of the merged vector, float32; infinite where the numbers are too large for it.
 
     Args:
         blocks: the same block of each vector, float32; all of a tensor if ``merge.whole``.
         merge: the rule.
         streams: from ``draws``, one a vector, which go on from block to block of a tensor.
-
-    Returns:
-        Float32 of the blocks' shape; infinite where the numbers are too large for it.
     """
     if len(blocks) == 1 and merge.mix in ((), (1.0,)):
         return blocks[0]
