@@ -57,7 +57,7 @@ class ExportFormat(StrEnum):
 
 
 class Null(StrEnum):
-    """What a vector is compared with that carries nothing; one row each in vector/nulls.py."""
+    """What a vector is compared with that carries nothing; one row each in transfer/nulls.py."""
 
     RANDOM = "random"
     SHUFFLE = "shuffle"
@@ -65,7 +65,7 @@ class Null(StrEnum):
 
 
 class Rule(StrEnum):
-    """How several vectors become one; one row each in vector/rules.py."""
+    """How several vectors become one; one row each in vector/arithmetic.py."""
 
     MEAN = "mean"
     WEIGHTED = "weighted"
@@ -74,7 +74,7 @@ class Rule(StrEnum):
 
 
 class Part(StrEnum):
-    """What a tensor is of in a network; vector/parts.py decides."""
+    """What a tensor is of in a network; vector/pairing.py decides."""
 
     EMBED = "embed"
     ATTN = "attn"
@@ -108,7 +108,7 @@ class Objective(StrEnum):
 
 
 class Measure(StrEnum):
-    """How far the answers of two networks are apart; see learn/agreement.py."""
+    """How far the answers of two networks are apart; see selection/agreement.py."""
 
     KL = "kl"  # of class probabilities, nats
     FEATURES = "features"  # of what the classifier is given, relative
@@ -208,11 +208,10 @@ class Grid:
 
     def to_json(self) -> dict[str, Any]:
         """The grid as the card of a file and the metrics hold it; float32 goes without saying."""
-        words = {"granularity": str(self.granularity), "scale": str(self.scale)}
-        value = {**asdict(self), **words, "scale_dtype": str(self.scale_dtype)}
+        facts = {k: str(v) if isinstance(v, StrEnum) else v for k, v in asdict(self).items()}
         if self.scale_dtype is ScaleDtype.FLOAT32:
-            del value["scale_dtype"]
-        return value
+            del facts["scale_dtype"]
+        return facts
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
@@ -243,13 +242,9 @@ class GridOptions:
         self.grid(None if self.bits is not None else Grid())
 
     def grid(self, own: Grid | None) -> Grid:
-        """The grid that is meant.
+        """The grid that is meant; SpecError where values are out of range or no bits anywhere.
 
-        Args:
-            own: what the file was made for; it counts as a whole unless bits are typed.
-
-        Raises:
-            SpecError: values out of range, or no bits anywhere.
+        ``own``, that which the file was made for, counts as a whole unless bits are typed.
         """
         if self.bits is None and own is None:
             raise SpecError("--bits is missing", hint="The file was not made for a grid.")
@@ -366,8 +361,7 @@ class Silence:
         """Drop it."""
 
 
-_LARGEST = 1e38
-"""About as much as float32 holds."""
+_LARGEST = 1e38  # about as much as float32 holds
 
 
 def _flag(name: str) -> str:

@@ -17,7 +17,7 @@ from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import BLOCK, Checkpoint
 from qvec_cli.checkpoint.write import write
 from qvec_cli.specs import Grid, Part, Rule
-from qvec_cli.vector.merge import Merge, draws, merged
+from qvec_cli.vector.arithmetic import Merge, draws, merged
 from qvec_cli.vector.pairing import part_of
 
 Arrays = dict[str, np.ndarray]

@@ -373,7 +373,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
 def test_a_disk_that_others_fill_meanwhile_is_told(
     disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replace, "_require_room", lambda *_: None)
+    monkeypatch.setattr(replace, "_room", lambda _: 1 << 40)
     with pytest.raises(CheckpointError, match="cannot be written: no space left on device"):
         make(disk / "p.st", 0, Kind.CHECKPOINT)
     assert list(disk.iterdir()) == []

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import Drawer, Planted, call
 
-from qvec_cli.checkpoint import digest, read
+from qvec_cli.checkpoint import read
 from qvec_cli.checkpoint.read import Checkpoint
 
 
@@ -18,7 +18,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> tuple[Counter[str], Counter[str]
     """How often each checkpoint file was opened, and how many bytes of it were hashed."""
     opens: Counter[str] = Counter()
     hashed: Counter[str] = Counter()
-    begin, update = Checkpoint.__init__, digest.Hasher.update
+    begin, update = Checkpoint.__init__, read.Hasher.update
     names: dict[int, str] = {}
 
     def opening(self: Checkpoint, path: Path) -> None:
@@ -26,12 +26,12 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> tuple[Counter[str], Counter[str]
         opens[str(path)] += 1
         names[id(self._hasher)] = str(path)
 
-    def hashing(self: digest.Hasher, name: str, block: Any) -> None:
+    def hashing(self: read.Hasher, name: str, block: Any) -> None:
         hashed[names.get(id(self), "")] += block.nbytes
         update(self, name, block)
 
     monkeypatch.setattr(read.Checkpoint, "__init__", opening)
-    monkeypatch.setattr(digest.Hasher, "update", hashing)
+    monkeypatch.setattr(read.Hasher, "update", hashing)
     return opens, hashed
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from qvec_cli.errors import QvecError, SpecError
 from qvec_cli.specs import Rule
-from qvec_cli.vector.merge import RULES, Array, Merge, draws, merged
+from qvec_cli.vector.arithmetic import RULES, Array, Merge, draws, merged
 
 RNG = np.random.default_rng(0)
 VECTORS = [RNG.standard_normal((7, 12)).astype(np.float32) for _ in range(5)]

@@ -187,7 +187,7 @@ def test_a_hostile_index_costs_little(tmp_path: Path) -> None:
     with opening() as opened:
         for case in (*PIECES, "tensors, in short", "shards, in short"):
             start, piece, end = PIECES[case.removesuffix(", in short")]
-            count = (locate._MAX_INDEX - len(start + end)) // (len(piece) + 5 * piece.count(b"%d"))
+            count = (locate.MAX_HEADER - len(start + end)) // (len(piece) + 5 * piece.count(b"%d"))
             count = min(count, 358_000) if case.endswith("in short") else count
             whole = piece * count
             if b"%d" in piece:

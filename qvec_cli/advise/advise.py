@@ -19,8 +19,7 @@ from qvec_cli.inputs.files import InputFiles, opened
 from qvec_cli.inputs.images import find_proxies
 from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.inputs.receiver import ReceiverOptions, resolve
-from qvec_cli.outputs.dry_run import Plan
-from qvec_cli.outputs.metrics import Input, Metrics
+from qvec_cli.outputs.metrics import Input, Metrics, Plan
 from qvec_cli.pipeline.quantize import quantize
 from qvec_cli.quant.qtensor import stored_bits
 from qvec_cli.selection.choose import Average

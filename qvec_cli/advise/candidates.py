@@ -16,7 +16,7 @@ from qvec_cli.data.noise import NOISE
 from qvec_cli.errors import QvecError
 from qvec_cli.inputs.files import InputFiles
 from qvec_cli.inputs.images import ProxyOptions
-from qvec_cli.inputs.patched import Anchor
+from qvec_cli.inputs.receiver import Anchor
 from qvec_cli.pipeline import combine
 from qvec_cli.pipeline.quantize import QuantizeRequest
 from qvec_cli.selection import by_agreement

@@ -23,16 +23,13 @@ from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.write import size_of, write
 from qvec_cli.data.samples import Subset, Task
 from qvec_cli.errors import MismatchError, NotFiniteError
-from qvec_cli.inputs.architecture import architecture, targets_in
-from qvec_cli.inputs.files import opened, require_float
-from qvec_cli.inputs.grids import require_some
+from qvec_cli.inputs.files import architecture, opened, require_float
+from qvec_cli.inputs.grids import require_some, targets_in
 from qvec_cli.inputs.images import Examples, open_images
 from qvec_cli.inputs.lineage import digest_of
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model
-from qvec_cli.outputs.dry_run import Plan
-from qvec_cli.outputs.metrics import Input, Metrics
-from qvec_cli.outputs.provenance import backbone_digest, provenance
+from qvec_cli.outputs.metrics import Input, Metrics, Plan, backbone_digest, provenance
 from qvec_cli.quant.moments import Inputs, is_smaller
 from qvec_cli.specs import DataUse, Listener, Loading, Use
 

@@ -11,7 +11,7 @@ from qvec_cli.calibration.from_moments import LayerMoments
 from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import NotFiniteError
-from qvec_cli.inputs.patched import Patched
+from qvec_cli.inputs.receiver import Patched
 from qvec_cli.quant.methods import quantize_weight
 from qvec_cli.quant.qtensor import QTensor
 from qvec_cli.specs import Grid, Method

@@ -13,7 +13,7 @@ from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, NotFiniteError
 from qvec_cli.inputs.images import Proxies, draw_each
-from qvec_cli.inputs.patched import Patched
+from qvec_cli.inputs.receiver import Patched
 from qvec_cli.model.configuration import Model
 from qvec_cli.quant.methods import QUANTIZERS, FloatTarget, quantize_weight
 from qvec_cli.quant.moments import Inputs

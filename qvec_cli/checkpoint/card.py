@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Final
 
@@ -13,9 +13,11 @@ from qvec_cli.errors import CheckpointError
 SCHEMA: Final = 1
 """The format's own version: a newer one is refused, an older one is read for ever."""
 
-
 NO_DIGEST: Final = "0" * 64
 """Stands in the header until the data are written and their digest is known."""
+
+PATCHED, FAKE = "patched", "fake-quantized"
+"""Roles: a receiver to which a vector was added; a float checkpoint whose targets lie on a grid."""
 
 
 class Kind(StrEnum):
@@ -33,7 +35,7 @@ class Card:
     """The card of one file; every value but the strings is JSON."""
 
     kind: Kind
-    role: str = ""  # fp, qat, patched, fake-quantized
+    role: str = ""  # fp, qat, ``PATCHED`` or ``FAKE``
     model: dict[str, Any] | None = None  # timm's own configuration
     data: dict[str, Any] | None = None  # the data set and its classes
     quant: dict[str, Any] | None = None  # the grid that was trained for, or is stored
@@ -52,32 +54,13 @@ class Card:
 
     def to_header(self) -> dict[str, str]:
         """Metadata strings, sorted; no time, no path: the same inputs give the same bytes."""
-        values = {
-            "schema": SCHEMA,
-            "kind": self.kind,
-            "role": self.role,
-            "data": self.data,
-            "quant": self.quant,
-            "targets": self.targets,
-            "base": self.base,
-            "recipe": self.recipe,
-            "provenance": self.provenance,
-            "aliases": self.aliases,
-            "moments": self.moments,
-            "digest": self.digest,
-        }
-        header = {f"qvec.{k}": _dump(v) for k, v in values.items() if v or v == ()}
-        if self.model:
-            header["timm"] = _dump(self.model)
-        return dict(sorted({"format": "pt", **header}.items()))
+        values = {f"qvec.{f.name}": getattr(self, f.name) for f in fields(self)}
+        values |= {"qvec.schema": SCHEMA, "timm": values.pop("qvec.model"), "format": "pt"}
+        return {k: _dump(v) for k, v in sorted(values.items()) if v or v == ()}
 
     @classmethod
     def from_header(cls, metadata: Mapping[str, str]) -> Card | None:
-        """The card in a header, or None for a file that qvec did not write.
-
-        Raises:
-            CheckpointError: the card is from a newer qvec, or is damaged.
-        """
+        """The card in a header, None without one; CheckpointError: by a newer qvec, or damaged."""
         if "qvec.kind" not in metadata:
             return None
         try:
@@ -94,19 +77,18 @@ class Card:
                 hint="Upgrade with: pip install --upgrade qvec",
             )
         targets = _load(metadata, "qvec.targets", list)
+        mappings = {k: _load(metadata, f"qvec.{k}", dict) for k in ("data", "quant", "recipe")}
         return cls(
             kind=Kind(metadata["qvec.kind"]),
             role=metadata.get("qvec.role", ""),
             model=_load(metadata, "timm", dict),
-            data=_load(metadata, "qvec.data", dict),
-            quant=_load(metadata, "qvec.quant", dict),
             targets=None if targets is None else tuple(map(str, targets)),
             base=metadata.get("qvec.base"),
-            recipe=_load(metadata, "qvec.recipe", dict),
             provenance=_load(metadata, "qvec.provenance", dict) or {},
             aliases={k: str(v) for k, v in (_load(metadata, "qvec.aliases", dict) or {}).items()},
             moments=_load(metadata, "qvec.moments", dict),
             digest=metadata.get("qvec.digest", NO_DIGEST),
+            **mappings,
         )
 
 

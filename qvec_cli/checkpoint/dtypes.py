@@ -37,7 +37,6 @@ FORMATS: Final[dict[str, Format]] = {
     "U64": _format(12, "<u8"),
 }
 
-
 _NAMES: Final = {
     "float32": "F32",
     "float16": "F16",

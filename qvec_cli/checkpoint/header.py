@@ -17,24 +17,18 @@ from qvec_cli.errors import CheckpointError
 MAX_HEADER: Final = 16 << 20
 """Bytes of header that are parsed; 100,000 tensors need 9 MB."""
 
-
 _MAX_SIGNS: Final = 1_800_000
 """Commas and quotes in a header that is parsed, a measure of what it costs: memory and time.
 
 100,000 tensors of four dimensions have 1.7 million.
 """
 
-
 MAX_NAME: Final = 10_000
 """Letters in the name of a tensor, which messages repeat."""
 
-
 _KEYS: Final = frozenset(("dtype", "shape", "data_offsets"))
 
-
-_MAX_DIMENSIONS: Final = 64
-"""As many as numpy has."""
-
+_MAX_DIMENSIONS: Final = 64  # as many as numpy has
 
 _FOREIGN: Final = {
     b"version ": "a Git LFS pointer: run git lfs pull",
@@ -47,12 +41,14 @@ _FOREIGN: Final = {
 }
 
 
-class Readable(Protocol):
+class Source(Protocol):
     """Bytes at any offset."""
 
     size: int
 
     def read(self, count: int, offset: int) -> bytes | memoryview: ...  # noqa: D102
+    def require_unchanged(self) -> None: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
 
 
 class Entry(NamedTuple):
@@ -80,11 +76,10 @@ class Entry(NamedTuple):
         return self.size * FORMATS[self.dtype].numpy.itemsize
 
 
-def read_header(source: Readable) -> tuple[dict[str, Entry], dict[str, str]]:
+def read_header(source: Source) -> tuple[dict[str, Entry], dict[str, str]]:
     """The tensors of a safetensors file by their place, and its metadata.
 
-    Raises:
-        CheckpointError: another kind of file, which is named, or see ``parse_header``.
+    CheckpointError names another kind of file; see also ``parse_header``.
     """
     if source.size == 0:
         raise CheckpointError("the file is empty", hint="Was a copy interrupted?")
@@ -113,11 +108,7 @@ def read_header(source: Readable) -> tuple[dict[str, Entry], dict[str, str]]:
 
 
 def require_moderate(text: bytes, what: str = "its header") -> None:
-    """Refuses JSON that would cost more than a second or 200 MB to read, or is no header.
-
-    Raises:
-        CheckpointError: says what there is too much of.
-    """
+    """Refuses JSON that would cost more than a second or 200 MB to read, or is no header."""
     if len(text) > MAX_HEADER:
         raise CheckpointError(
             f"{what} claims {len(text):,} bytes; more than {MAX_HEADER:,} is not read"
@@ -140,9 +131,8 @@ def parse_header(text: bytes, start: int) -> tuple[dict[str, Entry], dict[str, s
         text: the header's JSON.
         start: where the data begin.
 
-    Raises:
-        CheckpointError: anything that the format forbids: duplicates, overlaps, holes,
-            unknown dtypes, sizes that do not add up.
+    CheckpointError: anything that the format forbids: duplicates, overlaps, holes, unknown
+    dtypes, sizes that do not add up.
     """
     require_moderate(text)
     with _uncollected():
@@ -201,25 +191,14 @@ def _entry(name: str, value: Any, data_start: int) -> Entry:
         raise CheckpointError(f"{name}: dtype {dtype} is not supported by qvec")
     if len(offsets) != 2 or not all(type(n) is int and n >= 0 for n in (*shape, *offsets)):
         raise CheckpointError(f"{name}: its shape or offsets are not whole numbers from 0 up")
-    if not _holdable(shape, FORMATS[dtype].numpy.itemsize):
+    largest = (1 << 63) // FORMATS[dtype].numpy.itemsize  # numpy's own limits
+    if len(shape) > _MAX_DIMENSIONS or math.prod(n or 1 for n in shape) >= largest:
         raise CheckpointError(f"{name}: its shape is beyond any array")
     start, stop = offsets
     entry = Entry(dtype, tuple(shape), data_start + start, data_start + stop)
     if entry.nbytes != stop - start:
         raise CheckpointError(f"{name}: {dtype} {list(shape)} does not take {stop - start} bytes")
     return entry
-
-
-def _holdable(shape: list[int], itemsize: int) -> bool:
-    """Whether numpy can have an array of this shape; found without multiplying huge numbers."""
-    if len(shape) > _MAX_DIMENSIONS:
-        return False
-    total = itemsize
-    for n in shape:
-        total *= n or 1
-        if total >= 1 << 63:
-            return False
-    return True
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -236,6 +215,6 @@ def _require_utf8(header: Any) -> None:
     """Refuses a lone surrogate, which JSON can spell, in any text that will be used."""
     if isinstance(header, dict):
         metadata = header.get("__metadata__")
-        texts = [*header, *(metadata if isinstance(metadata, dict) else ())]
-        texts += metadata.values() if isinstance(metadata, dict) else ()
+        pairs = metadata.items() if isinstance(metadata, dict) else ()
+        texts = [*header, *(text for pair in pairs for text in pair)]
         "".join(text for text in texts if isinstance(text, str)).encode()

@@ -16,41 +16,39 @@ from qvec_cli.errors import CheckpointError
 _PICKLED: Final = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """How a file begins that ``torch.save`` wrote: a zip archive, or formerly a bare pickle."""
 
-
 INDEX: Final = ".safetensors.index.json"
 
 _IN_FOLDER: Final = (
-    "model.safetensors",
-    "*" + INDEX,
-    "*.safetensors",
-    "pytorch_model.bin",
-    "*.pth",
-    "*.pt",
+    *("model.safetensors", "*" + INDEX, "*.safetensors"),
+    *("pytorch_model.bin", "*.pth", "*.pt"),
 )
 """What is looked for in a folder; the first pattern that finds something must find one file."""
+
+_MAX_SHARDS: Final = 10_000
+_PLAIN_NAME: Final = re.compile(r"[^/\\:\x00]+\.safetensors")
 
 
 def locate(path: Path) -> Contents:
     """The tensors of a file, a stream, an index of shards or a folder of the hub.
 
-    Raises:
-        CheckpointError: missing, unreadable, or nothing of that; names the file.
+    CheckpointError names a file that is missing, unreadable, or nothing of that.
     """
     contents = _of_folder(path) if _is_folder(path) else _of_file(path)
     if "qvec.kind" not in contents.metadata:
         contents.strip()
-        _find_aliases(contents)
+        for dropped, kept in contents.metadata.items():  # as the safetensors library notes ties
+            if kept in contents.entries and dropped not in contents.entries:
+                contents.aliases[dropped] = kept
     return contents
 
 
 def _of_file(path: Path) -> Contents:
     file = open_file(path)
-    contents = Contents()
-    contents.add(file)
+    contents = Contents(sources=[file])
     try:
         start = bytes(file.read(min(file.size, 16), 0))
         if int.from_bytes(start[:8], "little") <= MAX_HEADER:  # no magic is as small a number
-            contents.entries, contents.metadata = named_header(path, file)
+            contents.entries, contents.metadata = _header(path, file)
         elif start.startswith(_PICKLED):
             from qvec_cli.checkpoint.pickles import read_pickle  # its libraries take time
 
@@ -59,7 +57,7 @@ def _of_file(path: Path) -> Contents:
             contents.close()
             return of_index(path, path.parent)
         else:
-            named_header(path, file)  # tells what it is instead
+            _header(path, file)  # tells what it is instead
     except BaseException:
         contents.close()
         raise
@@ -93,26 +91,11 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _find_aliases(contents: Contents) -> None:
-    """Tied names as the safetensors library notes them: the dropped one, and the one kept."""
-    for dropped, kept in contents.metadata.items():
-        if kept in contents.entries and dropped not in contents.entries:
-            contents.aliases[dropped] = kept
-
-
-_MAX_INDEX: Final = MAX_HEADER  # bytes
-
-_MAX_SHARDS: Final = 10_000
-
-_PLAIN_NAME: Final = re.compile(r"[^/\\:\x00]+\.safetensors")
-
-
 def of_index(path: Path, folder: Path) -> Contents:
     """The tensors of every shard that an index lists, all of them in one folder.
 
-    Raises:
-        CheckpointError: an index that is not one, a shard that is missing or holds other tensors
-            than the index says, a name that leads out of the folder.
+    CheckpointError: no such index, a shard that is missing or holds other tensors than it says, a
+    name that leads out of the folder.
     """
     shards = _shards(path, read_json(path))
     contents = Contents()
@@ -126,11 +109,7 @@ def of_index(path: Path, folder: Path) -> Contents:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file of a name in a folder, which may be a link within it or into its hub cache.
-
-    Raises:
-        CheckpointError: a name or a link that leads elsewhere.
-    """
+    """The file of a name in a folder; a link may lead within it or into its hub cache only."""
     if name in (".", "..") or "/" in name:
         raise CheckpointError(f"{folder}: {name!r} leads out of the folder")
     try:
@@ -145,15 +124,11 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object in a file of moderate size.
-
-    Raises:
-        CheckpointError: too large, or not that.
-    """
+    """A JSON object in a file of moderate size; CheckpointError for anything else."""
     file = open_file(path)
     try:
-        if file.size > _MAX_INDEX:
-            raise CheckpointError(f"{path}: {file.size:,} bytes; more than {_MAX_INDEX:,} of JSON")
+        if file.size > MAX_HEADER:
+            raise CheckpointError(f"{path}: {file.size:,} bytes; more than {MAX_HEADER:,} of JSON")
         text = file.read(file.size, 0)
         require_moderate(text, str(path))
         document = json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant)
@@ -187,7 +162,7 @@ def _shards(path: Path, document: Mapping[str, Any]) -> dict[str, set[str]]:
 def _add(contents: Contents, path: Path, listed: set[str], index: Path) -> None:
     source = open_file(path)
     part = contents.add(source)
-    entries, metadata = named_header(path, source)
+    entries, metadata = _header(path, source)
     for name in sorted(listed ^ entries.keys()):
         where = "not in the shard" if name in listed else "not listed"
         raise CheckpointError(f"{index}: {path.name}: {name} is {where}")
@@ -196,7 +171,7 @@ def _add(contents: Contents, path: Path, listed: set[str], index: Path) -> None:
         contents.entries[name] = e._replace(part=part)
 
 
-def named_header(path: Path, source: File) -> tuple[dict[str, Entry], dict[str, str]]:
+def _header(path: Path, source: File) -> tuple[dict[str, Entry], dict[str, str]]:
     """A header whose errors name the file."""
     try:
         return read_header(source)

@@ -24,27 +24,19 @@ from qvec_cli.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 _NESTED: Final = (
     *("state_dict", "model_state_dict", "model", "model_state", "module", "net", "network"),
     *("state_dict_ema", "model_ema", "ema", "ema_state_dict", "weights", "params"),
 )
 """Where training scripts keep the state dict inside what they save; the first one counts."""
 
-
-_SAFE: Final = (argparse.Namespace,)
-"""What timm's training script saves beside the weights: a bag of attributes, without code."""
-
-
-_SLACK: Final = 1 << 20
-"""Bytes that the tensors of a small file may share."""
+_SLACK: Final = 1 << 20  # bytes that the tensors of a small file may share
 
 
 def read_pickle(path: Path, file: File, contents: Contents) -> None:
-    """Finds the tensors of a pickled state dict, also of one in a training script's dictionary.
+    """The tensors of a pickled state dict, also of one in a training script's dictionary.
 
-    Raises:
-        CheckpointError: anything but tensors and plain data: such a file could run code.
+    CheckpointError for anything but tensors and plain data: such a file could run code.
     """
     contents.streams, nbytes = False, 0
     state = _state_dict(_load(path, file), path, contents)
@@ -72,7 +64,8 @@ def _load(path: Path, file: File) -> Any:
         import torch
 
         try:
-            with torch.serialization.safe_globals(list(_SAFE)), warnings.catch_warnings():
+            # timm's training script saves a Namespace: a bag of attributes, without code
+            with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of old pickle protocols: they are read, or not
                 return torch.load(stream, map_location="cpu", weights_only=True, mmap=False)
         except MemoryError:
@@ -82,15 +75,15 @@ def _load(path: Path, file: File) -> Any:
 
 
 def _refused(path: Path, fault: Exception) -> CheckpointError:
-    hint = "Where you trust the file, save its state dict alone, best as safetensors."
+    hint: str | None = "Where you trust the file, save its state dict alone, best as safetensors."
     if named := re.search(r"GLOBAL ([\w.]+)", str(fault)):
         what = f"holds {named[1]}, which could run code when it is loaded: not read"
-        return CheckpointError(f"{path}: {what}", hint=hint)
-    if "Weights only load failed" in str(fault):
+    elif "Weights only load failed" in str(fault):
         what = "a pickle with more than tensors and plain data, which could run code: not read"
-        return CheckpointError(f"{path}: {what}", hint=hint)
-    lines = str(fault).splitlines() or [type(fault).__name__]
-    return CheckpointError(f"{path}: a pickle that torch cannot read: {lines[0]}")
+    else:
+        lines = str(fault).splitlines() or [type(fault).__name__]
+        what, hint = f"a pickle that torch cannot read: {lines[0]}", None
+    return CheckpointError(f"{path}: {what}", hint=hint)
 
 
 def _state_dict(saved: Any, path: Path, contents: Contents) -> dict[str, Tensor]:
@@ -102,10 +95,12 @@ def _state_dict(saved: Any, path: Path, contents: Contents) -> dict[str, Tensor]
         also = f"; {', '.join(inner[1:])} left out" if inner[1:] else ""
         contents.notes.append(f"the weights are those under {inner[0]!r}{also}")
         saved = saved[inner[0]]
+    import torch
+
     for name, tensor in saved.items():
         if isinstance(name, str) and not _nameable(name):
             raise CheckpointError(f"{path}: {name[:50]!r}: no name for a tensor")
-        if not isinstance(name, str) or not _is_tensor(tensor):
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise CheckpointError(
                 f"{path}: {name}: is {type(tensor).__name__}, not a tensor",
                 hint="A state dict holds tensors only.",
@@ -118,12 +113,6 @@ def _nameable(name: str) -> bool:
         return name != "__metadata__" and len(name.encode()) <= MAX_NAME
     except UnicodeEncodeError:
         return False
-
-
-def _is_tensor(value: object) -> bool:
-    import torch
-
-    return isinstance(value, torch.Tensor)
 
 
 def _bytes(path: Path, name: str, tensor: Tensor) -> tuple[memoryview, str]:
@@ -151,22 +140,14 @@ def _identity(tensor: Tensor) -> tuple[object, ...]:
 _GROWING: Final = (b"bytearray", b"_codecs")
 """What torch's loader calls when a pickle says so, and what makes gigabytes of a few letters."""
 
-
-_MAX_DIRECTORY: Final = 12 << 20
-"""Bytes of a zip archive's own table; torch needs about 100 for each tensor."""
+_MAX_DIRECTORY: Final = 12 << 20  # bytes of a zip archive's table; torch needs 100 a tensor
 
 
 def refuse_bomb(path: Path, stream: Any, size: int) -> None:
     """Refuses a pickle that would take far more memory than its file has bytes.
 
-    Args:
-        path: what messages call it.
-        stream: the open file, which is left at its start.
-        size: bytes of the file.
-
-    Raises:
-        CheckpointError: an archive that is compressed (torch stores), damaged, or not torch's;
-            a pickle with a word that makes much of little.
+    The stream is left at its start. CheckpointError: an archive that is compressed (torch
+    stores), damaged, or not torch's; a pickle with a word that makes much of little.
     """
     stream.seek(0)
     if stream.read(2) != b"PK":
@@ -217,8 +198,7 @@ def _refuse_growth(path: Path, chunks: Iterable[bytes]) -> None:
 def _require_one_directory(stream: Any, size: int) -> None:
     """Refuses an archive in which zipfile and torch could find different directories.
 
-    Raises:
-        ValueError: it does not end with its directory and nothing else, or that is too long.
+    ValueError: it does not end with its directory and nothing else, or that is too long.
     """
     stream.seek(max(0, size - 98))
     tail = stream.read().rjust(98, b"\0")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import queue
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
-from qvec_cli.checkpoint.card import NO_DIGEST, Card, Kind
-from qvec_cli.checkpoint.digest import Hasher, combine
+from qvec_cli.checkpoint.card import NO_DIGEST, Card, Kind, canonical
 from qvec_cli.checkpoint.dtypes import FORMATS, Array, to_float32
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.locate import locate
@@ -20,9 +21,10 @@ from qvec_cli.errors import CheckpointError
 ATTACHED: Final = "moments/"
 """How the names of tensors begin that a file carries beside its own: no arithmetic meets them."""
 
-
 BLOCK: Final = 1 << 18
 """Elements in a block: memory stays the same for any model, and a block fits into a cache."""
+
+_SMALL: Final = 1 << 15  # bytes that are hashed sooner than handed to a thread
 
 
 class Checkpoint(Mapping[str, Entry]):
@@ -31,8 +33,7 @@ class Checkpoint(Mapping[str, Entry]):
     Tensors that a file carries for others' use are no part of the mapping but ``attached``: they
     are read by name as the others are, and the digest covers them.
 
-    What is read is hashed as it streams by; ``settle`` then tells whether it was what the card
-    says.
+    What is read is hashed as it streams by; ``settle`` tells whether the card says the same.
 
     Args:
         path: a safetensors file, an index of several, a folder of the hub, a pickled state dict,
@@ -45,6 +46,9 @@ class Checkpoint(Mapping[str, Entry]):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._contents = locate(path)
+        self.metadata = self._contents.metadata  # the texts in the header
+        self.config = self._contents.config  # what config.json beside the weights says
+        self.notes = self._contents.notes  # what the user should know of the reading
         self._hasher = Hasher()
         self._begun: set[str] = set()  # tensors whose blocks somebody reads
         self._whole: set[str] = set()  # and has read to the end
@@ -56,9 +60,13 @@ class Checkpoint(Mapping[str, Entry]):
             raise CheckpointError(f"{path}: {error}", hint=error.hint) from None
         self.bare = card is None  # no card: a file that qvec did not write
         self.card = card or Card(Kind.CHECKPOINT, aliases=self._contents.aliases)
-        carries = self.card.moments is not None
-        self._own, attached = _apart(self._contents.entries, ATTACHED if carries else None)
-        self.attached: Mapping[str, Entry] = attached
+        self.kind = self.card.kind  # that of a bare file is taken to be a checkpoint
+        self.aliases = self.card.aliases  # names of tied tensors, and the name that each goes by
+        entries, carries = self._contents.entries, self.card.moments is not None
+        self.attached: Mapping[str, Entry] = {
+            n: e for n, e in entries.items() if carries and n.startswith(ATTACHED)
+        }
+        self._own = {n: e for n, e in entries.items() if n not in self.attached}
 
     def __getitem__(self, name: str) -> Entry:
         return self._own[name]
@@ -72,12 +80,7 @@ class Checkpoint(Mapping[str, Entry]):
     def __enter__(self) -> Checkpoint:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -91,41 +94,12 @@ class Checkpoint(Mapping[str, Entry]):
         return self.path.name or self.path.resolve().name
 
     @property
-    def kind(self) -> Kind:
-        """What the file is; one without a card is taken for a bare checkpoint."""
-        return self.card.kind
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """The texts in the header."""
-        return self._contents.metadata
-
-    @property
-    def config(self) -> dict[str, Any] | None:
-        """What config.json beside the weights says."""
-        return self._contents.config
-
-    @property
-    def aliases(self) -> dict[str, str]:
-        """Names of tied tensors that are not in the file, and the name that each goes by."""
-        return self.card.aliases
-
-    @property
     def classes(self) -> list[str] | None:
-        """Class names in the order of the head, where the card lists them.
-
-        Raises:
-            CheckpointError: a card that lists something else.
-        """
+        """Class names in the order of the head, where the card lists them."""
         names: list[str] | None = (self.card.data or {}).get("classes")
         if names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names)):
             return names
         raise CheckpointError(f"{self.path}: its qvec card is damaged (classes)")
-
-    @property
-    def notes(self) -> list[str]:
-        """What the user should know of the reading."""
-        return self._contents.notes
 
     @property
     def nbytes(self) -> int:
@@ -144,8 +118,7 @@ class Checkpoint(Mapping[str, Entry]):
 
     def is_file_of(self, other: Checkpoint) -> bool:
         """Whether both are names of one file."""
-        ours, theirs = ([*c._contents.identities()] for c in (self, other))
-        return ours == theirs
+        return self._contents.identities == other._contents.identities
 
     def blocks(self, name: str) -> Iterator[Array]:
         """The raw elements of a tensor, flat, at most ``BLOCK`` at a time (BF16 as uint16)."""
@@ -177,11 +150,7 @@ class Checkpoint(Mapping[str, Entry]):
             yield raw
 
     def require_finite(self, name: str) -> None:
-        """Refuses a floating tensor with an element that is no number.
-
-        Raises:
-            CheckpointError: a NaN or an infinity, with the tensor and where it stands.
-        """
+        """Refuses a floating tensor with a NaN or an infinity; CheckpointError says where it is."""
         seen = 0
         for values in self.floats(name):
             if not finite(values):
@@ -211,27 +180,24 @@ class Checkpoint(Mapping[str, Entry]):
         return whole.reshape(entry.shape)
 
     def contents(self) -> str:
-        """The digest of what was read, and of what nobody has read yet; of tensors, not files.
+        """The digest of all tensors, also those that nobody has read yet; not of order or card.
 
-        Raises:
-            CheckpointError: a file that was written to meanwhile.
+        CheckpointError: a file that was written to meanwhile.
         """
         entries = self._contents.entries
         for name in [name for name in entries if name not in self._whole]:
             self._begun.discard(name)
             for _ in self.blocks(name):
                 pass
-        self._hasher.finish()
+        digest = self._hasher.combined(entries)
         for source in self._contents.sources:
             source.require_unchanged()
-        digests = self._hasher.digests()
-        return combine({n: (e.dtype, e.shape, digests[n]) for n, e in entries.items()})
+        return digest
 
     def settle(self) -> str:
         """The digest of the contents, once they are known to be what the card says.
 
-        Raises:
-            CheckpointError: damaged or edited since the card was written, or while it was read.
+        CheckpointError: damaged or edited since the card was written, or while it was read.
         """
         if self.digest == NO_DIGEST:
             digest = self.contents()
@@ -245,16 +211,75 @@ class Checkpoint(Mapping[str, Entry]):
         return self.digest
 
 
-def _apart(
-    entries: Mapping[str, Entry], prefix: str | None
-) -> tuple[dict[str, Entry], dict[str, Entry]]:
-    """The tensors whose names do not begin so, and those whose do."""
-    attached = {n: e for n, e in entries.items() if prefix and n.startswith(prefix)}
-    return {n: e for n, e in entries.items() if n not in attached}, attached
-
-
 def finite(values: Array) -> bool:
     """Whether every element is a number; their squares tell far sooner than looking at each."""
     flat = values.reshape(-1)
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(np.dot(flat, flat))) or bool(np.isfinite(flat).all())
+
+
+def combined_digest(tensors: Mapping[str, tuple[str, tuple[int, ...], str]]) -> str:
+    """One sha256 from each tensor's (dtype, shape, sha256 of its bytes)."""
+    lines = [
+        canonical([name, dtype, list(shape), digest])
+        for name, (dtype, shape, digest) in sorted(tensors.items())
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+class Hasher:
+    """Hashes tensors on a thread of its own while their blocks stream by.
+
+    Blocks of one tensor arrive in order and must not be changed afterwards. Use as a context, or
+    ``finish``.
+    """
+
+    def __init__(self) -> None:
+        self._hashes: dict[str, hashlib._Hash] = {}
+        self._waiting: set[str] = set()  # tensors with blocks that went to the thread
+        self._queue: queue.Queue[tuple[hashlib._Hash, Array] | None] = queue.Queue(4)
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Hasher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.finish()
+
+    def finish(self) -> None:
+        """Waits until every block is hashed."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def start(self, name: str) -> None:
+        """Makes a tensor known, also one without any bytes; or begins it anew."""
+        self._hashes[name] = hashlib.sha256()
+        self._waiting.discard(name)
+
+    def update(self, name: str, block: Array) -> None:
+        """Takes the next block of a tensor; waits when hashing is behind."""
+        if block.nbytes < _SMALL and name not in self._waiting:
+            self._hashes[name].update(block.data)
+            return
+        if self._thread is None:
+            thread = threading.Thread(target=self._work, daemon=True)
+            thread.start()
+            self._thread = thread  # last: a signal may come at any line
+        self._waiting.add(name)
+        self._queue.put((self._hashes[name], block))
+
+    def digests(self) -> dict[str, str]:
+        """Hexadecimal sha256 by tensor, once hashing has finished."""
+        return {name: value.hexdigest() for name, value in self._hashes.items()}
+
+    def combined(self, entries: Mapping[str, Entry]) -> str:
+        """The digest of all these tensors, once every block is hashed."""
+        self.finish()
+        digests = self.digests()
+        return combined_digest({n: (e.dtype, e.shape, digests[n]) for n, e in entries.items()})
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            item[0].update(item[1].data)

@@ -21,7 +21,6 @@ from qvec_cli.errors import CheckpointError, ReaderLeftError, SpecError
 SUFFIX: Final = ".qvec-tmp"
 """How the hidden sibling ends; the next writer to the same target sweeps those of dead ones."""
 
-
 _NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 """What file systems without hard links answer, as those of memory cards."""
 
@@ -116,7 +115,7 @@ def refused(path: Path, fault: OSError) -> CheckpointError:
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether a path leads to something to write into, rather than a file to replace."""
+    """Whether a path leads to something to write into, not a file to replace or to make."""
     try:
         mode = path.stat().st_mode
     except OSError:  # not there, or a link to itself: for ``_check`` to tell
@@ -138,25 +137,24 @@ def _check(path: Path, *, force: bool, size: int) -> None:
         )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise CheckpointError(f"{path}: its folder is not writable")
-    _require_room(path, folder, size)
-
-
-def _require_room(path: Path, folder: Path, size: int) -> None:
-    """Refuses a file that its disk has no room for, as far as that can be told before."""
-    disk = os.statvfs(folder)
-    free = disk.f_frsize * (disk.f_bavail if os.geteuid() else disk.f_bfree)
-    if free < size:
+    if (free := _room(folder)) < size:
         raise CheckpointError(
             f"{path}: needs {size:,} bytes, and its disk has {free:,} left",
             hint="The old file, if there is one, stays until the new one is whole.",
         )
 
 
+def _room(folder: Path) -> int:
+    """Bytes that the disk of a folder has left for us."""
+    disk = os.statvfs(folder)
+    return disk.f_frsize * (disk.f_bavail if os.geteuid() else disk.f_bfree)
+
+
 def _create(target: Path) -> tuple[Path, BinaryIO]:
     """A new sibling that is locked as long as its writer lives."""
-    name = os.fsdecode(os.fsencode(target.name)[:200])
+    start = _start(target)
     while True:
-        temporary = target.with_name(f".{name}.{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
+        temporary = target.with_name(f"{start}{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
         file = temporary.open("xb")
         if lock(file.fileno()) is not False and os.fstat(file.fileno()).st_nlink:
             return temporary, file
@@ -164,11 +162,15 @@ def _create(target: Path) -> tuple[Path, BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+def _start(target: Path) -> str:
+    """How the names of a target's hidden siblings begin."""
+    return f".{os.fsdecode(os.fsencode(target.name)[:200])}."
+
+
 def lock(fd: int) -> bool | None:
     """Takes a lock that a process loses with its life, on any host and in any container.
 
-    Returns:
-        Whether it is ours now; None on a file system without locks.
+    Whether it is ours now; None on a file system without locks.
     """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -181,7 +183,7 @@ def lock(fd: int) -> bool | None:
 
 def _sweep(target: Path) -> None:
     """Removes what writers to the same target left behind that were killed."""
-    start = f".{os.fsdecode(os.fsencode(target.name)[:200])}."
+    start = _start(target)
     try:
         with os.scandir(target.parent) as entries:
             left = [e.path for e in entries if e.name.startswith(start) and e.name.endswith(SUFFIX)]

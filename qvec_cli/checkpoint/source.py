@@ -6,41 +6,25 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from qvec_cli.checkpoint.header import MAX_HEADER, Entry, parse_header
+from qvec_cli.checkpoint.header import MAX_HEADER, Entry, Source, parse_header
 from qvec_cli.errors import CheckpointError, SpecError
 
 STREAM: Final = Path("-")
 """Stdin where a command reads, stdout where it writes."""
 
-
 _CHUNK: Final = 1 << 20
 
-
-_AHEAD: Final = 16 << 20
-"""Bytes that are asked of the disk at a time."""
-
-
-class Source(Protocol):
-    """Bytes at any offset."""
-
-    size: int
-
-    def read(self, count: int, offset: int) -> bytes | memoryview: ...  # noqa: D102
-    def require_unchanged(self) -> None: ...  # noqa: D102
-    def close(self) -> None: ...  # noqa: D102
+_AHEAD: Final = 16 << 20  # bytes that are asked of the disk at a time
 
 
 class File:
     """An open regular file, never mapped: a file that shrinks is an error, not a signal.
 
-    Args:
-        path: what messages call it.
-        fd: open for reading; it is closed with the source.
+    ``path`` is what messages call it; ``fd``, open for reading, is closed with the source.
     """
 
     def __init__(self, path: Path, fd: int) -> None:
@@ -56,11 +40,7 @@ class File:
         return status.st_dev, status.st_ino
 
     def read(self, count: int, offset: int) -> bytes:
-        """Exactly so many bytes.
-
-        Raises:
-            CheckpointError: the disk fails, or the file has become shorter.
-        """
+        """Exactly so many bytes; CheckpointError where the disk fails or the file has shrunk."""
         self._fetch(offset + count)
         parts = []
         while count:
@@ -124,9 +104,7 @@ class Memory:
 def open_file(path: Path) -> File:
     """A file by its path; a stream (``-``, a pipe, ``<(...)``) is first copied to disk.
 
-    Raises:
-        CheckpointError: missing, unreadable, a folder.
-        SpecError: ``-`` where stdin is closed or a terminal.
+    CheckpointError: missing, unreadable, a folder. SpecError: no stdin that ``-`` could stand for.
     """
     try:
         fd = _stdin() if path == STREAM else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -201,7 +179,6 @@ def _near(path: Path) -> str | None:
 WRAPPED: Final = "timm_model."
 """What stands before every name of timm's inside transformers' wrapper."""
 
-
 _PREFIXES: Final = ("module.", "_orig_mod.", "model.", WRAPPED)
 """What wrappers put before every name: DDP, torch.compile, the paper's own code, transformers."""
 
@@ -226,7 +203,7 @@ class Contents:
     def strip(self) -> None:
         """Takes away what a wrapper has put before every name."""
         taken = ""
-        while prefix := _common(self.entries):
+        while self.entries and (prefix := next(filter(self._is_common, _PREFIXES), "")):
             taken += prefix
             self.entries = {n.removeprefix(prefix): e for n, e in self.entries.items()}
             self.aliases = {
@@ -235,20 +212,15 @@ class Contents:
         if taken:
             self.notes.append(f"{taken!r} before every name is left out")
 
-    def identities(self) -> Iterator[tuple[int, int]]:
+    @property
+    def identities(self) -> list[tuple[int, int]]:
         """What tells files apart that have several names."""
-        for source in self.sources:
-            if isinstance(source, File):
-                yield source.identity
+        return [source.identity for source in self.sources if isinstance(source, File)]
+
+    def _is_common(self, prefix: str) -> bool:
+        return all(len(n) > len(prefix) and n.startswith(prefix) for n in self.entries)
 
     def close(self) -> None:
         """Gives every file back."""
         for source in self.sources:
             source.close()
-
-
-def _common(names: Mapping[str, Entry]) -> str:
-    for prefix in _PREFIXES:
-        if names and all(len(n) > len(prefix) and n.startswith(prefix) for n in names):
-            return prefix
-    return ""

@@ -12,10 +12,9 @@ from typing import BinaryIO
 import numpy as np
 
 from qvec_cli.checkpoint.card import Card
-from qvec_cli.checkpoint.digest import Hasher, combine
 from qvec_cli.checkpoint.dtypes import FORMATS, Array
 from qvec_cli.checkpoint.header import Entry, require_moderate
-from qvec_cli.checkpoint.read import BLOCK
+from qvec_cli.checkpoint.read import BLOCK, Hasher
 from qvec_cli.checkpoint.replace import check_target, replacing
 from qvec_cli.errors import CheckpointError
 
@@ -43,17 +42,19 @@ def write(
             the data stream by, for the room that its text takes, and afterwards, when digests of
             inputs are known.
         force: whether an existing target may be replaced.
-        align: see ``place``.
+        align: a power of two at whose multiples those tensors start that fill such pieces whole.
         ready: is called with the name of the new file when it is whole, before it takes its place.
 
     Returns:
         The card as written, with the digest of the contents.
     """
     draft = card() if callable(card) else card
-    placed, start = place(plan, draft, align)
-    end = max((entry.stop for entry in placed.values()), default=start)
+    placed, start = _place(plan, draft, align)
+    end = start + sum(entry.nbytes for entry in plan.values())
     check_target(path, force=force, size=end)
-    _keep_freed_memory()
+    # glibc gives blocks as large as ours back to the kernel, which has to zero them anew (a third
+    # of the time of a stream), until a larger one has come and gone. This one is never resident.
+    np.empty(16 * BLOCK, np.uint8)
     with replacing(path, force=force) as file, Hasher() as hasher:
         os.ftruncate(file.fileno(), end)  # goes on after a signal, as file.truncate does not
         written = set()
@@ -62,12 +63,8 @@ def write(
             written.add(name)
         if missing := placed.keys() - written:
             raise AssertionError(f"no data for {sorted(missing)[:5]}")
-        hasher.finish()
-        digests = hasher.digests()
-        done = replace(
-            card() if callable(card) else card,
-            digest=combine({n: (e.dtype, e.shape, digests[n]) for n, e in placed.items()}),
-        )
+        digest = hasher.combined(placed)
+        done = replace(card() if callable(card) else card, digest=digest)
         header = _header(placed, done, start, align)
         assert len(header) == start
         file.seek(0)
@@ -80,17 +77,7 @@ def write(
 
 def size_of(plan: Mapping[str, Entry], card: Card, align: int = 1) -> int:
     """Bytes of the file that ``write`` would make."""
-    placed, start = place(plan, card, align)
-    return max((entry.stop for entry in placed.values()), default=start)
-
-
-def _keep_freed_memory() -> None:
-    """Lets the C library use a freed block for the next one: a third of the time of a stream.
-
-    glibc gives blocks as large as ours back to the kernel, which has to zero them anew, until it
-    has seen a larger one come and go. This one is never touched, and so never resident.
-    """
-    np.empty(16 * BLOCK, np.uint8)
+    return _place(plan, card, align)[1] + sum(entry.nbytes for entry in plan.values())
 
 
 def _prove(path: Path, file: BinaryIO) -> None:
@@ -104,19 +91,11 @@ def _prove(path: Path, file: BinaryIO) -> None:
         raise CheckpointError(f"{path}: other tools could not read it: {fault}") from None
 
 
-def place(plan: Mapping[str, Entry], card: Card, align: int = 1) -> tuple[dict[str, Entry], int]:
+def _place(plan: Mapping[str, Entry], card: Card, align: int = 1) -> tuple[dict[str, Entry], int]:
     """Every tensor with its offsets, and where the data begin.
 
-    The order is the safetensors library's: widest dtype first, then by name.
-
-    Args:
-        plan: dtype and shape of every tensor.
-        card: what the header has to hold beside them.
-        align: a power of two at whose multiples those tensors start that fill such pieces whole;
-            the others, which would shift what comes after, then come last.
-
-    Raises:
-        CheckpointError: a name that would make the file unreadable, more tensors than fit.
+    The order is the safetensors library's: widest dtype first, then by name; but tensors that do
+    not fill pieces of ``align`` bytes, and would shift what comes after, come last.
     """
     if "__metadata__" in plan:
         raise CheckpointError("a tensor named __metadata__ would make the file unreadable")
@@ -125,9 +104,8 @@ def place(plan: Mapping[str, Entry], card: Card, align: int = 1) -> tuple[dict[s
     )
     placed, position = {}, 0
     for name in names:
-        entry = plan[name]
-        placed[name] = entry._replace(start=position, stop=position + entry.nbytes)
-        position += entry.nbytes
+        stop = position + plan[name].nbytes
+        placed[name], position = plan[name]._replace(start=position, stop=stop), stop
     start = len(_header(placed, card, 0, align))
     return {
         name: e._replace(start=e.start + start, stop=e.stop + start) for name, e in placed.items()

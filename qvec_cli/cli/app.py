@@ -99,7 +99,7 @@ def program(sections: Mapping[str, Mapping[str, Callable[..., None]]]) -> typer.
 
 def _version(show_version: bool) -> None:
     if show_version:
-        from qvec_cli.outputs.provenance import version
+        from qvec_cli.outputs.metrics import version
 
         typer.echo(f"qvec {version('qvec')}")
         raise typer.Exit

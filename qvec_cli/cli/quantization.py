@@ -22,7 +22,7 @@ from qvec_cli.specs import Calibration, ExportFormat, Listener, Loading, Method,
 if TYPE_CHECKING:
     from qvec_cli.calibration.from_moments import MomentsOptions
     from qvec_cli.calibration.refine import RefinementOptions
-    from qvec_cli.inputs.patched import Anchor
+    from qvec_cli.inputs.receiver import Anchor
     from qvec_cli.outputs.metrics import Metrics
 
 
@@ -103,7 +103,7 @@ class CalibrationFlags:
 
     def start(self, *, cross: bool, dry_run: bool) -> Anchor | None:
         """The vector of --anchor; ``cross``: whether it may be for another grid."""
-        from qvec_cli.inputs.patched import Anchor
+        from qvec_cli.inputs.receiver import Anchor
 
         if self.anchor is None:
             if self.lam is not None:

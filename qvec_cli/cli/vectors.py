@@ -128,7 +128,7 @@ def combine(
     """
     from qvec_cli.inputs.lambdas import parse_mix
     from qvec_cli.pipeline import combine as verb
-    from qvec_cli.vector.merge import Merge
+    from qvec_cli.vector.arithmetic import Merge
 
     mix = parse_mix(merge.mix) if merge.mix is not None else ()
     rule = Merge(rule=merge.rule, mix=mix, density=merge.density, seed=merge.seed)

@@ -15,8 +15,7 @@ from qvec_cli.export.form import ExportSource, ExportTarget, Form
 from qvec_cli.inputs.files import opened
 from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.model.build import NetworkOptions
-from qvec_cli.outputs.dry_run import Plan
-from qvec_cli.outputs.metrics import Input, Metrics
+from qvec_cli.outputs.metrics import Input, Metrics, Plan
 from qvec_cli.quant.qtensor import part_names
 from qvec_cli.specs import ExportFormat, Listener
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import QvecError
-from qvec_cli.inputs.architecture import architecture
-from qvec_cli.inputs.files import require_model
+from qvec_cli.inputs.files import architecture, require_model
 from qvec_cli.inputs.foreign import stored_grid
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model

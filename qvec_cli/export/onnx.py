@@ -13,7 +13,7 @@ from qvec_cli.checkpoint.replace import check_target, replacing
 from qvec_cli.errors import MismatchError, QvecError
 from qvec_cli.export.form import ExportSource, ExportTarget, Form, compare
 from qvec_cli.export.matmulnbits import BlockLayout, layout
-from qvec_cli.outputs.provenance import version
+from qvec_cli.outputs.metrics import version
 from qvec_cli.specs import Listener
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from qvec_cli.checkpoint.card import Card, Kind
+from qvec_cli.checkpoint.card import FAKE, Card, Kind
 from qvec_cli.checkpoint.dtypes import name_of
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.replace import write_json
 from qvec_cli.export.form import ExportSource, ExportTarget, Form, compare
-from qvec_cli.inputs.files import FAKE, card_of
+from qvec_cli.inputs.files import card_of
 from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.model import build
 from qvec_cli.model.configuration import Model
@@ -24,7 +24,7 @@ from qvec_cli.outputs.hf_folder import (
     size_of_output,
     write_output,
 )
-from qvec_cli.outputs.provenance import provenance
+from qvec_cli.outputs.metrics import provenance
 from qvec_cli.specs import Listener
 
 if TYPE_CHECKING:

@@ -6,19 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Final
 
-from qvec_cli.checkpoint.card import Card, Kind
+from qvec_cli.checkpoint.card import FAKE, Card, Kind
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError
 from qvec_cli.inputs.foreign import refuse_foreign
+from qvec_cli.model import build
 from qvec_cli.model.configuration import Model, of_config
+from qvec_cli.model.targets import HEADS, head_tensors
 from qvec_cli.specs import Grid, Listener
-
-FAKE: Final = "fake-quantized"
-"""The role of a float checkpoint whose targets lie on a grid."""
-
 
 _INSTEAD = {
     Kind.VECTOR: "A vector comes from qvec extract.",
@@ -28,11 +24,7 @@ _INSTEAD = {
 
 
 def require(checkpoint: Checkpoint, kind: Kind) -> None:
-    """Refuses a file of another kind than the operation needs, and one that another tool packed.
-
-    Raises:
-        MismatchError: names both kinds, or the layout.
-    """
+    """Refuses a file of another kind than the operation needs, and one that another tool packed."""
     if checkpoint.kind is not kind or (kind is Kind.VECTOR and checkpoint.bare):
         raise MismatchError(
             f"{checkpoint.path}: is {_a(checkpoint.kind)}, {_a(kind)} belongs here",
@@ -52,11 +44,7 @@ def _a(kind: Kind) -> str:
 
 
 def require_float(theta: Checkpoint) -> None:
-    """Refuses what cannot be quantized, and says to which grid a file is quantized already.
-
-    Raises:
-        MismatchError: names the grid.
-    """
+    """Refuses what cannot be quantized; MismatchError names the grid of a quantized file."""
     if theta.kind is Kind.QUANTIZED and theta.card.quant:
         raise MismatchError(
             f"{theta.path}: is quantized already, to {Grid.from_json(theta.card.quant)}",
@@ -68,9 +56,7 @@ def require_float(theta: Checkpoint) -> None:
 def require_model(checkpoint: Checkpoint) -> None:
     """Refuses a file that holds no network, float or packed by qvec.
 
-    Raises:
-        CheckpointError: a vector or the state of a run.
-        MismatchError: packed by another tool.
+    CheckpointError: a vector or the state of a run. MismatchError: packed by another tool.
     """
     if checkpoint.kind not in (Kind.CHECKPOINT, Kind.QUANTIZED):
         raise CheckpointError(
@@ -81,11 +67,7 @@ def require_model(checkpoint: Checkpoint) -> None:
 
 
 def stated_model(checkpoint: Checkpoint) -> Model | None:
-    """The configuration of timm from the card, or from the folder of a bare checkpoint.
-
-    Raises:
-        MismatchError: one that cannot be.
-    """
+    """The configuration of timm from the card, or from the folder of a bare checkpoint, if any."""
     if not checkpoint.card.model:
         return of_config(checkpoint.config) if checkpoint.config else None
     try:
@@ -102,11 +84,7 @@ def card_of(checkpoint: Checkpoint, kind: Kind) -> Card:
 
 
 def model_of(checkpoint: Checkpoint) -> Model:
-    """The configuration of timm from the card.
-
-    Raises:
-        CheckpointError: a file that does not say its architecture.
-    """
+    """The configuration of timm from the card; CheckpointError where nothing says it."""
     if model := stated_model(checkpoint):
         return model
     raise CheckpointError(
@@ -115,12 +93,42 @@ def model_of(checkpoint: Checkpoint) -> Model:
     )
 
 
-def opened(path: Path, listener: Listener) -> Checkpoint:
-    """One open checkpoint, to be used as a context; what it notes of its reading is passed on.
+def architecture(checkpoint: Checkpoint, options: build.NetworkOptions | None) -> Model:
+    """timm's configuration of the network.
 
-    Raises:
-        CheckpointError: see ``Checkpoint``.
+    CheckpointError: neither file nor user says it. MismatchError: the user says another one.
     """
+    if options is None:
+        return model_of(checkpoint)
+    if model := stated_model(checkpoint):
+        if options.shaped:
+            raise MismatchError(
+                f"{checkpoint.path} knows its own --img-size, --in-chans, --crop-pct and arguments",
+                hint="Leave them out, and --model too.",
+            )
+        if options.name.split(".", maxsplit=1)[0] != model.architecture:
+            raise MismatchError(
+                f"{checkpoint.path} is a {model.architecture}, not a {options.name}",
+                hint="Leave --model out: the file knows.",
+            )
+        return model
+    build.check_name(options.name)
+    return build.create(replace(options, num_classes=_outputs(checkpoint)))[1]
+
+
+def _outputs(checkpoint: Checkpoint) -> int:
+    """Classes that the head of a bare file tells apart."""
+    head = [entry for name in head_tensors(checkpoint, None) if (entry := checkpoint[name]).shape]
+    if not head:
+        raise CheckpointError(
+            f"{checkpoint.path}: no tensor looks like a classifier's",
+            hint=f"Heads are looked for under {', '.join(HEADS)}.",
+        )
+    return head[0].shape[0]
+
+
+def opened(path: Path, listener: Listener) -> Checkpoint:
+    """One open checkpoint, to be used as a context; what it notes of its reading is passed on."""
     checkpoint = Checkpoint(path)
     for note in checkpoint.notes:
         listener.note(f"{path}: {note}")
@@ -139,11 +147,7 @@ class InputFiles:
         self._checkpoints: dict[Path, Checkpoint] = {}
 
     def open(self, path: Path) -> Checkpoint:
-        """The open checkpoint of a path, which stays open until the run ends.
-
-        Raises:
-            CheckpointError: see ``Checkpoint``.
-        """
+        """The open checkpoint of a path, which stays open until the run ends."""
         if path not in self._checkpoints:
             self._checkpoints[path] = opened(path, self._listener)
         return self._checkpoints[path]
@@ -157,12 +161,7 @@ class InputFiles:
     def __enter__(self) -> InputFiles:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for checkpoint in self._checkpoints.values():
             checkpoint.close()
 
@@ -173,5 +172,5 @@ def input_files(files: InputFiles | None, listener: Listener) -> Iterator[InputF
     if files is not None:
         yield files
     else:
-        with InputFiles(listener) as opened_here:
-            yield opened_here
+        with InputFiles(listener) as files_of_this_run:
+            yield files_of_this_run

@@ -111,15 +111,10 @@ def bits_in_words(bits: Sequence[int]) -> str:
 
 
 def refuse_foreign(checkpoint: Checkpoint, *, floats: bool = False) -> None:
-    """Refuses a file in which one weight at least was packed by another tool.
+    """Refuses a file with a weight that another tool packed; MismatchError names both.
 
-    Args:
-        checkpoint: any file.
-        floats: whether only float weights serve; else codes in qvec's layout pass where the card,
-            or the folder's config.json, tells their grid.
-
-    Raises:
-        MismatchError: names the tensor and the tool.
+    Unless only ``floats`` serve, codes in qvec's layout pass where the card, or the folder's
+    config.json, tells their grid.
     """
     card = checkpoint.card
     readable = card.kind is Kind.QUANTIZED and bool(card.quant)
@@ -137,8 +132,7 @@ def refuse_foreign(checkpoint: Checkpoint, *, floats: bool = False) -> None:
 def stored_grid(checkpoint: Checkpoint) -> Grid | None:
     """The grid of packed weights: the card's, or what another tool left in config.json.
 
-    Raises:
-        MismatchError: packed in a way that is not known here.
+    MismatchError: packed in a way that is not known here.
     """
     if not checkpoint.bare:
         return Grid.from_json(checkpoint.card.quant) if checkpoint.card.quant else None

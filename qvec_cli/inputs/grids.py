@@ -9,7 +9,9 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
 from qvec_cli.inputs.files import stated_model
 from qvec_cli.inputs.lineage import CROSS
-from qvec_cli.model.targets import matching, of_outline
+from qvec_cli.model import build
+from qvec_cli.model.configuration import Model
+from qvec_cli.model.targets import matching, of_network, of_outline
 from qvec_cli.quant.affine import block_shape
 from qvec_cli.specs import Grid, GridOptions, Listener
 
@@ -19,9 +21,8 @@ def choose_targets(
 ) -> tuple[str, ...]:
     """Names of the weights to quantize: the user's, the card's, or those a rule finds.
 
-    Raises:
-        MismatchError: a glob that matches nothing.
-        CheckpointError: a card whose targets are not in the file.
+    MismatchError: a glob that matches nothing. CheckpointError: the card names a tensor that is not
+    there.
     """
     shapes = {name: entry.shape for name, entry in theta.items() if entry.floating}
     patterns = tuple(patterns)
@@ -41,6 +42,38 @@ def choose_targets(
             "name and shape"
         )
     return targets
+
+
+def targets_in(
+    theta: Checkpoint, model: Model | None, patterns: Iterable[str], listener: Listener
+) -> tuple[str, ...]:
+    """Names of the weights to quantize; the network decides for a file whose card does not.
+
+    Args:
+        theta: a float checkpoint.
+        model: its network, if that must be known; a file without a card must then be one.
+        patterns: globs of the user, which come first; then a list on the card.
+        listener: hears of a choice by rule.
+
+    Raises:
+        MismatchError: tensors that are not those of the network.
+    """
+    if model is None or theta.card.model:
+        return choose_targets(theta, patterns, listener)
+    linear = _of_network(theta, model)
+    said = patterns or theta.card.targets is not None
+    return choose_targets(theta, patterns, listener) if said else linear
+
+
+def _of_network(theta: Checkpoint, model: Model) -> tuple[str, ...]:
+    import torch
+
+    from qvec_cli.inputs.network import outline
+
+    with torch.device("meta"):
+        network = build.rebuild(model)
+    build.load(network, outline(theta), str(theta.path))
+    return tuple(name for name in of_network(network, model) if name in theta)
 
 
 def choose_grid(
@@ -70,12 +103,7 @@ def choose_grid(
 
 
 def check_fit(shapes: Mapping[str, tuple[int, ...]], grid: Grid, source: str) -> None:
-    """Refuses a grid that a target cannot lie on, and a network without any target.
-
-    Raises:
-        QvecError: no target.
-        MismatchError: a group size that does not divide the input features.
-    """
+    """Refuses a grid that some target cannot lie on (MismatchError), and a network without any."""
     require_some(shapes, source)
     for name, shape in shapes.items():
         if 0 in shape:
@@ -87,11 +115,7 @@ def check_fit(shapes: Mapping[str, tuple[int, ...]], grid: Grid, source: str) ->
 
 
 def require_some(targets: Collection[str], source: str) -> None:
-    """Refuses a network without any target.
-
-    Raises:
-        QvecError: names the file.
-    """
+    """Refuses a network without any target: QvecError names the file."""
     if not targets:
         raise QvecError(
             f"{source}: no weight to quantize",

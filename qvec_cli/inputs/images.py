@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
     from qvec_cli.learn.batches import Batch
 
-
-LEAST: Final = 16
-"""Images that are held back at the least."""
+LEAST: Final = 16  # images that are held back
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +107,10 @@ class Proxies:
 def find_proxies(
     theta: Checkpoint, model: Model, options: ProxyOptions, *, held_back: bool = False
 ) -> Proxies:
-    """Images of each data set, drawn with seed 0; nothing is decoded.
+    """Images of each data set for a receiver and its model, drawn with seed 0; not yet decoded.
 
-    Args:
-        theta: the receiver.
-        model: its configuration.
-        options: which data sets, and how many images in all.
-        held_back: as many others, that come after them in the draw.
-
-    Raises:
-        DataError, SpecError: no such data set, or a single image.
+    ``held_back`` asks for as many others, which come after them in the draw. DataError, SpecError:
+    no such data set, or a single image.
     """
     proxies = draw_each(theta, model, options, held_back=held_back)
     if proxies.count < 2:
@@ -129,18 +121,14 @@ def find_proxies(
 
 
 def draw_each(
-    theta: Checkpoint,
-    model: Model,
-    options: ProxyOptions | Calibration,
-    *,
-    held_back: bool = False,
+    theta: Checkpoint, model: Model, options: ProxyOptions | Calibration, *, held_back: bool = False
 ) -> Proxies:
     """A share of the images from each data set, see ``find_proxies``; nothing is decoded.
 
-    Raises:
-        DataError: no such data set, or too few are left to be held back.
+    DataError: no such data set, or too few are left to be held back.
     """
-    shares = _shares(options.samples, len(options.specs))
+    share, more = divmod(options.samples, len(options.specs))
+    shares = [share + (place < more) for place in range(len(options.specs))]
     return Proxies(
         tuple(
             draw(theta, model, spec, count, options.loading, start=count if held_back else 0)
@@ -150,17 +138,11 @@ def draw_each(
 
 
 def draw(
-    theta: Checkpoint,
-    model: Model,
-    spec: str,
-    count: int,
-    loading: Loading,
-    start: int = 0,
+    theta: Checkpoint, model: Model, spec: str, count: int, loading: Loading, start: int = 0
 ) -> ProxySource:
     """At most so many images of a data set; whether they are the receiver's own, cards tell.
 
-    Raises:
-        DataError: too few are left from ``start`` on.
+    DataError: too few are left from ``start`` on.
     """
     task = open_images(spec, model, loading)
     samples = any_split(task)
@@ -187,10 +169,6 @@ def is_own(theta: Checkpoint, model: Model, spec: str, loading: Loading) -> bool
     return own and bool(theta.card.data)
 
 
-def _shares(total: int, parts: int) -> Iterable[int]:
-    return [total // parts + (place < total % parts) for place in range(parts)]
-
-
 @dataclass(frozen=True, slots=True)
 class Examples:
     """A data set seen through a model."""
@@ -207,13 +185,9 @@ class Examples:
         from qvec_cli.learn.batches import PreparedSplit, decode
         from qvec_cli.model import build
 
-        samples = self.task.split(split)
-        prepared = PreparedSplit(
-            samples,
-            build.transform(self.model, augment=False),
-            self.model.input_size[0],
-            self.loading.workers,
-        )
+        samples, transform = self.task.split(split), build.transform(self.model, augment=False)
+        channels = self.model.input_size[0]
+        prepared = PreparedSplit(samples, transform, channels, self.loading.workers)
         images, labels = decode(
             prepared, lambda done: listener.progress(f"decode {split}", done, len(samples))
         )
@@ -236,8 +210,7 @@ def open_images(spec: str, model: Model, loading: Loading) -> Task:
 def open_for(checkpoint: Checkpoint, model: Model, spec: str, loading: Loading) -> Examples:
     """A data set whose classes are matched with the head's, by name where the card has names.
 
-    Raises:
-        MismatchError: classes that the head does not know, or another number of them.
+    MismatchError: classes that the head does not know, or another number of them.
     """
     task = open_data(spec, loading)
     known: Sequence[str] | None = checkpoint.classes
@@ -279,21 +252,19 @@ def _listed(path: str) -> tuple[str, ...]:
 
 def natural(names: Sequence[str]) -> list[str]:
     """Sorted as timm does, c2 before c10; torchvision has them the other way round."""
-    return sorted(
-        names,
-        key=lambda n: [
-            (not p.isdigit(), int(p) if p.isdigit() else 0, p)
-            for p in re.split(r"(\d+)", n.lower())
-        ],
-    )
+
+    def key(name: str) -> list[tuple[bool, int, str]]:
+        pieces = re.split(r"(\d+)", name.lower())
+        return [(not p.isdigit(), int(p) if p.isdigit() else 0, p) for p in pieces]
+
+    return sorted(names, key=key)
 
 
 def _relabel(
     task: Task, known: Sequence[str], spec: str, checkpoint: Checkpoint
 ) -> tuple[int, ...]:
     place = {name: index for index, name in enumerate(known)}
-    strange = [name for name in task.classes if name not in place]
-    if strange:
+    if strange := [name for name in task.classes if name not in place]:
         raise MismatchError(
             f"{spec} has {len(task.classes)} classes, the head of {checkpoint.path} {len(known)}; "
             f"it does not know {', '.join(map(repr, strange[:3]))}",

@@ -60,6 +60,8 @@ def _decimal(text: str) -> Decimal:
 AUTO: Final = "auto"
 """The word for a lambda that is chosen on the way."""
 
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
+
 
 @dataclass(frozen=True, slots=True)
 class LambdaChoice:
@@ -72,11 +74,7 @@ class LambdaChoice:
     files: tuple[str, ...] = ()  # digests of the receiver and the vector of the sweep
 
     def require_for(self, *files: Checkpoint) -> None:
-        """Refuses a choice that was made for other files.
-
-        Raises:
-            MismatchError: names the file.
-        """
+        """Refuses a choice that was made for other files: MismatchError names the file."""
         for checkpoint in files:
             if self.files and (checkpoint.stated or checkpoint.settle()) not in self.files:
                 raise MismatchError(
@@ -88,9 +86,7 @@ class LambdaChoice:
 def read_choice(text: str) -> LambdaChoice:
     """A number typed by hand, at no known cost, or the choice in the JSON file of a sweep.
 
-    Raises:
-        SpecError: neither a number nor a file.
-        QvecError: a file that is not the result of a sweep.
+    SpecError: neither a number nor a file. QvecError: a file that is no result of a sweep.
     """
     if not (text.endswith(".json") or _is_file(text)):
         return LambdaChoice(parse_lambda(text), text)
@@ -106,15 +102,7 @@ def read_choice(text: str) -> LambdaChoice:
         )
     except OSError as fault:
         raise QvecError(f"{text}: {(fault.strerror or 'cannot be read').lower()}") from None
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        ArithmeticError,
-        RecursionError,
-        QvecError,
-    ):
+    except (*_MALFORMED, QvecError):
         raise QvecError(f"{text}: is not the result of qvec sweep-lambda") from None
 
 

@@ -19,16 +19,14 @@ CROSS: Final = "Pass --cross-grid to cross them all the same."
 
 def note_twice(theta: Checkpoint, rho: Checkpoint, listener: Listener) -> None:
     """Says that a receiver has been patched with this vector, or one it was made of, before."""
-    lineage = theta.card.provenance
     ours = {rho.stated, *_members(rho.card.provenance)}
-    if ours.intersection(_patches(lineage)):
+    if ours.intersection(_patches(theta.card.provenance)):
         listener.note(f"{theta.path} was patched with {rho.path} before: the lambdas add up")
 
 
 def note_fit(theta: Checkpoint, rho: Checkpoint, listener: Listener) -> None:
     """Says that the coefficients of a combination were fitted to another receiver."""
-    lineage = rho.card.provenance
-    fit = lineage.get("fit")
+    fit = rho.card.provenance.get("fit")
     receiver = fit.get("receiver") if isinstance(fit, dict) else None
     if isinstance(receiver, dict) and theta.stated and receiver.get("digest") != theta.stated:
         listener.note(f"{rho.path} was fitted to {receiver.get('name')}, not to {theta.path}")
@@ -59,11 +57,7 @@ def _parents(lineage: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def require_same_grid(theta: Checkpoint, rho: Checkpoint, *, cross: bool) -> None:
-    """Refuses a receiver that was made for one grid and a vector that was made for another.
-
-    Raises:
-        MismatchError: names both.
-    """
+    """Refuses a receiver that was made for one grid and a vector that was made for another."""
     ours, theirs = (c.card.quant for c in (theta, rho))
     if ours and theirs and ours != theirs and not cross:
         raise MismatchError(
@@ -74,44 +68,33 @@ def require_same_grid(theta: Checkpoint, rho: Checkpoint, *, cross: bool) -> Non
 
 
 def require_same_start(first: Checkpoint, second: Checkpoint, listener: Listener) -> None:
-    """Refuses models of another architecture or another pretrained base.
-
-    Raises:
-        MismatchError: names both.
-    """
+    """Refuses models of another architecture or another pretrained base: MismatchError."""
     require_same_architecture(first, second)
-    names = f"{first.path} and {second.path}"
-    if first.bare or second.bare:
-        bare = first if first.bare else second
-        listener.note(f"{bare.path} has no card: its base cannot be checked")
-        return
-    if first.card.base is None or second.card.base is None:
-        bare = first if first.card.base is None else second
-        listener.note(f"{bare.path} does not say its base: it cannot be checked")
+    both = first, second
+    if bare := [c for c in both if c.bare]:
+        listener.note(f"{bare[0].path} has no card: its base cannot be checked")
+    elif silent := [c for c in both if c.card.base is None]:
+        listener.note(f"{silent[0].path} does not say its base: it cannot be checked")
     elif first.card.base != second.card.base:
         raise MismatchError(
-            f"{names} come from different bases "
+            f"{first.path} and {second.path} come from different bases "
             f"({_short(first.card.base)} and {_short(second.card.base)})",
             hint="A vector belongs to models that were fine-tuned from the same start.",
         )
 
 
 def require_same_architecture(first: Checkpoint, second: Checkpoint) -> None:
-    """Refuses models whose backbones differ, where both say theirs.
-
-    Raises:
-        MismatchError: names both.
-    """
-    if differences := _backbones(first, second):
+    """Refuses models whose backbones differ, where both say theirs: MismatchError."""
+    ours, theirs = stated_model(first), stated_model(second)
+    if differences := same_backbone(ours, theirs) if ours and theirs else []:
         names = f"{first.path} and {second.path}"
         raise MismatchError(f"{names} differ in architecture: {', '.join(differences)}")
 
 
 def require_twins(donor: Checkpoint, donor_qat: Checkpoint, listener: Listener) -> None:
-    """Refuses a pair in the wrong order; warns when the twins' runs differ.
+    """Refuses twins in the wrong order (MismatchError): the sign of rho would be wrong.
 
-    Raises:
-        MismatchError: the sign of rho would be wrong.
+    Notes where their runs differ.
     """
     if donor.is_file_of(donor_qat):
         raise MismatchError(f"{donor.path} and {donor_qat.path} are one file: rho would be zero")
@@ -132,30 +115,22 @@ def require_twins(donor: Checkpoint, donor_qat: Checkpoint, listener: Listener) 
                 f"{expected!r} belongs here",
                 hint="rho = QAT checkpoint - plain checkpoint of one task.",
             )
-    if differences := _runs(donor.card, donor_qat.card):
+    ours, theirs = _run(donor.card), _run(donor_qat.card)
+    if differences := [
+        f"{key} {ours.get(key)} vs {theirs.get(key)}"
+        for key in sorted({*ours, *theirs})
+        if ours.get(key) != theirs.get(key)
+    ]:
         listener.note(
             f"the twins were trained differently ({', '.join(differences)}): "
             "rho holds that difference too"
         )
 
 
-def _backbones(first: Checkpoint, second: Checkpoint) -> list[str]:
-    ours, theirs = stated_model(first), stated_model(second)
-    return same_backbone(ours, theirs) if ours and theirs else []
-
-
-def _runs(first: Card, second: Card) -> list[str]:
-    ours, theirs = ({**(card.recipe or {}), **_data_of(card)} for card in (first, second))
-    return [
-        f"{key} {ours.get(key)} vs {theirs.get(key)}"
-        for key in sorted({*ours, *theirs})
-        if ours.get(key) != theirs.get(key)
-    ]
-
-
-def _data_of(card: Card) -> dict[str, Any]:
+def _run(card: Card) -> dict[str, Any]:
     data = card.data or {}
-    return {"data": data.get("name"), "data digest": _short(data.get("digest"))}
+    facts = {"data": data.get("name"), "data digest": _short(data.get("digest"))}
+    return {**(card.recipe or {}), **facts}
 
 
 def _short(digest: str | None) -> str:
@@ -163,11 +138,7 @@ def _short(digest: str | None) -> str:
 
 
 def inherited_use(checkpoint: Checkpoint) -> Use:
-    """What of the receiver's data a file has used before, by its card.
-
-    Raises:
-        CheckpointError: a card that says what cannot be.
-    """
+    """What of the receiver's data a file has used before, by its card."""
     lineage = checkpoint.card.provenance
     try:
         return Use(lineage.get("data_use", DataUse.NONE), dict(lineage.get("counts", {})))
@@ -203,13 +174,8 @@ def digest_of(classes: Iterable[str]) -> str:
 def has_seen(theta: Checkpoint, digest: str, classes: str) -> bool:
     """Whether a model was trained on a data set, as far as its card tells.
 
-    A copy or a part of the images has another digest, but the same classes. A file that does not
-    say what it was trained on may have seen anything.
-
-    Args:
-        theta: the model.
-        digest: of the data set.
-        classes: of the names of its classes, see ``digest_of``.
+    A copy or a part of the images has another ``digest``, but the same names of ``classes`` (see
+    ``digest_of``). A file that does not say what it was trained on may have seen anything.
     """
     data = theta.card.data or {}
     if not data:

@@ -16,20 +16,14 @@ from qvec_cli.model.configuration import Model
 from qvec_cli.quant.qtensor import QTensor, from_named, packed_weights, part_names, parts
 from qvec_cli.specs import Grid
 
-_DTYPES: Final = {
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float32,
-}
+_HALVES: Final = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def load_state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Tensors under the network's own names; every floating one finite; F64 as float32.
 
-    Raises:
-        CheckpointError: weights that are not finite.
-        MismatchError: packed by another tool, or parts that do not belong together.
+    CheckpointError: weights that are not finite. MismatchError: packed by another tool, or parts
+    that do not belong together.
     """
     refuse_foreign(checkpoint)  # of a stream, nobody has looked yet
     packed = packed_weights(checkpoint)
@@ -39,7 +33,8 @@ def load_state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         if name in inside:
             continue
         if entry.floating:
-            state[name] = torch.from_numpy(checkpoint.finite(name)).to(_DTYPES[entry.dtype])
+            dtype = _HALVES.get(entry.dtype, torch.float32)
+            state[name] = torch.from_numpy(checkpoint.finite(name)).to(dtype)
         else:
             state[name] = torch.from_numpy(np.array(checkpoint.array(name)))
     for dropped, kept in checkpoint.aliases.items():
@@ -82,11 +77,7 @@ def outline(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 
 
 def device(name: str) -> torch.device:
-    """The device a user names; "auto" is a GPU where there is one.
-
-    Raises:
-        QvecError: a device that is not here.
-    """
+    """The device a user names; "auto" is a GPU where there is one. QvecError: it is not here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -100,12 +91,7 @@ def device(name: str) -> torch.device:
 
 
 def load_packed(checkpoint: Checkpoint, name: str) -> QTensor:
-    """One packed weight.
-
-    Raises:
-        MismatchError: parts that do not belong together.
-        CheckpointError: packed by another tool.
-    """
+    """One packed weight; MismatchError where its parts do not belong together."""
     grid = _grid(checkpoint, name)
     arrays: Mapping[str, Any] = {n: checkpoint.array(n) for n in part_names(name, grid)}
     try:

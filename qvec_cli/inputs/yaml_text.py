@@ -12,14 +12,11 @@ from qvec_cli.errors import SpecError
 if TYPE_CHECKING:
     import yaml
 
-
 MAX_BYTES: Final = 1 << 20
-
 
 _YAML: Final = "tag:yaml.org,2002:"
 
 _PLAIN: Final = {f"{_YAML}{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp")}
-
 
 Value = str | list[str]
 
@@ -27,11 +24,7 @@ Entry = tuple["yaml.ScalarNode", "yaml.Node"]
 
 
 def entries(path: Path) -> list[Entry]:
-    """The keys and values of a file's mapping, in its order; an empty file has none.
-
-    Raises:
-        SpecError: not such a file.
-    """
+    """The keys and values of a file's mapping, in its order; SpecError for any other file."""
     import yaml
 
     try:
@@ -50,11 +43,7 @@ def entries(path: Path) -> list[Entry]:
 
 
 def inside(path: Path, where: str, node: yaml.Node) -> dict[str, yaml.Node]:
-    """The entries of a mapping within a file, by key.
-
-    Raises:
-        SpecError: something else than a mapping, or a key that stands in it twice.
-    """
+    """The entries of a mapping within a file, by key; SpecError for others, or a key twice."""
     import yaml
 
     if not isinstance(node, yaml.MappingNode) or node.tag != f"{_YAML}map":
@@ -90,11 +79,7 @@ def value(where: str, node: yaml.Node) -> Value:
 
 
 def scalar(where: str, node: yaml.Node) -> yaml.ScalarNode:
-    """A plain value: text as it stands; yes is no boolean and 010 no octal number.
-
-    Raises:
-        SpecError: anything else.
-    """
+    """A plain value, or else SpecError: text as it stands, so that 010 is no octal number."""
     import yaml
 
     if not isinstance(node, yaml.ScalarNode) or node.tag not in _PLAIN:

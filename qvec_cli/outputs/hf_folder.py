@@ -31,11 +31,8 @@ ALIGN: Final = 64
 """Bytes at whose multiples tensors start on disk, so that a loader that maps the file has them
 there in memory too: the last bit of a product of matrices hangs on it (with MKL, on x86)."""
 
-
 WEIGHTS: Final = "model.safetensors"
-
 CONFIG: Final = "config.json"
-
 
 Config = Mapping[str, Any]
 """What config.json says; empty where a single file is meant."""
@@ -44,11 +41,7 @@ Config = Mapping[str, Any]
 def check_output(path: Path, *, folder: bool, force: bool, size: int = 0) -> None:
     """Refuses, before any work, an output that could not be written afterwards.
 
-    Args:
-        path: a file or, if ``folder``, a folder, which is made where it is missing.
-        folder: which of them.
-        force: whether what exists may be replaced.
-        size: bytes that it will have, if that is known.
+    See ``check_target`` for files; a folder is made where it is missing.
     """
     if not folder:
         check_target(path, force=force, size=size)
@@ -68,8 +61,7 @@ def check_output(path: Path, *, folder: bool, force: bool, size: int = 0) -> Non
 def config_of(theta: Checkpoint, model: Model, targets: Iterable[str], grid: Grid | None) -> Config:
     """What config.json has to say of a network and, if there is a grid, of its packed targets.
 
-    Raises:
-        MismatchError: what a stock loader would fail on, or would not load to the same numbers.
+    MismatchError: what a stock loader would fail on, or would not load to the same numbers.
     """
     if theta.aliases:
         dropped, kept = min(theta.aliases.items())
@@ -77,7 +69,10 @@ def config_of(theta: Checkpoint, model: Model, targets: Iterable[str], grid: Gri
             f"{theta.path}: {dropped}: is tied to {kept}, which stock loaders do not know",
             hint="A single file may hold it: -o FILE.",
         )
-    config = to_config(model, _classes(theta, model))
+    names = theta.classes
+    if names is not None and not len(set(names)) == len(names) == model.num_classes:
+        raise MismatchError(f"{theta.path}: its qvec card is damaged (classes)")
+    config = to_config(model, names)
     if grid is not None:
         chosen = {name: theta[name].shape for name in sorted(targets)}
         _require_loadable(theta, chosen, grid)
@@ -169,11 +164,3 @@ def _remove(config: Path) -> None:
         config.unlink(missing_ok=True)
     except OSError as fault:
         raise refused(config, fault) from None
-
-
-def _classes(theta: Checkpoint, model: Model) -> list[str] | None:
-    """Names in the order of the head from the card, if there is one."""
-    names = theta.classes
-    if names is not None and not len(set(names)) == len(names) == model.num_classes:
-        raise MismatchError(f"{theta.path}: its qvec card is damaged (classes)")
-    return names

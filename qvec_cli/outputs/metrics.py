@@ -1,4 +1,4 @@
-"""The one JSON document of every command: what went in, what came out, at what cost."""
+"""What a command records beside its artefact: its metrics, its plan, the lineage on a card."""
 
 from __future__ import annotations
 
@@ -8,16 +8,23 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.checkpoint.dtypes import name_of
+from qvec_cli.checkpoint.header import Entry
+from qvec_cli.checkpoint.read import Checkpoint, Hasher
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.errors import SpecError
-from qvec_cli.outputs.hf_folder import CONFIG, WEIGHTS
-from qvec_cli.outputs.provenance import version
+from qvec_cli.model.configuration import Model
+from qvec_cli.model.targets import head_tensors
+from qvec_cli.outputs.hf_folder import CONFIG, WEIGHTS, check_output
 from qvec_cli.specs import NOTHING, Use
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SCHEMA: Final = 1
 
@@ -41,16 +48,13 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """What one command did.
-
-    ``use`` is the receiver data that the result used beyond its own fine-tuning.
-    """
+    """What one command did."""
 
     command: str
     inputs: tuple[Input, ...]
     parameters: Mapping[str, Any]
     results: Mapping[str, Any]
-    use: Use = NOTHING
+    use: Use = NOTHING  # the receiver data that the result used beyond its own fine-tuning
     device: str = "cpu"
     seed: int | None = None
     started: float = 0.0  # time.perf_counter() when the work began
@@ -58,6 +62,7 @@ class Metrics:
 
     def document(self) -> dict[str, Any]:
         """The document, valid under ``SCHEMA_FILE``."""
+        torch = sys.modules.get("torch")
         return {
             "schema": SCHEMA,
             "command": self.command,
@@ -72,7 +77,7 @@ class Metrics:
                 "timm": version("timm"),
                 "device": self.device,
                 "seed": self.seed,
-                "threads": _threads(),
+                "threads": torch.get_num_threads() if torch else 1,
                 "ranks": self.ranks,
             },
             "timing": {
@@ -82,14 +87,49 @@ class Metrics:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run that has passed every check but those of the data themselves."""
+
+    command: str
+    output: Path | None
+    fates: Mapping[str, str]  # what becomes of each tensor, by name
+    outline: Mapping[str, Entry]
+    parameters: Mapping[str, Any]
+    images: Mapping[str, int] = field(default_factory=dict)  # by split
+    data: str | None = None  # the data set as typed
+    folder: bool = False  # whether the output is one
+
+    def metrics(
+        self, inputs: Iterable[Checkpoint], started: float, size: int | None = None
+    ) -> Metrics:
+        """The plan as a document; ``size`` is that of the output, if it can be known."""
+        inputs = tuple(inputs)
+        if self.output and size:
+            check_output(self.output, folder=self.folder, force=True, size=size)
+        tensors = [
+            {"name": n, "dtype": e.dtype, "shape": list(e.shape), "fate": self.fates[n]}
+            for n, e in self.outline.items()
+        ]
+        plan = {
+            "output": str(self.output) if self.output else None,
+            "tensors": tensors,
+            "images": dict(self.images),
+            "bytes_in": sum(c.nbytes for c in inputs),
+            "bytes_out": size,
+        }
+        files = [Input(str(c.path), c.kind, c.stated) for c in inputs]
+        files += [Input(self.data, "data")] if self.data else []
+        parameters = {**self.parameters, "dry_run": True}
+        return Metrics(self.command, tuple(files), parameters, {"plan": plan}, started=started)
+
+
 def check_documents(
     document: Path | None, out: Path | None, inputs: Iterable[Path], *, force: bool
 ) -> None:
     """Refuses, before any work, a metrics file that could not be written afterwards.
 
-    Raises:
-        SpecError: the same file as the artefact or as an input, which would be lost.
-        CheckpointError: see ``check_target``.
+    SpecError: the same file as the artefact or as an input, which would be lost.
     """
     if document is None:
         return
@@ -114,6 +154,48 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _threads() -> int:
-    torch = sys.modules.get("torch")
-    return torch.get_num_threads() if torch else 1
+def backbone_digest(network: nn.Module, model: Model) -> str:
+    """The digest of a network's tensors without those of its head."""
+    state = network.state_dict()
+    head = set(head_tensors(state, model))
+    body = {n: tensor.detach().cpu().numpy() for n, tensor in state.items() if n not in head}
+    with Hasher() as hasher:
+        for name, array in body.items():
+            hasher.start(name)
+            hasher.update(name, array.reshape(-1))
+        return hasher.combined({n: Entry(name_of(a.dtype), a.shape) for n, a in body.items()})
+
+
+def provenance(
+    op: str, parents: Mapping[str, Checkpoint], use: Use, **facts: Any
+) -> dict[str, Any]:
+    """The lineage that an output's card keeps, whole: each parent brings its own.
+
+    Names come without folders, so that the same inputs give the same bytes anywhere. Digests
+    are those of ``Checkpoint.settle``, which a stream knows at its end.
+    """
+    return {
+        "op": op,
+        "qvec": version("qvec"),
+        **facts,
+        "data_use": use.level,
+        "counts": dict(use.counts),
+        "parents": [
+            {
+                "as": label,
+                "name": parent.name,
+                "kind": parent.kind,
+                "digest": parent.digest,
+                "provenance": parent.card.provenance,
+            }
+            for label, parent in parents.items()
+        ],
+    }
+
+
+@cache
+def version(package: str) -> str:
+    """The installed version of a package, which need not be imported for it."""
+    from importlib import metadata
+
+    return metadata.version(package)

@@ -26,12 +26,9 @@ from qvec_cli.inputs.lineage import (
     require_same_grid,
     require_same_start,
 )
-from qvec_cli.outputs.dry_run import Plan
-from qvec_cli.outputs.metrics import Input, Metrics
-from qvec_cli.outputs.provenance import provenance
+from qvec_cli.outputs.metrics import Input, Metrics, Plan, provenance
 from qvec_cli.specs import Grid, Listener, Part, Rule, Use, spent
-from qvec_cli.vector.arithmetic import Norm
-from qvec_cli.vector.merge import Merge, draws, merged
+from qvec_cli.vector.arithmetic import Merge, Norm, draws, merged
 from qvec_cli.vector.pairing import pair, select
 
 if TYPE_CHECKING:

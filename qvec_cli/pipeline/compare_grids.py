@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.inputs.architecture import architecture, targets_in
-from qvec_cli.inputs.files import opened, require_float
-from qvec_cli.inputs.grids import check_fit
+from qvec_cli.inputs.files import architecture, opened, require_float
+from qvec_cli.inputs.grids import check_fit, targets_in
 from qvec_cli.inputs.images import open_for
 from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.inputs.receiver import Receiver

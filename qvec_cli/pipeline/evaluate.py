@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.inputs.architecture import architecture
-from qvec_cli.inputs.files import opened, require_model
+from qvec_cli.inputs.files import architecture, opened, require_model
 from qvec_cli.inputs.foreign import stored_grid
 from qvec_cli.inputs.images import Examples, open_for
 from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.model import build
-from qvec_cli.outputs.dry_run import Plan
-from qvec_cli.outputs.metrics import Input, Metrics
+from qvec_cli.outputs.metrics import Input, Metrics, Plan
 from qvec_cli.quant.qtensor import packed_weights, part_names
 from qvec_cli.specs import Grid, Listener, Loading
 

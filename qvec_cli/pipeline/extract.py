@@ -21,9 +21,7 @@ from qvec_cli.errors import CheckpointError, MismatchError
 from qvec_cli.inputs.files import InputFiles, card_of, require, stated_model
 from qvec_cli.inputs.lineage import require_same_start, require_twins
 from qvec_cli.model.targets import head_tensors
-from qvec_cli.outputs.dry_run import Plan
-from qvec_cli.outputs.metrics import Input, Metrics
-from qvec_cli.outputs.provenance import provenance
+from qvec_cli.outputs.metrics import Input, Metrics, Plan, provenance
 from qvec_cli.specs import NOTHING, Listener
 from qvec_cli.vector.arithmetic import Norm, difference
 from qvec_cli.vector.pairing import Pairing, pair

@@ -8,15 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qvec_cli.checkpoint.card import Card, Kind
+from qvec_cli.checkpoint.card import PATCHED, Card, Kind
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.write import Blocks, size_of, write
 from qvec_cli.inputs.files import InputFiles, card_of
 from qvec_cli.inputs.lambdas import AUTO, read_choice
-from qvec_cli.inputs.patched import PATCHED, Anchor, Patched, patched_receiver
-from qvec_cli.outputs.dry_run import Plan
-from qvec_cli.outputs.metrics import Input, Metrics
-from qvec_cli.outputs.provenance import provenance
+from qvec_cli.inputs.receiver import Anchor, Patched, patched_receiver
+from qvec_cli.outputs.metrics import Input, Metrics, Plan, provenance
 from qvec_cli.specs import Listener, Part
 
 if TYPE_CHECKING:

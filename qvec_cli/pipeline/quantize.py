@@ -22,22 +22,19 @@ from qvec_cli.calibration.sequential import (
     check_images,
     draw_images,
 )
-from qvec_cli.checkpoint.card import Card, Kind
+from qvec_cli.checkpoint.card import FAKE, PATCHED, Card, Kind
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, SpecError
-from qvec_cli.inputs.architecture import architecture, targets_in
-from qvec_cli.inputs.files import FAKE, InputFiles, card_of, input_files, require_float
-from qvec_cli.inputs.grids import choose_grid
+from qvec_cli.inputs.files import InputFiles, architecture, card_of, input_files, require_float
+from qvec_cli.inputs.grids import choose_grid, targets_in
 from qvec_cli.inputs.images import Proxies
 from qvec_cli.inputs.lineage import inherited_use
-from qvec_cli.inputs.patched import PATCHED, Anchor, Patched, anchored
+from qvec_cli.inputs.receiver import Anchor, Patched, anchored
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model
-from qvec_cli.outputs.dry_run import Plan
 from qvec_cli.outputs.hf_folder import check_output, config_of, size_of_output, write_output
-from qvec_cli.outputs.metrics import Input, Metrics
-from qvec_cli.outputs.provenance import provenance
+from qvec_cli.outputs.metrics import Input, Metrics, Plan, provenance
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import parts, stored_bits
 from qvec_cli.specs import Calibration, Grid, GridOptions, Listener, Method, Target, Use, spent

@@ -31,9 +31,7 @@ from qvec_cli.learn.forward import accuracy_of, batch_counts
 from qvec_cli.model import build, qat
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import of_network
-from qvec_cli.outputs.dry_run import Plan
-from qvec_cli.outputs.metrics import Input, Metrics
-from qvec_cli.outputs.provenance import backbone_digest, provenance
+from qvec_cli.outputs.metrics import Input, Metrics, Plan, backbone_digest, provenance
 from qvec_cli.pipeline.train_request import TrainRequest, stored_model
 from qvec_cli.results.journal import is_same_run
 from qvec_cli.specs import NOTHING, DataUse, Listener, Use, spent

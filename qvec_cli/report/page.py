@@ -13,8 +13,7 @@ from typing import Any, Final
 
 from qvec_cli.checkpoint.replace import replacing
 from qvec_cli.errors import QvecError, SpecError
-from qvec_cli.outputs.metrics import Metrics
-from qvec_cli.outputs.provenance import version
+from qvec_cli.outputs.metrics import Metrics, version
 from qvec_cli.report import figures, tables
 from qvec_cli.report.canvas import Drawing, render
 from qvec_cli.report.tables import Table

@@ -19,8 +19,7 @@ from qvec_cli.inputs.images import ProxyOptions
 from qvec_cli.inputs.lambdas import AUTO, LambdaChoice
 from qvec_cli.inputs.lineage import inherited_use, patched_use
 from qvec_cli.inputs.receiver import PairedVector, Receiver, ReceiverOptions, resolve
-from qvec_cli.outputs.dry_run import Plan
-from qvec_cli.outputs.metrics import Input, Metrics
+from qvec_cli.outputs.metrics import Input, Metrics, Plan
 from qvec_cli.selection.by_labels import UNIT, fates_of
 from qvec_cli.selection.choose import NEGATIVE, Average, beats, choose_lambda, fit, removed
 from qvec_cli.specs import GridOptions, Listener, Measure, Method, Objective, Part, Use, spent

@@ -15,8 +15,7 @@ from qvec_cli.errors import NotFiniteError, QvecError
 from qvec_cli.inputs.files import InputFiles
 from qvec_cli.inputs.lineage import inherited_use, patched_use
 from qvec_cli.inputs.receiver import Receiver, ReceiverOptions, resolve
-from qvec_cli.outputs.dry_run import Plan
-from qvec_cli.outputs.metrics import Input, Metrics
+from qvec_cli.outputs.metrics import Input, Metrics, Plan
 from qvec_cli.results.journal import Journal, Line
 from qvec_cli.results.records import Record, Score
 from qvec_cli.specs import DataUse, GridOptions, Listener, Loading, Method, Use, spent

@@ -21,7 +21,7 @@ from qvec_cli.inputs.lineage import (
 )
 from qvec_cli.inputs.receiver import Receiver, ReceiverOptions, resolve
 from qvec_cli.inputs.yaml_text import entries, inside, is_mapping, line, near, scalar
-from qvec_cli.outputs.provenance import version
+from qvec_cli.outputs.metrics import version
 from qvec_cli.specs import Grid, GridOptions, Listener, Loading, Method, Null
 from qvec_cli.vector.pairing import cover
 

@@ -19,8 +19,7 @@ from qvec_cli.checkpoint.replace import (
 )
 from qvec_cli.errors import SpecError
 from qvec_cli.inputs.files import InputFiles
-from qvec_cli.outputs.dry_run import Plan
-from qvec_cli.outputs.metrics import Input, Metrics
+from qvec_cli.outputs.metrics import Input, Metrics, Plan
 from qvec_cli.results.documents import check_apart
 from qvec_cli.results.journal import Journal, Line, encoded
 from qvec_cli.results.matrix import Matrix, parse

@@ -10,8 +10,7 @@ from typing import Final, Protocol
 from qvec_cli.errors import MismatchError
 from qvec_cli.specs import Part
 
-SHOWN = 5
-"""Offending tensors that a message names."""
+SHOWN = 5  # offending tensors that a message names
 
 
 class Outline(Protocol):
@@ -46,16 +45,10 @@ def pair(
     labels: tuple[str, str],
     head: Iterable[str],
 ) -> Pairing:
-    """Pairs the floating tensors of two models outside their heads.
+    """Pairs the floating tensors of two models outside their heads, which need not pair up.
 
-    Args:
-        first: tensors by name.
-        second: the other model's.
-        labels: what to call the two in messages.
-        head: names of the classifier's tensors; they need not pair up.
-
-    Raises:
-        MismatchError: a tensor has no counterpart, or one of another shape or another type.
+    Messages call the two by their ``labels``. MismatchError: a tensor has no counterpart, or one
+    of another shape or another type.
     """
     left_out = set(head)
     names = [n for n in (*first, *(n for n in second if n not in first)) if n not in left_out]
@@ -74,11 +67,7 @@ def cover(
     labels: tuple[str, str],
     head: Iterable[str],
 ) -> Pairing:
-    """Pairs a receiver with a vector, which holds no head and no buffers.
-
-    Raises:
-        MismatchError: see ``pair``.
-    """
+    """Pairs a receiver with a vector, which holds no head and no buffers; see ``pair``."""
     buffers = [n for n in receiver if not receiver[n].floating]
     body = {n: e for n, e in receiver.items() if e.floating}
     paired = pair(body, rho, labels, head)
@@ -108,32 +97,21 @@ def _fault(first: Outline | None, second: Outline | None, labels: tuple[str, str
 
 
 _NORM: Final = re.compile(r"norm|^bn\d*$|^ln(_\w+)?$|layer_?scale|^ls_?\d*$")
-
 _GAMMA: Final = re.compile(r"^(gamma|lambda)_?\d*$|layer_?scale")
-
 _POSITION: Final = re.compile(r"embed|position|rel_pos|rope|absolute_pos|attention_biases")
-
 _ENCODING: Final = re.compile(r"^c(r)?pe\d*$")  # convolutional position encodings, CoaT's
-
 _STEM: Final = re.compile(r"^(stem|conv1)$")
-
 _BIAS: Final = re.compile(r"^(bias|\w+_bias)$")
 
 
 def part_of(name: str, shapes: Mapping[str, Outline]) -> Part:
-    """The part of one tensor.
-
-    Args:
-        name: whose.
-        shapes: all tensors of the file by name: a bias is a norm's if the weight beside it is.
-    """
+    """The part of one tensor among all of its file: a bias is a norm's if its weight is."""
     *path, leaf = name.split(".")
     if _is_norm(path, leaf, shapes):
         return Part.NORM
     if _is_embedding(path, leaf):
         return Part.EMBED
-    flat = len(shapes[name].shape) <= 1
-    if flat:
+    if len(shapes[name].shape) <= 1:
         return Part.BIAS if _BIAS.match(leaf) else Part.NORM
     return _inside([*path, leaf])
 
@@ -141,11 +119,7 @@ def part_of(name: str, shapes: Mapping[str, Outline]) -> Part:
 def select(
     names: Collection[str], shapes: Mapping[str, Outline], parts: Collection[Part]
 ) -> frozenset[str]:
-    """The tensors of some parts; of no parts, all.
-
-    Raises:
-        MismatchError: there are none.
-    """
+    """The tensors of some parts, or else MismatchError; of no parts, all."""
     if not parts:
         return frozenset(names)
     chosen = frozenset(name for name in names if part_of(name, shapes) in parts)

@@ -77,7 +77,7 @@ def write_moments(source: Path, out: Path) -> None:
     from qvec_cli.checkpoint.card import Card, Kind
     from qvec_cli.checkpoint.read import Checkpoint
     from qvec_cli.checkpoint.write import write
-    from qvec_cli.inputs.architecture import targets_in
+    from qvec_cli.inputs.grids import targets_in
     from qvec_cli.specs import Silence
 
     with Checkpoint(source) as theta:
