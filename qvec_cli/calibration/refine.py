@@ -30,10 +30,8 @@ if TYPE_CHECKING:
 SEED: Final = 0
 """Of the order in which images are seen."""
 
-
 _HELD_BACK: Final = 4
 """One in so many images is not learned from but measured."""
-
 
 _SMALLEST: Final = 1e-2
 """Root mean square that a bias or norm is taken to have at least: those of zero move too."""

@@ -27,7 +27,6 @@ from qvec_cli.quant.moments import Inputs
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """What a module is called with."""
 
-
 _SAME: Final = 1e-4
 """Largest change of a block's output, relative to its largest number, that is only rounding."""
 

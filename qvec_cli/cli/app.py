@@ -36,18 +36,14 @@ _SIGNALS: Final = {
     128 + signal.SIGTERM: "stopped by SIGTERM",
 }
 
-
 _SHARED: Final = ("finetune", "train-qat")
 """What several processes can do together."""
-
 
 _PATIENCE: Final = 1.0
 """Seconds that a clean-up has before a second signal is meant."""
 
-
 _NO_MEMORY: Final = ("out of memory", "allocate memory")
 """What torch says on a GPU and on a CPU, in errors that have no class of their own."""
-
 
 COMMANDS: Final[dict[str, dict[str, Callable[..., None]]]] = {
     "Train": {"finetune": training.finetune, "train-qat": training.train_qat},

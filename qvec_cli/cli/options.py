@@ -41,7 +41,6 @@ OUTPUT: Final = "Output"
 LAMBDAS = "0:1.5:0.15"
 """The curve that is measured unless another is typed."""
 
-
 Receiver = Annotated[Path, typer.Argument(help="Model to make robust to quantization.")]
 
 Data = Annotated[

@@ -29,10 +29,8 @@ _CONTROL: Final = re.compile(
 )
 """What could steer a terminal: control characters, and marks that turn text around."""
 
-
 _LONGEST: Final = 2000
 """Characters of a message: a name from a hostile file may have millions."""
-
 
 _QUIET_SECONDS: Final = 10.0
 """Without a live display, progress is a line this often."""

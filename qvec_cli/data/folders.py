@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 _SPELLINGS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 
-
 _EXTENSIONS = frozenset(  # what PIL opens everywhere
     (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 )

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 
-
 _VAL_SHARE = 0.1
 
 _VAL_MOST = 5000

@@ -24,7 +24,6 @@ FORMS: Final[Mapping[ExportFormat, Form]] = {
     ExportFormat.TIMM: timm_folder.FORM,
 }
 
-
 _SUFFIXES: Final = {".onnx": ExportFormat.ONNX}
 """The format by the name of the output, without --to."""
 

@@ -19,23 +19,18 @@ if TYPE_CHECKING:
 INPUT: Final = "pixel_values"
 """float32 [batch, channels, height, width], normalised: (x / 255 - mean) / std."""
 
-
 OUTPUT: Final = "logits"
 """float32 [batch, classes]."""
-
 
 _OPSET: Final = 20
 
 _IR_VERSION: Final = 10
 """What onnxruntime reads from 1.20 on; pinned, so that a newer torch does not change the file."""
 
-
 _DOMAIN: Final = "com.microsoft"
-
 
 _EXACT: Final = 1
 """MatMulNBits' accuracy_level for arithmetic in float32; 4 would round activations to int8."""
-
 
 _LARGEST: Final = (1 << 31) - (1 << 20)
 """Bytes that one ONNX file can hold, for protobuf counts them in 31 bits."""

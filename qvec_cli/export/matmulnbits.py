@@ -24,10 +24,8 @@ from qvec_cli.specs import Granularity, Grid
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-
 _BLOCKS: Final = (128, 64, 32)
 """Block lengths for scales that serve a whole row; the smallest result wins, then the longest."""
-
 
 _SHORTEST: Final = 16
 

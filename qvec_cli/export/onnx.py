@@ -132,7 +132,6 @@ def _checked(
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-
 _FATAL: Final = 4
 """onnxruntime's level of messages; lower ones it would write to stderr, beside its exceptions."""
 

@@ -32,7 +32,6 @@ _WRONG_ARGUMENTS: Final = (
 )
 """What timm's constructors raise for impossible arguments."""
 
-
 _PATIENCE: Final = 5.0
 """Seconds within which the hub must answer anything at all."""
 

@@ -17,18 +17,14 @@ from qvec_cli.specs import Granularity, Grid, ScaleDtype
 Array = Any
 """A float32 array of numpy or tensor of torch."""
 
-
 LARGEST_HALF: Final = 65504.0
 """The largest number of float16."""
-
 
 TINY: Final = 1e-8
 """Least absmax of a block, so that a block of zeros has a finite scale and comes back as zeros."""
 
-
 _HALF: Final = (2.0**-24, LARGEST_HALF)
 """The least and the largest number above zero that float16 holds."""
-
 
 _SPARE: Final = 9
 """Bits that the scale of an asymmetric grid leaves unused, so that its products with codes are

@@ -21,14 +21,11 @@ from qvec_cli.specs import Granularity, Grid
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-
 POWERS: Final = tuple(step / 20 for step in range(20))
 """Exponents of the mean |x| that are tried; 0 leaves everything as it is."""
 
-
 SHRINKS: Final = tuple(1 - step / 20 for step in range(10))
 """Shares of max|w| at which a block is clipped."""
-
 
 _UNCLIPPED: Final = ("qkv", "q_proj", "k_proj", "query", "key", "in_proj")
 """Layers that make queries and keys, whose product clipping would bend (official rule)."""

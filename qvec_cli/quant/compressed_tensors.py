@@ -13,14 +13,11 @@ _METHOD: Final = "compressed-tensors"
 
 _FORMAT: Final = "pack-quantized"
 
-
 _DENSE_SINCE: Final = (0, 18)
 """The version whose codes have no gaps between them."""
 
-
 _GAPLESS: Final = (2, 4, 8)
 """Bits of which a word held a whole number of codes before, too."""
-
 
 _SINGLE_FILE: Final = "A single file takes them all: -o FILE."
 

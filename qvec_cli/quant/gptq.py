@@ -29,26 +29,20 @@ from qvec_cli.specs import Granularity, Grid, Scale
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-
 DAMPING: Final = 0.01
 """Share of the mean diagonal that is added to it; ten times as much where that does not do."""
-
 
 TRIED: Final = 12
 """Scales that a row tries: those of least error when each column stands alone."""
 
-
 PULL: Final = 0.1
 """mu of ``aim``: how strongly its weight is held, in units of the mean diagonal of the moment."""
-
 
 _SMALL: Final = 64
 """Rows of a matrix whose root is inverted at once, not by halves."""
 
-
 _COLUMNS: Final = 32
 """Columns of a block: what it costs the columns after it is subtracted once a block."""
-
 
 _RESIDENT: Final = 1 << 23
 """Weights in flight at once, every scale that is tried counted."""

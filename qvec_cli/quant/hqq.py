@@ -34,14 +34,11 @@ from qvec_cli.specs import Grid
 Array = Any
 """A float32 array of numpy or tensor of torch."""
 
-
 ROUNDS: Final = 12
 """Turns from each start; the official code has 20, and stops early."""
 
-
 BETA: Final = 10.0
 """Weight of the quadratic term in the first turn, for errors as a share of max|w|."""
-
 
 KAPPA: Final = 1.01
 """Its growth from turn to turn; both are the official code's."""

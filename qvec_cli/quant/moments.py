@@ -30,12 +30,10 @@ class Inputs:
 SECOND: Final = "second"
 """The upper triangle of a whole moment, row by row."""
 
-
 FACTOR: Final = "factor"
 
 DIAGONAL: Final = "diagonal"
 """Of a moment of which only some eigenpairs are kept, see ``pack``."""
-
 
 MEAN: Final = "mean"
 

@@ -15,7 +15,6 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-
 BLOCK: Final = 2**19
 """Codes handled at once: the few bytes that each takes on its way stay in the cache."""
 

@@ -19,13 +19,10 @@ from qvec_cli.specs import Granularity, Grid, ScaleDtype
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-
 PACKED: Final = "_packed"
 """What follows a weight's name where its codes are."""
 
-
 _PARTS: Final = (PACKED, "_scale", "_shape", "_zero_point")
-
 
 _BYTES: Final = {"I8": 1, "F16": 2, "I32": 4, "F32": 4, "I64": 8}
 

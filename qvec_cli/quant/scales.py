@@ -27,7 +27,6 @@ from qvec_cli.specs import Grid, Scale
 Array = Any
 """A float32 array of numpy or tensor of torch."""
 
-
 STEPS: Final = 16
 """Clipping points that the search for least error tries, from max|w| down to max|w| / 8."""
 

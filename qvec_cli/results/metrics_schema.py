@@ -204,7 +204,6 @@ RESULTS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 """What the results of each command are: the first row whose key they have; "" stands for any."""
 
-
 _CLOSED: Final = (MetricsDocument, InputRecord, UseRecord, EnvironmentRecord, TimingRecord)
 """Structs that have no other keys; readers pass over those of later versions all the same."""
 

@@ -19,7 +19,6 @@ Facts = dict[str, Any]
 
 Take = Callable[[Cell], Score]
 
-
 ORACLE: Final = "oracle"
 """The lambda that is best on test: nobody can choose it, and regret is measured against it."""
 
@@ -282,10 +281,8 @@ def _explained(cosine: Any, gain: Any) -> Facts | None:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-
 DRAWS: Final = 10_000
 """Resamples and permutations."""
-
 
 SEED: Final = 2038
 """Of both; the paper's."""
