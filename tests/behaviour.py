@@ -89,7 +89,7 @@ plot grid.jsonl -o heatmap.svg
 plot grid.jsonl --figure curve --receiver digits -o curve.svg
 plot grid.jsonl --figure plane -o plane.svg
 plot sweep.json -o sweep.svg
-plot w2_eval.json -o layers.svg
+plot w2_eval.json -o bars.svg
 plot quantize.json -o layers.svg
 report grid.jsonl sweep.json agree.json fp_eval.json quantize.json -o report.html
 extract donor_qat.st donor.st -o x.st
