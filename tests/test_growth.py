@@ -122,8 +122,8 @@ def test_a_merge_rule_is_a_function_and_its_row(house: House) -> None:
     words = home_of("Rule")
     house.insert(words, r'^    DARE = "dare"', '    LARGEST = "largest"\n')
     row = 'Rule.LARGEST: Merger(_largest, "of each number the largest")'
-    house.add_row("vector/merge.py", "RULES", row, LARGEST)
-    assert house.touched() == {words, "vector/merge.py"}
+    house.add_row("vector/arithmetic.py", "RULES", row, LARGEST)
+    assert house.touched() == {words, "vector/arithmetic.py"}
     usage, said, _, about = house.qvec(
         "combine --help",
         "combine rho.st rho_own.st --rule largest -o o.st --json",

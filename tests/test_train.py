@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import unfinished
 from qvec_cli.data.datasets import open_task
+from qvec_cli.inputs.files import InputFiles
 from qvec_cli.learn import fit
 from qvec_cli.pipeline.session import Session
 from qvec_cli.pipeline.train_request import TrainRequest
@@ -31,7 +32,8 @@ def session(drawer: Drawer, out: Path, grid: Grid | None) -> Session:
     request = TrainRequest(
         str(drawer.base), str(drawer.donor_data), out, recipe, Loading(), grid, device="cpu"
     )
-    return Session(request, open_task(str(drawer.donor_data), None), Silence())
+    task = open_task(str(drawer.donor_data), None)
+    return Session(request, task, InputFiles(Silence()), Silence())
 
 
 def digest(path: Path) -> str:

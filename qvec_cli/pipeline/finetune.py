@@ -9,6 +9,7 @@ from typing import Any, Final
 from qvec_cli.checkpoint.replace import check_target, check_unfinished, is_stream, unfinished
 from qvec_cli.data.tasks import TASKS
 from qvec_cli.errors import SpecError
+from qvec_cli.inputs.files import InputFiles
 from qvec_cli.inputs.images import open_data
 from qvec_cli.learn import distributed
 from qvec_cli.learn.distributed import ALONE, World
@@ -36,18 +37,19 @@ def train(request: TrainRequest, listener: Listener, world: World = ALONE) -> Me
     if world.leads:
         check_target(request.out, force=request.force)
         check_unfinished(request.out, resume=request.resume, force=request.force)
-    check_start(request)
-    with distributed.in_turn(world) if request.loading.download else nullcontext():
-        task = open_data(request.data, request.loading)
-    for split in ("train", "val"):
-        task.split(split)
-    if request.dry_run:
-        from qvec_cli.pipeline.session import rehearse
+    with InputFiles(listener) as files:
+        check_start(request, files)
+        with distributed.in_turn(world) if request.loading.download else nullcontext():
+            task = open_data(request.data, request.loading)
+        for split in ("train", "val"):
+            task.split(split)
+        if request.dry_run:
+            from qvec_cli.pipeline.session import rehearse
 
-        return rehearse(request, task, listener, started)
-    from qvec_cli.pipeline.session import Session
+            return rehearse(request, task, files, started)
+        from qvec_cli.pipeline.session import Session
 
-    session = Session(request, task, listener, world)
+        session = Session(request, task, files, listener, world)
     session.run()
     written = session.write() if world.leads else session.card
     if world.leads:

@@ -19,7 +19,7 @@ from qvec_cli.checkpoint.replace import unfinished
 from qvec_cli.checkpoint.write import write
 from qvec_cli.data.datasets import Task
 from qvec_cli.errors import CheckpointError, NotFiniteError, TrainingError
-from qvec_cli.inputs.files import opened
+from qvec_cli.inputs.files import InputFiles
 from qvec_cli.inputs.grids import check_fit
 from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.inputs.network import device, load_state, outline
@@ -48,12 +48,17 @@ class Session:
     """
 
     def __init__(
-        self, request: TrainRequest, task: Task, listener: Listener, world: World = ALONE
+        self,
+        request: TrainRequest,
+        task: Task,
+        files: InputFiles,
+        listener: Listener,
+        world: World = ALONE,
     ) -> None:
         self.request, self.task, self.listener, self.world = request, task, listener, world
         self.device = device(world.place(request.device))
         torch.manual_seed(request.recipe.seed)
-        self.start = _start(request, task, listener, world)
+        self.start = _start(request, task, files, listener, world)
         self.network, self.model = self.start.network, self.start.model
         self.targets = of_network(self.network, self.model)
         self.card = self._card()
@@ -258,28 +263,34 @@ class _Start:
     inputs: tuple[Input, ...] = ()
 
 
-def _start(request: TrainRequest, task: Task, listener: Listener, world: World) -> _Start:
+def _start(
+    request: TrainRequest, task: Task, files: InputFiles, listener: Listener, world: World
+) -> _Start:
     use, op = _labels_used(request, task), "train-qat" if request.grid else "finetune"
     facts = {"ranks": world.size} if world.size > 1 else {}
     classes = len(task.classes)
-    if request.source is None:
-        return _Start(
-            *build.create(request.network_options(classes)), provenance(op, {}, use, **facts)
-        )
-    with opened(request.source, listener) as base:
-        if request.initial_checkpoint is not None:
-            network, model = build.create(request.network_options(classes))
-        else:
-            model = stored_model(request, base, classes)
-            network = build.rebuild(model)
-        fresh = build.start_from(network, load_state(base), model, str(request.source))
-        fate = f"is replaced by a new one with {classes} classes" if fresh else "is kept"
-        listener.note(f"{request.source}: its head {fate}")
-        if base.card.data_digest == task.digest:
-            use = spent(use, inherited_use(base))
-        base.settle()
-        lineage = provenance(op, {"base": base}, use, **facts)
-        return _Start(network, model, lineage, (Input.of(base),))
+    base = files.open(request.source) if request.source else None
+    network, model = _network(request, base, classes)
+    if base is None:
+        return _Start(network, model, provenance(op, {}, use, **facts))
+    fresh = build.start_from(network, load_state(base), model, str(base.path))
+    fate = f"is replaced by a new one with {classes} classes" if fresh else "is kept"
+    listener.note(f"{base.path}: its head {fate}")
+    if base.card.data_digest == task.digest:
+        use = spent(use, inherited_use(base))
+    base.settle()
+    lineage = provenance(op, {"base": base}, use, **facts)
+    return _Start(network, model, lineage, (Input.of(base),))
+
+
+def _network(
+    request: TrainRequest, base: Checkpoint | None, classes: int
+) -> tuple[torch.nn.Module, Model]:
+    """The network to be trained, by its name or as the base states it; with random weights."""
+    if base is None or request.initial_checkpoint is not None:
+        return build.create(request.network_options(classes))
+    model = stored_model(request, base, classes)
+    return build.rebuild(model), model
 
 
 def _labels_used(request: TrainRequest, task: Task) -> Use:
@@ -295,29 +306,20 @@ def _write(path: Path, arrays: Mapping[str, Any], card: Card, *, force: bool) ->
     return write(path, plan, ((n, [a.reshape(-1)]) for n, a in arrays.items()), card, force=force)
 
 
-def rehearse(request: TrainRequest, task: Task, listener: Listener, started: float) -> Metrics:
+def rehearse(request: TrainRequest, task: Task, files: InputFiles, started: float) -> Metrics:
     """The plan of a run, from file lists and a network without weights.
 
     Raises:
         QvecError: what the run would be refused for.
     """
     device(request.device)
-    classes = len(task.classes)
-    if request.source is None:
-        with torch.device("meta"):
-            network, model = build.create(
-                replace(request.network_options(classes), pretrained=False)
-            )
-        return _plan(request, task, network, model).metrics((), started)
-    with opened(request.source, listener) as base:
-        with torch.device("meta"):
-            if request.initial_checkpoint is not None:
-                network, model = build.create(request.network_options(classes))
-            else:
-                model = stored_model(request, base, classes)
-                network = build.rebuild(model)
-        build.start_from(network, outline(base), model, str(request.source))
-        return _plan(request, task, network, model).metrics((base,), started)
+    base = files.open(request.source) if request.source else None
+    with torch.device("meta"):
+        network, model = _network(replace(request, pretrained=False), base, len(task.classes))
+    if base is not None:
+        build.start_from(network, outline(base), model, str(base.path))
+    inputs = () if base is None else (base,)
+    return _plan(request, task, network, model).metrics(inputs, started)
 
 
 def _plan(request: TrainRequest, task: Task, network: torch.nn.Module, model: Model) -> Plan:

@@ -11,7 +11,7 @@ from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import is_stream
 from qvec_cli.errors import CheckpointError, MismatchError, SpecError
-from qvec_cli.inputs.files import model_of, require
+from qvec_cli.inputs.files import InputFiles, model_of, require
 from qvec_cli.inputs.grids import check_fit
 from qvec_cli.model.build import NetworkOptions, check_name
 from qvec_cli.model.configuration import Model
@@ -61,7 +61,7 @@ class TrainRequest:
         )
 
 
-def check_start(request: TrainRequest) -> None:
+def check_start(request: TrainRequest, files: InputFiles) -> None:
     """Refuses a start that cannot be, before torch and timm are imported."""
     request.network_options(classes=1)  # checks itself
     if request.source is None or request.initial_checkpoint is not None:
@@ -70,16 +70,14 @@ def check_start(request: TrainRequest) -> None:
         return
     if request.pretrained:
         raise SpecError("--pretrained goes with a timm name, not with a checkpoint file")
-    if is_stream(request.source):  # it can be read once
-        return
-    with Checkpoint(request.source) as checkpoint:
-        require(checkpoint, Kind.CHECKPOINT)
-        targets = checkpoint.card.targets
-        shapes = {name: checkpoint[name].shape for name in targets or () if name in checkpoint}
-        if request.grid and shapes:
-            check_fit(shapes, request.grid, str(request.source))
-        if request.initial_checkpoint is None:
-            stored_model(request, checkpoint, classes=1)
+    checkpoint = files.open(request.source)
+    require(checkpoint, Kind.CHECKPOINT)
+    targets = checkpoint.card.targets
+    shapes = {name: checkpoint[name].shape for name in targets or () if name in checkpoint}
+    if request.grid and shapes:
+        check_fit(shapes, request.grid, str(request.source))
+    if request.initial_checkpoint is None:
+        stored_model(request, checkpoint, classes=1)
 
 
 def stored_model(request: TrainRequest, checkpoint: Checkpoint, classes: int) -> Model:

@@ -219,7 +219,12 @@ def _agreed_panel(sweeps: Sequence[Agreement]) -> CurvePanel:
         points = tuple((point.lam, point.mean, point.standard_error) for point in curve)
         traces.append(Trace(stem(row.rho), val, test, far=points, agreed=row.chosen.lam))
     levels = _levels_of(first) if first.results.baselines else {}
-    return CurvePanel(first.name, tuple(traces), levels, MEASURES[first.results.measure])
+    return CurvePanel(
+        first.name,
+        tuple(traces),
+        levels,
+        MEASURES.get(first.results.measure, first.results.measure),
+    )
 
 
 def _levels_of(sweep: Document[Any]) -> dict[str, float]:
