@@ -182,7 +182,7 @@ def listing(task: PaperTask, seed: int) -> Any:
     return SimpleNamespace(samples=list(zip(map(str, files), labels, strict=True)), classes=classes)
 
 
-@pytest.mark.parametrize("name", ["EuroSAT", "SUN397"])
+@pytest.mark.parametrize("name", ["EuroSAT", pytest.param("SUN397", marks=pytest.mark.slow)])
 def test_a_set_in_one_piece_is_split_alike_whatever_the_order_of_its_files(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
