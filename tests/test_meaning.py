@@ -383,7 +383,7 @@ def test_a_start_with_tied_tensors_is_planned_as_it_is_run(drawer: Drawer, tmp_p
         call(*args, "--data", drawer.donor_data, "-o", tmp_path / "x.st", *extra)
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(90)
 def test_a_start_may_be_piped_in(drawer: Drawer, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     content = drawer.base.read_bytes()
