@@ -11,6 +11,7 @@ import torch
 
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.errors import MismatchError
+from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import head_tensors, of_outline
 from qvec_cli.specs import Part
 from qvec_cli.vector.pairing import part_of, select
@@ -131,9 +132,10 @@ def outline(name: str) -> dict[str, Entry]:
     """The floating tensors of a network without values, and without its head."""
     with torch.device("meta"):
         state = timm.create_model(name).state_dict()
-    found = {n: Entry("F32", tuple(t.shape)) for n, t in state.items() if t.is_floating_point()}
-    head = head_tensors(found, {"pretrained_cfg": {**timm.get_pretrained_cfg(name).to_dict()}})
-    return {n: entry for n, entry in found.items() if n not in head}
+    floats = {n: Entry("F32", tuple(t.shape)) for n, t in state.items() if t.is_floating_point()}
+    pretrained = timm.get_pretrained_cfg(name).to_dict()
+    head = head_tensors(floats, Model(name, pretrained["num_classes"], {}, pretrained))
+    return {n: entry for n, entry in floats.items() if n not in head}
 
 
 def plain(name: str) -> str:
