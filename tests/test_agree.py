@@ -287,7 +287,7 @@ def faults(drawer: Drawer, root: Path) -> dict[str, tuple[tuple[object, ...], st
         "no lambda above 0": ((rho, *proxy, "--lambdas=-1,0"), "--lambdas has none above 0", 2),
         "a method with images": (
             (rho, *proxy, "--method", "gptq"),
-            "--method gptq needs images",
+            "--method gptq needs calibration images",
             2,
         ),
         "a grid that is not its own": ((rho, *proxy, "--bits", 4), "was made for 3-bit", 1),

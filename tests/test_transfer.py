@@ -274,7 +274,7 @@ def test_a_plan_counts_the_images_that_would_go_through(files: Files, tmp_path: 
         ("null-donors: bars3", "null-donors: bars9", "--null-donors bars9 is no donor", 2),
         ("cross-grid: true", "cross-grid: false", "was made for 3-bit channel absmax, not", 1),
         ("lambdas: 0,0.75", "lambdas: 0,x", "lambda 'x' is not a number", 2),
-        ("lambdas: 0", "method: gptq\nlambdas: 0", "--method gptq needs images", 2),
+        ("lambdas: 0", "method: gptq\nlambdas: 0", "--method gptq needs calibration images", 2),
         ("nulls: random\n", "nulls: taskvec\n", "--nulls taskvec needs the model of donor", 2),
         ("bars4: {{model: {receiver}", "bars4: {{model: {rho}", "is a vector, a checkpoint", 1),
         ("bars3: {{rho: {rho}", "bars3: {{rho: {donor}", "is a checkpoint, a vector", 1),
