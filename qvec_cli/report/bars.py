@@ -165,11 +165,11 @@ def _panel(axes: Axes, panel: BarPanel, most: float) -> None:
         share, fill = 100 * bar.top1, _LEGEND[bar.use][1]
         inside = share > 0.1 * most  # where no line can cross the number
         axes.barh(place, share, height=0.74, color=fill)
-        shift, align = (-4, "right") if inside else (4, "left")
-        words = {"fontsize": _POINTS, "color": canvas.ink_on(fill) if inside else canvas.INK}
-        canvas.beside(
-            axes, f"{share:.1f}", (share, place), (shift, -0.5), ha=align, va="center", **words
+        ink, shift, align = (
+            (canvas.ink_on(fill), -4, "right") if inside else (canvas.INK, 4, "left")
         )
+        look = {"ha": align, "va": "center", "fontsize": _POINTS, "color": ink}
+        canvas.beside(axes, f"{share:.1f}", (share, place), (shift, -0.5), **look)
     axes.set_yticks(range(len(panel.bars)), [_short(bar.label) for bar in panel.bars])
     axes.tick_params(axis="y", length=0, labelsize=_POINTS)
     axes.tick_params(axis="x", labelsize=8, length=2)

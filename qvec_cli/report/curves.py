@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Array = np.ndarray[Any, np.dtype[Any]]
-Array2 = tuple[Array, Array]
 Sweep = Document[SweepResults]
 Agreement = Document[AgreementResults]
 Evaluation = Document[EvalResults]
@@ -127,14 +125,12 @@ def draw_curves(files: ResultFiles, options: canvas.FigureOptions) -> canvas.Dra
             f"{beside[0].file}: a sweep by agreement has no place for the accuracy of a file",
             hint="Leave it out; sweep with --data to see accuracies beside distances.",
         )
-    use = spent(*(row.use for row in files.documents))
     if matrix is not None:
         content = cells_of(matrix, options.receiver, options.donor)
         use = grid_use(matrix, options.receiver)
-    elif agreements:
-        content = agreed_of(agreements)
     else:
-        content = curves_of(files.of(SweepResults), beside)
+        content = agreed_of(agreements) if agreements else curves_of(files.of(SweepResults), beside)
+        use = spent(*(row.use for row in files.documents))
     words = f"{content.title}. {content.subtitle}."
     return canvas.Drawing(curves(content), words, {"curves": len(content.traces)}, use)
 
@@ -201,12 +197,10 @@ def agreed_of(sweeps: Sequence[Agreement]) -> Curves:
                 hint="Draw one at a time, or sweep with --measure.",
             )
     names = [stem(row.rho) for sweep in sweeps for row in sweep.results.donors]
+    what = f"{_names([sweep.name for sweep in sweeps], 'receivers')}, {_names(names, 'vectors')}"
     n = canvas.counts([sweep.results.proxies.n for sweep in sweeps])
-    return _figure(
-        f"{_names([sweep.name for sweep in sweeps], 'receivers')}, {_names(names, 'vectors')}",
-        f"{sweeps[0].grid}, {sweeps[0].method}; {n} proxy images",
-        [_agreed_panel(rows) for rows in panels.values()],
-    )
+    subtitle = f"{sweeps[0].grid}, {sweeps[0].method}; {n} proxy images"
+    return _figure(what, subtitle, [_agreed_panel(rows) for rows in panels.values()])
 
 
 def _agreed_panel(sweeps: Sequence[Agreement]) -> CurvePanel:
@@ -238,13 +232,10 @@ def _figure(what: str, subtitle: str, panels: Sequence[CurvePanel]) -> Curves:
     names = {trace.name for panel in panels for trace in panel.traces}
     shared = len(panels) == 1
     if len(names) > DISTINCT:
+        heads = ["" if shared else f"{panel.title}, " for panel in panels]
         panels = [
-            replace(
-                panel,
-                title=trace.name if shared else f"{panel.title}, {trace.name}",
-                traces=(replace(trace, name=""),),
-            )
-            for panel in panels
+            replace(panel, title=f"{head}{trace.name}", traces=(replace(trace, name=""),))
+            for head, panel in zip(heads, panels, strict=True)
             for trace in panel.traces
         ]
     elif shared:
@@ -263,12 +254,10 @@ def _sizes(scores: Iterable[Score], split: str) -> str:
     return f"{canvas.counts([score.n for score in scores])} {split} images"
 
 
-def fitting_in(
-    sweeps: Sequence[Sweep], evaluations: Sequence[Evaluation]
-) -> tuple[Evaluation, ...]:
-    """Those that measure the own QAT of a receiver of these sweeps, one a receiver."""
-    own = [_own_qat(sweep, evaluations) for sweep in sweeps]
-    return tuple(row for row in evaluations if row in own)
+def fitting_in(sweeps: Sequence[Sweep], rows: Sequence[Evaluation]) -> list[Evaluation]:
+    """The evaluations of the own QAT of a receiver of these sweeps, one a receiver."""
+    own = [_own_qat(sweep, rows) for sweep in sweeps]
+    return [row for row in rows if row in own]
 
 
 def _own_qat(sweep: Sweep, evaluations: Sequence[Evaluation]) -> Evaluation | None:
@@ -411,8 +400,8 @@ def _interval(score: Score) -> tuple[float, float, float]:
 def _limits(panels: Sequence[CurvePanel]) -> tuple[float, float]:
     """Percent, so that every band, point and line is inside."""
     ends = [100 * top1 for panel in panels for top1 in panel.levels.values()]
-    for trace in (t for panel in panels for t in panel.traces):
-        ends += [end for _, score in (*trace.val, *trace.test) for end in _interval(score)]
+    scores = [s for panel in panels for t in panel.traces for _, s in (*t.val, *t.test)]
+    ends += [end for score in scores for end in _interval(score)]
     low, high = min(ends, default=0), max(ends, default=100)
     space = 0.04 * max(high - low, 1)
     return low - space, high + space
@@ -441,7 +430,7 @@ def _accuracies(
     _levels(axes, panel.levels, limits)
 
 
-def _line(axes: Axes, trace: Trace, colour: str, points: Array2, ends: Array2 | tuple[()]) -> None:
+def _line(axes: Axes, trace: Trace, colour: str, points: Any, ends: Any) -> None:
     """A curve, and the band between its ends where there are any."""
     axes.plot(*points, color=colour, lw=1.4, ls=(0, (5, 1.5)) if trace.own else "-", zorder=3)
     if ends:

@@ -116,8 +116,7 @@ def note_letters(files: ResultFiles, listener: Listener) -> None:
     font = get_font(findfont(FontProperties(family="DejaVu Sans")))
     letters = list(dict.fromkeys("".join(files.names)))[:1000]
     if lacking := [letter for letter in letters if not font.get_char_index(ord(letter))]:
-        shown = "".join(lacking[:20])
-        listener.note(f"figures show boxes for letters that DejaVu lacks: {shown}")
+        listener.note(f"figures show boxes for letters that DejaVu lacks: {''.join(lacking[:20])}")
 
 
 def drawn(files: ResultFiles, options: FigureOptions) -> tuple[FigureKind, Drawing]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -77,10 +76,9 @@ def draw_heatmap(files: ResultFiles, _: canvas.FigureOptions) -> canvas.Drawing:
 def heat_of(matrix: Matrix) -> Heat:
     """Gains of every donor on every receiver: a panel for each fixed lambda and each selector."""
     receivers, donors = tuple(matrix.receivers), tuple(matrix.donors)
-    own = [
-        [cell.diagonal if (cell := matrix.get(r, d)) else r == d for d in donors] for r in receivers
-    ]
-    keys = ways.baseline_keys(matrix)
+    own = [[c.diagonal if (c := matrix.get(r, d)) else r == d for d in donors] for r in receivers]
+    keys, rows = ways.baseline_keys(matrix), [matrix.baselines.get(r, {}) for r in receivers]
+    levels = [[100 * row[key].test.top1 if key in row else np.nan for key in keys] for row in rows]
     return Heat(
         title="What a donor's vector gives a receiver, over plain rounding",
         subtitle=f"{ways.subtitle(matrix)}; rows: receivers, columns: donors",
@@ -92,7 +90,7 @@ def heat_of(matrix: Matrix) -> Heat:
         ),
         diagonal=np.array(own),
         columns=tuple(ways.baseline_name(matrix, key) for key in keys),
-        levels=np.array([[_percent(matrix, name, key) for key in keys] for name in receivers]),
+        levels=np.array(levels),
         footnote=_footnote(matrix),
     )
 
@@ -117,11 +115,6 @@ def _panel_of(matrix: Matrix, title: str, pick: ways.Chooser, *, marked: bool) -
     return HeatmapPanel(title, ways.used(uses), gains, errors, tuple(map(tuple, marks)))
 
 
-def _percent(matrix: Matrix, receiver: str, key: str) -> float:
-    row = matrix.baselines.get(receiver, {}).get(key)
-    return 100 * row.test.top1 if row else math.nan
-
-
 def _footnote(matrix: Matrix) -> str:
     """What the marks of the figure mean, of those that are in it."""
     words = ["bold: further from 0 than one standard error of the difference"]
@@ -136,69 +129,48 @@ def _footnote(matrix: Matrix) -> str:
     return "; ".join(words)
 
 
-@dataclass(frozen=True, slots=True)
-class _HeatmapSizes:
-    """Inches."""
-
-    cell: tuple[float, float]  # width, height
-    left: float  # names of receivers
-    head: float  # names of donors and of levels, above the cells
-    slot: float  # a panel and the gap behind it
-    levels: float
-    across: int  # panels beside each other
-
-    @classmethod
-    def of(cls, heat: Heat) -> _HeatmapSizes:
-        wide, name = canvas.words_width, canvas.name
-        columns = len(heat.donors)
-        count = max(columns, len(heat.receivers))
-        cell = (0.46, 0.36) if count <= _ROOMY else (0.29, 0.25)
-        cell = cell if count <= NUMBERED else (0.14, 0.14)
-        left = wide([*map(name, heat.receivers), _MEAN]) + 0.3
-        names = [line for text in heat.columns for line in canvas.two_lines(text).split("\n")]
-        head = wide([*map(name, heat.donors), *names]) + 0.08
-        titles = wide([p.title for p in heat.panels], 9.5)  # 8.5 points, bold
-        slot = max(columns * cell[0], titles, wide([p.note for p in heat.panels])) + 0.25
-        levels = max(len(heat.columns) * max(cell[0], 0.36), 0.6)
-        across = min(max(int((_WIDEST - left - levels) // slot), 1), len(heat.panels))
-        return cls(cell, left, head, slot, levels, across)
+def _sizes(heat: Heat) -> tuple[tuple[float, float], float, float, float]:
+    """Inches: a cell, names of receivers, names above the cells, a panel with the gap behind it."""
+    wide, name = canvas.words_width, canvas.name
+    count = max(len(heat.donors), len(heat.receivers))
+    cell = (0.46, 0.36) if count <= _ROOMY else (0.29, 0.25)
+    cell = cell if count <= NUMBERED else (0.14, 0.14)
+    left = wide([*map(name, heat.receivers), _MEAN]) + 0.3
+    names = [line for text in heat.columns for line in canvas.two_lines(text).split("\n")]
+    head = wide([*map(name, heat.donors), *names]) + 0.08
+    titles = wide([p.title for p in heat.panels], 9.5)  # 8.5 points, bold
+    notes = wide([panel.note for panel in heat.panels])
+    return cell, left, head, max(len(heat.donors) * cell[0], titles, notes) + 0.25
 
 
 @canvas.style()
 def heatmap(heat: Heat) -> Figure:
     """Rows are receivers, columns donors; one shared scale whose middle is no change."""
-    sizes = _HeatmapSizes.of(heat)
+    cell, side, head, slot = _sizes(heat)
     rows, columns = len(heat.receivers), len(heat.donors)
-    wide, tall = columns * sizes.cell[0], (rows + 1 + _GAP) * sizes.cell[1]
-    top, step = 0.62, sizes.head + 0.65 + tall
-    right = sizes.left + sizes.across * sizes.slot + 0.1
-    below = top + -(-len(heat.panels) // sizes.across) * step
-    width = max(right + sizes.levels + 0.15, 5)
+    levels = max(len(heat.columns) * max(cell[0], 0.36), 0.6)
+    across = min(max(int((_WIDEST - side - levels) // slot), 1), len(heat.panels))
+    wide, tall = columns * cell[0], (rows + 1 + _GAP) * cell[1]
+    top, step = 0.62, head + 0.65 + tall
+    right, below = side + across * slot + 0.1, top + -(-len(heat.panels) // across) * step
+    width = max(right + levels + 0.15, 5)
     sheet = canvas.Sheet(width, below + 0.5, heat.title, heat.subtitle, heat.footnote)
-    largest = [float(np.nanmax(np.abs(panel.gains), initial=1.0)) for panel in heat.panels]
-    paint = Paint(GAINS, -max(largest), max(largest))
+    limit = max(float(np.nanmax(np.abs(panel.gains), initial=1.0)) for panel in heat.panels)
+    paint = Paint(GAINS, -limit, limit)
     for place, panel in enumerate(heat.panels):
-        row, column = divmod(place, sizes.across)
-        left, upper = sizes.left + column * sizes.slot, top + row * step
+        left, upper = side + place % across * slot, top + place // across * step
         sheet.write(left, upper + 0.16, panel.note, fontsize=7.5, color=canvas.SOFT)
         sheet.write(left, upper, panel.title, fontsize=8.5, fontweight="bold")
-        axes = sheet.axes(left, upper + sizes.head + 0.4, wide, tall)
-        _gains(axes, heat, panel, paint, named=column == 0)
+        axes = sheet.axes(left, upper + head + 0.4, wide, tall)
+        _gains(axes, heat, panel, paint, named=place % across == 0)
     sheet.write(right, top, "top-1, %", fontsize=8.5, fontweight="bold")
-    axes = sheet.axes(right, top + sizes.head + 0.4, sizes.levels, rows * sizes.cell[1])
-    _levels(axes, heat)
-    paint.bar(sheet.axes(sizes.left, below, 2.2, 0.11), "points of top-1 above plain rounding")
+    _levels(sheet.axes(right, top + head + 0.4, levels, rows * cell[1]), heat)
+    paint.bar(sheet.axes(side, below, 2.2, 0.11), "points of top-1 above plain rounding")
     return sheet.figure
 
 
 class Paint:
-    """Numbers to colours.
-
-    Args:
-        colours: the name of a colour map.
-        low: the number of its first colour.
-        high: the number of its last colour.
-    """
+    """Numbers from low to high as the colours of a colour map, by its name."""
 
     def __init__(self, colours: str, low: float, high: float) -> None:
         import matplotlib as mpl
@@ -241,7 +213,8 @@ def _gains(axes: Axes, heat: Heat, panel: HeatmapPanel, paint: Paint, *, named: 
 
     rows, columns = panel.gains.shape
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows + 0.75, -0.5))
-    means, last = _means(panel.gains, heat.diagonal), rows + _GAP
+    others = np.ma.array(panel.gains, mask=heat.diagonal)
+    means, last = others.mean(axis=0).filled(np.nan), rows + _GAP  # NaN unless all have run
     paint.cells(axes, panel.gains)
     paint.cells(axes, means[None], last)
     if max(rows, columns) <= NUMBERED:
@@ -252,13 +225,6 @@ def _gains(axes: Axes, heat: Heat, panel: HeatmapPanel, paint: Paint, *, named: 
     labels = [*map(canvas.name, heat.receivers), _MEAN] if named else []
     axes.set_yticks([*range(rows), last] if named else [], labels)
     _frame(axes, list(map(canvas.name, heat.donors)))
-
-
-def _means(gains: Array, diagonal: Array) -> Array:
-    """Each donor's mean over other receivers; NaN unless all of them have run."""
-    others = np.where(diagonal, 0.0, gains)
-    counts = (~diagonal).sum(axis=0)
-    return np.where(counts > 0, others.sum(axis=0) / np.maximum(counts, 1), np.nan)
 
 
 def _numbers(axes: Axes, panel: HeatmapPanel, means: Array, paint: Paint) -> None:

@@ -138,12 +138,7 @@ def _sections(files: ResultFiles) -> Iterator[Section]:
 def page(title: str, lead: str, sections: Sequence[Section], data: Any, foot: str) -> bytes:
     """The page: no script, no file beside it and no address that a browser would ask.
 
-    Args:
-        title: its name.
-        lead: a sentence below that.
-        sections: its parts.
-        data: what JSON can hold; it is embedded as it is.
-        foot: its last sentence.
+    The lead stands below the title, the foot at the end; data is what JSON can hold.
     """
     import jinja2
 
@@ -185,12 +180,9 @@ _STYLE: Final = "stroke-linejoin: round; stroke-linecap: butt"
 
 
 def inline(svg: bytes, prefix: str) -> str:
-    """The drawing alone, every id and reference to one prefixed.
+    """A drawing of ``render`` without its head, every id and reference to one prefixed.
 
-    Args:
-        svg: what ``render`` made, with letters as paths: text of a user stands in comments only,
-            which are dropped.
-        prefix: a word of its own for each drawing of a page.
+    Its letters are paths: text of a user stands in comments only, which are dropped.
     """
     text = _DROPPED.sub("", svg.decode("utf-8")).replace("xlink:href=", "href=")
     text = re.sub(r'(\bid="|\bhref="#|url\(#)', rf"\g<1>{prefix}-", text)

@@ -19,14 +19,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLOURS: Final = {
-    "grid": canvas.SOFT,
-    "named": canvas.COLOURS[4],
-    "patched": canvas.COLOURS[0],
-    "qat": canvas.COLOURS[6],
+_LOOKS: Final = {
+    "grid": (canvas.SOFT, "s"),
+    "named": (canvas.COLOURS[4], "^"),
+    "patched": (canvas.COLOURS[0], "o"),
+    "qat": (canvas.COLOURS[6], "D"),
 }
-
-_MARKS: Final = {"grid": "s", "named": "^", "patched": "o", "qat": "D"}
+"""The colour and the mark of each kind of way."""
 
 _KEY: Final = (
     "large: mean over receivers; faint: each receiver; line: float; "
@@ -226,7 +225,7 @@ def plane(content: Plane) -> Figure:
 
 
 def _points(axes: Axes, way: PlaneWay, places: Sequence[float], middle: float) -> None:
-    colour, mark = _COLOURS[way.kind], _MARKS[way.kind]
+    colour, mark = _LOOKS[way.kind]
     shares = [100 * share for share in way.top1]
     if len(shares) > 1:
         axes.plot(places, shares, mark, ms=3, color=colour, alpha=0.3, mew=0, zorder=2)
@@ -250,7 +249,7 @@ def _trained(axes: Axes, trained: Sequence[PlaneWay], content: Plane) -> None:
     axes.set_xscale("log")
     axes.set_xlim(min(costs) / 1.8, max(costs) * 1.8)
     for way in trained:
-        middle, colour = geometric_mean(filter(None, way.costs)), _COLOURS[way.kind]
+        middle, colour = geometric_mean(filter(None, way.costs)), _LOOKS[way.kind][0]
         _points(axes, way, way.costs, middle)
         place, label = (middle, 100 * min(way.top1)), canvas.two_lines(way.name)
         canvas.beside(axes, label, place, (0, -6), ha="center", va="top", color=colour)
@@ -269,7 +268,7 @@ def _amortised(axes: Axes, content: Plane) -> None:
 
     costs, n, mean = sorted(content.costs), len(content.costs), fmean(content.costs)
     label, cost, low, high = content.donor
-    qat, vector = _COLOURS["qat"], _COLOURS["patched"]
+    qat, vector = _LOOKS["qat"][0], _LOOKS["patched"][0]
     cheapest, costliest = [0.0, *accumulate(costs)], [0.0, *accumulate(reversed(costs))]
     axes.fill_between(range(n + 1), cheapest, costliest, color=qat, alpha=0.18, lw=0)
     axes.plot([0, n], [0, n * mean], color=qat, lw=1.5)

@@ -92,14 +92,14 @@ def _picked(cells: Iterable[Cell], pick: ways.Chooser) -> list[tuple[Cell, Chose
     return [(cell, choice) for cell in cells if (choice := pick(cell))]
 
 
-def _used(matrix: Matrix, pick: ways.Chooser) -> DataUse:
-    return ways.most(choice.use for _, choice in _picked(matrix.transfers, pick))
+def _used(matrix: Matrix, pick: ways.Chooser) -> list[DataUse]:
+    return [choice.use for _, choice in _picked(matrix.transfers, pick)]
 
 
 def _heads(matrix: Matrix) -> list[str]:
     """Ways to choose lambda, each with the receiver data that it used."""
     choosers = ways.choosers(matrix)
-    return [f"{label} ({ways.used([_used(matrix, pick)])})" for label, pick in choosers]
+    return [f"{label} ({ways.used(_used(matrix, pick))})" for label, pick in choosers]
 
 
 def _summary(matrix: Matrix) -> Table:
@@ -140,12 +140,9 @@ def _mean_gains(matrix: Matrix) -> Table:
     head, rows = ["donor", "images its QAT was trained on"], []
     for label, _ in ways.choosers(matrix):
         head += [f"mean gain, {label}", "better than rounding"]
-    groups = {
-        name: (_number(donor.trained_images, ","), [c for c in matrix.transfers if c.donor == name])
-        for name, donor in matrix.donors.items()
-    }
-    for name, (trained, cells) in {**groups, "all pairs": ("", matrix.transfers)}.items():
-        row = [name, trained]
+    for name, donor in (*matrix.donors.items(), ("all pairs", None)):
+        cells = [cell for cell in matrix.transfers if donor is None or cell.donor == name]
+        row = [name, _number(donor.trained_images, ",") if donor else ""]
         for _, pick in ways.choosers(matrix):
             gains = [_gain(matrix, *picked) for picked in _picked(cells, pick)]
             wins = f"{sum(gain > 0 for gain in gains)} of {len(gains)}"
@@ -269,9 +266,10 @@ def _uses(matrix: Matrix) -> Table:
         (ways.baseline_name(matrix, key).split(" (")[0], ways.baseline_use(matrix, key))
         for key in ways.baseline_keys(matrix)
     ]
-    rows += [(f"vector, {label}", _used(matrix, pick)) for label, pick in ways.choosers(matrix)]
-    head = ("number", "data_use")
-    return Table("What each number has used of the receiver's data", head, rows)
+    for label, pick in ways.choosers(matrix):
+        rows.append((f"vector, {label}", ways.most(_used(matrix, pick))))
+    caption = "What each number has used of the receiver's data"
+    return Table(caption, ("number", "data_use"), rows)
 
 
 def _provenance(matrix: Matrix) -> Iterator[Table]:
