@@ -16,9 +16,7 @@ from qvec_cli.errors import DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-
 _SPELLINGS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
-
 
 _EXTENSIONS = frozenset(  # what PIL opens everywhere
     (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")

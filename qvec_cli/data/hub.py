@@ -17,7 +17,6 @@ from qvec_cli.errors import DataError
 
 EXTRA = "pip install 'qvec[hfds]'"
 
-
 _SPELLINGS = {"train": ("train",), "val": ("validation", "valid", "val"), "test": ("test",)}
 
 _LABELS = ("label", "labels")

@@ -17,18 +17,14 @@ from qvec_cli.data.samples import Task
 if TYPE_CHECKING:
     from PIL import Image
 
-
 NOISE: Final = "noise"
 """The name of the images, in --calib and --proxy."""
-
 
 COUNT: Final = 4096
 """How many images there are; each is drawn from its number alone."""
 
-
 _CONTRAST: Final = 0.25
 """Standard deviation of pixels around middle grey, where white is 1: about that of photographs."""
-
 
 _SHARED: Final = 0.9
 """Correlation of two colour channels, about that of photographs."""

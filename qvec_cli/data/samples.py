@@ -18,9 +18,7 @@ from qvec_cli.errors import DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-
 SPLITS = ("train", "val", "test")
-
 
 _VAL_SHARE = 0.1
 

@@ -23,16 +23,13 @@ from qvec_cli.learn.distributed import ALONE, World
 if TYPE_CHECKING:
     from PIL import Image
 
-
 Transform = Callable[["Image.Image"], Tensor]
 
 Batch = tuple[Tensor, Tensor]
 """uint8 images [N, C, H, W], int64 labels [N]."""
 
-
 NO_LABEL: Final = -100
 """Of an image that does not count: torch's own word, which cross-entropy leaves out."""
-
 
 _DECODE_BATCH = 256
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
 
-
 _WRONG_ARGUMENTS: Final = (
     TypeError,
     AssertionError,
@@ -31,7 +30,6 @@ _WRONG_ARGUMENTS: Final = (
     NotImplementedError,
 )
 """What timm's constructors raise for impossible arguments."""
-
 
 _PATIENCE: Final = 5.0
 """Seconds within which the hub must answer anything at all."""

@@ -19,7 +19,6 @@ FLAGS: Final = {
 }
 """Arguments of timm that would go past qvec, and what says them here."""
 
-
 _COLOURS: Final = 3
 
 DATA_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")

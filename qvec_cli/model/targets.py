@@ -17,7 +17,6 @@ from qvec_cli.model.configuration import Model
 if TYPE_CHECKING:
     from torch import nn
 
-
 HEADS: Final = (
     "aux_head",
     "head.0",
@@ -40,10 +39,8 @@ HEADS: Final = (
 )
 """What timm and its neighbours call the classifier; for files that do not say."""
 
-
 _PROJECTIONS: Final = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 """Matrices that ``nn.MultiheadAttention`` keeps itself: one fused, or three where widths differ."""
-
 
 _NOT_LINEAR: Final = ("embed", "norm", "relative_position")
 

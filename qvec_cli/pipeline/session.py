@@ -265,15 +265,10 @@ def _start(request: TrainRequest, task: Task, listener: Listener, world: World) 
     facts = {"ranks": world.size} if world.size > 1 else {}
     classes = len(task.classes)
     if request.source is None:
-        return _Start(
-            *build.create(request.network_options(classes)), provenance(op, {}, use, **facts)
-        )
+        lineage = provenance(op, {}, use, **facts)
+        return _Start(*_built(request, None, classes), lineage)
     with opened(request.source, listener) as base:
-        if request.initial_checkpoint is not None:
-            network, model = build.create(request.network_options(classes))
-        else:
-            model = stored_model(request, base, classes)
-            network = build.rebuild(model)
+        network, model = _built(request, base, classes)
         fresh = build.start_from(network, load_state(base), model, str(request.source))
         fate = f"is replaced by a new one with {classes} classes" if fresh else "is kept"
         listener.note(f"{request.source}: its head {fate}")
@@ -282,6 +277,16 @@ def _start(request: TrainRequest, task: Task, listener: Listener, world: World) 
         base.settle()
         lineage = provenance(op, {"base": base}, use, **facts)
         return _Start(network, model, lineage, (Input.of(base),))
+
+
+def _built(
+    request: TrainRequest, base: Checkpoint | None, classes: int
+) -> tuple[torch.nn.Module, Model]:
+    """The network of a request, before the weights of a file are loaded, and its configuration."""
+    if base is None or request.initial_checkpoint is not None:
+        return build.create(request.network_options(classes))
+    model = stored_model(request, base, classes)
+    return build.rebuild(model), model
 
 
 def _labels_used(request: TrainRequest, task: Task) -> Use:
@@ -307,17 +312,11 @@ def rehearse(request: TrainRequest, task: Task, listener: Listener, started: flo
     classes = len(task.classes)
     if request.source is None:
         with torch.device("meta"):
-            network, model = build.create(
-                replace(request.network_options(classes), pretrained=False)
-            )
+            network, model = _built(replace(request, pretrained=False), None, classes)
         return _plan(request, task, network, model).metrics((), started)
     with opened(request.source, listener) as base:
         with torch.device("meta"):
-            if request.initial_checkpoint is not None:
-                network, model = build.create(request.network_options(classes))
-            else:
-                model = stored_model(request, base, classes)
-                network = build.rebuild(model)
+            network, model = _built(request, base, classes)
         build.start_from(network, outline(base), model, str(request.source))
         return _plan(request, task, network, model).metrics((base,), started)
 
