@@ -17,21 +17,15 @@ from qvec_cli.quant.rtn import fake_quantize
 from qvec_cli.specs import Granularity, Grid, Scale, ScaleDtype
 
 GRIDS = [
-    *[Grid(bits) for bits in range(2, 9)],
-    Grid(3, Granularity.TENSOR),
-    *(Grid(bits, scale=scale) for scale in (Scale.MSE, Scale.MSE_FULL) for bits in (2, 3)),
-    Grid(2, Granularity.GROUP, 8),
-    Grid(4, Granularity.GROUP, 64),
+    *(Grid(bits) for bits in (2, 3, 5, 8)),
+    Grid(6, Granularity.TENSOR),
+    Grid(2, scale=Scale.MSE),
+    Grid(3, scale=Scale.MSE_FULL),
     Grid(2, scale=Scale.HQQ),
-    *(
-        Grid(bits, *kind, symmetric=False, scale_dtype=dtype)
-        for bits, dtype in ((3, ScaleDtype.FLOAT16), (4, ScaleDtype.FLOAT32))
-        for kind in (
-            (Granularity.CHANNEL, None),
-            (Granularity.GROUP, 8),
-            (Granularity.TENSOR, None),
-        )
-    ),
+    Grid(4, Granularity.GROUP, 64),
+    Grid(3, Granularity.CHANNEL, symmetric=False),
+    Grid(4, Granularity.GROUP, 8, symmetric=False, scale_dtype=ScaleDtype.FLOAT16),
+    Grid(7, Granularity.TENSOR, symmetric=False, scale_dtype=ScaleDtype.FLOAT16),
 ]
 
 

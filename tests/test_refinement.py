@@ -26,12 +26,9 @@ SMALL = ("--bits", 3, "--device", "cpu", "--batch-size", 16)
 STEPS = ("--refine", 20, "--proxy-samples", 48, "--proxy")
 WAYS: dict[str, tuple[object, ...]] = {
     "rtn": (),
-    "asymmetric": ("--asymmetric",),
-    "group": ("--group-size", 16, "--scale", "mse-full"),
-    "tensor": ("--granularity", "tensor"),
-    "float16": ("--scale-dtype", "float16"),
-    "awq": ("--method", "awq"),
-    "corrected": ("--bias-correction",),
+    "zero points, float16": ("--asymmetric", "--scale-dtype", "float16"),
+    "awq": ("--method", "awq", "--group-size", 16, "--scale", "mse-full"),
+    "corrected": ("--bias-correction", "--granularity", "tensor"),
 }
 
 
@@ -86,7 +83,7 @@ def test_what_is_told_of_the_images_held_back_is_that_of_the_file(
     drawer: Drawer, tmp_path: Path
 ) -> None:
     out = tmp_path / "q.st"
-    args = ("quantize", drawer.receiver, *flags("float16", drawer), "-o", out)
+    args = ("quantize", drawer.receiver, *flags("zero points, float16", drawer), "-o", out)
     found = call(*args, *STEPS, drawer.donor_data, "--json").json
     told = found["results"]["refinement"]
     assert told["loss"] == "kl"

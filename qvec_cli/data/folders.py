@@ -16,7 +16,6 @@ from qvec_cli.errors import DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-
 _SPELLINGS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 
 _EXTENSIONS = frozenset(  # what PIL opens everywhere

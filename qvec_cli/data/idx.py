@@ -22,7 +22,6 @@ from qvec_cli.errors import DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-
 _BYTES = 0x08  # the type code of unsigned bytes
 
 _NAME = re.compile(r".*[-.]idx[13]-ubyte(\.gz)?")

@@ -17,7 +17,6 @@ from qvec_cli.data.samples import Task
 if TYPE_CHECKING:
     from PIL import Image
 
-
 NOISE: Final = "noise"
 """The name of the images, in --calib and --proxy."""
 

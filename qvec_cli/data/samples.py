@@ -18,7 +18,6 @@ from qvec_cli.errors import DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-
 SPLITS = ("train", "val", "test")
 
 _VAL_SHARE = 0.1

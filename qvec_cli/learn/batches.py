@@ -23,7 +23,6 @@ from qvec_cli.learn.distributed import ALONE, World
 if TYPE_CHECKING:
     from PIL import Image
 
-
 Transform = Callable[["Image.Image"], Tensor]
 
 Batch = tuple[Tensor, Tensor]

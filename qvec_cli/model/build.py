@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
 
-
 _WRONG_ARGUMENTS: Final = (
     TypeError,
     AssertionError,

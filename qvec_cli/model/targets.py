@@ -17,7 +17,6 @@ from qvec_cli.model.configuration import Model
 if TYPE_CHECKING:
     from torch import nn
 
-
 HEADS: Final = (
     "aux_head",
     "head.0",

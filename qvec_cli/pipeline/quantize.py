@@ -87,7 +87,7 @@ def quantize(
     check_method(request)
     check_output(request.out, folder=request.folder, force=request.force)
     with input_files(files, listener) as run:
-        job = _job(request, run, listener)
+        job = _prepared(request, run, listener)
         theta = job.theta
         config, plan = job.config(), job.plan()
         job.check()
@@ -281,7 +281,7 @@ class _Job:
         return quantized, {"refinement": facts}
 
 
-def _job(request: QuantizeRequest, files: InputFiles, listener: Listener) -> _Job:
+def _prepared(request: QuantizeRequest, files: InputFiles, listener: Listener) -> _Job:
     """Opens everything that a request names, and decides targets and grid."""
     theta, moments = files.open(request.source), None
     patched = anchored(theta, request.anchor, files, listener)
