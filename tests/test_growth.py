@@ -293,21 +293,22 @@ def test_a_quantizer_is_its_file_its_row_and_its_word(house: House) -> None:
 
 DOTS = '''"""The figure dots: accuracies as points."""
 
-from qvec_cli.report.canvas import Drawing, FigureOptions, Sheet, styled
+from qvec_cli.report.canvas import Drawing, FigureOptions, Sheet, style
 from qvec_cli.results.documents import ResultFiles
 from qvec_cli.results.metrics_document import EvalResults
+from qvec_cli.specs import NOTHING
 
 
-@styled
+@style()
 def dots(shares):
-    sheet = Sheet(3, 2)
+    sheet = Sheet(3, 2, "Dots")
     sheet.axes(0.5, 0.2, 2, 1.3).plot(shares, "o")
     return sheet.figure
 
 
 def draw_dots(files: ResultFiles, options: FigureOptions) -> Drawing:
     shares = [row.results.top1 for row in files.of(EvalResults)]
-    return Drawing(dots(shares), f"{len(shares)} dots.")
+    return Drawing(dots(shares), f"{len(shares)} dots.", {}, NOTHING)
 '''
 
 
