@@ -317,7 +317,7 @@ def test_a_figure_is_its_file_and_its_row(house: House) -> None:
     house.write("report/dots.py", DOTS)
     imported = "from qvec_cli.report.dots import draw_dots\n"
     house.insert("report/figures.py", r"^from qvec_cli.report.heatmap", imported, above=True)
-    row = "    FigureKind.DOTS: FigureRow(draw_dots, (EvalResults,)),\n"
+    row = "    FigureKind.DOTS: FigureRow(draw_dots, (metrics.EvalResults,)),\n"
     house.insert("report/figures.py", r"^}$", row, above=True)
     words = home_of("FigureKind")
     house.insert(words, r'^    BARS = "bars"', '    DOTS = "dots"\n')

@@ -269,7 +269,6 @@ def _start(
     use, op = _labels_used(request, task), "train-qat" if request.grid else "finetune"
     facts = {"ranks": world.size} if world.size > 1 else {}
     classes = len(task.classes)
-<<<<<<< HEAD
     base = files.open(request.source) if request.source else None
     network, model = _network(request, base, classes)
     if base is None:
@@ -288,31 +287,6 @@ def _network(
     request: TrainRequest, base: Checkpoint | None, classes: int
 ) -> tuple[torch.nn.Module, Model]:
     """The network to be trained, by its name or as the base states it; with random weights."""
-    if base is None or request.initial_checkpoint is not None:
-        return build.create(request.network_options(classes))
-    model = stored_model(request, base, classes)
-    return build.rebuild(model), model
-=======
-    if request.source is None:
-        lineage = provenance(op, {}, use, **facts)
-        return _Start(*_built(request, None, classes), lineage)
-    with opened(request.source, listener) as base:
-        network, model = _built(request, base, classes)
-        fresh = build.start_from(network, load_state(base), model, str(request.source))
-        fate = f"is replaced by a new one with {classes} classes" if fresh else "is kept"
-        listener.note(f"{request.source}: its head {fate}")
-        if base.card.data_digest == task.digest:
-            use = spent(use, inherited_use(base))
-        base.settle()
-        lineage = provenance(op, {"base": base}, use, **facts)
-        return _Start(network, model, lineage, (Input.of(base),))
->>>>>>> 7ed6b6f
-
-
-def _built(
-    request: TrainRequest, base: Checkpoint | None, classes: int
-) -> tuple[torch.nn.Module, Model]:
-    """The network of a request, before the weights of a file are loaded, and its configuration."""
     if base is None or request.initial_checkpoint is not None:
         return build.create(request.network_options(classes))
     model = stored_model(request, base, classes)
@@ -339,7 +313,6 @@ def rehearse(request: TrainRequest, task: Task, files: InputFiles, started: floa
         QvecError: what the run would be refused for.
     """
     device(request.device)
-<<<<<<< HEAD
     base = files.open(request.source) if request.source else None
     with torch.device("meta"):
         network, model = _network(replace(request, pretrained=False), base, len(task.classes))
@@ -347,18 +320,6 @@ def rehearse(request: TrainRequest, task: Task, files: InputFiles, started: floa
         build.start_from(network, outline(base), model, str(base.path))
     inputs = () if base is None else (base,)
     return _plan(request, task, network, model).metrics(inputs, started)
-=======
-    classes = len(task.classes)
-    if request.source is None:
-        with torch.device("meta"):
-            network, model = _built(replace(request, pretrained=False), None, classes)
-        return _plan(request, task, network, model).metrics((), started)
-    with opened(request.source, listener) as base:
-        with torch.device("meta"):
-            network, model = _built(request, base, classes)
-        build.start_from(network, outline(base), model, str(request.source))
-        return _plan(request, task, network, model).metrics((base,), started)
->>>>>>> 7ed6b6f
 
 
 def _plan(request: TrainRequest, task: Task, network: torch.nn.Module, model: Model) -> Plan:
