@@ -75,10 +75,8 @@ class _Collection:
 def collect(request: MomentsRequest, listener: Listener) -> Metrics:
     """Writes the moments of every target's inputs, float32.
 
-    Raises:
-        MismatchError: a target whose inputs cannot be seen, a rank that saves nothing.
-        DataError: no such data set or split.
-        NotFiniteError: inputs that overflow.
+    Raises MismatchError: a target whose inputs cannot be seen, a rank that saves nothing;
+    DataError: no such data set or split; NotFiniteError: inputs that overflow.
     """
     started = time.perf_counter()
     check_target(request.out, force=request.force)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from qvec_cli.checkpoint.card import canonical
+from qvec_cli.checkpoint.card import Kind, canonical
 from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import ATTACHED, Checkpoint
@@ -84,11 +85,7 @@ class MomentsFacts:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> MomentsFacts:
-        """What a card holds.
-
-        Raises:
-            ValueError: something else.
-        """
+        """What a card holds. Raises ValueError: something else."""
         try:
             sources = tuple(MomentsSource(**one) for one in value["sources"])
             facts = cls(value["rank"], dict(value["sites"]), dict(value["aliases"]), sources)
@@ -107,9 +104,8 @@ class StoredMoments:
     Args:
         checkpoint: a moments file, or a vector that carries moments.
 
-    Raises:
-        CheckpointError: a file without moments, or whose tensors are not those that its card
-            tells of.
+    Raises CheckpointError: a file without moments, or whose tensors are not those that its card
+    tells of.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -142,8 +138,7 @@ class StoredMoments:
     def inputs(self, weight: str) -> Inputs:
         """What a weight is multiplied with, by the name of any weight.
 
-        Raises:
-            CheckpointError: numbers that are not finite.
+        Raises CheckpointError: numbers that are not finite.
         """
         return self.of_site(self.facts.aliases.get(weight, weight))
 
@@ -188,8 +183,7 @@ def plan(widths: Mapping[str, int], rank: int | None) -> dict[str, Entry]:
 def packed(site: str, inputs: Inputs, rank: int | None) -> Iterator[tuple[str, list[Array]]]:
     """The arrays of one layer, each as the one block that it is written in.
 
-    Raises:
-        NotFiniteError: a moment beyond float32.
+    Raises NotFiniteError: a moment beyond float32.
     """
     width = len(inputs.mean)
     kept = rank if rank is not None and moments.is_smaller(width, rank) else None
@@ -206,8 +200,7 @@ def check_fit(stored: StoredMoments, shapes: Mapping[str, tuple[int, ...]]) -> N
         stored: the moments.
         shapes: [out, in] of each target.
 
-    Raises:
-        MismatchError: names the file and the first such target.
+    Raises MismatchError: names the file and the first such target.
     """
     path = stored.checkpoint.path
     if missing := [name for name in shapes if name not in stored.facts.targets]:
@@ -226,8 +219,7 @@ def require_same_base(theta: Checkpoint, stored: StoredMoments, listener: Listen
 
     They fit the models of one base: the base itself, and whatever was fine-tuned from it.
 
-    Raises:
-        MismatchError: names both files.
+    Raises MismatchError: names both files.
     """
     path = stored.checkpoint.path
     require_same_architecture(theta, stored.checkpoint)
@@ -264,8 +256,7 @@ class PooledMoments:
     Args:
         many: of one architecture; the same moments twice count once.
 
-    Raises:
-        MismatchError: files whose layers are not the same.
+    Raises MismatchError: files whose layers are not the same.
     """
 
     def __init__(self, many: Sequence[StoredMoments]) -> None:
@@ -299,3 +290,61 @@ class PooledMoments:
 
 def _outline(stored: StoredMoments) -> tuple[Mapping[str, int], Mapping[str, str]]:
     return stored.widths, stored.facts.aliases
+
+
+@dataclass(frozen=True, slots=True)
+class MomentsOptions:
+    """Moments to calibrate with, as the user names them."""
+
+    path: Path  # a file of moments, or a vector that carries some
+    bias_correction: bool = False  # whether biases make good the mean error of each output
+
+
+class LayerMoments:
+    """The moments of every target's inputs, from an open file.
+
+    Args:
+        theta: the float model that is quantized.
+        carrier: the file that carries the moments, open.
+        options: what the user asks for.
+        listener: hears what cannot be checked.
+
+    Raises CheckpointError, MismatchError: moments that are missing, or of another base.
+    """
+
+    def __init__(
+        self, theta: Checkpoint, carrier: Checkpoint, options: MomentsOptions, listener: Listener
+    ) -> None:
+        if carrier.kind not in (Kind.MOMENTS, Kind.VECTOR):
+            raise MismatchError(
+                f"{carrier.path}: is a {carrier.kind}, a file of moments belongs here",
+                hint="qvec moments makes one; a vector from extract --moments carries some too.",
+            )
+        self._theta, self._stored = theta, StoredMoments(carrier)
+        self._correction = options.bias_correction
+        require_same_base(theta, self._stored, listener)
+        self.use: Use = use_of(theta, self._stored.facts)
+        self.carrier = carrier
+
+    def inputs(self, name: str) -> Inputs:
+        """What a weight is multiplied with."""
+        return self._stored.inputs(name)
+
+    def bias(self, weight: str) -> str | None:
+        """The bias that is to be corrected for a weight; None without one, or where none is."""
+        name = weight.removesuffix("weight") + "bias"
+        return name if self._correction and name in self._theta else None
+
+    def facts(self) -> dict[str, Any]:
+        """As cards and metrics name them."""
+        return {**self._stored.facts.in_words(), "bias_correction": self._correction}
+
+    def check(self, targets: Collection[str], listener: Listener) -> None:
+        """Refuses targets whose moments are missing; says which have no bias to correct.
+
+        Raises MismatchError: names the target.
+        """
+        check_fit(self._stored, {name: self._theta[name].shape for name in targets})
+        unbiased = sum(self.bias(name) is None for name in targets)
+        if unbiased and self._correction:
+            listener.note(f"{unbiased} of {len(targets)} layers have no bias to correct")

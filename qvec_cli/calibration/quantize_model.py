@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from qvec_cli.calibration.from_moments import LayerMoments
+from qvec_cli.calibration.moments_file import LayerMoments
 from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import NotFiniteError
@@ -44,8 +44,7 @@ class ModelQuantizer:
     def quantize(self, name: str, model: QuantizedModel) -> QTensor:
         """The codes of one target as its file has it; its error and new bias go into ``model``.
 
-        Raises:
-            NotFiniteError: a corrected bias beyond the file's number format.
+        Raises NotFiniteError: a corrected bias beyond the file's number format.
         """
         weight = self.source.finite(name)
         inputs = self.moments.inputs(name) if self.moments else None
@@ -114,8 +113,7 @@ class ModelQuantizer:
     def representable(self, name: str, values: Array) -> Array:
         """Values of a tensor as the file's number format holds them, float32.
 
-        Raises:
-            NotFiniteError: values beyond it.
+        Raises NotFiniteError: values beyond it.
         """
         dtype = self.theta[name].dtype
         rounded = to_float32(from_float32(values, dtype), dtype)

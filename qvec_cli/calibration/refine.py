@@ -55,9 +55,8 @@ def find_refinement_images(
 ) -> Proxies:
     """The images to refine with, not yet decoded.
 
-    Raises:
-        SpecError: neither proxies nor images of calibration are named.
-        DataError: no such data set, or fewer than four images, of which some are held back.
+    Raises SpecError: neither proxies nor images of calibration are named; DataError: no such data
+    set, or fewer than four images, of which some are held back.
     """
     if options.proxies:
         images = find_proxies(theta, model, options.proxies)
@@ -96,8 +95,7 @@ def refine(
     Returns:
         What is to be written, and the facts of it.
 
-    Raises:
-        NotFiniteError: a network whose output is not a number.
+    Raises NotFiniteError: a network whose output is not a number.
     """
     from qvec_cli.learn.distill import DistillOptions, distill, loss_name, measured
 

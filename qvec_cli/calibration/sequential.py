@@ -42,8 +42,7 @@ class CalibrationImages:
 def draw_images(theta: Checkpoint, model: Model, options: Calibration) -> CalibrationImages:
     """Images of the train splits; whether they are the receiver's own, cards tell.
 
-    Raises:
-        DataError: no such data set.
+    Raises DataError: no such data set.
     """
     return CalibrationImages(options, draw_each(theta, model, options))
 
@@ -55,9 +54,8 @@ def calibrate(
 
     With ``Target.FLOAT`` each is to give its outputs in the receiver, which was not patched.
 
-    Raises:
-        MismatchError: a target whose inputs cannot be seen.
-        NotFiniteError: inputs that overflow, or biases and norms in the file's number format.
+    Raises MismatchError: a target whose inputs cannot be seen; NotFiniteError: inputs that
+    overflow, or biases and norms in the file's number format.
     """
     from qvec_cli.calibration.walk import Walk, mean_inputs
 
@@ -95,8 +93,7 @@ def check_images(theta: Checkpoint, targets: Iterable[str], model: Model, device
     """Refuses, by headers alone, what ``calibrate`` would refuse; how often a layer is used,
     only a forward tells.
 
-    Raises:
-        QvecError: no such device; tensors or targets that the network has not.
+    Raises QvecError: no such device; tensors or targets that the network has not.
     """
     from qvec_cli.inputs.network import check_network
 
@@ -120,8 +117,7 @@ def linear_weights(
 ) -> dict[str, nn.Parameter]:
     """The parameters of targets, by name.
 
-    Raises:
-        MismatchError: one that is not a linear layer's.
+    Raises MismatchError: one that is not a linear layer's.
     """
     from qvec_cli.model.targets import modules
 
@@ -148,11 +144,7 @@ def normalised_batches(
 
 
 def require_finite_inputs(theta: Checkpoint, name: str, inputs: Inputs, images: str) -> None:
-    """Refuses inputs of a layer that overflow.
-
-    Raises:
-        NotFiniteError: names the weight.
-    """
+    """Refuses inputs of a layer that overflow. Raises NotFiniteError: names the weight."""
     if not inputs.finite:
         raise NotFiniteError(
             f"{theta.path}: {name}: its inputs on the {images} overflow",

@@ -61,8 +61,7 @@ class Walk:
         weights: those that are to be visited, by state-dict name.
         batches: inputs of the network, normalised.
 
-    Raises:
-        MismatchError: a weight that is not used exactly once in a forward.
+    Raises MismatchError: a weight that is not used exactly once in a forward.
     """
 
     def __init__(
@@ -167,8 +166,7 @@ def site_moments(
         batches: inputs of the network, normalised.
         progress: is called with the number of batches that have gone through.
 
-    Raises:
-        MismatchError: a weight that is not used exactly once in a forward.
+    Raises MismatchError: a weight that is not used exactly once in a forward.
     """
     walk = Walk(network, weights, batches)
     sites = [site for segment in walk.segments for site in segment.sites]

@@ -37,9 +37,8 @@ class ExportSource:
     def of(cls, checkpoint: Checkpoint, options: NetworkOptions | None) -> ExportSource:
         """Looks at a checkpoint, whose network the user may have to name.
 
-        Raises:
-            CheckpointError: no model, or one whose architecture is not known.
-            MismatchError: packed by another tool, or without a shape.
+        Raises CheckpointError: no model, or one whose architecture is not known; MismatchError:
+        packed by another tool, or without a shape.
         """
         require_model(checkpoint)
         model, names = architecture(checkpoint, options), packed_weights(checkpoint)
@@ -96,8 +95,7 @@ def compare(
         theirs: from normalised images [N, C, H, W] to logits.
         bound: the largest difference that is taken, as a share of our largest logit.
 
-    Raises:
-        QvecError: a larger one.
+    Raises QvecError: a larger one.
     """
     import torch
 

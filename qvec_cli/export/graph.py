@@ -62,8 +62,7 @@ def export(
         facts: the file's metadata.
         producer: the version that is written in it.
 
-    Raises:
-        QvecError: a network that torch cannot export, or one too large for a file.
+    Raises QvecError: a network that torch cannot export, or one too large for a file.
     """
     model = _traced(network, shape)
     left = [name for name, weight in packed.items() if not _placed(model.graph, name, weight)]

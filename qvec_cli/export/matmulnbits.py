@@ -53,8 +53,7 @@ class BlockLayout:
 def layout(columns: int, grid: Grid) -> BlockLayout:
     """The layout of a weight with ``columns`` input features.
 
-    Raises:
-        MismatchError: groups that no block length of the operator divides.
+    Raises MismatchError: groups that no block length of the operator divides.
     """
     bits = 4 if grid.bits <= 4 else 8
     if grid.granularity is not Granularity.GROUP:

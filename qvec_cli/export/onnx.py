@@ -43,8 +43,7 @@ def write(
 ) -> dict[str, Any]:
     """Writes the file once onnxruntime has answered as our network does.
 
-    Raises:
-        QvecError: a network that cannot be exported, or is another one afterwards.
+    Raises QvecError: a network that cannot be exported, or is another one afterwards.
     """
     from qvec_cli.export.graph import export
     from qvec_cli.inputs.network import load_packed
@@ -146,8 +145,7 @@ def logits(content: bytes, images: Array) -> Array:
     Returns:
         float32 [N, classes].
 
-    Raises:
-        QvecError: a file that onnxruntime refuses.
+    Raises QvecError: a file that onnxruntime refuses.
     """
     import onnxruntime
 

@@ -81,8 +81,7 @@ def write(
 ) -> dict[str, Any]:
     """Writes the folder once timm has made the very same network of it.
 
-    Raises:
-        QvecError: timm makes another one.
+    Raises QvecError: timm makes another one.
     """
     if source.packed:
         listener.note(f"timm has no packed weights: {len(source.packed)} become float32")

@@ -57,9 +57,8 @@ class CompareGridsRequest:
 def compare_grids(request: CompareGridsRequest, listener: Listener) -> Metrics:
     """Quantizes every target on every grid, in memory, and compares what comes out.
 
-    Raises:
-        MismatchError: a file of another kind, a group size that does not divide.
-        SpecError: no bits given, and none in the file.
+    Raises MismatchError: a file of another kind, a group size that does not divide; SpecError: no
+    bits given, and none in the file.
     """
     started = time.perf_counter()
     with opened(request.source, listener) as theta:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qvec_cli.calibration.from_moments import LayerMoments, MomentsOptions
+from qvec_cli.calibration.moments_file import LayerMoments, MomentsOptions
 from qvec_cli.calibration.quantize_model import ModelQuantizer, QuantizedModel
 from qvec_cli.calibration.refine import (
     SEED,
@@ -78,10 +78,9 @@ def quantize(
         listener: hears of progress, and of what is odd.
         files: those that a longer run has open already.
 
-    Raises:
-        SpecError: a method that lacks images, or has no use for them.
-        MismatchError: a group size that does not divide, a file of another kind.
-        CheckpointError: a file that cannot be read or written, or holds NaN.
+    Raises SpecError: a method that lacks images, or has no use for them; MismatchError: a group
+    size that does not divide, a file of another kind; CheckpointError: a file that cannot be read
+    or written, or holds NaN.
     """
     started = time.perf_counter()
     check_method(request)
@@ -115,8 +114,7 @@ def quantize(
 def check_method(request: QuantizeRequest) -> None:
     """Refuses, before a file is opened, what a method has no use for or lacks.
 
-    Raises:
-        SpecError: images, moments or a float target that do not go with the method.
+    Raises SpecError: images, moments or a float target that do not go with the method.
     """
     if request.moments:
         _check_moments(request, request.moments)

@@ -16,7 +16,7 @@ import numpy as np
 from qvec_cli.quant.affine import block_shape
 from qvec_cli.quant.moments import Inputs, output_error
 from qvec_cli.quant.qtensor import QTensor
-from qvec_cli.quant.rtn import fake_quantize, rtn
+from qvec_cli.quant.scales import fake_quantize, rtn
 from qvec_cli.specs import Granularity, Grid
 
 Array = np.ndarray[Any, np.dtype[Any]]

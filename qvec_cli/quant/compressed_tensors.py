@@ -52,8 +52,7 @@ def to_scheme(grid: Grid, ignored: Iterable[str]) -> dict[str, Any]:
 def of_scheme(scheme: Mapping[str, Any]) -> Grid:
     """The grid of packed weights; how their scales were chosen it does not say.
 
-    Raises:
-        MismatchError: another format, several grids, an older layout, rounded activations.
+    Raises MismatchError: another format, several grids, an older layout, rounded activations.
     """
     try:
         (group,) = scheme["config_groups"].values()
@@ -87,8 +86,7 @@ def require_loadable(shapes: Mapping[str, tuple[int, ...]], grid: Grid) -> None:
         shapes: of the targets, by name.
         grid: that they are packed on.
 
-    Raises:
-        MismatchError: names the tensor or the flag.
+    Raises MismatchError: names the tensor or the flag.
     """
     for name, shape in shapes.items():
         if not name.endswith(".weight"):

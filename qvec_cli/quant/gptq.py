@@ -23,8 +23,7 @@ import numpy as np
 from qvec_cli.quant.affine import QParams, block_shape, dequantize, quantize
 from qvec_cli.quant.moments import Inputs
 from qvec_cli.quant.qtensor import QTensor, of_blocks
-from qvec_cli.quant.rtn import rtn
-from qvec_cli.quant.scales import candidates, choose_qparams
+from qvec_cli.quant.scales import candidates, choose_qparams, rtn
 from qvec_cli.specs import Granularity, Grid, Scale
 
 Array = np.ndarray[Any, np.dtype[Any]]

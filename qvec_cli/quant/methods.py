@@ -16,7 +16,7 @@ from qvec_cli.quant.awq import awq, factors, is_unclipped
 from qvec_cli.quant.gptq import aim, gptq
 from qvec_cli.quant.moments import Inputs
 from qvec_cli.quant.qtensor import QTensor, sqnr_db
-from qvec_cli.quant.rtn import rtn
+from qvec_cli.quant.scales import rtn
 from qvec_cli.specs import Grid, Method
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -86,8 +86,7 @@ def quantize_weight(
         inputs: moments of what the layer sees; a calibrated method needs them.
         target: what the layer is to give in place of its own outputs.
 
-    Raises:
-        MismatchError: scales beyond what float16 holds.
+    Raises MismatchError: scales beyond what float16 holds.
     """
     quantizer, aimed = QUANTIZERS[method], weight
     if target is not None:
