@@ -113,17 +113,7 @@ def _prepared(request: MomentsRequest, theta: Checkpoint, listener: Listener) ->
     model = architecture(theta, request.network)
     targets = targets_in(theta, model, request.patterns, listener)
     require_some(targets, str(theta.path))
-    _check_rank(request.rank, max(theta[name].shape[1] for name in targets))
-    task = open_images(request.data, model, request.loading)
-    whole = task.split(request.split)
-    count = min(request.samples, len(whole))
-    drawn = Task(task.name, task.classes, {request.split: Subset(whole, 0, count)})
-    relabel = tuple(range(len(task.classes)))
-    examples = Examples(drawn, model, relabel, request.loading)
-    return _Collection(theta, model, targets, task, examples, count)
-
-
-def _check_rank(rank: int | None, widest: int) -> None:
+    rank, widest = request.rank, max(theta[name].shape[1] for name in targets)
     if rank is not None and not is_smaller(widest, rank):
         most = max((k for k in range(1, widest) if is_smaller(widest, k)), default=0)
         raise MismatchError(
@@ -131,6 +121,13 @@ def _check_rank(rank: int | None, widest: int) -> None:
             f"{most} rows is no smaller than its whole moment",
             hint="Leave --rank out to keep whole moments.",
         )
+    task = open_images(request.data, model, request.loading)
+    whole = task.split(request.split)
+    count = min(request.samples, len(whole))
+    drawn = Task(task.name, task.classes, {request.split: Subset(whole, 0, count)})
+    relabel = tuple(range(len(task.classes)))
+    examples = Examples(drawn, model, relabel, request.loading)
+    return _Collection(theta, model, targets, task, examples, count)
 
 
 def _planned(request: MomentsRequest, job: _Collection, parameters: Mapping[str, Any]) -> Plan:
@@ -169,15 +166,11 @@ def _measured(
             aliases |= dict.fromkeys(others, first)
     except MismatchError as error:
         raise MismatchError(f"{theta.path}: {error}", hint=error.hint) from None
-    start = backbone_digest(network, job.model)
-    return sites, MomentsFacts(request.rank, tokens, aliases, (_source(job, start),))
-
-
-def _source(job: _Collection, start: str) -> MomentsSource:
-    card, task = job.theta.card, job.task
-    base, name = card.base, Path(task.name).name
-    classes, model = digest_of(task.classes), job.theta.settle()
-    return MomentsSource(name, task.digest, classes, job.count, model, start, base)
+    task, start = job.task, backbone_digest(network, job.model)
+    name, classes, model = Path(task.name).name, digest_of(task.classes), theta.settle()
+    base = theta.card.base
+    source = MomentsSource(name, task.digest, classes, job.count, model, start, base)
+    return sites, MomentsFacts(request.rank, tokens, aliases, (source,))
 
 
 def _tensors(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,8 +19,6 @@ from qvec_cli.quant import moments
 from qvec_cli.quant.moments import Inputs
 from qvec_cli.specs import DataUse, Listener, Use
 
-_FLOATS: Final = "F32"
-
 _MAKE: Final = "qvec moments MODEL --data SPEC -o moments.st makes some."
 
 
@@ -35,10 +33,6 @@ class MomentsSource:
     model: str  # digest of the model's tensors
     start: str  # of its tensors without the head: if it is itself what others start from
     base: str | None  # of what it started from
-
-    def is_from(self, base: str) -> bool:
-        """Whether the model is a certain base, or was fine-tuned from it."""
-        return base in (self.start, self.base)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,26 +56,13 @@ class MomentsFacts:
 
     def to_json(self) -> dict[str, Any]:
         """As a card holds it."""
-        listed = [
-            {key: getattr(one, key) for key in MomentsSource.__slots__} for one in self.sources
-        ]
-        return {
-            "rank": self.rank,
-            "sites": dict(self.sites),
-            "aliases": dict(self.aliases),
-            "sources": listed,
-        }
+        return {**asdict(self), "sources": [asdict(source) for source in self.sources]}
 
     def in_words(self) -> dict[str, Any]:
         """As metrics and the cards of what is made with them name them."""
-        return {
-            "images": self.images,
-            "rank": self.rank,
-            "sources": [
-                {"name": one.name, "digest": one.digest, "images": one.images}
-                for one in self.sources
-            ],
-        }
+        keys = ("name", "digest", "images")
+        sources = [{key: getattr(one, key) for key in keys} for one in self.sources]
+        return {"images": self.images, "rank": self.rank, "sources": sources}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> MomentsFacts:
@@ -99,10 +80,7 @@ class MomentsFacts:
 
 
 class StoredMoments:
-    """The moments of an open file.
-
-    Args:
-        checkpoint: a moments file, or a vector that carries moments.
+    """The moments of an open file, which is a moments file or a vector that carries moments.
 
     Raises CheckpointError: a file without moments, or whose tensors are not those that its card
     tells of.
@@ -174,7 +152,7 @@ def part_name(site: str, part: str) -> str:
 def plan(widths: Mapping[str, int], rank: int | None) -> dict[str, Entry]:
     """The arrays for layers of so many inputs each."""
     return {
-        part_name(site, part): Entry(_FLOATS, shape)
+        part_name(site, part): Entry("F32", shape)
         for site, width in widths.items()
         for part, shape in moments.shapes(width, rank).items()
     }
@@ -194,11 +172,7 @@ def packed(site: str, inputs: Inputs, rank: int | None) -> Iterator[tuple[str, l
 
 
 def check_fit(stored: StoredMoments, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuses moments that lack a target, or are of another width.
-
-    Args:
-        stored: the moments.
-        shapes: [out, in] of each target.
+    """Refuses moments that lack a target, whose ``shapes`` are [out, in], or are of another width.
 
     Raises MismatchError: names the file and the first such target.
     """
@@ -229,7 +203,7 @@ def require_same_base(theta: Checkpoint, stored: StoredMoments, listener: Listen
         listener.note(f"{theta.path} does not say its base: that of {path} cannot be checked")
     if base is None or own:
         return
-    if others := [one for one in stored.facts.sources if not one.is_from(base)]:
+    if others := [one for one in stored.facts.sources if base not in (one.start, one.base)]:
         bases = " or ".join(dict.fromkeys(d[:12] for d in (others[0].base, others[0].start) if d))
         raise MismatchError(
             f"{theta.path} and {path} come from different bases ({base[:12]} and {bases})",
@@ -251,11 +225,9 @@ def use_of(theta: Checkpoint, facts: MomentsFacts) -> Use:
 
 
 class PooledMoments:
-    """What the images of all of several files together would have given.
+    """What the images of all of several files of one architecture together would have given.
 
-    Args:
-        many: of one architecture; the same moments twice count once.
-
+    The same moments twice count once.
     Raises MismatchError: files whose layers are not the same.
     """
 
@@ -264,7 +236,7 @@ class PooledMoments:
         self._many = [*reversed(unlike.values())]
         first = self._many[0]
         for other in self._many[1:]:
-            if _outline(first) != _outline(other):
+            if (first.widths, first.facts.aliases) != (other.widths, other.facts.aliases):
                 raise MismatchError(
                     f"{first.checkpoint.path} and {other.checkpoint.path} have moments of "
                     "different layers",
@@ -288,10 +260,6 @@ class PooledMoments:
             yield from packed(site, inputs, self.facts.rank)
 
 
-def _outline(stored: StoredMoments) -> tuple[Mapping[str, int], Mapping[str, str]]:
-    return stored.widths, stored.facts.aliases
-
-
 @dataclass(frozen=True, slots=True)
 class MomentsOptions:
     """Moments to calibrate with, as the user names them."""
@@ -303,12 +271,7 @@ class MomentsOptions:
 class LayerMoments:
     """The moments of every target's inputs, from an open file.
 
-    Args:
-        theta: the float model that is quantized.
-        carrier: the file that carries the moments, open.
-        options: what the user asks for.
-        listener: hears what cannot be checked.
-
+    ``theta`` is the float model that is quantized, ``carrier`` the file that carries the moments.
     Raises CheckpointError, MismatchError: moments that are missing, or of another base.
     """
 

@@ -68,11 +68,8 @@ class ModelQuantizer:
     ) -> Iterator[tuple[str, Iterable[Array]]]:
         """Every tensor of the quantized file; what is not in ``model`` yet, a weight at a time.
 
-        A bias that is still to be corrected comes after its weight.
-
-        Args:
-            model: what has been quantized before; gets the errors of the other weights.
-            fake: whether weights are float numbers on the grid in place of packed codes.
+        A bias that is still to be corrected comes after its weight. ``model`` gets the errors of
+        the weights; with ``fake`` they are float numbers on the grid in place of packed codes.
         """
         chosen, biases = set(self.targets), {name: self._bias(name) for name in self.targets}
         late = {bias for bias in biases.values() if bias not in model.floats}
@@ -101,12 +98,9 @@ class ModelQuantizer:
         return self.moments.bias(weight) if self.moments else None
 
     def corrected_bias(self, name: str, bias: Array, mean_error: Array) -> Array:
-        """A bias with which the layer's outputs keep their mean (Nagel et al. 2019, 1906.04721).
+        """A bias [out] with which the layer's outputs keep their mean (arXiv:1906.04721).
 
-        Args:
-            name: of the bias in the file.
-            bias: [out], before.
-            mean_error: [out], of the outputs, over all calibration tokens.
+        ``mean_error`` [out] is that of the outputs, over all calibration tokens.
         """
         return self.representable(name, (bias - mean_error).astype(np.float32))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -152,29 +152,18 @@ def require_finite_inputs(theta: Checkpoint, name: str, inputs: Inputs, images: 
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Layers:
+class _Layers(NamedTuple):
     """A network and its targets' weights, by name."""
 
     network: nn.Module
     weights: Mapping[str, nn.Parameter]
 
-    def bias(self, name: str) -> Array | None:
-        """What a layer adds, by the name of its weight."""
-        parameters = dict(self.network.named_parameters(remove_duplicate=False))
-        bias = parameters.get(_bias_of(name))
-        return None if bias is None else _numbers(bias)
-
 
 class _LayerQuantizer:
     """Quantizes the layers of a network where they are, so that later ones see it.
 
-    Args:
-        quantizer: of the model.
-        network: of its source, in float.
-        goal: the layers whose outputs are to be given; None: the network's own.
-        means: mean outputs of the float layers without bias, by the names of their weights, if
-            biases are to keep them.
+    ``goal`` has the layers whose outputs are to be given, None for the network's own; ``means``
+    the mean outputs of the float layers without bias, by weight, if biases are to keep them.
     """
 
     def __init__(
@@ -211,9 +200,11 @@ class _LayerQuantizer:
 
     def _bias_change(self, name: str) -> Array | None:
         """The bias of the layer whose outputs are to be given, less the layer's own."""
-        ours = self._parameters.get(_bias_of(name))
-        theirs = self._goal.bias(name) if self._goal else None
-        return None if ours is None or theirs is None else theirs - _numbers(ours)
+        if self._goal is None:
+            return None
+        parameters = dict(self._goal.network.named_parameters(remove_duplicate=False))
+        ours, theirs = self._parameters.get(_bias_of(name)), parameters.get(_bias_of(name))
+        return None if ours is None or theirs is None else _numbers(theirs) - _numbers(ours)
 
     def _divided(self, segment: Segment, site: Site, inputs: Inputs, call: Call) -> Inputs:
         """Inputs divided by the method's factors, where a LayerNorm before the site takes them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -18,7 +18,6 @@ from qvec_cli.specs import Grid, Listener
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
 
 IMAGES: Final = 4
 """Random images of a comparison: another batch size than a graph is traced with."""
@@ -55,11 +54,6 @@ class ExportSource:
         names = self.checkpoint.classes
         return names if names and len(names) == self.model.num_classes else None
 
-    @property
-    def image(self) -> list[int]:
-        """The shape [C, H, W] of an image that the network takes."""
-        return list(self.model.input_size)
-
 
 @dataclass(frozen=True, slots=True)
 class ExportTarget:
@@ -82,20 +76,14 @@ class Form(NamedTuple):
 def compare(
     target: ExportTarget,
     network: nn.Module,
-    shape: list[int],
+    shape: Sequence[int],
     theirs: Callable[[Tensor], Tensor],
     bound: float,
 ) -> dict[str, Any]:
     """How far another program's logits are from ours, on random images that are always the same.
 
-    Args:
-        target: what the message names.
-        network: ours, in evaluation mode.
-        shape: of an image.
-        theirs: from normalised images [N, C, H, W] to logits.
-        bound: the largest difference that is taken, as a share of our largest logit.
-
-    Raises QvecError: a larger one.
+    ``theirs`` takes normalised images [N, C, H, W], each of ``shape``, to logits. Raises QvecError
+    where the difference is larger than ``bound``, a share of our largest logit.
     """
     import torch
 

@@ -15,7 +15,6 @@ from qvec_cli.quant.qtensor import QTensor
 if TYPE_CHECKING:
     from torch import nn
 
-
 INPUT: Final = "pixel_values"
 """float32 [batch, channels, height, width], normalised: (x / 255 - mean) / std."""
 
@@ -55,20 +54,19 @@ def export(
 
     The same network gives the same bytes: no path, time or line of source stands in them.
 
-    Args:
-        network: in evaluation mode, float32, on the CPU.
-        shape: of one image, [C, H, W].
-        packed: the weights that are to be codes, by their names in the network.
-        facts: the file's metadata.
-        producer: the version that is written in it.
+    The network is in evaluation mode, float32, on the CPU, an image [C, H, W] of ``shape``;
+    ``packed`` are the weights that are to be codes, by their names in it; ``facts`` becomes the
+    file's metadata, ``producer`` the version that is written in it.
 
     Raises QvecError: a network that torch cannot export, or one too large for a file.
     """
+    import onnxscript.optimizer
+
     model = _traced(network, shape)
     left = [name for name, weight in packed.items() if not _placed(model.graph, name, weight)]
     if len(left) < len(packed):
         model.opset_imports[_DOMAIN] = 1
-    _optimize(model)
+    onnxscript.optimizer.optimize(model)  # folds constants and drops what nobody reads
     _clean(model)
     model.producer_name, model.producer_version = "qvec", producer
     model.ir_version = _IR_VERSION
@@ -121,8 +119,7 @@ def _plainly() -> Iterator[None]:
 def _placed(graph: Any, name: str, weight: QTensor) -> bool:
     """Replaces every product with a weight by one with its codes.
 
-    Returns:
-        Whether it could: no, if the weight also serves something else than x @ weight^T.
+    Returns whether it could: no, if the weight also serves something else than x @ weight^T.
     """
     constant = graph.initializers.get(name)
     uses = [*constant.uses()] if constant is not None else []
@@ -194,13 +191,6 @@ def _replace(graph: Any, node: Any, parts: Sequence[Any], weight: QTensor) -> No
         new[0].outputs[0].type = old.type
         new.append(ir.node("Add", [new[0].outputs[0], node.inputs[2]], name=f"{node.name}_bias"))
     ir.convenience.replace_nodes_and_values(graph, node, [node], new, [old], [new[-1].outputs[0]])
-
-
-def _optimize(model: Any) -> None:
-    """Folds constants and drops what nobody reads."""
-    import onnxscript.optimizer
-
-    onnxscript.optimizer.optimize(model)
 
 
 def _clean(model: Any) -> None:

@@ -28,7 +28,6 @@ _BLOCKS: Final = (128, 64, 32)
 """Block lengths for scales that serve a whole row; the smallest result wins, then the longest."""
 
 _SHORTEST: Final = 16
-
 _LONGEST: Final = 256
 """Block lengths that the operator has. At 512 some versions answer with zeros on a CPU
 (github.com/microsoft/onnxruntime/issues/28551)."""
@@ -73,11 +72,10 @@ def layout(columns: int, grid: Grid) -> BlockLayout:
 def arrays(weight: QTensor) -> dict[str, Array]:
     """The operator's arrays for a weight [out, in], in the order of its inputs.
 
-    Returns:
-        ``codes`` uint8 [out, blocks, block * bits / 8], each field a code + 2^(bits-1), the first
-        in the lowest bits; ``scales`` float32 [out * blocks]; for an asymmetric grid
-        ``zero_points`` uint8 [out * ceil(blocks * bits / 8)], in fields like the codes. Without
-        them the operator takes 2^(bits-1) for zero, and so code 0 is.
+    ``codes`` uint8 [out, blocks, block * bits / 8], each field a code + 2^(bits-1), the first in
+    the lowest bits; ``scales`` float32 [out * blocks]; for an asymmetric grid ``zero_points`` uint8
+    [out * ceil(blocks * bits / 8)], in fields like the codes. Without them the operator takes
+    2^(bits-1) for zero, and so code 0 is.
     """
     rows, columns = weight.codes.shape
     form = layout(columns, weight.grid)

@@ -19,7 +19,6 @@ from qvec_cli.specs import Listener
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-
 BOUND: Final = 1e-4
 """How far logits may be from ours, as a share of the largest.
 
@@ -52,7 +51,7 @@ def write(
     packed = {name: load_packed(checkpoint, name) for name in source.packed}
     # Of a weight with several names, the graph has one, and not always the file's.
     tied = {other: packed[kept] for other, kept in checkpoint.aliases.items() if kept in packed}
-    graph = export(network, source.image, packed | tied, _facts(source), version("qvec"))
+    graph = export(network, source.model.input_size, packed | tied, _facts(source), version("qvec"))
     placed = {checkpoint.aliases.get(name, name) for name in {*packed, *tied} - {*graph.left}}
     left = [name for name in packed if name not in placed]
     if left:
@@ -126,7 +125,7 @@ def _checked(
 
         return torch.from_numpy(logits(content, images.numpy()))
 
-    return compare(target, network, source.image, theirs, BOUND)
+    return compare(target, network, source.model.input_size, theirs, BOUND)
 
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -136,14 +135,7 @@ _FATAL: Final = 4
 
 
 def logits(content: bytes, images: Array) -> Array:
-    """What a file answers.
-
-    Args:
-        content: the whole file.
-        images: float32 [N, C, H, W], normalised.
-
-    Returns:
-        float32 [N, classes].
+    """What a file answers to normalised images float32 [N, C, H, W]: float32 [N, classes].
 
     Raises QvecError: a file that onnxruntime refuses.
     """

@@ -17,36 +17,23 @@ from qvec_cli.inputs.files import card_of
 from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.model import build
 from qvec_cli.model.configuration import Model
-from qvec_cli.outputs.hf_folder import (
-    CONFIG,
-    WEIGHTS,
-    check_output,
-    size_of_output,
-    write_output,
-)
+from qvec_cli.outputs.hf_folder import CONFIG, WEIGHTS, check_output, size_of_output, write_output
 from qvec_cli.outputs.metrics import provenance
 from qvec_cli.specs import Listener
 
 if TYPE_CHECKING:
     from torch import nn
 
-
 _COLOURS: Final = 3
 
 
 def config(
-    model: Model,
-    known: Mapping[str, Any],
-    features: int,
-    classes: Sequence[str] | None,
+    model: Model, known: Mapping[str, Any], features: int, classes: Sequence[str] | None
 ) -> dict[str, Any]:
     """The document, in the form of timm's ``save_for_hf``.
 
-    Args:
-        model: the configuration on the card.
-        known: what timm itself says of the architecture.
-        features: width of what the head sees.
-        classes: their names in the order of the head, if they are known.
+    ``known`` is what timm itself says of the architecture, ``features`` the width of what the head
+    sees, ``classes`` are in the order of the head.
     """
     data = dict(model.pretrained_cfg)
     channels = data["input_size"][0]
@@ -95,8 +82,11 @@ def write(
 
     def check(weights: Path) -> None:
         if target.check:
-            theirs = _load(weights, document)
-            checked.update(compare(target, network, source.image, theirs, bound=0))
+            with tempfile.TemporaryDirectory() as folder:  # the weights are not in place yet
+                (Path(folder) / WEIGHTS).symlink_to(weights)
+                write_json(Path(folder) / CONFIG, document, force=False)
+                theirs = build.from_folder(Path(folder)).eval()
+            checked.update(compare(target, network, source.model.input_size, theirs, bound=0))
 
     card = _card(source)
     written = write_output(
@@ -104,14 +94,6 @@ def write(
     )
     size = size_of_output(plan, written, document)
     return {"digest": written.digest, "bytes_after": size, "check": checked or None}
-
-
-def _load(weights: Path, document: Mapping[str, Any]) -> nn.Module:
-    """The network that timm makes of the folder, before the weights are there."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / WEIGHTS).symlink_to(weights)
-        write_json(Path(folder) / CONFIG, document, force=False)
-        return build.from_folder(Path(folder)).eval()
 
 
 FORM: Final = Form(refuse, fate, write)

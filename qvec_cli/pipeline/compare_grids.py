@@ -35,7 +35,6 @@ from qvec_cli.specs import (
 if TYPE_CHECKING:
     from qvec_cli.selection.trial import Trial
 
-
 _GROUPS: Final = (128, 64, 32, 16)
 """Group sizes that are tried for one that every layer takes."""
 

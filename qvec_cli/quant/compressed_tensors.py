@@ -10,7 +10,6 @@ from qvec_cli.errors import MismatchError, SpecError
 from qvec_cli.specs import Granularity, Grid, ScaleDtype
 
 _METHOD: Final = "compressed-tensors"
-
 _FORMAT: Final = "pack-quantized"
 
 _DENSE_SINCE: Final = (0, 18)
@@ -80,11 +79,7 @@ def of_scheme(scheme: Mapping[str, Any]) -> Grid:
 
 
 def require_loadable(shapes: Mapping[str, tuple[int, ...]], grid: Grid) -> None:
-    """Refuses what the stock loader would fail on, or would not load to the same numbers.
-
-    Args:
-        shapes: of the targets, by name.
-        grid: that they are packed on.
+    """Refuses targets that the stock loader fails on, or would not load to the same numbers.
 
     Raises MismatchError: names the tensor or the flag.
     """

@@ -76,15 +76,10 @@ def quantize_weight(
     inputs: Inputs | None = None,
     target: FloatTarget | None = None,
 ) -> QuantizedWeight:
-    """Puts one weight on a grid.
+    """Puts the weight [out, in], float32, that the state dict has under ``name`` on a grid.
 
-    Args:
-        name: of the weight in the state dict.
-        weight: [out, in], float32.
-        grid: for its codes.
-        method: a row of ``QUANTIZERS``.
-        inputs: moments of what the layer sees; a calibrated method needs them.
-        target: what the layer is to give in place of its own outputs.
+    A calibrated method needs ``inputs``; ``target`` is what the layer is to give in place of its
+    own outputs.
 
     Raises MismatchError: scales beyond what float16 holds.
     """

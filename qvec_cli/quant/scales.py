@@ -50,16 +50,11 @@ KAPPA: Final = 1.01
 
 
 def choose_qparams(blocks: Array, grid: Grid) -> QParams:
-    """The scale and zero point of each block.
+    """The scale and zero point of each of the blocks [n_blocks, block_len]: float32 [n_blocks, 1].
 
-    Args:
-        blocks: [n_blocks, block_len], float32, in weight units.
-        grid: names the rule, and the codes in use.
-
-    Returns:
-        Arrays [n_blocks, 1], float32. The scale is not zero, in weight units per code; below
-        zero with ``mse-full`` and ``hqq`` where the lowest code, which has no counterpart, serves
-        the largest weights. The zero point is a code of the grid, None on a symmetric one.
+    The scale is not zero, in weight units per code; below zero with ``mse-full`` and ``hqq`` where
+    the lowest code, which has no counterpart, serves the largest weights. The zero point is a code
+    of the grid, None on a symmetric one.
     """
     return SCALES[grid.scale](blocks, grid)
 
