@@ -81,7 +81,6 @@ class MomentsFacts:
 
 class StoredMoments:
     """The moments of an open file, which is a moments file or a vector that carries moments.
-
     Raises CheckpointError: a file without moments, or whose tensors are not those that its card
     tells of.
     """
@@ -115,7 +114,6 @@ class StoredMoments:
 
     def inputs(self, weight: str) -> Inputs:
         """What a weight is multiplied with, by the name of any weight.
-
         Raises CheckpointError: numbers that are not finite.
         """
         return self.of_site(self.facts.aliases.get(weight, weight))
@@ -160,7 +158,6 @@ def plan(widths: Mapping[str, int], rank: int | None) -> dict[str, Entry]:
 
 def packed(site: str, inputs: Inputs, rank: int | None) -> Iterator[tuple[str, list[Array]]]:
     """The arrays of one layer, each as the one block that it is written in.
-
     Raises NotFiniteError: a moment beyond float32.
     """
     width = len(inputs.mean)
@@ -173,7 +170,6 @@ def packed(site: str, inputs: Inputs, rank: int | None) -> Iterator[tuple[str, l
 
 def check_fit(stored: StoredMoments, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuses moments that lack a target, whose ``shapes`` are [out, in], or are of another width.
-
     Raises MismatchError: names the file and the first such target.
     """
     path = stored.checkpoint.path
@@ -304,7 +300,6 @@ class LayerMoments:
 
     def check(self, targets: Collection[str], listener: Listener) -> None:
         """Refuses targets whose moments are missing; says which have no bias to correct.
-
         Raises MismatchError: names the target.
         """
         check_fit(self._stored, {name: self._theta[name].shape for name in targets})

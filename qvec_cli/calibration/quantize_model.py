@@ -43,7 +43,6 @@ class ModelQuantizer:
 
     def quantize(self, name: str, model: QuantizedModel) -> QTensor:
         """The codes of one target as its file has it; its error and new bias go into ``model``.
-
         Raises NotFiniteError: a corrected bias beyond the file's number format.
         """
         weight = self.source.finite(name)
@@ -106,7 +105,6 @@ class ModelQuantizer:
 
     def representable(self, name: str, values: Array) -> Array:
         """Values of a tensor as the file's number format holds them, float32.
-
         Raises NotFiniteError: values beyond it.
         """
         dtype = self.theta[name].dtype

@@ -53,7 +53,6 @@ def find_refinement_images(
     theta: Checkpoint, model: Model, options: RefinementOptions, calibration: Calibration | None
 ) -> Proxies:
     """The images to refine with, not yet decoded.
-
     Raises SpecError: neither proxies nor images of calibration are named; DataError: no such data
     set, or fewer than four images, of which some are held back.
     """
@@ -136,11 +135,10 @@ def _vectors(
     parameters: Mapping[str, Any],
 ) -> dict[str, Array]:
     """The network's vectors outside the head before refinement: biases, norms, LayerScale."""
-    theta, fixed = quantizer.theta, set(quantizer.targets)
-    fixed.update(head_tensors(theta, model))
+    theta, changed = quantizer.theta, quantized.floats
     flat = [name for name, entry in theta.items() if entry.floating and len(entry.shape) == 1]
+    fixed = {*quantizer.targets, *head_tensors(theta, model)}
     names = [name for name in flat if name not in fixed and name in parameters]
-    changed = quantized.floats
     return {n: changed[n] if n in changed else quantizer.source.finite(n) for n in names}
 
 

@@ -41,7 +41,6 @@ class CalibrationImages:
 
 def draw_images(theta: Checkpoint, model: Model, options: Calibration) -> CalibrationImages:
     """Images of the train splits; whether they are the receiver's own, cards tell.
-
     Raises DataError: no such data set.
     """
     return CalibrationImages(options, draw_each(theta, model, options))
@@ -116,7 +115,6 @@ def linear_weights(
     network: nn.Module, theta: Checkpoint, targets: Iterable[str]
 ) -> dict[str, nn.Parameter]:
     """The parameters of targets, by name.
-
     Raises MismatchError: one that is not a linear layer's.
     """
     from qvec_cli.model.targets import modules

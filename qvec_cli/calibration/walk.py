@@ -12,6 +12,7 @@ SwinV2 use the weights of layers that they never call.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -172,15 +173,13 @@ def mean_inputs(
     sums: dict[int, Any] = {}
     tokens: dict[int, int] = {}
 
-    def adder(key: int) -> Callable[[Tensor], None]:
-        def add(inputs: Tensor) -> None:
-            flat = inputs.reshape(-1, inputs.shape[-1])
-            sums[key] = sums.get(key, 0) + flat.sum(0, dtype=torch.float64)
-            tokens[key] = tokens.get(key, 0) + len(flat)
+    def add(key: int, inputs: Tensor) -> None:
+        flat = inputs.reshape(-1, inputs.shape[-1])
+        sums[key] = sums.get(key, 0) + flat.sum(0, dtype=torch.float64)
+        tokens[key] = tokens.get(key, 0) + len(flat)
 
-        return add
-
-    for _ in _passes(network, batches, {id(w): adder(id(w)) for w in weights.values()}):
+    adders = {id(w): functools.partial(add, id(w)) for w in weights.values()}
+    for _ in _passes(network, batches, adders):
         pass
     return {n: (sums[id(w)] / tokens[id(w)]).cpu().numpy() for n, w in weights.items()}
 

@@ -43,7 +43,6 @@ class ExportRequest:
 
 def export(request: ExportRequest, listener: Listener) -> Metrics:
     """Writes a model in another form.
-
     Raises SpecError: a target whose name does not tell its format; MismatchError: a grid that the
     form cannot hold; QvecError: a package that is missing, logits that would be others than ours;
     CheckpointError: a file that cannot be read or written.

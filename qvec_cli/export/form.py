@@ -35,7 +35,6 @@ class ExportSource:
     @classmethod
     def of(cls, checkpoint: Checkpoint, options: NetworkOptions | None) -> ExportSource:
         """Looks at a checkpoint, whose network the user may have to name.
-
         Raises CheckpointError: no model, or one whose architecture is not known; MismatchError:
         packed by another tool, or without a shape.
         """
@@ -98,9 +97,5 @@ def compare(
             f"largest is {largest:.3g}",
             hint="--no-check writes it all the same.",
         )
-    return {
-        "images": IMAGES,
-        "max_abs_diff": difference,
-        "max_abs_logit": largest,
-        "bound": bound * largest,
-    }
+    facts = {"images": IMAGES, "max_abs_diff": difference, "max_abs_logit": largest}
+    return {**facts, "bound": bound * largest}

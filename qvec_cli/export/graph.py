@@ -94,9 +94,8 @@ def _traced(network: nn.Module, shape: Sequence[int]) -> Any:
             )
     except torch.onnx.errors.OnnxExporterError as fault:
         reason = str(fault.__cause__ or fault).strip().splitlines()[0]
-        raise QvecError(
-            f"torch cannot export this {type(network).__name__} to ONNX: {reason}"
-        ) from None
+        kind = type(network).__name__
+        raise QvecError(f"torch cannot export this {kind} to ONNX: {reason}") from None
     assert program is not None
     return program.model
 
@@ -158,12 +157,8 @@ def _constants(graph: Any, name: str, weight: QTensor) -> list[Any]:
     values = []
     for part, array in arrays(weight).items():
         tensor = ir.tensor(array, name=f"{name}_{part}")
-        value = ir.Value(
-            name=tensor.name,
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
+        shape, kind = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
+        value = ir.Value(name=tensor.name, shape=shape, type=kind, const_value=tensor)
         graph.register_initializer(value)
         values.append(value)
     return values
@@ -177,15 +172,9 @@ def _replace(graph: Any, node: Any, parts: Sequence[Any], weight: QTensor) -> No
     form = layout(columns, weight.grid)
     old = node.outputs[0]
     sizes = {"K": columns, "N": rows, "bits": form.bits, "block_size": form.block}
-    new = [
-        ir.node(
-            "MatMulNBits",
-            [node.inputs[0], *parts],
-            {**sizes, "accuracy_level": _EXACT},
-            domain=_DOMAIN,
-            name=f"{node.name}_nbits",
-        )
-    ]
+    inputs, stated = [node.inputs[0], *parts], {**sizes, "accuracy_level": _EXACT}
+    name = f"{node.name}_nbits"
+    new = [ir.node("MatMulNBits", inputs, stated, domain=_DOMAIN, name=name)]
     if node.op_type == "Gemm" and len(node.inputs) > 2:
         new[0].outputs[0].name = f"{old.name}_nbits"
         new[0].outputs[0].type = old.type

@@ -51,7 +51,6 @@ class BlockLayout:
 
 def layout(columns: int, grid: Grid) -> BlockLayout:
     """The layout of a weight with ``columns`` input features.
-
     Raises MismatchError: groups that no block length of the operator divides.
     """
     bits = 4 if grid.bits <= 4 else 8

@@ -41,7 +41,6 @@ def write(
     source: ExportSource, network: nn.Module, target: ExportTarget, listener: Listener
 ) -> dict[str, Any]:
     """Writes the file once onnxruntime has answered as our network does.
-
     Raises QvecError: a network that cannot be exported, or is another one afterwards.
     """
     from qvec_cli.export.graph import export
@@ -62,15 +61,11 @@ def write(
     checked = _checked(graph.content, source, network, target, listener)
     with replacing(target.out, force=target.force) as file:
         file.write(graph.content)
-    layouts = {name: _layout(source, shape) for name, shape in source.packed.items()}
+    layouts = {name: _layout(source, source.packed[name]) for name in packed if name in placed}
     return {
         "digest": hashlib.sha256(graph.content).hexdigest(),
         "bytes_after": len(graph.content),
-        "quantized": {
-            name: {"bits": form.bits, "block_size": form.block}
-            for name, form in layouts.items()
-            if name in placed
-        },
+        "quantized": {n: {"bits": f.bits, "block_size": f.block} for n, f in layouts.items()},
         "left": left,
         "check": checked,
     }
@@ -115,14 +110,12 @@ def _checked(
     if not target.check:
         return None
     if find_spec("onnxruntime") is None:
-        listener.note(
-            "onnxruntime is not installed: the file is not run (pip install 'qvec[onnx]')"
-        )
+        missing = "onnxruntime is not installed"
+        listener.note(f"{missing}: the file is not run (pip install 'qvec[onnx]')")
         return None
+    import torch
 
     def theirs(images: Tensor) -> Tensor:
-        import torch
-
         return torch.from_numpy(logits(content, images.numpy()))
 
     return compare(target, network, source.model.input_size, theirs, BOUND)
@@ -136,7 +129,6 @@ _FATAL: Final = 4
 
 def logits(content: bytes, images: Array) -> Array:
     """What a file answers to normalised images float32 [N, C, H, W]: float32 [N, classes].
-
     Raises QvecError: a file that onnxruntime refuses.
     """
     import onnxruntime

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from qvec_cli.checkpoint.card import FAKE, Card, Kind
+from qvec_cli.checkpoint.card import FAKE, Kind
 from qvec_cli.checkpoint.dtypes import name_of
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.replace import write_json
@@ -67,14 +67,13 @@ def write(
     source: ExportSource, network: nn.Module, target: ExportTarget, listener: Listener
 ) -> dict[str, Any]:
     """Writes the folder once timm has made the very same network of it.
-
     Raises QvecError: timm makes another one.
     """
     if source.packed:
         listener.note(f"timm has no packed weights: {len(source.packed)} become float32")
-    known: Any = network.pretrained_cfg
-    width: Any = network.num_features
-    document = config(source.model, known, int(width), source.classes)
+    timms: Any = network
+    width = int(timms.num_features)
+    document = config(source.model, timms.pretrained_cfg, width, source.classes)
     state = {name: tensor.contiguous().numpy() for name, tensor in network.state_dict().items()}
     plan = {name: Entry(name_of(array.dtype), array.shape) for name, array in state.items()}
     tensors = ((name, [state[name].reshape(-1)]) for name in plan)
@@ -88,7 +87,12 @@ def write(
                 theirs = build.from_folder(Path(folder)).eval()
             checked.update(compare(target, network, source.model.input_size, theirs, bound=0))
 
-    card = _card(source)
+    use = inherited_use(source.checkpoint)
+    lineage = provenance("export", {"model": source.checkpoint}, use)
+    card = card_of(source.checkpoint, Kind.CHECKPOINT)
+    role = FAKE if source.packed else card.role
+    # Tied tensors stand under each of their names, as timm has them.
+    card = replace(card, provenance=lineage, aliases={}, role=role)
     written = write_output(
         target.out, plan, tensors, lambda: card, document, force=target.force, check=check
     )
@@ -97,11 +101,3 @@ def write(
 
 
 FORM: Final = Form(refuse, fate, write)
-
-
-def _card(source: ExportSource) -> Card:
-    """The card of the weights; tied ones stand under each of their names, as timm has them."""
-    use = inherited_use(source.checkpoint)
-    lineage = provenance("export", {"model": source.checkpoint}, use)
-    card = replace(card_of(source.checkpoint, Kind.CHECKPOINT), provenance=lineage, aliases={})
-    return replace(card, role=FAKE) if source.packed else card

@@ -100,7 +100,6 @@ def quantize(
 
 def check_method(request: QuantizeRequest) -> None:
     """Refuses, before a file is opened, what a method has no use for or lacks.
-
     Raises SpecError: images, moments or a float target that do not go with the method.
     """
     if request.moments:

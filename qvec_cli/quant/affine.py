@@ -40,7 +40,6 @@ class QParams(NamedTuple):
 
 def block_shape(shape: tuple[int, ...], grid: Grid) -> tuple[int, int]:
     """Blocks and their length, in which every method sees a weight of ``shape`` [out, in].
-
     Raises MismatchError: a group size that does not divide the input features.
     """
     rows, columns = shape

@@ -50,7 +50,6 @@ def to_scheme(grid: Grid, ignored: Iterable[str]) -> dict[str, Any]:
 
 def of_scheme(scheme: Mapping[str, Any]) -> Grid:
     """The grid of packed weights; how their scales were chosen it does not say.
-
     Raises MismatchError: another format, several grids, an older layout, rounded activations.
     """
     try:
@@ -80,7 +79,6 @@ def of_scheme(scheme: Mapping[str, Any]) -> Grid:
 
 def require_loadable(shapes: Mapping[str, tuple[int, ...]], grid: Grid) -> None:
     """Refuses targets that the stock loader fails on, or would not load to the same numbers.
-
     Raises MismatchError: names the tensor or the flag.
     """
     for name, shape in shapes.items():

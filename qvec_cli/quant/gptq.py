@@ -127,9 +127,8 @@ def _tries(weight: Array, grid: Grid, importance: Array) -> QParams:
         apart = dequantize(quantize(blocks, params, wide), params) - blocks
         errors.append((np.square(apart, dtype=np.float64) * shares).sum(axis=1, keepdims=True))
     order = np.argsort(np.stack(errors), axis=0, kind="stable")[:TRIED]
-    stacks = (
-        None if arrays[0] is None else np.stack(arrays) for arrays in zip(*searched, strict=True)
-    )
+    both = zip(*searched, strict=True)
+    stacks = (None if arrays[0] is None else np.stack(arrays) for arrays in both)
     ordered = (None if s is None else np.take_along_axis(s, order, axis=0) for s in stacks)
     return QParams(*(None if a is None else _by_row(a, rows) for a in ordered))
 

@@ -57,7 +57,6 @@ class FloatTarget(NamedTuple):
 class QuantizedWeight:
     """A weight [out, in] on its grid, beside the float weight that it was."""
 
-    name: str
     original: Array  # float32
     codes: QTensor
     restored: Array  # what the codes stand for, float32
@@ -90,11 +89,8 @@ def quantize_weight(
     try:
         if quantizer.only_rounds(name):
             codes = rtn(aimed, grid)
-        elif quantizer.calibrated:
-            assert inputs is not None
-            codes = quantizer.run(aimed, grid, inputs)
         else:
-            codes = quantizer.run(aimed, grid)
+            codes = quantizer.run(aimed, grid, *([inputs] if quantizer.calibrated else []))
     except MismatchError as error:
         raise MismatchError(f"{name}: {error}", hint=error.hint) from None
-    return QuantizedWeight(name, weight, codes, codes.weight())
+    return QuantizedWeight(weight, codes, codes.weight())

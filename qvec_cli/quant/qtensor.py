@@ -60,7 +60,6 @@ class QTensor:
 
 def of_blocks(codes: Array, params: QParams, shape: tuple[int, ...], grid: Grid) -> QTensor:
     """The weight [out, in] whose blocks have these codes, which are whole numbers.
-
     Raises MismatchError: scales beyond what float16 holds.
     """
     if grid.scale_dtype is ScaleDtype.FLOAT16 and abs(params.scale).max() >= LARGEST_HALF:
@@ -101,7 +100,6 @@ def part_names(name: str, grid: Grid) -> tuple[str, ...]:
 
 def from_named(name: str, arrays: Mapping[str, Array], grid: Grid) -> QTensor:
     """The weight stored under ``name`` by ``to_named``.
-
     Raises MismatchError: parts that are missing, do not belong together, or are packed otherwise.
     """
     shape = shape_of(name, arrays)
@@ -129,7 +127,6 @@ def from_named(name: str, arrays: Mapping[str, Array], grid: Grid) -> QTensor:
 
 def shape_of(name: str, arrays: Mapping[str, Array]) -> tuple[int, int]:
     """The shape [out, in] that a packed weight says it has.
-
     Raises MismatchError: it does not say one.
     """
     stated = arrays.get(name + "_shape")
