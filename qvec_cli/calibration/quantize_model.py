@@ -72,25 +72,25 @@ class ModelQuantizer:
         """
         chosen, biases = set(self.targets), {name: self._bias(name) for name in self.targets}
         late = {bias for bias in biases.values() if bias not in model.floats}
-        for name, entry in self.theta.items():
+        for name in self.theta:
             if name in late:
                 continue
             if name not in chosen:
-                yield name, self._float(name, entry.dtype, model)
+                yield name, self._float(name, model)
                 continue
             codes = model.weights.get(name) or self.quantize(name, model)
             stored = {name: codes.weight()} if fake else codes.to_named(name)
             yield from ((part, [array.reshape(-1)]) for part, array in stored.items())
             if (bias := biases[name]) and bias in late:
-                yield bias, self._float(bias, self.theta[bias].dtype, model)
+                yield bias, self._float(bias, model)
         self.source.settle()
         if self.moments:
             self.moments.carrier.settle()
 
-    def _float(self, name: str, dtype: str, model: QuantizedModel) -> Iterable[Array]:
+    def _float(self, name: str, model: QuantizedModel) -> Iterable[Array]:
         """The blocks of a tensor that stays as it is, or has new values."""
         if name in model.floats:
-            return [from_float32(model.floats[name].reshape(-1), dtype)]
+            return [from_float32(model.floats[name].reshape(-1), self.theta[name].dtype)]
         return self.source.checked(name)
 
     def _bias(self, weight: str) -> str | None:

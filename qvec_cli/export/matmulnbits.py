@@ -44,10 +44,6 @@ class BlockLayout:
         """Blocks of a row; the last may be filled up."""
         return -(-columns // self.block)
 
-    def row_bytes(self, columns: int) -> int:
-        """Bytes that a row's codes and scales take."""
-        return self.count(columns) * (self.block * self.bits // 8 + 4)
-
 
 def layout(columns: int, grid: Grid) -> BlockLayout:
     """The layout of a weight with ``columns`` input features.
@@ -56,7 +52,8 @@ def layout(columns: int, grid: Grid) -> BlockLayout:
     bits = 4 if grid.bits <= 4 else 8
     if grid.granularity is not Granularity.GROUP:
         fits = (BlockLayout(bits, block) for block in _BLOCKS)
-        return min(fits, key=lambda each: each.row_bytes(columns))
+        # Bytes that a row's codes and scales take.
+        return min(fits, key=lambda form: form.count(columns) * (form.block * bits // 8 + 4))
     assert grid.group_size is not None
     block = min(grid.group_size & -grid.group_size, _LONGEST)
     if block < _SHORTEST:

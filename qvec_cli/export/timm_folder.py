@@ -24,8 +24,6 @@ from qvec_cli.specs import Listener
 if TYPE_CHECKING:
     from torch import nn
 
-_COLOURS: Final = 3
-
 
 def config(
     model: Model, known: Mapping[str, Any], features: int, classes: Sequence[str] | None
@@ -36,9 +34,8 @@ def config(
     sees, ``classes`` are in the order of the head.
     """
     data = dict(model.pretrained_cfg)
-    channels = data["input_size"][0]
     data["fixed_input_size"] = bool(known.get("fixed_input_size"))
-    if channels == _COLOURS and known.get("first_conv"):
+    if data["input_size"][0] == 3 and known.get("first_conv"):
         # Otherwise timm 1.0.22 would convert that convolution, which fits already.
         data["first_conv"] = known["first_conv"]
     document = {
