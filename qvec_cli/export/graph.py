@@ -60,7 +60,6 @@ def export(
 
     Raises QvecError: a network that torch cannot export, or one too large for a file.
     """
-    import onnxscript.ir
     import onnxscript.optimizer
 
     model = _traced(network, shape)
@@ -72,14 +71,7 @@ def export(
     model.producer_name, model.producer_version = "qvec", producer
     model.ir_version = _IR_VERSION
     model.metadata_props.update(sorted(facts.items()))
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-    if size > _LARGEST:
-        raise MismatchError(
-            f"its constants take {size:,} bytes, and an ONNX file holds 2 GB at most",
-            hint="Export what qvec quantize has packed.",
-        )
-    content = onnxscript.ir.to_proto(model).SerializeToString(deterministic=True)
-    return Graph(content, tuple(left))
+    return Graph(_serialized(model), tuple(left))
 
 
 def _traced(network: nn.Module, shape: Sequence[int]) -> Any:
@@ -206,3 +198,16 @@ def _clean(model: Any) -> None:
                 value.metadata_props.clear()
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
+
+
+def _serialized(model: Any) -> bytes:
+    from onnxscript import ir
+
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    if size > _LARGEST:
+        raise MismatchError(
+            f"its constants take {size:,} bytes, and an ONNX file holds 2 GB at most",
+            hint="Export what qvec quantize has packed.",
+        )
+    content: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    return content
