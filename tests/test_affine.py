@@ -10,8 +10,7 @@ import torch
 
 from qvec_cli.errors import MismatchError
 from qvec_cli.quant.affine import TINY, QParams, block_shape, dequantize, quantize, scale_shape
-from qvec_cli.quant.rtn import fake_quantize
-from qvec_cli.quant.scales import choose_qparams
+from qvec_cli.quant.scales import choose_qparams, fake_quantize
 from qvec_cli.specs import Granularity, Grid
 
 BITS = range(2, 9)

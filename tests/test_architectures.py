@@ -17,7 +17,7 @@ from torch import nn
 from qvec_cli.model.build import NetworkOptions, create
 from qvec_cli.model.qat import plain_name, prepare, strip
 from qvec_cli.model.targets import head_tensors, of_network, of_outline
-from qvec_cli.quant.rtn import fake_quantize
+from qvec_cli.quant.scales import fake_quantize
 from qvec_cli.specs import Grid
 
 ATTENTION = ("attn.qkv", "attn.proj")

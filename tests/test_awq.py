@@ -8,7 +8,7 @@ from test_gptq import EVERY_GRID, GRIDS
 
 from qvec_cli.quant.awq import POWERS, SHRINKS, awq, clipped, factors, is_unclipped
 from qvec_cli.quant.moments import Inputs, output_error
-from qvec_cli.quant.rtn import fake_quantize
+from qvec_cli.quant.scales import fake_quantize
 from qvec_cli.specs import Granularity, Grid, Scale
 
 RNG = np.random.default_rng(0)

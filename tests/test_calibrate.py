@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from qvec_cli.calibration.walk import Walk, fold
 from qvec_cli.errors import MismatchError
 from qvec_cli.model.targets import classifiers, modules
-from qvec_cli.quant.rtn import fake_quantize
+from qvec_cli.quant.scales import fake_quantize
 from qvec_cli.specs import Grid
 
 every_row = pytest.mark.parametrize("name", ROWS)

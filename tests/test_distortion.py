@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qvec_cli.quant.qtensor import sqnr_db
-from qvec_cli.quant.rtn import fake_quantize
+from qvec_cli.quant.scales import fake_quantize
 from qvec_cli.specs import Grid
 
 RNG = np.random.default_rng(0)

@@ -14,8 +14,7 @@ from covers import pairwise
 from qvec_cli.quant import gptq as module
 from qvec_cli.quant.gptq import DAMPING, gptq
 from qvec_cli.quant.moments import Inputs, output_error
-from qvec_cli.quant.rtn import rtn
-from qvec_cli.quant.scales import ratios
+from qvec_cli.quant.scales import ratios, rtn
 from qvec_cli.specs import Granularity, Grid, Scale
 
 RNG = np.random.default_rng(0)

@@ -18,7 +18,7 @@ from qvec_cli.errors import MismatchError, QvecError
 from qvec_cli.export import graph
 from qvec_cli.export.onnx import logits
 from qvec_cli.quant.qtensor import QTensor
-from qvec_cli.quant.rtn import rtn
+from qvec_cli.quant.scales import rtn
 from qvec_cli.specs import Granularity, Grid
 
 SHAPE = (32, 3, 3)

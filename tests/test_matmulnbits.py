@@ -14,7 +14,7 @@ from qvec_cli.errors import MismatchError
 from qvec_cli.export.matmulnbits import arrays, layout
 from qvec_cli.export.onnx import logits
 from qvec_cli.quant.qtensor import QTensor
-from qvec_cli.quant.rtn import rtn
+from qvec_cli.quant.scales import rtn
 from qvec_cli.specs import Granularity, Grid, Scale
 
 Array = np.ndarray[Any, np.dtype[Any]]

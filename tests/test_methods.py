@@ -9,7 +9,7 @@ from qvec_cli.quant.affine import scale_shape
 from qvec_cli.quant.methods import QUANTIZERS, quantize_weight
 from qvec_cli.quant.moments import Inputs
 from qvec_cli.quant.qtensor import from_named, sqnr_db
-from qvec_cli.quant.rtn import fake_quantize
+from qvec_cli.quant.scales import fake_quantize
 from qvec_cli.specs import Granularity, Grid, Method, Scale, ScaleDtype
 
 BLOCKS = ((Granularity.TENSOR, None), (Granularity.CHANNEL, None), (Granularity.GROUP, 12))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qvec_cli.model.qat import plain_name, prepare, strip
 from qvec_cli.model.targets import head_tensors, of_network, of_outline
-from qvec_cli.quant.rtn import fake_quantize
+from qvec_cli.quant.scales import fake_quantize
 from qvec_cli.specs import Grid
 
 WIDTH, TEXT, JOINT, POOLED = 32, 24, 16, 20

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from qvec_cli.model.build import NetworkOptions, create
 from qvec_cli.model.qat import float_forward, plain_name, prepare, strip
 from qvec_cli.model.targets import of_network
-from qvec_cli.quant.rtn import fake_quantize, rtn
+from qvec_cli.quant.scales import fake_quantize, rtn
 from qvec_cli.specs import Granularity, Grid, Scale, ScaleDtype
 
 GRIDS = [

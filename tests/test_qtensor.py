@@ -18,7 +18,7 @@ from qvec_cli.checkpoint.write import write
 from qvec_cli.errors import QvecError
 from qvec_cli.quant.affine import scale_shape
 from qvec_cli.quant.qtensor import QTensor, from_named, part_names, parts, stored_bits
-from qvec_cli.quant.rtn import fake_quantize, rtn
+from qvec_cli.quant.scales import fake_quantize, rtn
 from qvec_cli.specs import Granularity, Grid, ScaleDtype
 
 GOLDEN = Path(__file__).parent / "golden" / "packed_w3.safetensors"

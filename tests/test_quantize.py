@@ -13,7 +13,7 @@ from conftest import Drawer, call
 from safetensors.numpy import load_file, save_file
 
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.quant.rtn import fake_quantize
+from qvec_cli.quant.scales import fake_quantize
 from qvec_cli.specs import Granularity, Grid, Scale, ScaleDtype
 
 GRIDS = [

@@ -11,8 +11,7 @@ from covers import Cases, covered
 
 from qvec_cli.errors import SpecError
 from qvec_cli.quant.affine import dequantize, min_and_max, quantize
-from qvec_cli.quant.rtn import fake_quantize, rtn
-from qvec_cli.quant.scales import SCALES, choose_qparams, ratios
+from qvec_cli.quant.scales import SCALES, choose_qparams, fake_quantize, ratios, rtn
 from qvec_cli.specs import Granularity, Grid, Scale, ScaleDtype
 
 RNG = np.random.default_rng(0)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from qvec_cli.advise.decision import Family
-from qvec_cli.calibration.from_moments import MomentsOptions
+from qvec_cli.calibration.moments_file import MomentsOptions
 from qvec_cli.calibration.refine import RefinementOptions
 from qvec_cli.data.noise import NOISE
 from qvec_cli.errors import QvecError

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from qvec_cli.calibration.moments_file import MomentsFacts, MomentsSource, packed, plan
 from qvec_cli.calibration.sequential import (
@@ -74,11 +74,8 @@ class _Collection:
 
 def collect(request: MomentsRequest, listener: Listener) -> Metrics:
     """Writes the moments of every target's inputs, float32.
-
-    Raises:
-        MismatchError: a target whose inputs cannot be seen, a rank that saves nothing.
-        DataError: no such data set or split.
-        NotFiniteError: inputs that overflow.
+    Raises MismatchError: a target whose inputs cannot be seen, a rank that saves nothing;
+    DataError: no such data set or split; NotFiniteError: inputs that overflow.
     """
     started = time.perf_counter()
     check_target(request.out, force=request.force)
@@ -91,12 +88,25 @@ def collect(request: MomentsRequest, listener: Listener) -> Metrics:
             "rank": request.rank,
         }
         if request.dry_run:
-            return _planned(request, job, parameters).metrics((theta,), started)
+            # Which layers share their inputs only a forward tells, so the size is not foretold.
+            check_images(theta, job.targets, job.model, request.device)
+            fates = dict.fromkeys(theta, "no target")
+            fates |= dict.fromkeys(job.targets, "inputs are measured")
+            images, data = {request.split: job.count}, request.data
+            planned = Plan("moments", request.out, fates, theta, parameters, images, data=data)
+            return planned.metrics((theta,), started)
         sites, facts = _measured(request, job, listener)
-        planned = plan({site: len(inputs.mean) for site, inputs in sites.items()}, facts.rank)
+        entries = plan({site: len(inputs.mean) for site, inputs in sites.items()}, facts.rank)
         tensors = _tensors(theta, sites, facts.rank)
-        card = _card(job, facts)
-        written = write(request.out, planned, tensors, card, force=request.force)
+        card = Card(
+            Kind.MOMENTS,
+            model=job.model.to_json(),
+            targets=job.targets,
+            base=theta.card.base,
+            provenance=provenance("moments", {"model": theta}, job.use, of=facts.in_words()),
+            moments=facts.to_json(),
+        )
+        written = write(request.out, entries, tensors, card, force=request.force)
         read = (Input.of(theta), Input(request.data, "data", job.task.digest))
         results = {
             "output": str(request.out),
@@ -104,7 +114,7 @@ def collect(request: MomentsRequest, listener: Listener) -> Metrics:
             "layers": len(job.targets),
             "tokens": dict(facts.sites),
             **facts.in_words(),
-            "bytes": size_of(planned, written),
+            "bytes": size_of(entries, written),
             "model_bytes": theta.nbytes,
         }
     return Metrics("moments", read, parameters, results, job.use, started=started)
@@ -115,17 +125,7 @@ def _prepared(request: MomentsRequest, theta: Checkpoint, listener: Listener) ->
     model = architecture(theta, request.network)
     targets = targets_in(theta, model, request.patterns, listener)
     require_some(targets, str(theta.path))
-    _check_rank(request.rank, max(theta[name].shape[1] for name in targets))
-    task = open_images(request.data, model, request.loading)
-    whole = task.split(request.split)
-    count = min(request.samples, len(whole))
-    drawn = Task(task.name, task.classes, {request.split: Subset(whole, 0, count)})
-    relabel = tuple(range(len(task.classes)))
-    examples = Examples(drawn, model, relabel, request.loading)
-    return _Collection(theta, model, targets, task, examples, count)
-
-
-def _check_rank(rank: int | None, widest: int) -> None:
+    rank, widest = request.rank, max(theta[name].shape[1] for name in targets)
     if rank is not None and not is_smaller(widest, rank):
         most = max((k for k in range(1, widest) if is_smaller(widest, k)), default=0)
         raise MismatchError(
@@ -133,16 +133,13 @@ def _check_rank(rank: int | None, widest: int) -> None:
             f"{most} rows is no smaller than its whole moment",
             hint="Leave --rank out to keep whole moments.",
         )
-
-
-def _planned(request: MomentsRequest, job: _Collection, parameters: Mapping[str, Any]) -> Plan:
-    """Which layers share their inputs only a forward tells, so the size is not foretold."""
-    theta = job.theta
-    check_images(theta, job.targets, job.model, request.device)
-    chosen = set(job.targets)
-    fates = {n: "inputs are measured" if n in chosen else "no target" for n in theta}
-    images = {request.split: job.count}
-    return Plan("moments", request.out, fates, theta, parameters, images, data=request.data)
+    task = open_images(request.data, model, request.loading)
+    whole = task.split(request.split)
+    count = min(request.samples, len(whole))
+    drawn = Task(task.name, task.classes, {request.split: Subset(whole, 0, count)})
+    relabel = tuple(range(len(task.classes)))
+    examples = Examples(drawn, model, relabel, request.loading)
+    return _Collection(theta, model, targets, task, examples, count)
 
 
 def _measured(
@@ -171,15 +168,11 @@ def _measured(
             aliases |= dict.fromkeys(others, first)
     except MismatchError as error:
         raise MismatchError(f"{theta.path}: {error}", hint=error.hint) from None
-    start = backbone_digest(network, job.model)
-    return sites, MomentsFacts(request.rank, tokens, aliases, (_source(job, start),))
-
-
-def _source(job: _Collection, start: str) -> MomentsSource:
-    card, task = job.theta.card, job.task
-    base, name = card.base, Path(task.name).name
-    classes, model = digest_of(task.classes), job.theta.settle()
-    return MomentsSource(name, task.digest, classes, job.count, model, start, base)
+    task, start = job.task, backbone_digest(network, job.model)
+    name, classes, model = Path(task.name).name, digest_of(task.classes), theta.settle()
+    base = theta.card.base
+    source = MomentsSource(name, task.digest, classes, job.count, model, start, base)
+    return sites, MomentsFacts(request.rank, tokens, aliases, (source,))
 
 
 def _tensors(
@@ -190,15 +183,3 @@ def _tensors(
             yield from packed(site, inputs, rank)
         except NotFiniteError as error:
             raise NotFiniteError(f"{theta.path}: {error}") from None
-
-
-def _card(job: _Collection, facts: MomentsFacts) -> Card:
-    theta = job.theta
-    return Card(
-        Kind.MOMENTS,
-        model=job.model.to_json(),
-        targets=job.targets,
-        base=theta.card.base,
-        provenance=provenance("moments", {"model": theta}, job.use, of=facts.in_words()),
-        moments=facts.to_json(),
-    )

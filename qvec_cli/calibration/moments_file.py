@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from qvec_cli.checkpoint.card import canonical
+from qvec_cli.checkpoint.card import Kind, canonical
 from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import ATTACHED, Checkpoint
@@ -17,8 +18,6 @@ from qvec_cli.inputs.lineage import has_seen, require_same_architecture
 from qvec_cli.quant import moments
 from qvec_cli.quant.moments import Inputs
 from qvec_cli.specs import DataUse, Listener, Use
-
-_FLOATS: Final = "F32"
 
 _MAKE: Final = "qvec moments MODEL --data SPEC -o moments.st makes some."
 
@@ -34,10 +33,6 @@ class MomentsSource:
     model: str  # digest of the model's tensors
     start: str  # of its tensors without the head: if it is itself what others start from
     base: str | None  # of what it started from
-
-    def is_from(self, base: str) -> bool:
-        """Whether the model is a certain base, or was fine-tuned from it."""
-        return base in (self.start, self.base)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,34 +56,17 @@ class MomentsFacts:
 
     def to_json(self) -> dict[str, Any]:
         """As a card holds it."""
-        listed = [
-            {key: getattr(one, key) for key in MomentsSource.__slots__} for one in self.sources
-        ]
-        return {
-            "rank": self.rank,
-            "sites": dict(self.sites),
-            "aliases": dict(self.aliases),
-            "sources": listed,
-        }
+        return {**asdict(self), "sources": [asdict(source) for source in self.sources]}
 
     def in_words(self) -> dict[str, Any]:
         """As metrics and the cards of what is made with them name them."""
-        return {
-            "images": self.images,
-            "rank": self.rank,
-            "sources": [
-                {"name": one.name, "digest": one.digest, "images": one.images}
-                for one in self.sources
-            ],
-        }
+        keys = ("name", "digest", "images")
+        sources = [{key: getattr(one, key) for key in keys} for one in self.sources]
+        return {"images": self.images, "rank": self.rank, "sources": sources}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> MomentsFacts:
-        """What a card holds.
-
-        Raises:
-            ValueError: something else.
-        """
+        """What a card holds. Raises ValueError: something else."""
         try:
             sources = tuple(MomentsSource(**one) for one in value["sources"])
             facts = cls(value["rank"], dict(value["sites"]), dict(value["aliases"]), sources)
@@ -102,14 +80,9 @@ class MomentsFacts:
 
 
 class StoredMoments:
-    """The moments of an open file.
-
-    Args:
-        checkpoint: a moments file, or a vector that carries moments.
-
-    Raises:
-        CheckpointError: a file without moments, or whose tensors are not those that its card
-            tells of.
+    """The moments of an open file, which is a moments file or a vector that carries moments.
+    Raises CheckpointError: a file without moments, or whose tensors are not those that its card
+    tells of.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -141,9 +114,7 @@ class StoredMoments:
 
     def inputs(self, weight: str) -> Inputs:
         """What a weight is multiplied with, by the name of any weight.
-
-        Raises:
-            CheckpointError: numbers that are not finite.
+        Raises CheckpointError: numbers that are not finite.
         """
         return self.of_site(self.facts.aliases.get(weight, weight))
 
@@ -179,7 +150,7 @@ def part_name(site: str, part: str) -> str:
 def plan(widths: Mapping[str, int], rank: int | None) -> dict[str, Entry]:
     """The arrays for layers of so many inputs each."""
     return {
-        part_name(site, part): Entry(_FLOATS, shape)
+        part_name(site, part): Entry("F32", shape)
         for site, width in widths.items()
         for part, shape in moments.shapes(width, rank).items()
     }
@@ -187,9 +158,7 @@ def plan(widths: Mapping[str, int], rank: int | None) -> dict[str, Entry]:
 
 def packed(site: str, inputs: Inputs, rank: int | None) -> Iterator[tuple[str, list[Array]]]:
     """The arrays of one layer, each as the one block that it is written in.
-
-    Raises:
-        NotFiniteError: a moment beyond float32.
+    Raises NotFiniteError: a moment beyond float32.
     """
     width = len(inputs.mean)
     kept = rank if rank is not None and moments.is_smaller(width, rank) else None
@@ -200,14 +169,8 @@ def packed(site: str, inputs: Inputs, rank: int | None) -> Iterator[tuple[str, l
 
 
 def check_fit(stored: StoredMoments, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuses moments that lack a target, or are of another width.
-
-    Args:
-        stored: the moments.
-        shapes: [out, in] of each target.
-
-    Raises:
-        MismatchError: names the file and the first such target.
+    """Refuses moments that lack a target, whose ``shapes`` are [out, in], or are of another width.
+    Raises MismatchError: names the file and the first such target.
     """
     path = stored.checkpoint.path
     if missing := [name for name in shapes if name not in stored.facts.targets]:
@@ -226,8 +189,7 @@ def require_same_base(theta: Checkpoint, stored: StoredMoments, listener: Listen
 
     They fit the models of one base: the base itself, and whatever was fine-tuned from it.
 
-    Raises:
-        MismatchError: names both files.
+    Raises MismatchError: names both files.
     """
     path = stored.checkpoint.path
     require_same_architecture(theta, stored.checkpoint)
@@ -237,7 +199,7 @@ def require_same_base(theta: Checkpoint, stored: StoredMoments, listener: Listen
         listener.note(f"{theta.path} does not say its base: that of {path} cannot be checked")
     if base is None or own:
         return
-    if others := [one for one in stored.facts.sources if not one.is_from(base)]:
+    if others := [one for one in stored.facts.sources if base not in (one.start, one.base)]:
         bases = " or ".join(dict.fromkeys(d[:12] for d in (others[0].base, others[0].start) if d))
         raise MismatchError(
             f"{theta.path} and {path} come from different bases ({base[:12]} and {bases})",
@@ -259,13 +221,10 @@ def use_of(theta: Checkpoint, facts: MomentsFacts) -> Use:
 
 
 class PooledMoments:
-    """What the images of all of several files together would have given.
+    """What the images of all of several files of one architecture together would have given.
 
-    Args:
-        many: of one architecture; the same moments twice count once.
-
-    Raises:
-        MismatchError: files whose layers are not the same.
+    The same moments twice count once.
+    Raises MismatchError: files whose layers are not the same.
     """
 
     def __init__(self, many: Sequence[StoredMoments]) -> None:
@@ -273,7 +232,7 @@ class PooledMoments:
         self._many = [*reversed(unlike.values())]
         first = self._many[0]
         for other in self._many[1:]:
-            if _outline(first) != _outline(other):
+            if (first.widths, first.facts.aliases) != (other.widths, other.facts.aliases):
                 raise MismatchError(
                     f"{first.checkpoint.path} and {other.checkpoint.path} have moments of "
                     "different layers",
@@ -297,5 +256,53 @@ class PooledMoments:
             yield from packed(site, inputs, self.facts.rank)
 
 
-def _outline(stored: StoredMoments) -> tuple[Mapping[str, int], Mapping[str, str]]:
-    return stored.widths, stored.facts.aliases
+@dataclass(frozen=True, slots=True)
+class MomentsOptions:
+    """Moments to calibrate with, as the user names them."""
+
+    path: Path  # a file of moments, or a vector that carries some
+    bias_correction: bool = False  # whether biases make good the mean error of each output
+
+
+class LayerMoments:
+    """The moments of every target's inputs, from an open file.
+
+    ``theta`` is the float model that is quantized, ``carrier`` the file that carries the moments.
+    Raises CheckpointError, MismatchError: moments that are missing, or of another base.
+    """
+
+    def __init__(
+        self, theta: Checkpoint, carrier: Checkpoint, options: MomentsOptions, listener: Listener
+    ) -> None:
+        if carrier.kind not in (Kind.MOMENTS, Kind.VECTOR):
+            raise MismatchError(
+                f"{carrier.path}: is a {carrier.kind}, a file of moments belongs here",
+                hint="qvec moments makes one; a vector from extract --moments carries some too.",
+            )
+        self._theta, self._stored = theta, StoredMoments(carrier)
+        self._correction = options.bias_correction
+        require_same_base(theta, self._stored, listener)
+        self.use: Use = use_of(theta, self._stored.facts)
+        self.carrier = carrier
+
+    def inputs(self, name: str) -> Inputs:
+        """What a weight is multiplied with."""
+        return self._stored.inputs(name)
+
+    def bias(self, weight: str) -> str | None:
+        """The bias that is to be corrected for a weight; None without one, or where none is."""
+        name = weight.removesuffix("weight") + "bias"
+        return name if self._correction and name in self._theta else None
+
+    def facts(self) -> dict[str, Any]:
+        """As cards and metrics name them."""
+        return {**self._stored.facts.in_words(), "bias_correction": self._correction}
+
+    def check(self, targets: Collection[str], listener: Listener) -> None:
+        """Refuses targets whose moments are missing; says which have no bias to correct.
+        Raises MismatchError: names the target.
+        """
+        check_fit(self._stored, {name: self._theta[name].shape for name in targets})
+        unbiased = sum(self.bias(name) is None for name in targets)
+        if unbiased and self._correction:
+            listener.note(f"{unbiased} of {len(targets)} layers have no bias to correct")

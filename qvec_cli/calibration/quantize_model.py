@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from qvec_cli.calibration.from_moments import LayerMoments
+from qvec_cli.calibration.moments_file import LayerMoments
 from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import NotFiniteError
@@ -43,9 +43,7 @@ class ModelQuantizer:
 
     def quantize(self, name: str, model: QuantizedModel) -> QTensor:
         """The codes of one target as its file has it; its error and new bias go into ``model``.
-
-        Raises:
-            NotFiniteError: a corrected bias beyond the file's number format.
+        Raises NotFiniteError: a corrected bias beyond the file's number format.
         """
         weight = self.source.finite(name)
         inputs = self.moments.inputs(name) if self.moments else None
@@ -69,53 +67,45 @@ class ModelQuantizer:
     ) -> Iterator[tuple[str, Iterable[Array]]]:
         """Every tensor of the quantized file; what is not in ``model`` yet, a weight at a time.
 
-        A bias that is still to be corrected comes after its weight.
-
-        Args:
-            model: what has been quantized before; gets the errors of the other weights.
-            fake: whether weights are float numbers on the grid in place of packed codes.
+        A bias that is still to be corrected comes after its weight. ``model`` gets the errors of
+        the weights; with ``fake`` they are float numbers on the grid in place of packed codes.
         """
         chosen, biases = set(self.targets), {name: self._bias(name) for name in self.targets}
         late = {bias for bias in biases.values() if bias not in model.floats}
-        for name, entry in self.theta.items():
+        for name in self.theta:
             if name in late:
                 continue
             if name not in chosen:
-                yield name, self._float(name, entry.dtype, model)
+                yield name, self._float(name, model)
                 continue
             codes = model.weights.get(name) or self.quantize(name, model)
             stored = {name: codes.weight()} if fake else codes.to_named(name)
             yield from ((part, [array.reshape(-1)]) for part, array in stored.items())
             if (bias := biases[name]) and bias in late:
-                yield bias, self._float(bias, self.theta[bias].dtype, model)
+                yield bias, self._float(bias, model)
         self.source.settle()
         if self.moments:
             self.moments.carrier.settle()
 
-    def _float(self, name: str, dtype: str, model: QuantizedModel) -> Iterable[Array]:
+    def _float(self, name: str, model: QuantizedModel) -> Iterable[Array]:
         """The blocks of a tensor that stays as it is, or has new values."""
         if name in model.floats:
-            return [from_float32(model.floats[name].reshape(-1), dtype)]
+            return [from_float32(model.floats[name].reshape(-1), self.theta[name].dtype)]
         return self.source.checked(name)
 
     def _bias(self, weight: str) -> str | None:
         return self.moments.bias(weight) if self.moments else None
 
     def corrected_bias(self, name: str, bias: Array, mean_error: Array) -> Array:
-        """A bias with which the layer's outputs keep their mean (Nagel et al. 2019, 1906.04721).
+        """A bias [out] with which the layer's outputs keep their mean (arXiv:1906.04721).
 
-        Args:
-            name: of the bias in the file.
-            bias: [out], before.
-            mean_error: [out], of the outputs, over all calibration tokens.
+        ``mean_error`` [out] is that of the outputs, over all calibration tokens.
         """
         return self.representable(name, (bias - mean_error).astype(np.float32))
 
     def representable(self, name: str, values: Array) -> Array:
         """Values of a tensor as the file's number format holds them, float32.
-
-        Raises:
-            NotFiniteError: values beyond it.
+        Raises NotFiniteError: values beyond it.
         """
         dtype = self.theta[name].dtype
         rounded = to_float32(from_float32(values, dtype), dtype)

@@ -12,7 +12,7 @@ from qvec_cli.calibration.quantize_model import ModelQuantizer, QuantizedModel
 from qvec_cli.calibration.sequential import load_float
 from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import DataError, SpecError
+from qvec_cli.errors import DataError, NotFiniteError, SpecError
 from qvec_cli.inputs.images import Proxies, ProxyOptions, draw_each, find_proxies
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import head_tensors
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from qvec_cli.learn.distill import TeacherOutputs
-
 
 SEED: Final = 0
 """Of the order in which images are seen."""
@@ -54,10 +53,8 @@ def find_refinement_images(
     theta: Checkpoint, model: Model, options: RefinementOptions, calibration: Calibration | None
 ) -> Proxies:
     """The images to refine with, not yet decoded.
-
-    Raises:
-        SpecError: neither proxies nor images of calibration are named.
-        DataError: no such data set, or fewer than four images, of which some are held back.
+    Raises SpecError: neither proxies nor images of calibration are named; DataError: no such data
+    set, or fewer than four images, of which some are held back.
     """
     if options.proxies:
         images = find_proxies(theta, model, options.proxies)
@@ -86,18 +83,9 @@ def refine(
     A quarter of the images is held back. Unless the network as it would be stored is nearer to
     the receiver there than before, everything stays as it was.
 
-    Args:
-        quantizer: of the model; quantizes the weights that calibration has not.
-        quantized: what calibration has changed; gets those weights.
-        images: unlabelled.
-        options: steps of Adam, device.
-        listener: hears of progress.
-
-    Returns:
-        What is to be written, and the facts of it.
-
-    Raises:
-        NotFiniteError: a network whose output is not a number.
+    The weights that calibration has not quantized go into ``quantized`` first. Returns what is to
+    be written, and the facts of it.
+    Raises NotFiniteError: a network whose output is not a number.
     """
     from qvec_cli.learn.distill import DistillOptions, distill, loss_name, measured
 
@@ -118,7 +106,10 @@ def refine(
     dtypes = {name: quantizer.theta[name].dtype for name in vectors}
     weights, vectors = student.stored(moved, dtypes)
     _place(parameters, weights, vectors)
-    after = _measured_or_none(network, held_back)
+    try:
+        after = measured(network, held_back)
+    except NotFiniteError:
+        after = None
     kept = after is not None and after < before
     facts = {
         "kept": kept,
@@ -131,7 +122,10 @@ def refine(
         listener.note("refinement has not helped on the images held back: all stays as it was")
         return quantized, facts
     floats = {**quantized.floats, **vectors}
-    return QuantizedModel(weights, floats, _errors(quantizer, quantized, weights)), facts
+    errors, source = quantized.sqnr_db, quantizer.source
+    if QUANTIZERS[quantizer.method].factors is None:  # else factors in weights are no errors
+        errors = {name: sqnr_db(source.finite(name), q.weight()) for name, q in weights.items()}
+    return QuantizedModel(weights, floats, errors), facts
 
 
 def _vectors(
@@ -141,32 +135,11 @@ def _vectors(
     parameters: Mapping[str, Any],
 ) -> dict[str, Array]:
     """The network's vectors outside the head before refinement: biases, norms, LayerScale."""
-    theta, fixed = quantizer.theta, set(quantizer.targets)
-    fixed.update(head_tensors(theta, model))
+    theta, changed = quantizer.theta, quantized.floats
     flat = [name for name, entry in theta.items() if entry.floating and len(entry.shape) == 1]
+    fixed = {*quantizer.targets, *head_tensors(theta, model)}
     names = [name for name in flat if name not in fixed and name in parameters]
-    changed = quantized.floats
     return {n: changed[n] if n in changed else quantizer.source.finite(n) for n in names}
-
-
-def _errors(
-    quantizer: ModelQuantizer, quantized: QuantizedModel, weights: Mapping[str, QTensor]
-) -> dict[str, float | None]:
-    """Errors anew, but where a method has moved factors into weights: there they stay."""
-    if QUANTIZERS[quantizer.method].factors is not None:
-        return quantized.sqnr_db
-    source = quantizer.source
-    return {name: sqnr_db(source.finite(name), codes.weight()) for name, codes in weights.items()}
-
-
-def _measured_or_none(network: nn.Module, pupils: TeacherOutputs) -> float | None:
-    from qvec_cli.errors import NotFiniteError
-    from qvec_cli.learn.distill import measured
-
-    try:
-        return measured(network, pupils)
-    except NotFiniteError:
-        return None
 
 
 def _images(
@@ -207,7 +180,8 @@ class _Student:
         self._device = device
         self._restored = {n: torch.from_numpy(q.weight()).to(device) for n, q in weights.items()}
         self._start = {n: torch.from_numpy(np.array(v)).to(device) for n, v in vectors.items()}
-        self._unit = {n: _unit(v) for n, v in vectors.items()}
+        squares = {n: np.square(v, dtype=np.float64) for n, v in vectors.items()}
+        self._unit = {n: max(float(np.sqrt(s.mean())), _SMALLEST) for n, s in squares.items()}
 
     def free(self) -> dict[str, Tensor]:
         """Where it starts: nothing has moved."""
@@ -239,10 +213,6 @@ class _Student:
             exact = (value + np.float32(self._unit[name]) * moved[name]).astype(np.float32)
             vectors[name] = to_float32(from_float32(exact, dtypes[name]), dtypes[name])
         return weights, vectors
-
-
-def _unit(value: Array) -> float:
-    return max(float(np.sqrt(np.square(value, dtype=np.float64).mean())), _SMALLEST)
 
 
 def _place(

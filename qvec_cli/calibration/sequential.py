@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -41,9 +41,7 @@ class CalibrationImages:
 
 def draw_images(theta: Checkpoint, model: Model, options: Calibration) -> CalibrationImages:
     """Images of the train splits; whether they are the receiver's own, cards tell.
-
-    Raises:
-        DataError: no such data set.
+    Raises DataError: no such data set.
     """
     return CalibrationImages(options, draw_each(theta, model, options))
 
@@ -55,9 +53,8 @@ def calibrate(
 
     With ``Target.FLOAT`` each is to give its outputs in the receiver, which was not patched.
 
-    Raises:
-        MismatchError: a target whose inputs cannot be seen.
-        NotFiniteError: inputs that overflow, or biases and norms in the file's number format.
+    Raises MismatchError: a target whose inputs cannot be seen; NotFiniteError: inputs that
+    overflow, or biases and norms in the file's number format.
     """
     from qvec_cli.calibration.walk import Walk, mean_inputs
 
@@ -95,8 +92,7 @@ def check_images(theta: Checkpoint, targets: Iterable[str], model: Model, device
     """Refuses, by headers alone, what ``calibrate`` would refuse; how often a layer is used,
     only a forward tells.
 
-    Raises:
-        QvecError: no such device; tensors or targets that the network has not.
+    Raises QvecError: no such device; tensors or targets that the network has not.
     """
     from qvec_cli.inputs.network import check_network
 
@@ -119,9 +115,7 @@ def linear_weights(
     network: nn.Module, theta: Checkpoint, targets: Iterable[str]
 ) -> dict[str, nn.Parameter]:
     """The parameters of targets, by name.
-
-    Raises:
-        MismatchError: one that is not a linear layer's.
+    Raises MismatchError: one that is not a linear layer's.
     """
     from qvec_cli.model.targets import modules
 
@@ -148,11 +142,7 @@ def normalised_batches(
 
 
 def require_finite_inputs(theta: Checkpoint, name: str, inputs: Inputs, images: str) -> None:
-    """Refuses inputs of a layer that overflow.
-
-    Raises:
-        NotFiniteError: names the weight.
-    """
+    """Refuses inputs of a layer that overflow. Raises NotFiniteError: names the weight."""
     if not inputs.finite:
         raise NotFiniteError(
             f"{theta.path}: {name}: its inputs on the {images} overflow",
@@ -160,29 +150,18 @@ def require_finite_inputs(theta: Checkpoint, name: str, inputs: Inputs, images: 
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Layers:
+class _Layers(NamedTuple):
     """A network and its targets' weights, by name."""
 
     network: nn.Module
     weights: Mapping[str, nn.Parameter]
 
-    def bias(self, name: str) -> Array | None:
-        """What a layer adds, by the name of its weight."""
-        parameters = dict(self.network.named_parameters(remove_duplicate=False))
-        bias = parameters.get(_bias_of(name))
-        return None if bias is None else _numbers(bias)
-
 
 class _LayerQuantizer:
     """Quantizes the layers of a network where they are, so that later ones see it.
 
-    Args:
-        quantizer: of the model.
-        network: of its source, in float.
-        goal: the layers whose outputs are to be given; None: the network's own.
-        means: mean outputs of the float layers without bias, by the names of their weights, if
-            biases are to keep them.
+    ``goal`` has the layers whose outputs are to be given, None for the network's own; ``means``
+    the mean outputs of the float layers without bias, by weight, if biases are to keep them.
     """
 
     def __init__(
@@ -219,9 +198,11 @@ class _LayerQuantizer:
 
     def _bias_change(self, name: str) -> Array | None:
         """The bias of the layer whose outputs are to be given, less the layer's own."""
-        ours = self._parameters.get(_bias_of(name))
-        theirs = self._goal.bias(name) if self._goal else None
-        return None if ours is None or theirs is None else theirs - _numbers(ours)
+        if self._goal is None:
+            return None
+        parameters = dict(self._goal.network.named_parameters(remove_duplicate=False))
+        ours, theirs = self._parameters.get(_bias_of(name)), parameters.get(_bias_of(name))
+        return None if ours is None or theirs is None else _numbers(theirs) - _numbers(ours)
 
     def _divided(self, segment: Segment, site: Site, inputs: Inputs, call: Call) -> Inputs:
         """Inputs divided by the method's factors, where a LayerNorm before the site takes them."""

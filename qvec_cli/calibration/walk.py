@@ -12,6 +12,7 @@ SwinV2 use the weights of layers that they never call.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,23 +54,15 @@ class _Reached(Exception):  # noqa: N818 - not an error
 
 
 class Walk:
-    """Visits every weight in execution order.
+    """Visits every one of ``weights``, by state-dict name, in execution order.
 
-    Args:
-        network: in evaluation mode; its weights are read anew at each step, so that what the
-            caller has changed before is what the images go through.
-        weights: those that are to be visited, by state-dict name.
-        batches: inputs of the network, normalised.
-
-    Raises:
-        MismatchError: a weight that is not used exactly once in a forward.
+    The weights of the network, in evaluation mode, are read anew at each step, so that what the
+    caller has changed before is what the normalised images go through.
+    Raises MismatchError: a weight that is not used exactly once in a forward.
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        weights: Mapping[str, nn.Parameter],
-        batches: Sequence[Tensor],
+        self, network: nn.Module, weights: Mapping[str, nn.Parameter], batches: Sequence[Tensor]
     ) -> None:
         self._network, self._batches = network, batches
         trace = _Trace(network, weights, batches[0][:2])
@@ -79,9 +72,8 @@ class Walk:
     def steps(self, twin: Walk | None = None) -> Iterator[tuple[Segment, Site, Inputs, list[Call]]]:
         """Each site with the moments of its inputs; change its weights before asking for more.
 
-        Args:
-            twin: a walk of the same images and weights through a float network of the same build;
-                with it, ``Inputs.cross`` are the moments with the inputs of its sites.
+        With ``twin``, a walk of the same images and weights through a float network of the same
+        build, ``Inputs.cross`` are the moments with the inputs of its sites.
         """
         others = twin.places() if twin else None
         for segment, site, calls in self.places():
@@ -159,16 +151,9 @@ def site_moments(
 ) -> Iterator[tuple[Site, Inputs, int]]:
     """Each site with the moments of its inputs and the number of its tokens, in execution order.
 
-    One pass of the network, which stays as it is.
-
-    Args:
-        network: in evaluation mode.
-        weights: those whose inputs are measured, by state-dict name.
-        batches: inputs of the network, normalised.
-        progress: is called with the number of batches that have gone through.
-
-    Raises:
-        MismatchError: a weight that is not used exactly once in a forward.
+    One pass of the network, which stays as it is; see ``Walk``. ``progress`` is called with the
+    number of batches that have gone through.
+    Raises MismatchError: a weight that is not used exactly once in a forward.
     """
     walk = Walk(network, weights, batches)
     sites = [site for segment in walk.segments for site in segment.sites]
@@ -188,15 +173,13 @@ def mean_inputs(
     sums: dict[int, Any] = {}
     tokens: dict[int, int] = {}
 
-    def adder(key: int) -> Callable[[Tensor], None]:
-        def add(inputs: Tensor) -> None:
-            flat = inputs.reshape(-1, inputs.shape[-1])
-            sums[key] = sums.get(key, 0) + flat.sum(0, dtype=torch.float64)
-            tokens[key] = tokens.get(key, 0) + len(flat)
+    def add(key: int, inputs: Tensor) -> None:
+        flat = inputs.reshape(-1, inputs.shape[-1])
+        sums[key] = sums.get(key, 0) + flat.sum(0, dtype=torch.float64)
+        tokens[key] = tokens.get(key, 0) + len(flat)
 
-        return add
-
-    for _ in _passes(network, batches, {id(w): adder(id(w)) for w in weights.values()}):
+    adders = {id(w): functools.partial(add, id(w)) for w in weights.values()}
+    for _ in _passes(network, batches, adders):
         pass
     return {n: (sums[id(w)] / tokens[id(w)]).cpu().numpy() for n, w in weights.items()}
 
@@ -233,7 +216,10 @@ def fold(segment: Segment, site: Site, by: Tensor, call: Call) -> bool:
     for weight in site.weights:
         weight.mul_(by)
     after = [*_tensors(segment.module(*call[0], **call[1]))]
-    if before and all(_same(*pair) for pair in zip(after, before, strict=True)):
+    if before and all(
+        float((new - old).abs().max()) <= _SAME * float(old.abs().max())
+        for new, old in zip(after, before, strict=True)
+    ):
         return True
     for parameter, old in zip((*owned, *site.weights), kept, strict=True):
         parameter.copy_(old)
@@ -251,7 +237,8 @@ class _Trace:
         self._order: list[nn.LayerNorm | nn.Parameter] = []
         self._seen: dict[int, list[Tensor]] = {id(weight): [] for weight in weights.values()}
         blocks = [*_blocks(network, set(self._seen))]
-        norms = [m for m in network.modules() if isinstance(m, nn.LayerNorm) and _affine(m)]
+        norms = [m for m in network.modules() if isinstance(m, nn.LayerNorm)]
+        norms = [norm for norm in norms if norm.elementwise_affine]
         handles = [m.register_forward_pre_hook(self._enter, with_kwargs=True) for m in blocks]
         handles += [m.register_forward_hook(self._leave) for m in blocks]
         handles += [m.register_forward_pre_hook(lambda m, _: self._order.append(m)) for m in norms]
@@ -287,10 +274,7 @@ class _Trace:
                 )
 
     def _segments(
-        self,
-        network: nn.Module,
-        weights: Mapping[str, nn.Parameter],
-        blocks: Sequence[nn.Module],
+        self, network: nn.Module, weights: Mapping[str, nn.Parameter], blocks: Sequence[nn.Module]
     ) -> Iterator[Segment]:
         """Segments in order; a block that is called twice is none."""
         once = [block for block in blocks if len(self._calls.get(block, ())) == 1]
@@ -324,13 +308,10 @@ class _Trace:
                 return
         inside, width = {*segment.module.modules()}, (seen.shape[-1],)
         fitting = [n for n in norms if n in inside and tuple(n.normalized_shape) == width]
-        fitting = [n for n in fitting if self._times(n) == 1]
-        segment.sites.append(Site([*names], [weight], fitting))
-
-    def _times(self, norm: nn.LayerNorm) -> int:
-        """How often the weights of a norm are used in a forward, by whatever module."""
-        norms = (used for used in self._order if isinstance(used, nn.LayerNorm))
-        return sum(used.weight is norm.weight for used in norms)
+        # A norm whose weights are used once in a forward, by whatever module.
+        uses = [id(used.weight) for used in self._order if isinstance(used, nn.LayerNorm)]
+        once = [norm for norm in fitting if uses.count(id(norm.weight)) == 1]
+        segment.sites.append(Site([*names], [weight], once))
 
     def _follows(self, first: nn.Module, second: nn.Module) -> bool:
         """Whether the second is called with what the first gave, and all else as the first was."""
@@ -361,27 +342,19 @@ def _blocks(network: nn.Module, chosen: set[int]) -> Iterator[nn.Module]:
             yield item
 
 
-def _affine(norm: nn.LayerNorm) -> bool:
-    return norm.elementwise_affine
-
-
 def _inputs_of(segment: Segment, site: Site, calls: Sequence[Call]) -> Iterator[Tensor]:
     """What a site is multiplied with in each call of its segment, float32 [tokens, in]."""
-    return (_reached(segment.module, site.weights[0], call) for call in calls)
-
-
-def _reached(segment: nn.Module, weight: nn.Parameter, call: Call) -> Tensor:
-    """What a weight is multiplied with in a call of its segment, float32 [tokens, in]."""
     seen: list[Tensor] = []
 
     def seize(used: nn.Parameter, inputs: Tensor) -> None:
-        if used is weight:
+        if used is site.weights[0]:
             seen.append(inputs.reshape(-1, inputs.shape[-1]).float())
             raise _Reached
 
-    with linears(seize):
-        _run(segment, call)
-    return seen[0]
+    for call in calls:
+        with linears(seize):
+            _run(segment.module, call)
+        yield seen.pop()
 
 
 @contextlib.contextmanager
@@ -400,10 +373,6 @@ def linears(seen: Callable[[nn.Parameter, Tensor], None]) -> Iterator[None]:
     finally:
         functional.linear = plain
         torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def _same(after: Tensor, before: Tensor) -> bool:
-    return float((after - before).abs().max()) <= _SAME * float(before.abs().max())
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

@@ -20,7 +20,7 @@ from qvec_cli.errors import SpecError
 from qvec_cli.specs import Calibration, ExportFormat, Listener, Loading, Method, Target
 
 if TYPE_CHECKING:
-    from qvec_cli.calibration.from_moments import MomentsOptions
+    from qvec_cli.calibration.moments_file import MomentsOptions
     from qvec_cli.calibration.refine import RefinementOptions
     from qvec_cli.inputs.receiver import Anchor
     from qvec_cli.outputs.metrics import Metrics
@@ -89,7 +89,7 @@ class CalibrationFlags:
 
     def moments_source(self) -> MomentsOptions | None:
         """The moments of --moments, with which images do not go."""
-        from qvec_cli.calibration.from_moments import MomentsOptions
+        from qvec_cli.calibration.moments_file import MomentsOptions
 
         if self.moments is None:
             return None

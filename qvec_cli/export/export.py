@@ -43,17 +43,16 @@ class ExportRequest:
 
 def export(request: ExportRequest, listener: Listener) -> Metrics:
     """Writes a model in another form.
-
-    Raises:
-        SpecError: a target whose name does not tell its format.
-        MismatchError: a grid that the form cannot hold.
-        QvecError: a package that is missing, logits that would be others than ours.
-        CheckpointError: a file that cannot be read or written.
+    Raises SpecError: a target whose name does not tell its format; MismatchError: a grid that the
+    form cannot hold; QvecError: a package that is missing, logits that would be others than ours;
+    CheckpointError: a file that cannot be read or written.
     """
     started = time.perf_counter()
     chosen = request.to or _format_of(request.out)
     form, target = FORMS[chosen], ExportTarget(request.out, request.force, request.check)
-    _require(form.needs)
+    for name in form.needs:
+        if find_spec(name) is None:
+            raise QvecError(f"the package {name} is not installed", hint="pip install 'qvec[onnx]'")
     form.refuse(target)
     parameters = {"to": chosen, "check": request.check}
     with opened(request.source, listener) as checkpoint:
@@ -83,12 +82,6 @@ def _format_of(out: Path) -> ExportFormat:
     raise SpecError(
         f"-o {out} does not tell the format", hint="Pass --to onnx or --to timm, or name it .onnx."
     )
-
-
-def _require(packages: tuple[str, ...]) -> None:
-    for name in packages:
-        if find_spec(name) is None:
-            raise QvecError(f"the package {name} is not installed", hint="pip install 'qvec[onnx]'")
 
 
 def _planned(

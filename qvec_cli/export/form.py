@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -18,7 +18,6 @@ from qvec_cli.specs import Grid, Listener
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
 
 IMAGES: Final = 4
 """Random images of a comparison: another batch size than a graph is traced with."""
@@ -36,10 +35,8 @@ class ExportSource:
     @classmethod
     def of(cls, checkpoint: Checkpoint, options: NetworkOptions | None) -> ExportSource:
         """Looks at a checkpoint, whose network the user may have to name.
-
-        Raises:
-            CheckpointError: no model, or one whose architecture is not known.
-            MismatchError: packed by another tool, or without a shape.
+        Raises CheckpointError: no model, or one whose architecture is not known; MismatchError:
+        packed by another tool, or without a shape.
         """
         require_model(checkpoint)
         model, names = architecture(checkpoint, options), packed_weights(checkpoint)
@@ -55,11 +52,6 @@ class ExportSource:
         """Names of the classes in the order of the head, if the card has them."""
         names = self.checkpoint.classes
         return names if names and len(names) == self.model.num_classes else None
-
-    @property
-    def image(self) -> list[int]:
-        """The shape [C, H, W] of an image that the network takes."""
-        return list(self.model.input_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,21 +75,14 @@ class Form(NamedTuple):
 def compare(
     target: ExportTarget,
     network: nn.Module,
-    shape: list[int],
+    shape: Sequence[int],
     theirs: Callable[[Tensor], Tensor],
     bound: float,
 ) -> dict[str, Any]:
     """How far another program's logits are from ours, on random images that are always the same.
 
-    Args:
-        target: what the message names.
-        network: ours, in evaluation mode.
-        shape: of an image.
-        theirs: from normalised images [N, C, H, W] to logits.
-        bound: the largest difference that is taken, as a share of our largest logit.
-
-    Raises:
-        QvecError: a larger one.
+    ``theirs`` takes normalised images [N, C, H, W], each of ``shape``, to logits. Raises QvecError
+    where the difference is larger than ``bound``, a share of our largest logit.
     """
     import torch
 
@@ -112,9 +97,5 @@ def compare(
             f"largest is {largest:.3g}",
             hint="--no-check writes it all the same.",
         )
-    return {
-        "images": IMAGES,
-        "max_abs_diff": difference,
-        "max_abs_logit": largest,
-        "bound": bound * largest,
-    }
+    facts = {"images": IMAGES, "max_abs_diff": difference, "max_abs_logit": largest}
+    return {**facts, "bound": bound * largest}

@@ -15,7 +15,6 @@ from qvec_cli.quant.qtensor import QTensor
 if TYPE_CHECKING:
     from torch import nn
 
-
 INPUT: Final = "pixel_values"
 """float32 [batch, channels, height, width], normalised: (x / 255 - mean) / std."""
 
@@ -55,21 +54,19 @@ def export(
 
     The same network gives the same bytes: no path, time or line of source stands in them.
 
-    Args:
-        network: in evaluation mode, float32, on the CPU.
-        shape: of one image, [C, H, W].
-        packed: the weights that are to be codes, by their names in the network.
-        facts: the file's metadata.
-        producer: the version that is written in it.
+    The network is in evaluation mode, float32, on the CPU, an image [C, H, W] of ``shape``;
+    ``packed`` are the weights that are to be codes, by their names in it; ``facts`` becomes the
+    file's metadata, ``producer`` the version that is written in it.
 
-    Raises:
-        QvecError: a network that torch cannot export, or one too large for a file.
+    Raises QvecError: a network that torch cannot export, or one too large for a file.
     """
+    import onnxscript.optimizer
+
     model = _traced(network, shape)
     left = [name for name, weight in packed.items() if not _placed(model.graph, name, weight)]
     if len(left) < len(packed):
         model.opset_imports[_DOMAIN] = 1
-    _optimize(model)
+    onnxscript.optimizer.optimize(model)  # folds constants and drops what nobody reads
     _clean(model)
     model.producer_name, model.producer_version = "qvec", producer
     model.ir_version = _IR_VERSION
@@ -97,9 +94,8 @@ def _traced(network: nn.Module, shape: Sequence[int]) -> Any:
             )
     except torch.onnx.errors.OnnxExporterError as fault:
         reason = str(fault.__cause__ or fault).strip().splitlines()[0]
-        raise QvecError(
-            f"torch cannot export this {type(network).__name__} to ONNX: {reason}"
-        ) from None
+        kind = type(network).__name__
+        raise QvecError(f"torch cannot export this {kind} to ONNX: {reason}") from None
     assert program is not None
     return program.model
 
@@ -122,8 +118,7 @@ def _plainly() -> Iterator[None]:
 def _placed(graph: Any, name: str, weight: QTensor) -> bool:
     """Replaces every product with a weight by one with its codes.
 
-    Returns:
-        Whether it could: no, if the weight also serves something else than x @ weight^T.
+    Returns whether it could: no, if the weight also serves something else than x @ weight^T.
     """
     constant = graph.initializers.get(name)
     uses = [*constant.uses()] if constant is not None else []
@@ -162,12 +157,8 @@ def _constants(graph: Any, name: str, weight: QTensor) -> list[Any]:
     values = []
     for part, array in arrays(weight).items():
         tensor = ir.tensor(array, name=f"{name}_{part}")
-        value = ir.Value(
-            name=tensor.name,
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
+        shape, kind = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
+        value = ir.Value(name=tensor.name, shape=shape, type=kind, const_value=tensor)
         graph.register_initializer(value)
         values.append(value)
     return values
@@ -181,27 +172,14 @@ def _replace(graph: Any, node: Any, parts: Sequence[Any], weight: QTensor) -> No
     form = layout(columns, weight.grid)
     old = node.outputs[0]
     sizes = {"K": columns, "N": rows, "bits": form.bits, "block_size": form.block}
-    new = [
-        ir.node(
-            "MatMulNBits",
-            [node.inputs[0], *parts],
-            {**sizes, "accuracy_level": _EXACT},
-            domain=_DOMAIN,
-            name=f"{node.name}_nbits",
-        )
-    ]
+    inputs, stated = [node.inputs[0], *parts], {**sizes, "accuracy_level": _EXACT}
+    name = f"{node.name}_nbits"
+    new = [ir.node("MatMulNBits", inputs, stated, domain=_DOMAIN, name=name)]
     if node.op_type == "Gemm" and len(node.inputs) > 2:
         new[0].outputs[0].name = f"{old.name}_nbits"
         new[0].outputs[0].type = old.type
         new.append(ir.node("Add", [new[0].outputs[0], node.inputs[2]], name=f"{node.name}_bias"))
     ir.convenience.replace_nodes_and_values(graph, node, [node], new, [old], [new[-1].outputs[0]])
-
-
-def _optimize(model: Any) -> None:
-    """Folds constants and drops what nobody reads."""
-    import onnxscript.optimizer
-
-    onnxscript.optimizer.optimize(model)
 
 
 def _clean(model: Any) -> None:

@@ -28,7 +28,6 @@ _BLOCKS: Final = (128, 64, 32)
 """Block lengths for scales that serve a whole row; the smallest result wins, then the longest."""
 
 _SHORTEST: Final = 16
-
 _LONGEST: Final = 256
 """Block lengths that the operator has. At 512 some versions answer with zeros on a CPU
 (github.com/microsoft/onnxruntime/issues/28551)."""
@@ -45,21 +44,16 @@ class BlockLayout:
         """Blocks of a row; the last may be filled up."""
         return -(-columns // self.block)
 
-    def row_bytes(self, columns: int) -> int:
-        """Bytes that a row's codes and scales take."""
-        return self.count(columns) * (self.block * self.bits // 8 + 4)
-
 
 def layout(columns: int, grid: Grid) -> BlockLayout:
     """The layout of a weight with ``columns`` input features.
-
-    Raises:
-        MismatchError: groups that no block length of the operator divides.
+    Raises MismatchError: groups that no block length of the operator divides.
     """
     bits = 4 if grid.bits <= 4 else 8
     if grid.granularity is not Granularity.GROUP:
         fits = (BlockLayout(bits, block) for block in _BLOCKS)
-        return min(fits, key=lambda each: each.row_bytes(columns))
+        # Bytes that a row's codes and scales take.
+        return min(fits, key=lambda form: form.count(columns) * (form.block * bits // 8 + 4))
     assert grid.group_size is not None
     block = min(grid.group_size & -grid.group_size, _LONGEST)
     if block < _SHORTEST:
@@ -74,11 +68,10 @@ def layout(columns: int, grid: Grid) -> BlockLayout:
 def arrays(weight: QTensor) -> dict[str, Array]:
     """The operator's arrays for a weight [out, in], in the order of its inputs.
 
-    Returns:
-        ``codes`` uint8 [out, blocks, block * bits / 8], each field a code + 2^(bits-1), the first
-        in the lowest bits; ``scales`` float32 [out * blocks]; for an asymmetric grid
-        ``zero_points`` uint8 [out * ceil(blocks * bits / 8)], in fields like the codes. Without
-        them the operator takes 2^(bits-1) for zero, and so code 0 is.
+    ``codes`` uint8 [out, blocks, block * bits / 8], each field a code + 2^(bits-1), the first in
+    the lowest bits; ``scales`` float32 [out * blocks]; for an asymmetric grid ``zero_points`` uint8
+    [out * ceil(blocks * bits / 8)], in fields like the codes. Without them the operator takes
+    2^(bits-1) for zero, and so code 0 is.
     """
     rows, columns = weight.codes.shape
     form = layout(columns, weight.grid)

@@ -19,7 +19,6 @@ from qvec_cli.specs import Listener
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-
 BOUND: Final = 1e-4
 """How far logits may be from ours, as a share of the largest.
 
@@ -42,9 +41,7 @@ def write(
     source: ExportSource, network: nn.Module, target: ExportTarget, listener: Listener
 ) -> dict[str, Any]:
     """Writes the file once onnxruntime has answered as our network does.
-
-    Raises:
-        QvecError: a network that cannot be exported, or is another one afterwards.
+    Raises QvecError: a network that cannot be exported, or is another one afterwards.
     """
     from qvec_cli.export.graph import export
     from qvec_cli.inputs.network import load_packed
@@ -53,7 +50,7 @@ def write(
     packed = {name: load_packed(checkpoint, name) for name in source.packed}
     # Of a weight with several names, the graph has one, and not always the file's.
     tied = {other: packed[kept] for other, kept in checkpoint.aliases.items() if kept in packed}
-    graph = export(network, source.image, packed | tied, _facts(source), version("qvec"))
+    graph = export(network, source.model.input_size, packed | tied, _facts(source), version("qvec"))
     placed = {checkpoint.aliases.get(name, name) for name in {*packed, *tied} - {*graph.left}}
     left = [name for name in packed if name not in placed]
     if left:
@@ -64,15 +61,11 @@ def write(
     checked = _checked(graph.content, source, network, target, listener)
     with replacing(target.out, force=target.force) as file:
         file.write(graph.content)
-    layouts = {name: _layout(source, shape) for name, shape in source.packed.items()}
+    layouts = {name: _layout(source, source.packed[name]) for name in packed if name in placed}
     return {
         "digest": hashlib.sha256(graph.content).hexdigest(),
         "bytes_after": len(graph.content),
-        "quantized": {
-            name: {"bits": form.bits, "block_size": form.block}
-            for name, form in layouts.items()
-            if name in placed
-        },
+        "quantized": {n: {"bits": f.bits, "block_size": f.block} for n, f in layouts.items()},
         "left": left,
         "check": checked,
     }
@@ -117,17 +110,15 @@ def _checked(
     if not target.check:
         return None
     if find_spec("onnxruntime") is None:
-        listener.note(
-            "onnxruntime is not installed: the file is not run (pip install 'qvec[onnx]')"
-        )
+        missing = "onnxruntime is not installed"
+        listener.note(f"{missing}: the file is not run (pip install 'qvec[onnx]')")
         return None
+    import torch
 
     def theirs(images: Tensor) -> Tensor:
-        import torch
-
         return torch.from_numpy(logits(content, images.numpy()))
 
-    return compare(target, network, source.image, theirs, BOUND)
+    return compare(target, network, source.model.input_size, theirs, BOUND)
 
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -137,17 +128,8 @@ _FATAL: Final = 4
 
 
 def logits(content: bytes, images: Array) -> Array:
-    """What a file answers.
-
-    Args:
-        content: the whole file.
-        images: float32 [N, C, H, W], normalised.
-
-    Returns:
-        float32 [N, classes].
-
-    Raises:
-        QvecError: a file that onnxruntime refuses.
+    """What a file answers to normalised images float32 [N, C, H, W]: float32 [N, classes].
+    Raises QvecError: a file that onnxruntime refuses.
     """
     import onnxruntime
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from qvec_cli.checkpoint.card import FAKE, Card, Kind
+from qvec_cli.checkpoint.card import FAKE, Kind
 from qvec_cli.checkpoint.dtypes import name_of
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.replace import write_json
@@ -17,13 +17,7 @@ from qvec_cli.inputs.files import card_of
 from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.model import build
 from qvec_cli.model.configuration import Model
-from qvec_cli.outputs.hf_folder import (
-    CONFIG,
-    WEIGHTS,
-    check_output,
-    size_of_output,
-    write_output,
-)
+from qvec_cli.outputs.hf_folder import CONFIG, WEIGHTS, check_output, size_of_output, write_output
 from qvec_cli.outputs.metrics import provenance
 from qvec_cli.specs import Listener
 
@@ -31,27 +25,17 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-_COLOURS: Final = 3
-
-
 def config(
-    model: Model,
-    known: Mapping[str, Any],
-    features: int,
-    classes: Sequence[str] | None,
+    model: Model, known: Mapping[str, Any], features: int, classes: Sequence[str] | None
 ) -> dict[str, Any]:
     """The document, in the form of timm's ``save_for_hf``.
 
-    Args:
-        model: the configuration on the card.
-        known: what timm itself says of the architecture.
-        features: width of what the head sees.
-        classes: their names in the order of the head, if they are known.
+    ``known`` is what timm itself says of the architecture, ``features`` the width of what the head
+    sees, ``classes`` are in the order of the head.
     """
     data = dict(model.pretrained_cfg)
-    channels = data["input_size"][0]
     data["fixed_input_size"] = bool(known.get("fixed_input_size"))
-    if channels == _COLOURS and known.get("first_conv"):
+    if data["input_size"][0] == 3 and known.get("first_conv"):
         # Otherwise timm 1.0.22 would convert that convolution, which fits already.
         data["first_conv"] = known["first_conv"]
     document = {
@@ -80,15 +64,13 @@ def write(
     source: ExportSource, network: nn.Module, target: ExportTarget, listener: Listener
 ) -> dict[str, Any]:
     """Writes the folder once timm has made the very same network of it.
-
-    Raises:
-        QvecError: timm makes another one.
+    Raises QvecError: timm makes another one.
     """
     if source.packed:
         listener.note(f"timm has no packed weights: {len(source.packed)} become float32")
-    known: Any = network.pretrained_cfg
-    width: Any = network.num_features
-    document = config(source.model, known, int(width), source.classes)
+    timms: Any = network
+    width = int(timms.num_features)
+    document = config(source.model, timms.pretrained_cfg, width, source.classes)
     state = {name: tensor.contiguous().numpy() for name, tensor in network.state_dict().items()}
     plan = {name: Entry(name_of(array.dtype), array.shape) for name, array in state.items()}
     tensors = ((name, [state[name].reshape(-1)]) for name in plan)
@@ -96,10 +78,18 @@ def write(
 
     def check(weights: Path) -> None:
         if target.check:
-            theirs = _load(weights, document)
-            checked.update(compare(target, network, source.image, theirs, bound=0))
+            with tempfile.TemporaryDirectory() as folder:  # the weights are not in place yet
+                (Path(folder) / WEIGHTS).symlink_to(weights)
+                write_json(Path(folder) / CONFIG, document, force=False)
+                theirs = build.from_folder(Path(folder)).eval()
+            checked.update(compare(target, network, source.model.input_size, theirs, bound=0))
 
-    card = _card(source)
+    use = inherited_use(source.checkpoint)
+    lineage = provenance("export", {"model": source.checkpoint}, use)
+    card = card_of(source.checkpoint, Kind.CHECKPOINT)
+    role = FAKE if source.packed else card.role
+    # Tied tensors stand under each of their names, as timm has them.
+    card = replace(card, provenance=lineage, aliases={}, role=role)
     written = write_output(
         target.out, plan, tensors, lambda: card, document, force=target.force, check=check
     )
@@ -107,20 +97,4 @@ def write(
     return {"digest": written.digest, "bytes_after": size, "check": checked or None}
 
 
-def _load(weights: Path, document: Mapping[str, Any]) -> nn.Module:
-    """The network that timm makes of the folder, before the weights are there."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / WEIGHTS).symlink_to(weights)
-        write_json(Path(folder) / CONFIG, document, force=False)
-        return build.from_folder(Path(folder)).eval()
-
-
 FORM: Final = Form(refuse, fate, write)
-
-
-def _card(source: ExportSource) -> Card:
-    """The card of the weights; tied ones stand under each of their names, as timm has them."""
-    use = inherited_use(source.checkpoint)
-    lineage = provenance("export", {"model": source.checkpoint}, use)
-    card = replace(card_of(source.checkpoint, Kind.CHECKPOINT), provenance=lineage, aliases={})
-    return replace(card, role=FAKE) if source.packed else card

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import classifiers, modules
-from qvec_cli.quant.rtn import fake_quantize
+from qvec_cli.quant.scales import fake_quantize
 from qvec_cli.specs import Grid
 
 

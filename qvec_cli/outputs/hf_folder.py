@@ -11,7 +11,7 @@ of the folder stay as they are.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,7 +45,10 @@ def check_output(path: Path, *, folder: bool, force: bool, size: int = 0) -> Non
     """
     if not folder:
         check_target(path, force=force, size=size)
-    elif _is_folder(path):
+        return
+    with _refusing(path):
+        is_folder = path.is_dir()
+    if is_folder:
         for name in (CONFIG, WEIGHTS):
             check_target(path / name, force=force, size=size)
     elif is_stream(path):
@@ -112,9 +115,15 @@ def write_output(
     def ready(weights: Path) -> None:
         check(weights)
         if force:
-            _remove(out / CONFIG)
+            with _refusing(out / CONFIG):
+                (out / CONFIG).unlink(missing_ok=True)
 
-    is_new = _make_folder(out)
+    is_new = True
+    with _refusing(out):
+        try:
+            out.mkdir()
+        except FileExistsError:
+            is_new = False
     try:
         weights = out / WEIGHTS
         written = write(weights, plan, tensors, card, force=force, align=ALIGN, ready=ready)
@@ -141,26 +150,9 @@ def _require_loadable(theta: Checkpoint, shapes: Mapping[str, tuple[int, ...]], 
         raise MismatchError(f"{theta.path}: {error}", hint=error.hint) from None
 
 
-def _is_folder(path: Path) -> bool:
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
     try:
-        return path.is_dir()
+        yield
     except OSError as fault:
         raise refused(path, fault) from None
-
-
-def _make_folder(folder: Path) -> bool:
-    """Makes a folder and tells whether it was not there before."""
-    try:
-        folder.mkdir()
-    except FileExistsError:
-        return False
-    except OSError as fault:
-        raise refused(folder, fault) from None
-    return True
-
-
-def _remove(config: Path) -> None:
-    try:
-        config.unlink(missing_ok=True)
-    except OSError as fault:
-        raise refused(config, fault) from None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from qvec_cli import specs
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.inputs.files import architecture, opened, require_float
 from qvec_cli.inputs.grids import check_fit, targets_in
@@ -19,22 +20,9 @@ from qvec_cli.model.build import NetworkOptions
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.quant.methods import quantize_weight
 from qvec_cli.quant.qtensor import energy, ratio_db, stored_bits
-from qvec_cli.specs import (
-    DataUse,
-    Granularity,
-    Grid,
-    GridOptions,
-    Listener,
-    Loading,
-    Method,
-    Scale,
-    Use,
-    spent,
-)
 
 if TYPE_CHECKING:
     from qvec_cli.selection.trial import Trial
-
 
 _GROUPS: Final = (128, 64, 32, 16)
 """Group sizes that are tried for one that every layer takes."""
@@ -45,21 +33,19 @@ class CompareGridsRequest:
     """What the user asks for."""
 
     source: Path  # a float checkpoint
-    grid: GridOptions  # bits, and what else is typed holds for every row
+    grid: specs.GridOptions  # bits, and what else is typed holds for every row
     patterns: tuple[str, ...] = ()
     data: str | None = None  # for a column of accuracies
     split: str = "val"
-    loading: Loading = Loading()  # noqa: RUF009 - frozen
+    loading: specs.Loading = specs.Loading()  # noqa: RUF009 - frozen
     device: str = "auto"
     network: NetworkOptions | None = None  # the architecture, for a file that does not say
 
 
-def compare_grids(request: CompareGridsRequest, listener: Listener) -> Metrics:
+def compare_grids(request: CompareGridsRequest, listener: specs.Listener) -> Metrics:
     """Quantizes every target on every grid, in memory, and compares what comes out.
-
-    Raises:
-        MismatchError: a file of another kind, a group size that does not divide.
-        SpecError: no bits given, and none in the file.
+    Raises MismatchError: a file of another kind, a group size that does not divide; SpecError: no
+    bits given, and none in the file.
     """
     started = time.perf_counter()
     with opened(request.source, listener) as theta:
@@ -68,9 +54,9 @@ def compare_grids(request: CompareGridsRequest, listener: Listener) -> Metrics:
         model = architecture(theta, request.network) if known else None
         targets = targets_in(theta, model, request.patterns, listener)
         shapes = {name: theta[name].shape for name in targets}
-        check_fit(shapes, Grid(2), str(theta.path))
+        check_fit(shapes, specs.Grid(2), str(theta.path))
         own = theta.card.quant
-        base = request.grid.grid(Grid.from_json(own) if own else None)
+        base = request.grid.grid(specs.Grid.from_json(own) if own else None)
         grids = [*_grids(base, request.grid, {shape[1] for shape in shapes.values()})]
         for grid in grids:
             check_fit(shapes, grid, str(theta.path))
@@ -91,33 +77,37 @@ def compare_grids(request: CompareGridsRequest, listener: Listener) -> Metrics:
     if examples and trial:
         results["fp"] = trial.float_score(request.split).to_json()
         inputs.append(Input(str(request.data), "data", examples.task.digest))
-        use = spent(use, Use(DataUse.RECEIVER_LABELS, {request.split: results["fp"]["n"]}))
+        use = specs.spent(
+            use, specs.Use(specs.DataUse.RECEIVER_LABELS, {request.split: results["fp"]["n"]})
+        )
     parameters = {"bits": base.bits, "targets": list(targets), "split": request.split}
     return Metrics("quantize", tuple(inputs), parameters, results, use, started=started)
 
 
-def _grids(base: Grid, typed: GridOptions, columns: set[int]) -> Iterator[Grid]:
+def _grids(base: specs.Grid, typed: specs.GridOptions, columns: set[int]) -> Iterator[specs.Grid]:
     """Channel and the largest usual group, each with every rule of scales; a typed word holds."""
-    kinds: list[tuple[Granularity, int | None]] = [(base.granularity, base.group_size)]
+    kinds: list[tuple[specs.Granularity, int | None]] = [(base.granularity, base.group_size)]
     if typed.granularity is None and typed.group_size is None:
         shared = math.gcd(*columns)
         usual = next((size for size in _GROUPS if shared % size == 0), None)
-        kinds = [(Granularity.CHANNEL, None)]
-        kinds += [(Granularity.GROUP, usual)] if usual else []
+        kinds = [(specs.Granularity.CHANNEL, None)]
+        kinds += [(specs.Granularity.GROUP, usual)] if usual else []
     for granularity, size in kinds:
         for symmetric in (True, False) if typed.symmetric is None else (typed.symmetric,):
-            for scale in Scale if typed.scale is None else (typed.scale,):
-                if symmetric or scale is not Scale.MSE_FULL:
-                    yield Grid(base.bits, granularity, size, scale, symmetric, base.scale_dtype)
+            for scale in specs.Scale if typed.scale is None else (typed.scale,):
+                if symmetric or scale is not specs.Scale.MSE_FULL:
+                    yield specs.Grid(
+                        base.bits, granularity, size, scale, symmetric, base.scale_dtype
+                    )
 
 
 def _row(
-    theta: Checkpoint, targets: tuple[str, ...], grid: Grid, trial: Trial | None, split: str
+    theta: Checkpoint, targets: tuple[str, ...], grid: specs.Grid, trial: Trial | None, split: str
 ) -> dict[str, Any]:
     """One grid: the bits that it takes, and how far its weights are from the float ones."""
     signal, noise, stored, weights = 0.0, 0.0, 0, 0
     for name in targets:
-        quantized = quantize_weight(name, theta.finite(name), grid, Method.RTN)
+        quantized = quantize_weight(name, theta.finite(name), grid, specs.Method.RTN)
         signal += energy(quantized.original)
         noise += energy(quantized.restored - quantized.original)
         stored += stored_bits(quantized.original.shape, grid)
@@ -129,7 +119,7 @@ def _row(
         "bits_per_weight": stored / weights,
         "tensor_bytes": rest + stored // 8,
         "sqnr_db": ratio_db(signal, noise),
-        "data_use": DataUse.NONE,
+        "data_use": specs.DataUse.NONE,
     }
     if trial is not None:
         row[split] = replace(trial, grid=grid).score(0.0, split).to_json()

@@ -8,20 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qvec_cli.calibration.from_moments import LayerMoments, MomentsOptions
+from qvec_cli.calibration.moments_file import LayerMoments, MomentsOptions
 from qvec_cli.calibration.quantize_model import ModelQuantizer, QuantizedModel
-from qvec_cli.calibration.refine import (
-    SEED,
-    RefinementOptions,
-    find_refinement_images,
-    refine,
-)
-from qvec_cli.calibration.sequential import (
-    CalibrationImages,
-    calibrate,
-    check_images,
-    draw_images,
-)
+from qvec_cli.calibration.refine import SEED, RefinementOptions, find_refinement_images, refine
+from qvec_cli.calibration.sequential import CalibrationImages, calibrate, check_images, draw_images
 from qvec_cli.checkpoint.card import FAKE, PATCHED, Card, Kind
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
@@ -73,15 +63,11 @@ def quantize(
 ) -> Metrics:
     """Writes the quantized model and reports its size and how far it is from the float one.
 
-    Args:
-        request: what the user asks for.
-        listener: hears of progress, and of what is odd.
-        files: those that a longer run has open already.
+    ``files`` are those that a longer run has open already.
 
-    Raises:
-        SpecError: a method that lacks images, or has no use for them.
-        MismatchError: a group size that does not divide, a file of another kind.
-        CheckpointError: a file that cannot be read or written, or holds NaN.
+    Raises SpecError: a method that lacks images, or has no use for them; MismatchError: a group
+    size that does not divide, a file of another kind; CheckpointError: a file that cannot be read
+    or written, or holds NaN.
     """
     started = time.perf_counter()
     check_method(request)
@@ -93,7 +79,7 @@ def quantize(
         job.check()
         if request.dry_run:
             size = size_of_output(plan, job.card(), config)
-            return _planned(job).metrics(job.parents.values(), started, size)
+            return job.dry_run().metrics(job.parents.values(), started, size)
         quantized, refined = job.in_memory(listener)
         tensors = job.quantizer.tensors(quantized, fake=request.fake)
         written = write_output(request.out, plan, tensors, job.card, config, force=request.force)
@@ -114,9 +100,7 @@ def quantize(
 
 def check_method(request: QuantizeRequest) -> None:
     """Refuses, before a file is opened, what a method has no use for or lacks.
-
-    Raises:
-        SpecError: images, moments or a float target that do not go with the method.
+    Raises SpecError: images, moments or a float target that do not go with the method.
     """
     if request.moments:
         _check_moments(request, request.moments)
@@ -235,11 +219,24 @@ class _Job:
                 continue
             for part, (dtype, size) in parts(name, shape, quantizer.grid).items():
                 if part in plan:
-                    raise MismatchError(
-                        f"{theta.path}: {part}: is where the parts of {name} belong"
-                    )
+                    place = f"{theta.path}: {part}"
+                    raise MismatchError(f"{place}: is where the parts of {name} belong")
                 plan[part] = Entry(dtype, size)
         return plan
+
+    def dry_run(self) -> Plan:
+        """What becomes of every tensor."""
+        theta, out, folder = self.theta, self.request.out, self.request.folder
+        fates = dict.fromkeys(theta, "kept: no target")
+        if self.patched:
+            fates |= dict.fromkeys(self.patched.names, "patched: no target")
+        fates |= dict.fromkeys(self.quantizer.targets, f"quantized to {self.quantizer.grid}")
+        specs = [source.spec for images in self.images.values() for source in images.sources]
+        counts = {name: images.count for name, images in self.images.items()}
+        data = specs[0] if specs else None
+        return Plan(
+            "quantize", out, fates, theta, self.parameters, counts, data=data, folder=folder
+        )
 
     def config(self) -> Mapping[str, Any]:
         """The config.json of a folder; empty where a file is written."""
@@ -303,25 +300,6 @@ def _prepared(request: QuantizeRequest, files: InputFiles, listener: Listener) -
     if model and refinement:
         others = find_refinement_images(theta, model, refinement, request.calibration)
     return _Job(request, theta, patched, quantizer, model, images, others)
-
-
-def _planned(job: _Job) -> Plan:
-    theta, request = job.theta, job.request
-    fates = dict.fromkeys(theta, "kept: no target")
-    if job.patched:
-        fates |= dict.fromkeys(job.patched.names, "patched: no target")
-    fates |= dict.fromkeys(job.quantizer.targets, f"quantized to {job.quantizer.grid}")
-    specs = [source.spec for images in job.images.values() for source in images.sources]
-    return Plan(
-        "quantize",
-        request.out,
-        fates,
-        theta,
-        job.parameters,
-        {name: images.count for name, images in job.images.items()},
-        data=specs[0] if specs else None,
-        folder=request.folder,
-    )
 
 
 def _sizes(theta: Checkpoint, targets: Iterable[str], grid: Grid) -> dict[str, Any]:

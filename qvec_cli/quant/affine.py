@@ -38,14 +38,9 @@ class QParams(NamedTuple):
     zero_point: Array | None  # the code of the weight zero; None where that is code 0
 
 
-# Blocks and codes
-
-
 def block_shape(shape: tuple[int, ...], grid: Grid) -> tuple[int, int]:
     """Blocks and their length, in which every method sees a weight of ``shape`` [out, in].
-
-    Raises:
-        MismatchError: a group size that does not divide the input features.
+    Raises MismatchError: a group size that does not divide the input features.
     """
     rows, columns = shape
     if grid.granularity is Granularity.TENSOR:
@@ -86,9 +81,6 @@ def dequantize(codes: Array, params: QParams) -> Array:
     if params.zero_point is not None:
         codes = codes - params.zero_point
     return codes * params.scale
-
-
-# From the range of a block to its scale and zero point, as a file stores them
 
 
 def absmax(blocks: Array) -> Array:
@@ -151,9 +143,6 @@ def stored_scale(scale: Array, grid: Grid) -> Array:
     return (bits - bits % (1 << _SPARE)).view(xp.float32)
 
 
-# What a search over grids compares
-
-
 def block_sums(terms: Array) -> Array:
     """[n_blocks, 1]: the sum of each block, halves onto halves, in the same order everywhere."""
     xp = array_namespace(terms)
@@ -169,6 +158,5 @@ def better(error: Array, least: Array, candidate: QParams, best: QParams) -> QPa
     xp = array_namespace(error)
     wins = error < least
     zero = best.zero_point
-    if zero is not None:
-        zero = xp.where(wins, candidate.zero_point, zero)
+    zero = None if zero is None else xp.where(wins, candidate.zero_point, zero)
     return QParams(xp.where(wins, candidate.scale, best.scale), zero)

@@ -16,7 +16,7 @@ import numpy as np
 from qvec_cli.quant.affine import block_shape
 from qvec_cli.quant.moments import Inputs, output_error
 from qvec_cli.quant.qtensor import QTensor
-from qvec_cli.quant.rtn import fake_quantize, rtn
+from qvec_cli.quant.scales import fake_quantize, rtn
 from qvec_cli.specs import Granularity, Grid
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -36,11 +36,7 @@ def factors(
 ) -> Array:
     """What each input is divided by, float32 [in], for least output error of all the layers.
 
-    Args:
-        weights: [out, in] each, of the layers that share their inputs.
-        grid: on which they are rounded.
-        inputs: of all of them.
-        powers: exponents to try; (0,) gives ones.
+    ``weights`` [out, in] share their inputs; ``powers`` are the exponents to try, (0,) gives ones.
     """
     best, least = np.ones(len(inputs.mean), np.float32), np.inf
     for power in powers:

@@ -10,7 +10,6 @@ from qvec_cli.errors import MismatchError, SpecError
 from qvec_cli.specs import Granularity, Grid, ScaleDtype
 
 _METHOD: Final = "compressed-tensors"
-
 _FORMAT: Final = "pack-quantized"
 
 _DENSE_SINCE: Final = (0, 18)
@@ -51,9 +50,7 @@ def to_scheme(grid: Grid, ignored: Iterable[str]) -> dict[str, Any]:
 
 def of_scheme(scheme: Mapping[str, Any]) -> Grid:
     """The grid of packed weights; how their scales were chosen it does not say.
-
-    Raises:
-        MismatchError: another format, several grids, an older layout, rounded activations.
+    Raises MismatchError: another format, several grids, an older layout, rounded activations.
     """
     try:
         (group,) = scheme["config_groups"].values()
@@ -81,14 +78,8 @@ def of_scheme(scheme: Mapping[str, Any]) -> Grid:
 
 
 def require_loadable(shapes: Mapping[str, tuple[int, ...]], grid: Grid) -> None:
-    """Refuses what the stock loader would fail on, or would not load to the same numbers.
-
-    Args:
-        shapes: of the targets, by name.
-        grid: that they are packed on.
-
-    Raises:
-        MismatchError: names the tensor or the flag.
+    """Refuses targets that the stock loader fails on, or would not load to the same numbers.
+    Raises MismatchError: names the tensor or the flag.
     """
     for name, shape in shapes.items():
         if not name.endswith(".weight"):

@@ -14,7 +14,6 @@ give the float network's outputs (``--target float``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final
 
@@ -23,8 +22,7 @@ import numpy as np
 from qvec_cli.quant.affine import QParams, block_shape, dequantize, quantize
 from qvec_cli.quant.moments import Inputs
 from qvec_cli.quant.qtensor import QTensor, of_blocks
-from qvec_cli.quant.rtn import rtn
-from qvec_cli.quant.scales import candidates, choose_qparams
+from qvec_cli.quant.scales import candidates, choose_qparams, rtn
 from qvec_cli.specs import Granularity, Grid, Scale
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -77,16 +75,11 @@ def aim(
     that of GPTAQ, arXiv:2504.02692, which corrects the steps of GPTQ; here the least-squares
     problem is solved first, with a pull to a weight as in E-PMQ, arXiv:2605.16882.
 
-    Args:
-        receiver: [out, in], W_R, float32.
-        pull: [out, in], float32, what is returned where the inputs are zero.
-        inputs: with ``cross``.
-        bias_change: [out], s, the bias of the float layer less that of the quantized one; None: 0.
-
-    Returns:
-        W* [out, in], float32, and ``inputs`` with the moment E[x x^T] + mu d I, under which an
-        error of W* costs what it does in the problem. Where x = y, s = 0 and ``pull`` is W_R, W*
-        is W_R but for rounding.
+    Takes W_R and W_pull, float32 [out, in], ``inputs`` with ``cross``, and s [out], the bias of the
+    float layer less that of the quantized one, None for 0. Returns W* [out, in], float32, and
+    ``inputs`` with the moment E[x x^T] + mu d I, under which an error of W* costs what it does in
+    the problem. Where x = y, s = 0 and ``pull`` is W_R, W* is W_R but for rounding; where the
+    inputs are zero, W* is ``pull``.
     """
     assert inputs.cross is not None
     ridge = PULL * float(np.diag(inputs.moment).mean())
@@ -134,12 +127,10 @@ def _tries(weight: Array, grid: Grid, importance: Array) -> QParams:
         apart = dequantize(quantize(blocks, params, wide), params) - blocks
         errors.append((np.square(apart, dtype=np.float64) * shares).sum(axis=1, keepdims=True))
     order = np.argsort(np.stack(errors), axis=0, kind="stable")[:TRIED]
-    arrays = (_ordered([params[i] for params in searched], order) for i in range(2))
-    return QParams(*(None if a is None else _by_row(a, rows) for a in arrays))
-
-
-def _ordered(arrays: list[Any], order: Array) -> Array | None:
-    return None if arrays[0] is None else np.take_along_axis(np.stack(arrays), order, axis=0)
+    both = zip(*searched, strict=True)
+    stacks = (None if arrays[0] is None else np.stack(arrays) for arrays in both)
+    ordered = (None if s is None else np.take_along_axis(s, order, axis=0) for s in stacks)
+    return QParams(*(None if a is None else _by_row(a, rows) for a in ordered))
 
 
 def _by_row(params: Array, rows: int) -> Array:
@@ -158,7 +149,8 @@ def _feed_back(weight: Array, grid: Grid, tries: QParams, factor: Array) -> tupl
     width = columns // groups if grid.granularity is Granularity.GROUP else columns
     left = np.tile(weight.T, n_tries)  # [in, tries * out]
     codes, errors = np.empty(left.shape, np.int8), np.zeros(left.shape[1])
-    by_group = [*_groups(tries)]
+    flat = [None if p is None else p.reshape(-1, groups).T.copy() for p in tries]
+    by_group = [QParams(*(None if p is None else p[g] for p in flat)) for g in range(groups)]
     for start in range(0, columns, _COLUMNS):
         block = left[start : start + _COLUMNS]
         steps = np.empty_like(block)
@@ -174,12 +166,6 @@ def _feed_back(weight: Array, grid: Grid, tries: QParams, factor: Array) -> tupl
         left[after:] -= factor[start:after, after:].T @ steps
     shape = (columns, n_tries, rows)
     return codes.reshape(shape).transpose(1, 2, 0), errors.reshape(n_tries, rows)
-
-
-def _groups(tries: QParams) -> Iterator[QParams]:
-    """Parameters of each group of columns, flat over tries and rows."""
-    for group in range(tries.scale.shape[2]):
-        yield QParams(*(None if p is None else p[..., group].reshape(-1) for p in tries))
 
 
 def _every_code(grid: Grid) -> Grid:

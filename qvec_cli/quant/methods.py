@@ -16,7 +16,7 @@ from qvec_cli.quant.awq import awq, factors, is_unclipped
 from qvec_cli.quant.gptq import aim, gptq
 from qvec_cli.quant.moments import Inputs
 from qvec_cli.quant.qtensor import QTensor, sqnr_db
-from qvec_cli.quant.rtn import rtn
+from qvec_cli.quant.scales import rtn
 from qvec_cli.specs import Grid, Method
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -57,7 +57,6 @@ class FloatTarget(NamedTuple):
 class QuantizedWeight:
     """A weight [out, in] on its grid, beside the float weight that it was."""
 
-    name: str
     original: Array  # float32
     codes: QTensor
     restored: Array  # what the codes stand for, float32
@@ -76,18 +75,12 @@ def quantize_weight(
     inputs: Inputs | None = None,
     target: FloatTarget | None = None,
 ) -> QuantizedWeight:
-    """Puts one weight on a grid.
+    """Puts the weight [out, in], float32, that the state dict has under ``name`` on a grid.
 
-    Args:
-        name: of the weight in the state dict.
-        weight: [out, in], float32.
-        grid: for its codes.
-        method: a row of ``QUANTIZERS``.
-        inputs: moments of what the layer sees; a calibrated method needs them.
-        target: what the layer is to give in place of its own outputs.
+    A calibrated method needs ``inputs``; ``target`` is what the layer is to give in place of its
+    own outputs.
 
-    Raises:
-        MismatchError: scales beyond what float16 holds.
+    Raises MismatchError: scales beyond what float16 holds.
     """
     quantizer, aimed = QUANTIZERS[method], weight
     if target is not None:
@@ -96,11 +89,8 @@ def quantize_weight(
     try:
         if quantizer.only_rounds(name):
             codes = rtn(aimed, grid)
-        elif quantizer.calibrated:
-            assert inputs is not None
-            codes = quantizer.run(aimed, grid, inputs)
         else:
-            codes = quantizer.run(aimed, grid)
+            codes = quantizer.run(aimed, grid, *([inputs] if quantizer.calibrated else []))
     except MismatchError as error:
         raise MismatchError(f"{name}: {error}", hint=error.hint) from None
-    return QuantizedWeight(name, weight, codes, codes.weight())
+    return QuantizedWeight(weight, codes, codes.weight())

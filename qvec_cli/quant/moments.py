@@ -31,22 +31,17 @@ SECOND: Final = "second"
 """The upper triangle of a whole moment, row by row."""
 
 FACTOR: Final = "factor"
-
 DIAGONAL: Final = "diagonal"
 """Of a moment of which only some eigenpairs are kept, see ``pack``."""
 
 MEAN: Final = "mean"
-
 MAGNITUDE: Final = "magnitude"
 
 
 def shapes(width: int, rank: int | None) -> dict[str, tuple[int, ...]]:
-    """The arrays of a layer with so many inputs.
+    """The arrays of a layer with ``width`` inputs, of whose moment ``rank`` eigenpairs are kept.
 
-    Args:
-        width: input features.
-        rank: eigenpairs that are kept; None: the whole moment. A layer whose factor would be no
-            smaller than its whole moment keeps that.
+    The whole moment is, where rank is None or a factor would be no smaller.
     """
     if rank is None or not is_smaller(width, rank):
         second: dict[str, tuple[int, ...]] = {SECOND: (_triangle(width),)}
@@ -100,12 +95,7 @@ def rounded(inputs: Inputs, rank: int | None) -> Inputs:
 
 
 def pool(many: Iterable[Inputs], tokens: Sequence[int]) -> Inputs:
-    """The inputs over all tokens together, from those over each part of them.
-
-    Args:
-        many: of one layer; one at a time is in memory.
-        tokens: how many vectors each is a mean over.
-    """
+    """A layer's inputs over all tokens together, from means over so many ``tokens`` each."""
     moment, mean, magnitude = (np.zeros(()) for _ in range(3))
     for one, count in zip(many, tokens, strict=True):
         share = count / sum(tokens)
@@ -129,14 +119,9 @@ def _triangle(width: int) -> int:
 
 
 def output_error(apart: Array, moment: Array) -> Array:
-    """Mean squared change of each output when the weights change by ``apart``.
+    """Mean squared change of each output, float64 [out], when the weights [out, in] change.
 
-    Args:
-        apart: [out, in], in weight units.
-        moment: [in, in], mean of x x^T.
-
-    Returns:
-        float64 [out], diag(apart moment apart^T).
+    It is diag(apart moment apart^T), with the moment [in, in] that is the mean of x x^T.
     """
     apart = apart.astype(np.float64)
     errors: Array = np.einsum("oi,oi->o", apart @ moment, apart)

@@ -25,14 +25,9 @@ def words(columns: int, bits: int) -> int:
 
 
 def pack(codes: Array, bits: int) -> Array:
-    """Packs signed codes.
+    """Packs codes [rows, columns] of 1 to 8 bits, in [-2^(bits-1), 2^(bits-1) - 1].
 
-    Args:
-        codes: [rows, columns], whole numbers in [-2^(bits-1), 2^(bits-1) - 1].
-        bits: width of one code, 1 to 8.
-
-    Returns:
-        int32 [rows, words]; what is stored is code + 2^(bits-1).
+    Returns int32 [rows, words]; what is stored is code + 2^(bits-1).
     """
     rows, columns = codes.shape
     packed = np.empty((rows, words(columns, bits)), "<i4")

@@ -23,9 +23,7 @@ PACKED: Final = "_packed"
 """What follows a weight's name where its codes are."""
 
 _PARTS: Final = (PACKED, "_scale", "_shape", "_zero_point")
-
 _BYTES: Final = {"I8": 1, "F16": 2, "I32": 4, "F32": 4, "I64": 8}
-
 _NUMPY: Final = {"I8": "|i1", "F16": "<f2", "I32": "<i4", "F32": "<f4", "I64": "<i8"}
 
 
@@ -50,8 +48,9 @@ class QTensor:
         """The arrays of ``parts``, to store under their names."""
         bits = self.grid.bits
         arrays = [pack(self.codes, bits), self.scale, np.array(self.codes.shape)]
-        if self.zero_point is not None:
-            arrays.append(_stored_zero(self.zero_point, self.grid))
+        if (zero := self.zero_point) is not None:
+            whole = self.grid.granularity is Granularity.TENSOR
+            arrays.append(zero if whole else pack(np.ascontiguousarray(zero.T), bits).T)
         planned = parts(name, self.codes.shape, self.grid)
         return {
             part: np.ascontiguousarray(array.astype(_NUMPY[dtype], copy=False))
@@ -61,9 +60,7 @@ class QTensor:
 
 def of_blocks(codes: Array, params: QParams, shape: tuple[int, ...], grid: Grid) -> QTensor:
     """The weight [out, in] whose blocks have these codes, which are whole numbers.
-
-    Raises:
-        MismatchError: scales beyond what float16 holds.
+    Raises MismatchError: scales beyond what float16 holds.
     """
     if grid.scale_dtype is ScaleDtype.FLOAT16 and abs(params.scale).max() >= LARGEST_HALF:
         raise MismatchError(
@@ -103,39 +100,9 @@ def part_names(name: str, grid: Grid) -> tuple[str, ...]:
 
 def from_named(name: str, arrays: Mapping[str, Array], grid: Grid) -> QTensor:
     """The weight stored under ``name`` by ``to_named``.
-
-    Raises:
-        MismatchError: parts that are missing, do not belong together, or are packed otherwise.
+    Raises MismatchError: parts that are missing, do not belong together, or are packed otherwise.
     """
     shape = shape_of(name, arrays)
-    codes, scale, _, *zero = (arrays[part] for part in _fitting(name, shape, arrays, grid))
-    point = None
-    if zero and grid.granularity is Granularity.TENSOR:
-        point = zero[0].astype(np.int8)
-    elif zero:
-        point = np.ascontiguousarray(unpack(zero[0].T, shape[0], grid.bits).T)
-    return QTensor(unpack(codes, shape[1], grid.bits), scale.astype(np.float32), grid, point)
-
-
-def shape_of(name: str, arrays: Mapping[str, Array]) -> tuple[int, int]:
-    """The shape [out, in] that a packed weight says it has.
-
-    Raises:
-        MismatchError: it does not say one.
-    """
-    stated = arrays.get(name + "_shape")
-    if stated is None:
-        raise MismatchError(f"{name}: {name}_shape is missing")
-    size = tuple(map(int, stated.reshape(-1))) if stated.dtype.kind == "i" else ()
-    if len(size) != 2 or not all(0 <= side < 1 << 40 for side in size):
-        raise MismatchError(f"{name}: {name}_shape {list(size)} is not the shape of a matrix")
-    return size
-
-
-def _fitting(
-    name: str, shape: tuple[int, int], arrays: Mapping[str, Array], grid: Grid
-) -> Iterable[str]:
-    """Names of the parts, all of which are there and as the grid has them."""
     planned = parts(name, shape, grid)
     for part, (dtype, size) in planned.items():
         if part not in arrays:
@@ -149,13 +116,26 @@ def _fitting(
                 f"{list(size)} of a {grid} weight",
                 hint="Files packed by compressed-tensors before 0.18 have another 3-bit layout.",
             )
-    return planned
+    codes, scale, _, *zero = (arrays[part] for part in planned)
+    point = None
+    if zero and grid.granularity is Granularity.TENSOR:
+        point = zero[0].astype(np.int8)
+    elif zero:
+        point = np.ascontiguousarray(unpack(zero[0].T, shape[0], grid.bits).T)
+    return QTensor(unpack(codes, shape[1], grid.bits), scale.astype(np.float32), grid, point)
 
 
-def _stored_zero(zero: Array, grid: Grid) -> Array:
-    if grid.granularity is Granularity.TENSOR:
-        return zero
-    return pack(np.ascontiguousarray(zero.T), grid.bits).T
+def shape_of(name: str, arrays: Mapping[str, Array]) -> tuple[int, int]:
+    """The shape [out, in] that a packed weight says it has.
+    Raises MismatchError: it does not say one.
+    """
+    stated = arrays.get(name + "_shape")
+    if stated is None:
+        raise MismatchError(f"{name}: {name}_shape is missing")
+    size = tuple(map(int, stated.reshape(-1))) if stated.dtype.kind == "i" else ()
+    if len(size) != 2 or not all(0 <= side < 1 << 40 for side in size):
+        raise MismatchError(f"{name}: {name}_shape {list(size)} is not the shape of a matrix")
+    return size
 
 
 def packed_weights(names: Iterable[str]) -> list[str]:
