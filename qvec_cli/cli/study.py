@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from qvec_cli.cli import options, recipe, show
+from qvec_cli.cli import options, show
 from qvec_cli.cli.options import GridFlags, ImageFlags, OutputFlags, ProxyFlags
 from qvec_cli.cli.signature import Adapted, flag
 from qvec_cli.cli.text import Facts, gains_table
@@ -188,7 +188,7 @@ def transfer(
     grid: Annotated[
         Path,
         typer.Argument(
-            callback=recipe.apply_grid,
+            callback=options.apply_grid,
             is_eager=True,
             help="YAML file: receivers, donors, and defaults for these flags.",
         ),

@@ -14,23 +14,9 @@ from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.source import STREAM
 from qvec_cli.errors import CheckpointError, MismatchError, SpecError
 from qvec_cli.outputs.metrics import SCHEMA, Input
-from qvec_cli.results.matrix import Matrix, lines_of, parse, same_run
-from qvec_cli.results.metrics_document import (
-    AgreementResults,
-    ComparedResults,
-    EvalResults,
-    ExtractResults,
-    GridParameters,
-    InputRecord,
-    Json,
-    MetricsDocument,
-    QuantizeResults,
-    SweepResults,
-    TrainingResults,
-)
-from qvec_cli.results.metrics_schema import RESULTS
+from qvec_cli.results import metrics_document as metrics
+from qvec_cli.results.matrix import Matrix, lines_of, parse, pooled, same_run
 from qvec_cli.results.records import Name, Record, Share, decode
-from qvec_cli.results.seeds import pooled
 from qvec_cli.specs import DataUse, Grid, Use
 
 R = TypeVar("R")
@@ -86,18 +72,22 @@ class WaysDocument(Struct, frozen=True, tag_field="kind", tag="ways"):
 
 DRAWN: Final[Mapping[type[Any], tuple[str, str, str]]] = {
     Matrix: ("a transfer grid", "transfer grid", "transfer grids"),
-    SweepResults: ("a sweep", "sweep over lambda", "sweeps over lambda"),
-    AgreementResults: ("a sweep by agreement", "sweep without labels", "sweeps without labels"),
-    QuantizeResults: ("quantize --metrics", "quantized model", "quantized models"),
-    ComparedResults: ("quantize --compare", "comparison of grids", "comparisons of grids"),
-    EvalResults: ("eval", "evaluation", "evaluations"),
-    TrainingResults: ("finetune and train-qat", "training run", "training runs"),
-    ExtractResults: ("extract", "extraction", "extractions"),
+    metrics.SweepResults: ("a sweep", "sweep over lambda", "sweeps over lambda"),
+    metrics.AgreementResults: (
+        "a sweep by agreement",
+        "sweep without labels",
+        "sweeps without labels",
+    ),
+    metrics.QuantizeResults: ("quantize --metrics", "quantized model", "quantized models"),
+    metrics.ComparedResults: ("quantize --compare", "comparison of grids", "comparisons of grids"),
+    metrics.EvalResults: ("eval", "evaluation", "evaluations"),
+    metrics.TrainingResults: ("finetune and train-qat", "training run", "training runs"),
+    metrics.ExtractResults: ("extract", "extraction", "extractions"),
     WaysDocument: ("a table of ways", "table of ways", "tables of ways"),
 }
 """What figures and pages are made of, in the words of messages, as one and as several."""
 
-_GRIDDED: Final = (SweepResults, AgreementResults, QuantizeResults)
+_GRIDDED: Final = (metrics.SweepResults, metrics.AgreementResults, metrics.QuantizeResults)
 """Results whose parameters name a grid."""
 
 
@@ -108,7 +98,7 @@ class Document(Generic[R]):
     file: str
     results: R
     use: Use
-    inputs: tuple[InputRecord, ...] = ()
+    inputs: tuple[metrics.InputRecord, ...] = ()
     parameters: Any = None  # ``GridParameters``, where the results are of a grid
     command: str = ""
     seconds: float = 0.0
@@ -275,18 +265,22 @@ def _document(whole: Record) -> Document[Any]:
     present = results if isinstance(results, dict) else {}
     if "plan" in present:
         raise whole.fault("is a plan: nothing was measured", hint="Run it without --dry-run.")
-    rows = RESULTS.get(command, {})
-    fitting = (kind for key, kind in rows.items() if not key or present.get(key) is not None)
+    kinds_by_key = metrics.RESULTS.get(command, {})
+    fitting = (
+        kind for key, kind in kinds_by_key.items() if not key or present.get(key) is not None
+    )
     kind = next(fitting, None)
     if kind not in DRAWN:
-        drawn = [name for name, kinds in RESULTS.items() if set(kinds.values()) & DRAWN.keys()]
+        drawn = [
+            name for name, kinds in metrics.RESULTS.items() if set(kinds.values()) & DRAWN.keys()
+        ]
         raise whole.fault(
             f"is of qvec {command}, of which nothing is drawn",
             hint=f"Results of transfer, {', '.join(drawn)} are.",
         )
-    parameters = GridParameters if kind in _GRIDDED else Json
-    document = whole.decoded(MetricsDocument[parameters, kind])  # type: ignore[valid-type]
-    if len(document.inputs) < (least := 3 if kind is SweepResults else 1):
+    parameters = metrics.GridParameters if kind in _GRIDDED else metrics.Json
+    document = whole.decoded(metrics.MetricsDocument[parameters, kind])  # type: ignore[valid-type]
+    if len(document.inputs) < (least := 3 if kind is metrics.SweepResults else 1):
         raise whole.fault(f"inputs: {len(document.inputs)} are too few, {least} belong here")
     return Document(
         whole.where,
