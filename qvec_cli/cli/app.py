@@ -171,21 +171,16 @@ def _explain(fault: Exception) -> int:
     if hasattr(fault, "format_message"):  # typer's own, and its classes are private
         return _usage(fault)
     if isinstance(fault, MemoryError) or any(text in str(fault) for text in _NO_MEMORY):
-        return _scarce("there is not enough memory", "A smaller --batch-size needs less.")
+        show.complain("there is not enough memory", "A smaller --batch-size needs less.")
+        return 1
     if str(fault).startswith("DataLoader worker"):
-        return _scarce(
-            "a process that decodes images died, mostly of no memory", "Try --workers 0."
-        )
+        show.complain("a process that decodes images died, mostly of no memory", "Try --workers 0.")
+        return 1
     if isinstance(fault, OSError):
         show.drop_stdout()
         show.complain(f"{fault.filename or 'stdout'}: {fault.strerror or fault}", None)
         return 1
     raise fault
-
-
-def _scarce(message: str, hint: str) -> int:
-    show.complain(message, hint)
-    return 1
 
 
 def _usage(fault: Any) -> int:

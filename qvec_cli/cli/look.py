@@ -47,13 +47,9 @@ def inspect(
     if verify + lineage + (other is not None) > 1:
         raise SpecError("--verify, --lineage and a second file are three questions: ask one")
     question = verb.verify if verify else verb.lineage if lineage else verb.describe
-    show.deliver(
-        partial(verb.compare, file, other) if other else partial(question, file),
-        inspect_text,
-        showing,
-        inputs=(file, other) if other else (file,),
-        data_use=False,
-    )
+    work = partial(verb.compare, file, other) if other else partial(question, file)
+    inputs = (file, other) if other else (file,)
+    show.deliver(work, inspect_text, showing, inputs=inputs, data_use=False)
 
 
 def inspect_text(results: Facts) -> Iterator[str]:
@@ -220,11 +216,10 @@ def plot(
     from qvec_cli.report import figures as verb
     from qvec_cli.report.canvas import FigureOptions
 
-    figure = FigureOptions(
-        kind=drawing.figure, receiver=drawing.receiver, donor=drawing.donor, cost=drawing.cost
-    )
-    request = verb.PlotRequest(files=tuple(files), out=output, options=figure, force=writing.force)
-    show.deliver(partial(verb.plot, request), plot_text, writing, out=output, inputs=tuple(files))
+    figure = FigureOptions(drawing.figure, drawing.receiver, drawing.donor, drawing.cost)
+    inputs = tuple(files)
+    work = partial(verb.plot, verb.PlotRequest(inputs, output, figure, writing.force))
+    show.deliver(work, plot_text, writing, out=output, inputs=inputs)
 
 
 def plot_text(results: Facts) -> Iterator[str]:
@@ -250,10 +245,9 @@ def report(
     """
     from qvec_cli.report import page as verb
 
-    request = verb.ReportRequest(files=tuple(files), out=output, title=title, force=writing.force)
-    show.deliver(
-        partial(verb.report, request), report_text, writing, out=output, inputs=tuple(files)
-    )
+    inputs = tuple(files)
+    work = partial(verb.report, verb.ReportRequest(inputs, output, title, writing.force))
+    show.deliver(work, report_text, writing, out=output, inputs=inputs)
 
 
 def report_text(results: Facts) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, TypeVar
@@ -47,12 +47,16 @@ Receiver = Annotated[Path, typer.Argument(help="Model to make robust to quantiza
 Data = Annotated[
     str,
     typer.Option(
-        "--data",
         metavar="SPEC",
         help="An image folder (train/ val/ test/), torch/NAME, hfds/ORG/NAME, or a task "
         "of the paper by name, as FashionMNIST.",
     ),
 ]
+
+
+def output_option(text: str, **more: Any) -> Any:
+    """The flag -o, with what help says of it and what typer.Option takes beside."""
+    return typer.Option("-o", "--output", help=text, rich_help_panel=OUTPUT, **more)
 
 
 _LISTED: Final = "--help lists the flags of a command."
@@ -106,8 +110,7 @@ def load_recipe(path: Path, names: dict[str, str], parts: Container[str] = ()) -
         where = line(path, key)
         if flag not in names or flag == "recipe":
             raise SpecError(
-                f"{where}: {key.value!r} is no flag here",
-                hint=near(flag, names, _LISTED),
+                f"{where}: {key.value!r} is no flag here", hint=near(flag, names, _LISTED)
             )
         if names[flag] in values:
             raise SpecError(f"{where}: {key.value!r} stands in it twice")
@@ -118,16 +121,13 @@ def load_recipe(path: Path, names: dict[str, str], parts: Container[str] = ()) -
 Recipe = Annotated[
     Path | None,
     typer.Option(
-        "--recipe",
         callback=apply_recipe,
         is_eager=True,
         help="YAML file with defaults for these flags; flags win.",
     ),
 ]
 
-MethodChoice = Annotated[
-    Method, typer.Option("--method", help="How codes are chosen.", rich_help_panel=METHOD)
-]
+MethodChoice = Annotated[Method, typer.Option(help="How codes are chosen.", rich_help_panel=METHOD)]
 
 Lambdas = Annotated[
     str,
@@ -143,7 +143,6 @@ Lambdas = Annotated[
 Parts = Annotated[
     str | None,
     typer.Option(
-        "--parts",
         metavar="LIST",
         help="Parts of the network whose tensors take part: embed, attn, mlp, norm, bias.",
         show_default="all",
@@ -153,19 +152,15 @@ Parts = Annotated[
 Targets = Annotated[
     list[str] | None,
     typer.Option(
-        "--targets",
         metavar="GLOB",
         help="Weights that are quantized, by name, in place of the file's own; repeat it.",
     ),
 ]
 
-OutputFile = Annotated[
-    Path, typer.Option("-o", "--output", help="File to write.", rich_help_panel=OUTPUT)
-]
+OutputFile = Annotated[Path, output_option("File to write.")]
 
 Resume = Annotated[
-    bool,
-    typer.Option("--resume", help="Go on with a run that was cut off.", rich_help_panel=OUTPUT),
+    bool, typer.Option(help="Go on with a run that was cut off.", rich_help_panel=OUTPUT)
 ]
 
 
@@ -206,15 +201,7 @@ class GridFlags:
 
     def options(self) -> GridOptions:
         """The grid as it was typed; SpecError where values do not go together."""
-        return GridOptions(
-            bits=self.bits,
-            granularity=self.granularity,
-            group_size=self.group_size,
-            scale=self.scale,
-            symmetric=self.symmetric,
-            scale_dtype=self.scale_dtype,
-            cross=self.cross_grid,
-        )
+        return GridOptions(*astuple(self))  # its fields stand in the same order
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,13 +222,10 @@ class ImageFlags:
         self, *, dry_run: bool, class_map: Path | None = None, batch_size: int | None = None
     ) -> Loading:
         """How images are fetched; a dry run downloads nothing."""
-        return Loading(
-            data_dir=str(self.data_dir) if self.data_dir is not None else None,
-            download=self.dataset_download and not dry_run,
-            class_map=str(class_map) if class_map is not None else None,
-            workers=self.workers,
-            batch_size=batch_size or self.batch_size,
-        )
+        data_dir = str(self.data_dir) if self.data_dir is not None else None
+        classes = str(class_map) if class_map is not None else None
+        download = self.dataset_download and not dry_run
+        return Loading(data_dir, download, classes, self.workers, batch_size or self.batch_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,16 +296,10 @@ class ProxyFlags:
     )
 
     def options(self, loading: Loading) -> ProxyOptions:
-        """The images that were named.
-
-        Raises:
-            SpecError: none, or too few.
-        """
+        """The images that were named; SpecError: none, or too few."""
         from qvec_cli.inputs.images import ProxyOptions
 
-        return ProxyOptions(
-            specs=tuple(self.proxy or ()), samples=self.proxy_samples or 256, loading=loading
-        )
+        return ProxyOptions(tuple(self.proxy or ()), self.proxy_samples or 256, loading)
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,6 +312,11 @@ class OutputFlags:
     dry_run: bool = flag(False, "Read headers, say what would be done, and write nothing.")
     metrics: Path | None = flag(None, "Also write the metrics to this JSON file.")
     as_json: bool = flag(False, "Print the metrics as one JSON document.", "--json")
+
+    @property
+    def force_and_dry_run(self) -> tuple[bool, bool]:
+        """Two fields that requests have side by side."""
+        return self.force, self.dry_run
 
 
 def key_values(pairs: list[str] | None, flag: str = "--model-arg") -> dict[str, Any]:
@@ -369,11 +352,7 @@ def chosen_parts(text: str | None) -> tuple[Part, ...]:
 
 
 def word_list(text: str, words: type[Word], flag: str) -> list[Word]:
-    """The words of a comma-separated list, each once.
-
-    Raises:
-        SpecError: one that is not known.
-    """
+    """The words of a comma-separated list, each once; SpecError: one that is not known."""
     known = []
     for part in dict.fromkeys(filter(None, (part.strip() for part in text.split(",")))):
         if part not in set(words):

@@ -43,13 +43,7 @@ def advise(
     proxy: Annotated[ProxyFlags, Adapted(without=("measure",), defaults={"proxy": ("noise",)})],
     images: ImageFlags,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            help="File for the model that is recommended.",
-            rich_help_panel=options.OUTPUT,
-        ),
+        Path | None, options.output_option("File for the model that is recommended.")
     ] = None,
     writing: OutputFlags,
 ) -> None:
@@ -79,13 +73,8 @@ def advise(
         force=writing.force,
         dry_run=writing.dry_run,
     )
-    show.deliver(
-        partial(verb.advise, request),
-        advise_text,
-        writing,
-        inputs=(receiver, *vectors, *([ways.moments] if ways.moments else [])),
-        out=output,
-    )
+    inputs = (receiver, *vectors, *([ways.moments] if ways.moments else []))
+    show.deliver(partial(verb.advise, request), advise_text, writing, inputs=inputs, out=output)
 
 
 def advise_text(results: Facts) -> Iterator[str]:
@@ -172,9 +161,7 @@ class JobFlags:
         if self.executor is None:
             options.refuse("goes with --executor", executor_arg=self.executor_arg)
             return None
-        return Executor(
-            cluster=self.executor, args=options.key_values(self.executor_arg, "--executor-arg")
-        )
+        return Executor(self.executor, options.key_values(self.executor_arg, "--executor-arg"))
 
     def part(self) -> tuple[int, int]:
         """Which part of how many."""
@@ -234,23 +221,16 @@ def transfer(
         device=images.device,
         proxy=proxies,
     )
+    part, joined = jobs.part(), tuple(jobs.join or ())
     request = verb.TransferRequest(
-        grid_file=grid,
-        out=output,
-        options=settings,
-        shard=jobs.part(),
-        joined=tuple(jobs.join or ()),
-        executor=executor,
-        resume=resume,
-        force=writing.force,
-        dry_run=writing.dry_run,
+        grid, output, settings, part, joined, executor, resume, *writing.force_and_dry_run
     )
     show.deliver(
         partial(verb.transfer, request),
         transfer_text,
         replace(writing, force=writing.force or resume),
         out=output,
-        inputs=(grid, *request.joined),
+        inputs=(grid, *joined),
         written=lambda: verb.clear(output),
     )
 

@@ -91,7 +91,6 @@ class MergeFlags:
 Fit = Annotated[
     bool,
     typer.Option(
-        "--fit",
         help="Fit a coefficient for each to --receiver, on --proxy, without labels.",
         rich_help_panel="Fit",
     ),
@@ -131,7 +130,7 @@ def combine(
     from qvec_cli.vector.arithmetic import Merge
 
     mix = parse_mix(merge.mix) if merge.mix is not None else ()
-    rule = Merge(rule=merge.rule, mix=mix, density=merge.density, seed=merge.seed)
+    rule = Merge(merge.rule, mix, merge.density, merge.seed)
     loading = images.loading(dry_run=writing.dry_run)
     fitting = None
     if fit:
@@ -141,24 +140,12 @@ def combine(
     else:
         typed = replace(grid, cross_grid=False)  # which has a meaning without --fit, too
         options.refuse("goes with --fit", proxy, typed, receiver=receiver)
+    vectors, only, cross = tuple(rhos), options.chosen_parts(parts), grid.cross_grid
     request = verb.CombineRequest(
-        vectors=tuple(rhos),
-        out=output,
-        merge=rule,
-        parts=options.chosen_parts(parts),
-        cross=grid.cross_grid,
-        force=writing.force,
-        dry_run=writing.dry_run,
-        fit=fitting,
+        vectors, output, rule, only, cross, *writing.force_and_dry_run, fitting
     )
-    show.deliver(
-        partial(verb.combine, request),
-        combine_text,
-        writing,
-        inputs=tuple(rhos),
-        out=output,
-        data_use=False,
-    )
+    work = partial(verb.combine, request)
+    show.deliver(work, combine_text, writing, inputs=vectors, out=output, data_use=False)
 
 
 def _fitting(
@@ -169,14 +156,9 @@ def _fitting(
 
     if receiver is None:
         raise SpecError("--fit needs --receiver, the model that the vectors are for")
-    agreement = AgreementOptions(
-        lambdas=RAY,
-        proxy=proxy.options(loading),
-        grid=grid.options(),
-        measure=proxy.measure,
-        device=device,
-    )
-    return FitOptions(receiver=receiver, agreement=agreement)
+    images, weights = proxy.options(loading), grid.options()
+    agreement = AgreementOptions(RAY, images, weights, measure=proxy.measure, device=device)
+    return FitOptions(receiver, agreement)
 
 
 def combine_text(results: Facts) -> Iterator[str]:
@@ -251,14 +233,8 @@ def moments(
         force=writing.force,
         dry_run=writing.dry_run,
     )
-    show.deliver(
-        partial(verb.collect, request),
-        collected_text,
-        writing,
-        inputs=(checkpoint,),
-        out=output,
-        data_use=False,
-    )
+    work, inputs = partial(verb.collect, request), (checkpoint,)
+    show.deliver(work, collected_text, writing, inputs=inputs, out=output, data_use=False)
 
 
 def collected_text(results: Facts) -> Iterator[str]:
@@ -320,20 +296,12 @@ def patch(
     else:
         typed = replace(grid, cross_grid=False)  # which has a meaning at any lambda
         options.refuse("goes with --lambda auto", proxy, typed)
+    only, cross = options.chosen_parts(parts), grid.cross_grid
     request = verb.PatchRequest(
-        receiver=receiver,
-        vector=rho,
-        out=output,
-        lam=lam,
-        cross=grid.cross_grid,
-        force=writing.force,
-        dry_run=writing.dry_run,
-        parts=options.chosen_parts(parts),
-        auto=automatic,
+        receiver, rho, output, lam, cross, *writing.force_and_dry_run, only, automatic
     )
-    show.deliver(
-        partial(verb.patch, request), patch_text, writing, inputs=(receiver, rho), out=output
-    )
+    work = partial(verb.patch, request)
+    show.deliver(work, patch_text, writing, inputs=(receiver, rho), out=output)
 
 
 def patch_text(results: Facts) -> Iterator[str]:

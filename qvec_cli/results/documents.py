@@ -15,7 +15,8 @@ from qvec_cli.checkpoint.source import STREAM
 from qvec_cli.errors import CheckpointError, MismatchError, SpecError
 from qvec_cli.outputs.metrics import SCHEMA, Input
 from qvec_cli.results import metrics_document as metrics
-from qvec_cli.results.matrix import Matrix, lines_of, parse, pooled, same_run
+from qvec_cli.results.journal import differences
+from qvec_cli.results.matrix import Matrix, lines_of, parse, pooled
 from qvec_cli.results.records import Name, Record, Share, decode
 from qvec_cli.specs import DataUse, Grid, Use
 
@@ -136,11 +137,7 @@ class ResultFiles:
 
     @property
     def matrix(self) -> Matrix | None:
-        """The grid, if there is one.
-
-        Raises:
-            MismatchError: there are several.
-        """
+        """The grid, if there is one; MismatchError: there are several."""
         if len(self.matrices) > 1:
             kinds = " and ".join(f"{m.grid} ({len(m.receivers)} receivers)" for m in self.matrices)
             raise MismatchError(
@@ -200,7 +197,9 @@ def _add(rows: list[Record], runs: list[list[Record]]) -> None:
     """Puts the lines of a file to those of the other shards of its run, if there are some."""
     first = next((row for row in rows if row.value.get("kind") == "run"), None)
     for known in runs:
-        if first and any(r.value.get("kind") == "run" and same_run(r, first) for r in known):
+        if first and any(
+            r.value.get("kind") == "run" and not differences(r.value, first.value) for r in known
+        ):
             known.extend(rows)
             return
     runs.append(rows)
@@ -282,14 +281,9 @@ def _document(whole: Record) -> Document[Any]:
     document = whole.decoded(metrics.MetricsDocument[parameters, kind])  # type: ignore[valid-type]
     if len(document.inputs) < (least := 3 if kind is metrics.SweepResults else 1):
         raise whole.fault(f"inputs: {len(document.inputs)} are too few, {least} belong here")
+    use, inputs, seconds = document.data_use.use, document.inputs, document.timing.wall_s
     return Document(
-        whole.where,
-        document.results,
-        document.data_use.use,
-        document.inputs,
-        document.parameters,
-        command,
-        document.timing.wall_s,
+        whole.where, document.results, use, inputs, document.parameters, command, seconds
     )
 
 

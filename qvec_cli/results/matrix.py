@@ -270,11 +270,6 @@ def _require_same_run(first: Record, other: Record) -> None:
         )
 
 
-def same_run(first: Record, other: Record) -> bool:
-    """Whether two run lines are of one run."""
-    return not differences(first.value, other.value)
-
-
 def _once(pairs: Iterable[tuple[K, V, Record]]) -> dict[K, V]:
     """The pairs as a mapping; what stands twice, as in shards that overlap, must be the same."""
     unique: dict[K, V] = {}

@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -53,11 +55,7 @@ class Record:
 
 
 def decode(text: str, where: str) -> Record:
-    """One JSON object.
-
-    Raises:
-        CheckpointError: no JSON, or JSON that is no object.
-    """
+    """One JSON object; CheckpointError: no JSON, or JSON that is no object."""
     try:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
@@ -79,7 +77,7 @@ def _located(error: msgspec.ValidationError, value: Any, kind: Any) -> tuple[str
     steps: list[Any] = []
     for name, index in re.findall(r"\.([^.\[`]+)|\[([^\]]+)\]", path):
         if index == "...":
-            keys = _at(value, steps)
+            keys = reduce(getitem, steps, value)
             alike = (key for key in keys if _fault(value, kind, steps, key) == str(error))
             steps.append(key := next(alike, "..."))
             if key == "...":
@@ -89,12 +87,6 @@ def _located(error: msgspec.ValidationError, value: Any, kind: Any) -> tuple[str
             steps.append(int(index) if index else name)
     shown = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
     return reason[:1].lower() + reason[1:].replace("`", ""), shown.lstrip(".")
-
-
-def _at(value: Any, steps: list[Any]) -> Any:
-    for step in steps:
-        value = value[step]
-    return value
 
 
 def _fault(value: Any, kind: Any, steps: list[Any], key: str) -> str:
