@@ -150,7 +150,6 @@ TOPICS: Final = ("tour", "grids", "data", "data-use", "files", "errors", "paper"
 """The pages that are not of a command."""
 
 _FOLDER: Final = resources.files("qvec_cli") / "manual"
-
 _LIST_HEAD: Final = """\
 # qvec
 
@@ -179,11 +178,7 @@ def manual(
 
 
 def page(topic: str) -> str:
-    """The Markdown text of one page.
-
-    Raises:
-        SpecError: no page has this name; the hint names the closest ones.
-    """
+    """The Markdown text of one page, or SpecError with the closest names as a hint."""
     pages = {file.name.removesuffix(".md"): file for file in _FOLDER.iterdir()}
     if topic not in pages:
         near = difflib.get_close_matches(topic.lower().replace("_", "-"), pages, cutoff=0.55)

@@ -94,9 +94,10 @@ def _both(pair: list[Any]) -> str:
 def _description_text(results: Facts) -> Iterator[str]:
     card = results["card"]
     role = _cut(f", {card['role']}") if card and card["role"] else ""
+    count = "packed" if results["parameters"] is None else f"{results['parameters']:,}"
     yield (
         f"{results['kind']}{role}: {len(results['tensors'])} tensors, "
-        f"{_count(results['parameters'])} parameters, {size(results['bytes'])}"
+        f"{count} parameters, {size(results['bytes'])}"
     )
     if results["moments"]:
         carried = f"carries {moments_text(results['moments'])}"
@@ -116,10 +117,6 @@ def _description_text(results: Facts) -> Iterator[str]:
         bad = f"\t{tensor['not_finite']} not finite" if tensor.get("not_finite") else ""
         norm = f"{tensor['norm']:.6g}" if "norm" in tensor else "-"
         yield f"{tensor['name']}\t{tensor['dtype']}\t{tensor['shape']}\t{norm}{bad}"
-
-
-def _count(parameters: int | None) -> str:
-    return f"{parameters:,}" if parameters is not None else "packed"
 
 
 def _layout_text(facts: Facts) -> str:
@@ -155,7 +152,8 @@ def _lineage_text(lineage: Facts, indent: str) -> Iterator[str]:
     """An operation, its parents below it, theirs below them."""
     facts = f" at lambda {lineage['lambda']}" if "lambda" in lineage else ""
     facts += f" by {lineage['rule']}" if "rule" in lineage else ""
-    facts += f" of {', '.join(map(str, lineage['parts']))}" if _listed(lineage, "parts") else ""
+    if isinstance(lineage.get("parts"), list):
+        facts += f" of {', '.join(map(str, lineage['parts']))}"
     facts += f" by {lineage['ranks']} processes" if "ranks" in lineage else ""
     yield f"{indent}made by: qvec {lineage.get('qvec', '?')} {lineage.get('op', '?')}{facts}"
     parents = lineage.get("parents")
@@ -166,10 +164,6 @@ def _lineage_text(lineage: Facts, indent: str) -> Iterator[str]:
             yield f"{indent}from: {parent.get('as', '?')} {name} ({kind}, {digest})"
             if isinstance(parent.get("provenance"), dict) and parent["provenance"]:
                 yield from _lineage_text(parent["provenance"], indent + "  ")
-
-
-def _listed(lineage: Facts, key: str) -> bool:
-    return isinstance(lineage.get(key), list)
 
 
 def _grid_text(value: Facts) -> str:
@@ -195,7 +189,6 @@ class FigureFlags:
     """Which figure, of what."""
 
     heading: ClassVar[str] = "Figure"
-
     figure: FigureKind | None = flag(
         None, "What to draw, where the files leave a choice.", show_default="what they make"
     )

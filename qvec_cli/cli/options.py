@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 
 Word = TypeVar("Word", bound=StrEnum)
-
 GRID: Final = "Grid"
 METHOD: Final = "Method"
 IMAGES: Final = "Images"
@@ -64,31 +63,27 @@ _LISTED: Final = "--help lists the flags of a command."
 
 def apply_recipe(context: typer.Context, path: Path | None) -> Path | None:
     """Makes a recipe's values the defaults of the command at hand; flags still win."""
-    return _defaults(context, path, ())
+    return _apply(context, path, ())
 
 
-def apply_grid(context: typer.Context, path: Path) -> Path:
-    """The same for a grid file, which also says who takes part."""
-    from qvec_cli.transfer.grid_file import PARTS
-
-    _defaults(context, path, PARTS)
-    return path
-
-
-def _defaults(context: typer.Context, path: Path | None, parts: Container[str]) -> Path | None:
+def _apply(context: typer.Context, path: Path | None, parts: Container[str]) -> Path | None:
     if path is not None:
         known = {p.name: p.opts for p in context.command.params if p.name and p.opts}
         flags = {opt for opts in known.values() for opt in opts if opt.startswith("--")}
         names = {o.removeprefix("--"): n for n, opts in known.items() for o in opts if o in flags}
         lists = {p.name for p in context.command.params if p.name and p.multiple}
-        context.default_map = {
-            **(context.default_map or {}),
-            **{
-                name: value if isinstance(value, str) or name in lists else ",".join(value)
-                for name, value in load_recipe(path, names, parts).items()
-            },
-        }
+        context.default_map = {**(context.default_map or {})}
+        for name, value in load_recipe(path, names, parts).items():
+            whole = isinstance(value, str) or name in lists
+            context.default_map[name] = value if whole else ",".join(value)
     return path
+
+
+def apply_grid(context: typer.Context, path: Path) -> Path | None:
+    """The same for a grid file, which also says who takes part."""
+    from qvec_cli.transfer.grid_file import PARTS
+
+    return _apply(context, path, PARTS)
 
 
 def load_recipe(path: Path, names: dict[str, str], parts: Container[str] = ()) -> dict[str, Value]:
@@ -176,7 +171,6 @@ class GridFlags:
     """The grid of the quantized weights."""
 
     heading: ClassVar[str] = GRID
-
     bits: int | None = flag(
         None, "Width of a code, 2 to 8.", min=2, max=8, show_default="the file's own grid"
     )
@@ -209,7 +203,6 @@ class ImageFlags:
     """How images are fetched and go through a network."""
 
     heading: ClassVar[str] = IMAGES
-
     data_dir: Path | None = flag(None, "Where named data sets lie.", metavar="FOLDER")
     dataset_download: bool = flag(False, "Let a named data set be downloaded.")
     batch_size: int = flag(128, "Images per forward pass.", "--batch-size", "-b", min=1)
@@ -233,7 +226,6 @@ class NetworkFlags:
     """The architecture, for a file that does not say it."""
 
     heading: ClassVar[str] = "Network"
-
     model: str | None = flag(None, "timm's name, for a file that does not say.")
     img_size: int | None = flag(None, "Side of the square input.", min=1, metavar="PIXELS")
     in_chans: int | None = flag(
@@ -252,11 +244,7 @@ class NetworkFlags:
         return key_values(self.model_arg)
 
     def options(self) -> NetworkOptions | None:
-        """The architecture that was named, whose classes the file's head tells; None if none was.
-
-        Raises:
-            SpecError: a shape without a name.
-        """
+        """The architecture that was named, if any; SpecError for a shape without a name."""
         from qvec_cli.model.build import NetworkOptions
 
         args = self.args
@@ -281,7 +269,6 @@ class ProxyFlags:
     """Images without labels that are not the receiver's."""
 
     heading: ClassVar[str] = "Proxy images"
-
     proxy: list[str] | None = flag(
         None,
         "Images without labels that are not the receiver's: named as --data is, any "
@@ -307,7 +294,6 @@ class OutputFlags:
     """What happens to the output, and how the result is shown."""
 
     heading: ClassVar[str] = OUTPUT
-
     force: bool = flag(False, "Replace what exists.", "--force", "-f")
     dry_run: bool = flag(False, "Read headers, say what would be done, and write nothing.")
     metrics: Path | None = flag(None, "Also write the metrics to this JSON file.")
@@ -320,11 +306,7 @@ class OutputFlags:
 
 
 def key_values(pairs: list[str] | None, flag: str = "--model-arg") -> dict[str, Any]:
-    """KEY=VALUE texts as arguments; values are Python literals, or else text.
-
-    Raises:
-        SpecError: a text without "=".
-    """
+    """KEY=VALUE texts, or SpecError, as arguments; values are Python literals, or else text."""
     parsed = {}
     for pair in pairs or ():
         key, sign, value = pair.partition("=")
@@ -362,16 +344,13 @@ def word_list(text: str, words: type[Word], flag: str) -> list[Word]:
 
 
 def refuse(why: str, *groups: object, hint: str | None = None, **flags: object) -> None:
-    """Refuses the first of some flags that was typed where it has no meaning.
+    """Refuses the first of some flags that was typed where it has no meaning, with a SpecError.
 
     Args:
         why: what follows the flag in the message.
         *groups: groups of flags, which are typed where they are not their defaults.
         hint: the way out.
         **flags: single flags by parameter name; None and False were not typed.
-
-    Raises:
-        SpecError: names the flag.
     """
     typed = [name for name, value in flags.items() if value is not None and value is not False]
     for name in (*typed, *(name for group in groups for name in typed_flags(group))):

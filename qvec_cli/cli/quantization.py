@@ -31,7 +31,6 @@ class CalibrationFlags:
     """By which method codes are chosen, and what it calibrates with."""
 
     heading: ClassVar[str] = options.METHOD
-
     method: options.MethodChoice = Method.RTN
     fake: bool = flag(False, "Write float32 weights on the grid, not packed codes.")
     calib: list[str] | None = flag(
@@ -126,7 +125,6 @@ class CompareFlags:
     """A table of grids in place of a file."""
 
     heading: ClassVar[str] = "Comparison"
-
     compare: bool = flag(False, "Write nothing; try the grids without data, row by row.")
     data: str | None = flag(None, "Images for --compare to measure each row on.", metavar="SPEC")
     split: str | None = flag(None, "Of --data.", metavar="train|val|test", show_default="val")
@@ -271,7 +269,6 @@ class FormatFlags:
     """What another program reads."""
 
     heading: ClassVar[str] = "Format"
-
     to: ExportFormat | None = flag(
         None, "An ONNX file, or a folder for timm.", show_default="by the name of the output"
     )

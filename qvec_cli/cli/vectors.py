@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -15,10 +15,7 @@ from qvec_cli.cli.options import GridFlags, ImageFlags, NetworkFlags, OutputFlag
 from qvec_cli.cli.signature import flag
 from qvec_cli.cli.text import Facts, moments_text, size, some
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Loading, Rule
-
-if TYPE_CHECKING:
-    from qvec_cli.selection.by_agreement import AgreementOptions, FitOptions
+from qvec_cli.specs import Rule
 
 
 def extract(
@@ -39,22 +36,11 @@ def extract(
     """
     from qvec_cli.pipeline import extract as verb
 
-    show.deliver(
-        lambda listener: verb.extract(
-            donor,
-            donor_qat,
-            output,
-            listener,
-            moments=moments,
-            force=writing.force,
-            dry_run=writing.dry_run,
-        ),
-        extract_text,
-        writing,
-        inputs=(donor, donor_qat, *((moments,) if moments else ())),
-        out=output,
-        data_use=False,
-    )
+    force, dry_run = writing.force_and_dry_run
+    written = partial(verb.extract, moments=moments, force=force, dry_run=dry_run)
+    work = partial(written, donor, donor_qat, output)
+    inputs = (donor, donor_qat, *((moments,) if moments else ()))
+    show.deliver(work, extract_text, writing, inputs=inputs, out=output, data_use=False)
 
 
 def extract_text(results: Facts) -> Iterator[str]:
@@ -77,7 +63,6 @@ class MergeFlags:
     """By which rule vectors become one."""
 
     heading: ClassVar[str] = "Rule"
-
     rule: Rule = flag(Rule.MEAN, "ties and dare drop numbers of each vector first (see --density).")
     mix: str | None = flag(None, "One number for each vector, for --rule weighted.", metavar="LIST")
     density: float | None = flag(
@@ -127,6 +112,7 @@ def combine(
     """
     from qvec_cli.inputs.lambdas import parse_mix
     from qvec_cli.pipeline import combine as verb
+    from qvec_cli.selection import by_agreement
     from qvec_cli.vector.arithmetic import Merge
 
     mix = parse_mix(merge.mix) if merge.mix is not None else ()
@@ -134,9 +120,14 @@ def combine(
     loading = images.loading(dry_run=writing.dry_run)
     fitting = None
     if fit:
-        refuse = "does not go with --fit, which finds the coefficients itself"
-        options.refuse(refuse, merge)
-        fitting = _fitting(receiver, proxy, grid, loading, images.device)
+        options.refuse("does not go with --fit, which finds the coefficients itself", merge)
+        if receiver is None:
+            raise SpecError("--fit needs --receiver, the model that the vectors are for")
+        proxies, measure = proxy.options(loading), proxy.measure
+        agreement = by_agreement.AgreementOptions(
+            by_agreement.RAY, proxies, grid.options(), measure=measure, device=images.device
+        )
+        fitting = by_agreement.FitOptions(receiver, agreement)
     else:
         typed = replace(grid, cross_grid=False)  # which has a meaning without --fit, too
         options.refuse("goes with --fit", proxy, typed, receiver=receiver)
@@ -146,19 +137,6 @@ def combine(
     )
     work = partial(verb.combine, request)
     show.deliver(work, combine_text, writing, inputs=vectors, out=output, data_use=False)
-
-
-def _fitting(
-    receiver: Path | None, proxy: ProxyFlags, grid: GridFlags, loading: Loading, device: str
-) -> FitOptions:
-    """What --fit fits the coefficients to."""
-    from qvec_cli.selection.by_agreement import RAY, AgreementOptions, FitOptions
-
-    if receiver is None:
-        raise SpecError("--fit needs --receiver, the model that the vectors are for")
-    images, weights = proxy.options(loading), grid.options()
-    agreement = AgreementOptions(RAY, images, weights, measure=proxy.measure, device=device)
-    return FitOptions(receiver, agreement)
 
 
 def combine_text(results: Facts) -> Iterator[str]:
@@ -189,7 +167,6 @@ class SampleFlags:
     """Which images the moments are of, and how much of the moments is kept."""
 
     heading: ClassVar[str] = "Moments"
-
     samples: int = flag(64, "Images of the split, drawn with seed 0; 16 are enough.", min=1)
     split: str = flag("train", "Of --data.", metavar="train|val|test")
     rank: int | None = flag(
@@ -280,7 +257,7 @@ def patch(
     from qvec_cli.inputs.lambdas import AUTO
     from qvec_cli.pipeline import patch as verb
 
-    automatic: AgreementOptions | None = None
+    automatic = None
     if lam == AUTO:
         from qvec_cli.inputs.lambdas import parse_lambdas
         from qvec_cli.selection.by_agreement import AgreementOptions

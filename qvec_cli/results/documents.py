@@ -45,11 +45,7 @@ class BarLabel(Struct, frozen=True):
 
 
 class WaysTable(Struct, frozen=True):
-    """Ways to low bits on one grid.
-
-    Raises:
-        ValueError: a bar, or the reference, of a way that is not in the table.
-    """
+    """Ways to low bits on one grid; ValueError for a bar or reference that is none of them."""
 
     title: Name
     ways: tuple[WayRecord, ...]

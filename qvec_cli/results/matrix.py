@@ -28,9 +28,7 @@ from qvec_cli.results.records import (
 from qvec_cli.specs import DataUse, Grid
 
 K = TypeVar("K")
-
 V = TypeVar("V")
-
 Member = TypeVar("Member", "ReceiverRecord", "DonorRecord")
 
 CellKey = tuple[str, str, str | None]
@@ -40,7 +38,6 @@ SCHEMA: Final = 1
 """The version of the lines that is read."""
 
 FLOAT: Final = "fp"
-
 PLAIN: Final = "ptq"
 
 OWN_QAT: Final = "qat"

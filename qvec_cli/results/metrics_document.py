@@ -15,27 +15,13 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from qvec_cli.outputs.metrics import SCHEMA_FILE
-from qvec_cli.results.records import (
-    ChosenLambda,
-    Count,
-    GridRecord,
-    Measured,
-    Name,
-    Point,
-    Positive,
-    Score,
-    Share,
-)
+from qvec_cli.results import records
 from qvec_cli.specs import DataUse, Measure, Use
 
 Parameters = TypeVar("Parameters")
-
 Results = TypeVar("Results")
-
 NonNegative = Annotated[float, Meta(ge=0)]
-
 Digest = Annotated[str, Meta(extra_json_schema={"pattern": "^[0-9a-f]{64}$"})]
-
 Json = dict[str, Any]
 
 
@@ -62,7 +48,7 @@ class UseRecord(Struct, frozen=True):
     """The receiver data that the results used beyond its own fine-tuning."""
 
     level: DataUse
-    counts: dict[str, Count]  # images or labels, by split
+    counts: dict[str, records.Count]  # images or labels, by split
 
     @property
     def use(self) -> Use:
@@ -78,9 +64,10 @@ class EnvironmentRecord(Struct, frozen=True):
     timm: str
     device: str
     threads: Annotated[int, Meta(ge=1, description="of each process")]
-    seed: Count | None
+    seed: records.Count | None
     ranks: Annotated[
-        Positive | None, Meta(description="processes that did the work together; if absent, one")
+        records.Positive | None,
+        Meta(description="processes that did the work together; if absent, one"),
     ] = None
 
 
@@ -88,7 +75,7 @@ class TimingRecord(Struct, frozen=True):
     """What the command took."""
 
     wall_s: NonNegative
-    peak_rss_bytes: Count
+    peak_rss_bytes: records.Count
 
 
 class MetricsDocument(Struct, Generic[Parameters, Results], frozen=True):
@@ -108,23 +95,23 @@ class MetricsDocument(Struct, Generic[Parameters, Results], frozen=True):
 class GridParameters(Struct, frozen=True):
     """How weights were quantized."""
 
-    grid: GridRecord
-    method: Name
+    grid: records.GridRecord
+    method: records.Name
 
 
 class SweepBaselines(Struct, frozen=True):
     """The receiver without a vector, float and rounded."""
 
-    fp: Measured
-    ptq: Measured
+    fp: records.Measured
+    ptq: records.Measured
 
 
 class SweepResults(Struct, frozen=True):
     """sweep-lambda: lambda chosen by accuracy on labelled validation images."""
 
-    curve: Annotated[tuple[Point, ...], Meta(min_length=1)]
-    chosen: ChosenLambda
-    zero_shot: ChosenLambda
+    curve: Annotated[tuple[records.Point, ...], Meta(min_length=1)]
+    chosen: records.ChosenLambda
+    zero_shot: records.ChosenLambda
     baselines: SweepBaselines
 
 
@@ -134,7 +121,7 @@ class Distance(Struct, frozen=True):
     lam: float = field(name="lambda")
     mean: float = field(name="distance")
     standard_error: NonNegative
-    val: Score | None = None  # where labels were there, which take no part in the choice
+    val: records.Score | None = None  # where labels were there, which take no part in the choice
 
 
 class AgreedLambda(Struct, frozen=True):
@@ -143,29 +130,25 @@ class AgreedLambda(Struct, frozen=True):
     lam: float = field(name="lambda")
     distance: float
     standard_error: NonNegative
-    rho: Name
+    rho: records.Name
     digest: str
     use: DataUse = field(name="data_use")
-    val: Score | None = None
-    test: Score | None = None
+    val: records.Score | None = None
+    test: records.Score | None = None
 
 
 class FittedScore(Struct, frozen=True):
     """What a vector does about the damage of quantization, on proxy images."""
 
     removed: Annotated[float, Meta(le=1)]
-    explained: Share
+    explained: records.Share
     fitted_lambda: float
 
 
 class AgreedDonor(Struct, frozen=True):
-    """One vector of a sweep by agreement.
+    """One vector of a sweep by agreement; ValueError if the choice is no point of the curve."""
 
-    Raises:
-        ValueError: the chosen lambda is no point of the curve.
-    """
-
-    rho: Name
+    rho: records.Name
     digest: str
     curve: Annotated[tuple[Distance, ...], Meta(min_length=1)]
     chosen: AgreedLambda
@@ -181,7 +164,7 @@ class ProxyFolder(Struct, frozen=True):
 
     name: str
     digest: str
-    samples: Count
+    samples: records.Count
 
 
 class ProxiesRecord(Struct, frozen=True):
@@ -210,8 +193,8 @@ class AgreementResults(Struct, frozen=True):
 class OutputResults(Struct, frozen=True):
     """Any command that writes one: the file that was written."""
 
-    output: Name
-    digest: Name
+    output: records.Name
+    digest: records.Name
 
 
 class TrainingResults(OutputResults, frozen=True):
@@ -228,8 +211,8 @@ class QuantizeResults(OutputResults, frozen=True):
     quantized: tuple[str, ...]  # in the network's order
     sqnr_db: dict[str, float | None]  # signal to quantization noise; None: no noise, or no signal
     bits_per_weight: NonNegative
-    bytes_before: Count
-    bytes_after: Count
+    bytes_before: records.Count
+    bytes_after: records.Count
 
     @property
     def ordered(self) -> Mapping[str, float | None]:
@@ -240,15 +223,15 @@ class QuantizeResults(OutputResults, frozen=True):
 class ComparedGrid(Struct, frozen=True):
     """One grid of quantize --compare."""
 
-    name: Name
+    name: records.Name
     bits_per_weight: NonNegative
     sqnr_db: float | None
-    val: Score | None = None
-    test: Score | None = None
-    train: Score | None = None
+    val: records.Score | None = None
+    test: records.Score | None = None
+    train: records.Score | None = None
 
     @property
-    def measured(self) -> Score | None:
+    def measured(self) -> records.Score | None:
         """Its score, on whichever split it was measured."""
         return self.val or self.test or self.train
 
@@ -257,17 +240,17 @@ class ComparedResults(Struct, frozen=True):
     """quantize --compare: grids that need no data, side by side."""
 
     compared: tuple[ComparedGrid, ...]
-    fp: Score | None = None
+    fp: records.Score | None = None
 
 
 class WrittenScore(Struct, frozen=True):
     """What a document holds of an accuracy; ``Score`` is what is read back of it."""
 
-    n: Positive
-    n_correct: Count
-    top1: Share
-    n_correct_top5: Count
-    top5: Share
+    n: records.Positive
+    n_correct: records.Count
+    top1: records.Share
+    n_correct_top5: records.Count
+    top5: records.Share
     loss: Annotated[NonNegative, Meta(description="mean cross-entropy, nats")]
     standard_error: NonNegative
     images_per_second: NonNegative
@@ -276,9 +259,9 @@ class WrittenScore(Struct, frozen=True):
 class EvalResults(WrittenScore, frozen=True):
     """eval: the accuracy of one file."""
 
-    split: Name
+    split: records.Name
     role: str | None
-    grid: GridRecord | None  # that the file was made for
+    grid: records.GridRecord | None  # that the file was made for
 
 
 class PlannedTensor(Struct, frozen=True, forbid_unknown_fields=True):
@@ -286,7 +269,7 @@ class PlannedTensor(Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     dtype: str
-    shape: tuple[Count, ...]
+    shape: tuple[records.Count, ...]
     fate: str
 
 
@@ -295,10 +278,10 @@ class PlanRecord(Struct, frozen=True, forbid_unknown_fields=True):
 
     output: str | None
     tensors: tuple[PlannedTensor, ...]
-    images: dict[str, Count]
-    bytes_in: Count
-    bytes_out: Count | None
-    memory_bytes: Count | None = None
+    images: dict[str, records.Count]
+    bytes_in: records.Count
+    bytes_out: records.Count | None
+    memory_bytes: records.Count | None = None
 
 
 class PlanResults(Struct, frozen=True):
@@ -310,27 +293,28 @@ class PlanResults(Struct, frozen=True):
 class MomentsResults(OutputResults, frozen=True):
     """moments: the file that was written, and what it holds."""
 
-    layers: Positive
+    layers: records.Positive
     tokens: Annotated[
-        dict[str, Positive],
+        dict[str, records.Positive],
         Meta(
             description="input vectors that each mean is over, by layer; layers that share their "
             "inputs count once"
         ),
     ]
-    images: Positive
+    images: records.Positive
     rank: Annotated[
-        Positive | None, Meta(description="eigenpairs that are kept of each moment; null: all")
+        records.Positive | None,
+        Meta(description="eigenpairs that are kept of each moment; null: all"),
     ]
     sources: tuple[Json, ...]
-    bytes: Positive
-    model_bytes: Positive
+    bytes: records.Positive
+    model_bytes: records.Positive
 
 
 class ExportCheck(Struct, frozen=True, forbid_unknown_fields=True):
     """Logits of the exported form beside those of qvec's own network, on random images."""
 
-    images: Positive
+    images: records.Positive
     max_abs_diff: NonNegative
     max_abs_logit: NonNegative
     bound: Annotated[NonNegative, Meta(description="the largest max_abs_diff that is taken")]
@@ -339,12 +323,12 @@ class ExportCheck(Struct, frozen=True, forbid_unknown_fields=True):
 class ExportResults(Struct, frozen=True):
     """export: the file or folder that was written."""
 
-    output: Name
+    output: records.Name
     digest: Any
     format: str
     grid: Any
-    bytes_before: Count
-    bytes_after: Count
+    bytes_before: records.Count
+    bytes_after: records.Count
     check: ExportCheck | None
 
 
@@ -353,15 +337,15 @@ class AdviceCandidate(Struct, frozen=True):
 
     name: str
     family: Annotated[str, one_of("plain", "patch", "moments", "noise", "images", "refined")]
-    grid: GridRecord
+    grid: records.GridRecord
     bits_per_weight: NonNegative
     distance: float
     standard_error: NonNegative
-    kept: Share
+    kept: records.Share
     data_use: UseRecord
     seconds: NonNegative
     commands: tuple[str, ...]
-    test: Score | None = None
+    test: records.Score | None = None
 
 
 class SkippedCandidate(Struct, frozen=True):
@@ -393,7 +377,7 @@ class PlotResults(Struct, frozen=True):
 
     output: str
     figure: str
-    bytes: Positive
+    bytes: records.Positive
     words: str
 
 
@@ -401,10 +385,10 @@ class ReportResults(Struct, frozen=True):
     """report: the page that was written."""
 
     output: str
-    bytes: Positive
+    bytes: records.Positive
     sections: tuple[str, ...]
-    figures: Count
-    tables: Count
+    figures: records.Count
+    tables: records.Count
 
 
 RESULTS: Final[Mapping[str, Mapping[str, Any]]] = {

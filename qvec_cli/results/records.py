@@ -17,13 +17,9 @@ from qvec_cli.errors import CheckpointError, SpecError
 from qvec_cli.specs import DataUse, Granularity, Grid, Scale, ScaleDtype
 
 T = TypeVar("T")
-
 Count = Annotated[int, Meta(ge=0)]
-
 Positive = Annotated[int, Meta(ge=1)]
-
 Share = Annotated[float, Meta(ge=0, le=1)]
-
 Name = Annotated[str, Meta(min_length=1)]
 
 _TOLERANCE: Final = 1e-9
@@ -42,11 +38,7 @@ class Record:
         return CheckpointError(f"{self.where}: {message}", hint)
 
     def decoded(self, kind: type[T]) -> T:
-        """The object as a struct; keys that the struct does not have are passed over.
-
-        Raises:
-            CheckpointError: a field that is missing or not what belongs there, with its path.
-        """
+        """The object as a struct, other keys aside; CheckpointError names a field that is wrong."""
         try:
             return msgspec.convert(self.value, kind)
         except msgspec.ValidationError as error:
@@ -108,11 +100,7 @@ def _reduced(value: Any, steps: list[Any], key: str) -> Any:
 
 
 class Score(Struct, frozen=True):
-    """How many images of a split were classified correctly.
-
-    Raises:
-        ValueError: more right ones than images, or a share that is not the quotient of the two.
-    """
+    """How many images of a split were classified correctly; ValueError where counts disagree."""
 
     n: Positive
     n_correct: Annotated[float, Meta(ge=0)]  # a mean over runs on the same images is not whole
@@ -144,11 +132,7 @@ def difference_error(first: Score, second: Score) -> float:
 
 
 class GridRecord(Struct, frozen=True, forbid_unknown_fields=True):
-    """A grid of weights as ``Grid.to_json`` writes it; a key more would be another grid.
-
-    Raises:
-        ValueError: values that are no grid together.
-    """
+    """A grid of weights as ``Grid.to_json`` writes it; ValueError where values are no grid."""
 
     bits: int
     granularity: Granularity

@@ -16,7 +16,6 @@ from qvec_cli.results.matrix import OWN_QAT, PLAIN, Cell, Matrix
 from qvec_cli.results.records import Score, difference_error
 
 Facts = dict[str, Any]
-
 Take = Callable[[Cell], Score]
 
 ORACLE: Final = "oracle"
