@@ -320,11 +320,7 @@ def key_values(pairs: list[str] | None, flag: str = "--model-arg") -> dict[str, 
 
 
 def chosen_parts(text: str | None) -> tuple[Part, ...]:
-    """The parts of a comma-separated list, in the order of the words; of nothing typed, none.
-
-    Raises:
-        SpecError: a word that is no part, or no word.
-    """
+    """The parts of a list, in the network's order; none if untyped; SpecError for another word."""
     if text is None:
         return ()
     named = word_list(text, Part, "--parts")
@@ -346,11 +342,8 @@ def word_list(text: str, words: type[Word], flag: str) -> list[Word]:
 def refuse(why: str, *groups: object, hint: str | None = None, **flags: object) -> None:
     """Refuses the first of some flags that was typed where it has no meaning, with a SpecError.
 
-    Args:
-        why: what follows the flag in the message.
-        *groups: groups of flags, which are typed where they are not their defaults.
-        hint: the way out.
-        **flags: single flags by parameter name; None and False were not typed.
+    Flags of ``groups`` are typed where they are not their defaults, single ``flags`` where they are
+    neither None nor False. ``why`` follows the flag in the message, ``hint`` is the way out.
     """
     typed = [name for name, value in flags.items() if value is not None and value is not False]
     for name in (*typed, *(name for group in groups for name in typed_flags(group))):

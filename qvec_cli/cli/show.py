@@ -113,12 +113,7 @@ def _streams(inputs: tuple[Path, ...], outputs: list[Path], *, as_json: bool) ->
 
 
 def result(text: str) -> None:
-    """Writes to stdout and makes sure that it arrives.
-
-    Raises:
-        QvecError: a closed stdout, a full disk.
-        ReaderLeftError: the other end of the pipe has gone.
-    """
+    """Writes to stdout and makes sure that it arrives; QvecError or ReaderLeftError if not."""
     try:
         if sys.stdout is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))

@@ -202,11 +202,9 @@ def _add(rows: list[Record], runs: list[list[Record]]) -> None:
 
 
 def check_apart(out: Path, files: tuple[Path, ...], *, force: bool) -> None:
-    """Refuses, before any work, an output that could not be written or would replace an input.
+    """Refuses, before any work, an output that would replace an input (SpecError).
 
-    Raises:
-        SpecError: the output is one of the inputs.
-        CheckpointError: see ``check_target``.
+    Or one that could not be written, as ``check_target`` says.
     """
     for path in files:
         if path.exists() and out.exists() and path.samefile(out):

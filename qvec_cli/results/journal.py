@@ -84,14 +84,10 @@ def _is_below(place: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
 
 
 def parse(path: Path, *, torn: bool = False) -> list[Line]:
-    """The lines of a journal.
+    """The lines of a journal, or of what an older qvec left of a sweep.
 
-    Args:
-        path: JSON lines, or what an older qvec left of a sweep.
-        torn: whether a last line without its end, which a kill leaves behind, is dropped.
-
-    Raises:
-        CheckpointError: a line that is no JSON object, by its number.
+    With ``torn``, a last line without its end, which a kill leaves behind, is dropped. Raises
+    CheckpointError for a line that is no JSON object, by its number.
     """
     try:
         raw = path.read_bytes()
@@ -136,12 +132,8 @@ class Journal:
 
     A context that locks the file, and removes it if no line was finished.
 
-    Args:
-        path: where they are kept until the run is whole.
-        header: the first line, with the inputs and flags of the run.
-
-    Raises:
-        CheckpointError: another process is writing to it.
+    The first line, ``header``, has the inputs and flags of the run. Raises CheckpointError where
+    another process is writing to the file.
     """
 
     def __init__(self, path: Path, header: Line) -> None:

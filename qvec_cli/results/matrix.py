@@ -237,11 +237,7 @@ def parse(lines: Iterable[Record]) -> Matrix:
 
 
 def lines_of(text: str, name: str) -> Iterator[Record]:
-    """The lines of a file; the last one must be whole, since they are appended one by one.
-
-    Raises:
-        CheckpointError: a line that is no JSON object.
-    """
+    """The lines of a file; CheckpointError where one, the last too, is no whole JSON object."""
     rows = text.split("\n")
     for place, row in enumerate(rows, start=1):
         if not row.strip():
