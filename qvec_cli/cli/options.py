@@ -87,15 +87,10 @@ def apply_grid(context: typer.Context, path: Path) -> Path | None:
 
 
 def load_recipe(path: Path, names: dict[str, str], parts: Container[str] = ()) -> dict[str, Value]:
-    """A recipe as parameter names and texts.
+    """A recipe, a YAML mapping from flags to values, as parameter names and texts.
 
-    Args:
-        path: a YAML mapping from flags to values; ``model-arg`` may be a mapping itself.
-        names: parameter by flag, without the leading dashes.
-        parts: keys that are not flags and are read elsewhere.
-
-    Raises:
-        SpecError: not such a file, or a key that the command has no flag for.
+    ``names`` has parameters by flag without dashes; ``parts`` are keys that are read elsewhere.
+    SpecError for another file, or a key that the command has no flag for.
     """
     values: dict[str, Value] = {}
     for key, node in entries(path):

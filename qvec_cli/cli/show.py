@@ -52,8 +52,7 @@ def deliver(
     Args:
         work: does it, and tells a listener how it goes.
         words: a result as lines of text.
-        flags: whether files may be replaced, whether the work is only a plan, and where the JSON
-            document goes.
+        flags: whether files may be replaced, work is only planned, and where the document goes.
         inputs: files that the document must not replace.
         out: the command's artefact, which must be another file than the document.
         document: the file for the JSON document, where that is the artefact itself.

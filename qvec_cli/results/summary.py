@@ -86,8 +86,8 @@ def gain_cells(
 ) -> Iterator[tuple[str, ...]]:
     """A summary's gains as rows of text: name, mean, interval, median, wins, losses, gap, regret.
 
-    The vectors, then the nulls of ``summarise``; last, in two cells, the gains of the receivers' own
-    vectors. ``words`` says a way to choose lambda by its key, ``points`` top-1 with its sign.
+    The vectors, then the nulls of ``summarise``; last, in two cells, what the receivers' own vectors
+    gain. ``words`` names a way to choose lambda by its key, ``points`` writes top-1 with its sign.
     """
     rows = [(words(way), row) for way, row in facts["ways"].items()]
     for kind, ways in facts["nulls"].items():
