@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from conftest import FAST, Drawer, call
 
-from qvec_cli.results.matrix import Matrix, lines_of, parse
-from qvec_cli.results.seeds import pool
+from qvec_cli.results.matrix import Matrix, lines_of, parse, pool
 from qvec_cli.results.summary import summarise
 from qvec_cli.selection.choose import NEGATIVE
 from qvec_cli.transfer import cells

@@ -227,11 +227,11 @@ qvec count rho.st
 def test_a_command_is_a_verb_its_function_with_words_and_its_page(house: House) -> None:
     """Three files, and a row in the table of commands."""
     house.write("pipeline/count.py", VERB)
-    house.append("cli/inspection.py", FUNCTION)
+    house.append("cli/look.py", FUNCTION)
     house.write("manual/count.md", PAGE)
-    house.insert("cli/app.py", r'^ +"inspect": inspection', '        "count": inspection.count,\n')
+    house.insert("cli/app.py", r'^ +"inspect": look', '        "count": look.count,\n')
     assert house.touched() == {
-        *("pipeline/count.py", "cli/inspection.py", "manual/count.md", "cli/app.py")
+        *("pipeline/count.py", "cli/look.py", "manual/count.md", "cli/app.py")
     }
     numbers = sum(tensor.size for tensor in load_file(FIRST / "rho.st").values())
     words, said, usage, commands, page, pages = house.qvec(

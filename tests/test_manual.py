@@ -16,8 +16,7 @@ import typer
 from conftest import call, without_torch
 
 from qvec_cli.cli.app import app
-from qvec_cli.cli.help_text import PlainGroup
-from qvec_cli.cli.manual import TOPICS, listing, page, sentence
+from qvec_cli.cli.help_text import TOPICS, PlainGroup, listing, page, sentence
 from qvec_cli.errors import SpecError
 
 MANUAL = Path(__file__).parents[1] / "qvec_cli" / "manual"

@@ -19,8 +19,8 @@ from qvec_cli.results.metrics_document import (
     ComparedResults,
     QuantizeResults,
     SweepResults,
+    json_schema,
 )
-from qvec_cli.results.metrics_schema import json_schema
 
 SCHEMA = json.loads(SCHEMA_FILE.read_text())
 GOLDEN = Path(__file__).with_name("golden")
@@ -70,7 +70,7 @@ def documents(drawer: Drawer, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def test_the_schema_is_a_schema_and_the_one_that_the_structs_give() -> None:
-    """If not: python -c "from qvec_cli.results.metrics_schema import publish; publish()"."""
+    """If not: python -c "from qvec_cli.results.metrics_document import publish; publish()"."""
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     assert json_schema() == SCHEMA
 

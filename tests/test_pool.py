@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from samples import grid_lines
 
-from qvec_cli.results.matrix import Cell, Matrix, parse
+from qvec_cli.results.matrix import Cell, Matrix, alike, parse, pool, pooled
 from qvec_cli.results.records import Record
-from qvec_cli.results.seeds import alike, pool, pooled
 
 NAMES = ("cars", "dtd", "eurosat")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import MODEL, Drawer, call
 
-from qvec_cli.cli.recipe import load
+from qvec_cli.cli.options import load_recipe
 from qvec_cli.errors import SpecError
 from qvec_cli.inputs.yaml_text import MAX_BYTES
 
@@ -17,7 +17,7 @@ NAMES = {"epochs": "epochs", "lr": "lr", "no-aug": "no_aug", "model-arg": "model
 def parsed(tmp_path: Path, text: str | bytes) -> dict[str, object]:
     path = tmp_path / "recipe.yaml"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return dict(load(path, NAMES))
+    return dict(load_recipe(path, NAMES))
 
 
 def test_a_recipe_is_typed_for_the_user_and_flags_win(drawer: Drawer, tmp_path: Path) -> None:
@@ -99,4 +99,4 @@ def test_a_value_of_another_type_is_a_usage_error(drawer: Drawer, tmp_path: Path
 
 def test_a_recipe_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="no such file"):
-        load(tmp_path / "nothing.yaml", NAMES)
+        load_recipe(tmp_path / "nothing.yaml", NAMES)

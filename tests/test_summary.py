@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from qvec_cli.results import summary
-from qvec_cli.results.matrix import Matrix, parse
+from qvec_cli.results.matrix import Matrix, parse, pool
 from qvec_cli.results.records import Record
-from qvec_cli.results.seeds import pool
 from qvec_cli.specs import Grid
 
 N = 100

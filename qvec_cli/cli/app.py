@@ -14,18 +14,7 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
-from qvec_cli.cli import (
-    drawing,
-    inspection,
-    manual,
-    measurement,
-    quantization,
-    show,
-    study,
-    training,
-    vectors,
-)
-from qvec_cli.cli.help_text import PlainCommand, PlainGroup
+from qvec_cli.cli import help_text, look, measurement, quantization, show, study, training, vectors
 from qvec_cli.cli.signature import expand
 from qvec_cli.errors import QvecError, ReaderLeftError, SpecError
 from qvec_cli.learn import distributed
@@ -61,10 +50,10 @@ COMMANDS: Final[dict[str, dict[str, Callable[..., None]]]] = {
     "Measure": {"eval": measurement.evaluate, "sweep-lambda": measurement.sweep_lambda},
     "Study": {"transfer": study.transfer},
     "Look": {
-        "inspect": inspection.inspect,
-        "plot": drawing.plot,
-        "report": drawing.report,
-        "help": manual.manual,
+        "inspect": look.inspect,
+        "plot": look.plot,
+        "report": look.report,
+        "help": help_text.manual,
     },
 }
 """Every command in the order of use, by the section of ``qvec --help`` and ``qvec help``."""
@@ -79,7 +68,7 @@ qvec COMMAND --help lists the flags of a command; qvec help COMMAND is its page 
 def program(sections: Mapping[str, Mapping[str, Callable[..., None]]]) -> typer.Typer:
     """The command line whose commands are functions by section and name."""
     whole = typer.Typer(
-        cls=PlainGroup,
+        cls=help_text.PlainGroup,
         callback=common,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
@@ -89,7 +78,9 @@ def program(sections: Mapping[str, Mapping[str, Callable[..., None]]]) -> typer.
     )
     for section, commands in sections.items():
         for name, function in commands.items():
-            whole.command(name, cls=PlainCommand, rich_help_panel=section)(expand(function))
+            whole.command(name, cls=help_text.PlainCommand, rich_help_panel=section)(
+                expand(function)
+            )
     return whole
 
 
@@ -180,21 +171,16 @@ def _explain(fault: Exception) -> int:
     if hasattr(fault, "format_message"):  # typer's own, and its classes are private
         return _usage(fault)
     if isinstance(fault, MemoryError) or any(text in str(fault) for text in _NO_MEMORY):
-        return _scarce("there is not enough memory", "A smaller --batch-size needs less.")
+        show.complain("there is not enough memory", "A smaller --batch-size needs less.")
+        return 1
     if str(fault).startswith("DataLoader worker"):
-        return _scarce(
-            "a process that decodes images died, mostly of no memory", "Try --workers 0."
-        )
+        show.complain("a process that decodes images died, mostly of no memory", "Try --workers 0.")
+        return 1
     if isinstance(fault, OSError):
         show.drop_stdout()
         show.complain(f"{fault.filename or 'stdout'}: {fault.strerror or fault}", None)
         return 1
     raise fault
-
-
-def _scarce(message: str, hint: str) -> int:
-    show.complain(message, hint)
-    return 1
 
 
 def _usage(fault: Any) -> int:

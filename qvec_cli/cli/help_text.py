@@ -1,13 +1,19 @@
-"""Help on a terminal: plain text in sections, at most 80 columns wide."""
+"""Help on a terminal, plain text at most 80 columns wide; and the command for the manual: help."""
 
 from __future__ import annotations
 
+import difflib
 import shutil
 import textwrap
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from typing import Annotated, Any, Final
 
+import typer
 from typer.core import TyperCommand, TyperGroup
+
+from qvec_cli.cli import show
+from qvec_cli.errors import SpecError
 
 _WIDEST: Final = 80
 _NARROWEST: Final = 50
@@ -138,3 +144,60 @@ def _sections(sections: dict[str, Rows], column: int = _COLUMN) -> Iterator[str]
                 wrapped[0] = f"  {left:<{column}}{wrapped[0]}"
             lines += [wrapped[0].rstrip(), *(indent + line for line in wrapped[1:])]
         yield "\n".join(lines).replace(_GLUE, " ")
+
+
+TOPICS: Final = ("tour", "grids", "data", "data-use", "files", "errors", "paper", "changes")
+"""The pages that are not of a command."""
+
+_FOLDER: Final = resources.files("qvec_cli") / "manual"
+_LIST_HEAD: Final = """\
+# qvec
+
+`qvec help TOPIC` shows a page of this manual, `qvec COMMAND --help` lists the flags of a command.
+"""
+
+
+def manual(
+    context: typer.Context,
+    topic: Annotated[
+        str | None,
+        typer.Argument(metavar="TOPIC", help="A command or a topic.", show_default="the list"),
+    ] = None,
+) -> None:
+    """Show a page of the manual, or list the pages.
+
+    Pages are formatted on a terminal, and plain Markdown in a pipe.
+
+    Examples:
+        qvec help tour
+        qvec help quantize
+    """
+    program = context.find_root().command
+    assert isinstance(program, PlainGroup)
+    show.page(listing(program.sections()) if topic is None else page(topic))
+
+
+def page(topic: str) -> str:
+    """The Markdown text of one page, or SpecError with the closest names as a hint."""
+    pages = {file.name.removesuffix(".md"): file for file in _FOLDER.iterdir()}
+    if topic not in pages:
+        near = difflib.get_close_matches(topic.lower().replace("_", "-"), pages, cutoff=0.55)
+        guess = f"Did you mean {', '.join(near)}? " if near else ""
+        raise SpecError(
+            f"the manual has no page {topic!r}", hint=f"{guess}qvec help lists all pages."
+        )
+    return pages[topic].read_text(encoding="utf-8")
+
+
+def sentence(text: str) -> str:
+    """The sentence with which a page opens, below its title, on one line."""
+    return " ".join(text.split("\n\n")[1].split())
+
+
+def listing(sections: Mapping[str, Sequence[str]]) -> str:
+    """All pages as Markdown, each with its sentence: commands by section, then topics."""
+    lines = [_LIST_HEAD]
+    for section, names in {**sections, "Topics": TOPICS}.items():
+        rows = [f"- `{name}`: {sentence(page(name))}\n" for name in names]
+        lines += [f"\n## {section}\n\n", *rows]
+    return "".join(lines)

@@ -34,12 +34,7 @@ def evaluate(
     ] = None,
     images: ImageFlags,
     network: NetworkFlags,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o", "--output", help="JSON file for the metrics.", rich_help_panel=options.OUTPUT
-        ),
-    ] = None,
+    output: Annotated[Path | None, options.output_option("JSON file for the metrics.")] = None,
     writing: Writing,
 ) -> None:
     """Measure the accuracy of CHECKPOINT, float or packed.
@@ -50,24 +45,13 @@ def evaluate(
     """
     from qvec_cli.pipeline import evaluate as verb
 
-    named = network.options()
+    named, dry_run = network.options(), writing.dry_run
+    loading = images.loading(dry_run=dry_run, class_map=class_map)
     request = verb.EvaluateRequest(
-        source=checkpoint,
-        data=data,
-        loading=images.loading(dry_run=writing.dry_run, class_map=class_map),
-        split=split,
-        network=named,
-        device=images.device,
-        out=output,
-        dry_run=writing.dry_run,
+        checkpoint, data, loading, split, named, images.device, output, dry_run
     )
-    show.deliver(
-        partial(verb.evaluate, request),
-        evaluate_text,
-        writing,
-        document=output,
-        inputs=(checkpoint,),
-    )
+    work = partial(verb.evaluate, request)
+    show.deliver(work, evaluate_text, writing, document=output, inputs=(checkpoint,))
 
 
 def evaluate_text(results: Facts) -> Iterator[str]:
@@ -136,21 +120,12 @@ def sweep_lambda(
 
         if resume:
             raise SpecError("--resume goes with --objective accuracy: this one takes seconds")
+        proxies, measure = proxy.options(loading), proxy.measure
+        agreement = by_agreement.AgreementOptions(
+            points, proxies, grid_options, method, measure, images.device
+        )
         judged = by_agreement.AgreementRequest(
-            receiver=receiver,
-            vectors=tuple(rhos),
-            out=output,
-            options=by_agreement.AgreementOptions(
-                lambdas=points,
-                proxy=proxy.options(loading),
-                grid=grid_options,
-                method=method,
-                measure=proxy.measure,
-                device=images.device,
-            ),
-            data=data,
-            force=writing.force,
-            dry_run=writing.dry_run,
+            receiver, tuple(rhos), output, agreement, data, *writing.force_and_dry_run
         )
         work = partial(by_agreement.agree, judged)
     else:
@@ -172,12 +147,13 @@ def sweep_lambda(
             dry_run=writing.dry_run,
         )
         work = partial(by_labels.sweep, labelled)
+    inputs = (receiver, *rhos)
     show.deliver(
         work,
         sweep_text,
         writing,
         document=output,
-        inputs=(receiver, *rhos),
+        inputs=inputs,
         written=lambda: unfinished(output).unlink(missing_ok=True),
     )
 

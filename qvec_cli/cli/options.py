@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import ast
 import re
-from dataclasses import dataclass
+from collections.abc import Container
+from dataclasses import astuple, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, TypeVar
 
 import typer
 
-from qvec_cli.cli import recipe
 from qvec_cli.cli.signature import flag, typed_flags
 from qvec_cli.errors import SpecError
+from qvec_cli.inputs.yaml_text import Value, entries, line, near, value
 from qvec_cli.specs import (
     Granularity,
     GridOptions,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 
 Word = TypeVar("Word", bound=StrEnum)
-
 GRID: Final = "Grid"
 METHOD: Final = "Method"
 IMAGES: Final = "Images"
@@ -46,26 +46,78 @@ Receiver = Annotated[Path, typer.Argument(help="Model to make robust to quantiza
 Data = Annotated[
     str,
     typer.Option(
-        "--data",
         metavar="SPEC",
         help="An image folder (train/ val/ test/), torch/NAME, hfds/ORG/NAME, or a task "
         "of the paper by name, as FashionMNIST.",
     ),
 ]
 
+
+def output_option(text: str, **more: Any) -> Any:
+    """The flag -o, with what help says of it and what typer.Option takes beside."""
+    return typer.Option("-o", "--output", help=text, rich_help_panel=OUTPUT, **more)
+
+
+_LISTED: Final = "--help lists the flags of a command."
+
+
+def apply_recipe(context: typer.Context, path: Path | None) -> Path | None:
+    """Makes a recipe's values the defaults of the command at hand; flags still win."""
+    return _apply(context, path, ())
+
+
+def _apply(context: typer.Context, path: Path | None, parts: Container[str]) -> Path | None:
+    if path is not None:
+        known = {p.name: p.opts for p in context.command.params if p.name and p.opts}
+        flags = {opt for opts in known.values() for opt in opts if opt.startswith("--")}
+        names = {o.removeprefix("--"): n for n, opts in known.items() for o in opts if o in flags}
+        lists = {p.name for p in context.command.params if p.name and p.multiple}
+        context.default_map = {**(context.default_map or {})}
+        for name, value in load_recipe(path, names, parts).items():
+            whole = isinstance(value, str) or name in lists
+            context.default_map[name] = value if whole else ",".join(value)
+    return path
+
+
+def apply_grid(context: typer.Context, path: Path) -> Path | None:
+    """The same for a grid file, which also says who takes part."""
+    from qvec_cli.transfer.grid_file import PARTS
+
+    return _apply(context, path, PARTS)
+
+
+def load_recipe(path: Path, names: dict[str, str], parts: Container[str] = ()) -> dict[str, Value]:
+    """A recipe, a YAML mapping from flags to values, as parameter names and texts.
+
+    ``names`` has parameters by flag without dashes; ``parts`` are keys that are read elsewhere.
+    SpecError for another file, or a key that the command has no flag for.
+    """
+    values: dict[str, Value] = {}
+    for key, node in entries(path):
+        if key.value in parts:
+            continue
+        flag = key.value.replace("_", "-")
+        where = line(path, key)
+        if flag not in names or flag == "recipe":
+            raise SpecError(
+                f"{where}: {key.value!r} is no flag here", hint=near(flag, names, _LISTED)
+            )
+        if names[flag] in values:
+            raise SpecError(f"{where}: {key.value!r} stands in it twice")
+        values[names[flag]] = value(where, node)
+    return values
+
+
 Recipe = Annotated[
     Path | None,
     typer.Option(
-        "--recipe",
-        callback=recipe.apply,
+        callback=apply_recipe,
         is_eager=True,
         help="YAML file with defaults for these flags; flags win.",
     ),
 ]
 
-MethodChoice = Annotated[
-    Method, typer.Option("--method", help="How codes are chosen.", rich_help_panel=METHOD)
-]
+MethodChoice = Annotated[Method, typer.Option(help="How codes are chosen.", rich_help_panel=METHOD)]
 
 Lambdas = Annotated[
     str,
@@ -81,7 +133,6 @@ Lambdas = Annotated[
 Parts = Annotated[
     str | None,
     typer.Option(
-        "--parts",
         metavar="LIST",
         help="Parts of the network whose tensors take part: embed, attn, mlp, norm, bias.",
         show_default="all",
@@ -91,19 +142,15 @@ Parts = Annotated[
 Targets = Annotated[
     list[str] | None,
     typer.Option(
-        "--targets",
         metavar="GLOB",
         help="Weights that are quantized, by name, in place of the file's own; repeat it.",
     ),
 ]
 
-OutputFile = Annotated[
-    Path, typer.Option("-o", "--output", help="File to write.", rich_help_panel=OUTPUT)
-]
+OutputFile = Annotated[Path, output_option("File to write.")]
 
 Resume = Annotated[
-    bool,
-    typer.Option("--resume", help="Go on with a run that was cut off.", rich_help_panel=OUTPUT),
+    bool, typer.Option(help="Go on with a run that was cut off.", rich_help_panel=OUTPUT)
 ]
 
 
@@ -119,7 +166,6 @@ class GridFlags:
     """The grid of the quantized weights."""
 
     heading: ClassVar[str] = GRID
-
     bits: int | None = flag(
         None, "Width of a code, 2 to 8.", min=2, max=8, show_default="the file's own grid"
     )
@@ -144,15 +190,7 @@ class GridFlags:
 
     def options(self) -> GridOptions:
         """The grid as it was typed; SpecError where values do not go together."""
-        return GridOptions(
-            bits=self.bits,
-            granularity=self.granularity,
-            group_size=self.group_size,
-            scale=self.scale,
-            symmetric=self.symmetric,
-            scale_dtype=self.scale_dtype,
-            cross=self.cross_grid,
-        )
+        return GridOptions(*astuple(self))  # its fields stand in the same order
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +198,6 @@ class ImageFlags:
     """How images are fetched and go through a network."""
 
     heading: ClassVar[str] = IMAGES
-
     data_dir: Path | None = flag(None, "Where named data sets lie.", metavar="FOLDER")
     dataset_download: bool = flag(False, "Let a named data set be downloaded.")
     batch_size: int = flag(128, "Images per forward pass.", "--batch-size", "-b", min=1)
@@ -173,13 +210,10 @@ class ImageFlags:
         self, *, dry_run: bool, class_map: Path | None = None, batch_size: int | None = None
     ) -> Loading:
         """How images are fetched; a dry run downloads nothing."""
-        return Loading(
-            data_dir=str(self.data_dir) if self.data_dir is not None else None,
-            download=self.dataset_download and not dry_run,
-            class_map=str(class_map) if class_map is not None else None,
-            workers=self.workers,
-            batch_size=batch_size or self.batch_size,
-        )
+        data_dir = str(self.data_dir) if self.data_dir is not None else None
+        classes = str(class_map) if class_map is not None else None
+        download = self.dataset_download and not dry_run
+        return Loading(data_dir, download, classes, self.workers, batch_size or self.batch_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +221,6 @@ class NetworkFlags:
     """The architecture, for a file that does not say it."""
 
     heading: ClassVar[str] = "Network"
-
     model: str | None = flag(None, "timm's name, for a file that does not say.")
     img_size: int | None = flag(None, "Side of the square input.", min=1, metavar="PIXELS")
     in_chans: int | None = flag(
@@ -206,11 +239,7 @@ class NetworkFlags:
         return key_values(self.model_arg)
 
     def options(self) -> NetworkOptions | None:
-        """The architecture that was named, whose classes the file's head tells; None if none was.
-
-        Raises:
-            SpecError: a shape without a name.
-        """
+        """The architecture that was named, if any; SpecError for a shape without a name."""
         from qvec_cli.model.build import NetworkOptions
 
         args = self.args
@@ -235,7 +264,6 @@ class ProxyFlags:
     """Images without labels that are not the receiver's."""
 
     heading: ClassVar[str] = "Proxy images"
-
     proxy: list[str] | None = flag(
         None,
         "Images without labels that are not the receiver's: named as --data is, any "
@@ -250,16 +278,10 @@ class ProxyFlags:
     )
 
     def options(self, loading: Loading) -> ProxyOptions:
-        """The images that were named.
-
-        Raises:
-            SpecError: none, or too few.
-        """
+        """The images that were named; SpecError: none, or too few."""
         from qvec_cli.inputs.images import ProxyOptions
 
-        return ProxyOptions(
-            specs=tuple(self.proxy or ()), samples=self.proxy_samples or 256, loading=loading
-        )
+        return ProxyOptions(tuple(self.proxy or ()), self.proxy_samples or 256, loading)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,19 +289,19 @@ class OutputFlags:
     """What happens to the output, and how the result is shown."""
 
     heading: ClassVar[str] = OUTPUT
-
     force: bool = flag(False, "Replace what exists.", "--force", "-f")
     dry_run: bool = flag(False, "Read headers, say what would be done, and write nothing.")
     metrics: Path | None = flag(None, "Also write the metrics to this JSON file.")
     as_json: bool = flag(False, "Print the metrics as one JSON document.", "--json")
 
+    @property
+    def force_and_dry_run(self) -> tuple[bool, bool]:
+        """Two fields that requests have side by side."""
+        return self.force, self.dry_run
+
 
 def key_values(pairs: list[str] | None, flag: str = "--model-arg") -> dict[str, Any]:
-    """KEY=VALUE texts as arguments; values are Python literals, or else text.
-
-    Raises:
-        SpecError: a text without "=".
-    """
+    """KEY=VALUE texts, or SpecError, as arguments; values are Python literals, or else text."""
     parsed = {}
     for pair in pairs or ():
         key, sign, value = pair.partition("=")
@@ -293,11 +315,7 @@ def key_values(pairs: list[str] | None, flag: str = "--model-arg") -> dict[str, 
 
 
 def chosen_parts(text: str | None) -> tuple[Part, ...]:
-    """The parts of a comma-separated list, in the order of the words; of nothing typed, none.
-
-    Raises:
-        SpecError: a word that is no part, or no word.
-    """
+    """The parts of a list, in the network's order; none if untyped; SpecError for another word."""
     if text is None:
         return ()
     named = word_list(text, Part, "--parts")
@@ -307,11 +325,7 @@ def chosen_parts(text: str | None) -> tuple[Part, ...]:
 
 
 def word_list(text: str, words: type[Word], flag: str) -> list[Word]:
-    """The words of a comma-separated list, each once.
-
-    Raises:
-        SpecError: one that is not known.
-    """
+    """The words of a comma-separated list, each once; SpecError: one that is not known."""
     known = []
     for part in dict.fromkeys(filter(None, (part.strip() for part in text.split(",")))):
         if part not in set(words):
@@ -321,16 +335,10 @@ def word_list(text: str, words: type[Word], flag: str) -> list[Word]:
 
 
 def refuse(why: str, *groups: object, hint: str | None = None, **flags: object) -> None:
-    """Refuses the first of some flags that was typed where it has no meaning.
+    """Refuses the first of some flags that was typed where it has no meaning, with a SpecError.
 
-    Args:
-        why: what follows the flag in the message.
-        *groups: groups of flags, which are typed where they are not their defaults.
-        hint: the way out.
-        **flags: single flags by parameter name; None and False were not typed.
-
-    Raises:
-        SpecError: names the flag.
+    Flags of ``groups`` are typed where they are not their defaults, single ``flags`` where they are
+    neither None nor False. ``why`` follows the flag in the message, ``hint`` is the way out.
     """
     typed = [name for name, value in flags.items() if value is not None and value is not False]
     for name in (*typed, *(name for group in groups for name in typed_flags(group))):

@@ -31,7 +31,6 @@ class CalibrationFlags:
     """By which method codes are chosen, and what it calibrates with."""
 
     heading: ClassVar[str] = options.METHOD
-
     method: options.MethodChoice = Method.RTN
     fake: bool = flag(False, "Write float32 weights on the grid, not packed codes.")
     calib: list[str] | None = flag(
@@ -69,14 +68,8 @@ class CalibrationFlags:
         """
         correction = self.bias_correction and self.moments is None
         if self.calib:
-            return Calibration(
-                specs=tuple(self.calib),
-                samples=self.calib_samples or 512,
-                loading=loading,
-                device=device,
-                bias_correction=correction,
-                target=self.target,
-            )
+            specs, samples = tuple(self.calib), self.calib_samples or 512
+            return Calibration(specs, samples, loading, device, correction, self.target)
         needing = {
             "--bias-correction": correction,
             "--calib-samples": self.calib_samples,
@@ -132,7 +125,6 @@ class CompareFlags:
     """A table of grids in place of a file."""
 
     heading: ClassVar[str] = "Comparison"
-
     compare: bool = flag(False, "Write nothing; try the grids without data, row by row.")
     data: str | None = flag(None, "Images for --compare to measure each row on.", metavar="SPEC")
     split: str | None = flag(None, "Of --data.", metavar="train|val|test", show_default="val")
@@ -150,12 +142,9 @@ def quantize(
     network: NetworkFlags,
     output: Annotated[
         str | None,
-        typer.Option(
-            "-o",
-            "--output",
+        options.output_option(
+            "File to write; or FOLDER/, which transformers loads. None with --compare.",
             metavar="FILE|FOLDER/",
-            help="File to write; or FOLDER/, which transformers loads. None with --compare.",
-            rich_help_panel=options.OUTPUT,
         ),
     ] = None,
     writing: OutputFlags,
@@ -169,6 +158,7 @@ def quantize(
         qvec quantize patched.st --method gptq --moments moments.st -o patched_w3.st
     """
     grid_options, named = grid.options(), network.options()
+    patterns = tuple(targets or ())
     loading = images.loading(dry_run=writing.dry_run)
     if comparison.split is not None and comparison.data is None:
         raise SpecError("--split goes with --data")
@@ -184,15 +174,9 @@ def quantize(
             output=output,
             dry_run=writing.dry_run,
         )
+        data, split = comparison.data, comparison.split or "val"
         table = compare_grids.CompareGridsRequest(
-            source=checkpoint,
-            grid=grid_options,
-            patterns=tuple(targets or ()),
-            data=comparison.data,
-            split=comparison.split or "val",
-            loading=loading,
-            device=images.device,
-            network=named,
+            checkpoint, grid_options, patterns, data, split, loading, images.device, named
         )
         work = partial(compare_grids.compare_grids, table)
     else:
@@ -210,7 +194,7 @@ def quantize(
             grid=grid_options,
             method=calibration.method,
             fake=calibration.fake,
-            patterns=tuple(targets or ()),
+            patterns=patterns,
             calibration=examples,
             anchor=calibration.start(cross=grid.cross_grid, dry_run=writing.dry_run),
             refinement=calibration.refinement(proxy, loading, images.device),
@@ -221,13 +205,9 @@ def quantize(
             moments=moments,
         )
         work = partial(verb.quantize, request)
-    show.deliver(
-        work,
-        quantize_text,
-        writing,
-        inputs=tuple(filter(None, (checkpoint, calibration.moments, calibration.anchor))),
-        out=Path(output) if output is not None else None,
-    )
+    inputs = tuple(filter(None, (checkpoint, calibration.moments, calibration.anchor)))
+    out = Path(output) if output is not None else None
+    show.deliver(work, quantize_text, writing, inputs=inputs, out=out)
 
 
 def _is_folder(typed: str) -> bool:
@@ -289,7 +269,6 @@ class FormatFlags:
     """What another program reads."""
 
     heading: ClassVar[str] = "Format"
-
     to: ExportFormat | None = flag(
         None, "An ONNX file, or a folder for timm.", show_default="by the name of the output"
     )
@@ -320,18 +299,12 @@ def export(
     """
     from qvec_cli.export import export as verb
 
+    named = network.options()
     request = verb.ExportRequest(
-        source=checkpoint,
-        out=output,
-        to=kind.to,
-        check=kind.check,
-        force=writing.force,
-        dry_run=writing.dry_run,
-        network=network.options(),
+        checkpoint, output, kind.to, kind.check, *writing.force_and_dry_run, named
     )
-    show.deliver(
-        partial(verb.export, request), export_text, writing, inputs=(checkpoint,), out=output
-    )
+    work = partial(verb.export, request)
+    show.deliver(work, export_text, writing, inputs=(checkpoint,), out=output)
 
 
 def export_text(results: Facts) -> Iterator[str]:

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from qvec_cli.cli.text import Facts, data_use_text, plan_text
@@ -53,8 +52,7 @@ def deliver(
     Args:
         work: does it, and tells a listener how it goes.
         words: a result as lines of text.
-        flags: whether files may be replaced, whether the work is only a plan, and where the JSON
-            document goes.
+        flags: whether files may be replaced, work is only planned, and where the document goes.
         inputs: files that the document must not replace.
         out: the command's artefact, which must be another file than the document.
         document: the file for the JSON document, where that is the artefact itself.
@@ -82,7 +80,7 @@ def deliver(
     lines = _lines(metrics, words, data_use=data_use)
     text = dump(whole) if flags.as_json else "".join(map(_row, lines))
     if streamed and not flags.dry_run:
-        _stderr(text.rstrip("\n"))  # stdout has the artefact
+        explain(text.rstrip("\n"))  # stdout has the artefact
     else:
         result(text)
 
@@ -114,12 +112,7 @@ def _streams(inputs: tuple[Path, ...], outputs: list[Path], *, as_json: bool) ->
 
 
 def result(text: str) -> None:
-    """Writes to stdout and makes sure that it arrives.
-
-    Raises:
-        QvecError: a closed stdout, a full disk.
-        ReaderLeftError: the other end of the pipe has gone.
-    """
+    """Writes to stdout and makes sure that it arrives; QvecError or ReaderLeftError if not."""
     try:
         if sys.stdout is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -168,14 +161,9 @@ def _row(text: str) -> str:
 
 def complain(message: str, hint: str | None) -> None:
     """An error on one line of stderr, and the way out on another."""
-    _stderr(f"error: {_one_line(message)}")
+    explain(f"error: {_one_line(message)}")
     if hint:
-        _stderr(f"hint: {_one_line(hint)}")
-
-
-def explain(text: str) -> None:
-    """Help that was not asked for, on stderr."""
-    _stderr(text)
+        explain(f"hint: {_one_line(hint)}")
 
 
 class Terminal:
@@ -189,12 +177,7 @@ class Terminal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -205,7 +188,7 @@ class Terminal:
     def milestone(self, text: str) -> None:
         """A line of its own, above the bar if there is one."""
         if self._bar is None:
-            _stderr(text)
+            explain(text)
         else:
             self._bar.console.print(clean(text), markup=False, highlight=False, soft_wrap=True)
 
@@ -223,7 +206,7 @@ class Terminal:
         elif now - self._spoke >= _QUIET_SECONDS:
             self._spoke = now
             left = (now - self._began) / max(done - self._first, 1) * (total - done)
-            _stderr(f"{label}: {done}/{total} {text} {left:.0f} s left".replace("  ", " "))
+            explain(f"{label}: {done}/{total} {text} {left:.0f} s left".replace("  ", " "))
 
     def _turn(self, label: str, total: int) -> None:
         assert self._bar is not None
@@ -257,7 +240,8 @@ def _one_line(text: str) -> str:
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 
-def _stderr(text: str) -> None:
+def explain(text: str) -> None:
+    """A line on stderr, if anybody can hear of it."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):  # work goes on when nobody can hear of it
             sys.stderr.write(clean(text) + "\n")

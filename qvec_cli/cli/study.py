@@ -6,19 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 import typer
 
-from qvec_cli.cli import options, recipe, show
+from qvec_cli.cli import options, show
 from qvec_cli.cli.options import GridFlags, ImageFlags, OutputFlags, ProxyFlags
 from qvec_cli.cli.signature import Adapted, flag
 from qvec_cli.cli.text import Facts, gains_table
 from qvec_cli.errors import SpecError
 from qvec_cli.specs import Method, Null
-
-if TYPE_CHECKING:
-    from qvec_cli.transfer.slurm import Executor
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +40,7 @@ def advise(
     proxy: Annotated[ProxyFlags, Adapted(without=("measure",), defaults={"proxy": ("noise",)})],
     images: ImageFlags,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            help="File for the model that is recommended.",
-            rich_help_panel=options.OUTPUT,
-        ),
+        Path | None, options.output_option("File for the model that is recommended.")
     ] = None,
     writing: OutputFlags,
 ) -> None:
@@ -79,13 +70,8 @@ def advise(
         force=writing.force,
         dry_run=writing.dry_run,
     )
-    show.deliver(
-        partial(verb.advise, request),
-        advise_text,
-        writing,
-        inputs=(receiver, *vectors, *([ways.moments] if ways.moments else [])),
-        out=output,
-    )
+    inputs = (receiver, *vectors, *([ways.moments] if ways.moments else []))
+    show.deliver(partial(verb.advise, request), advise_text, writing, inputs=inputs, out=output)
 
 
 def advise_text(results: Facts) -> Iterator[str]:
@@ -120,7 +106,6 @@ class CellFlags:
     """What is measured of every pair of a donor and a receiver."""
 
     heading: ClassVar[str] = "Lambda"
-
     lambdas: options.Lambdas = options.LAMBDAS
     fixed: str = flag(
         "1", "Lambdas that are reported unchosen; they take part in the curve.", metavar="LIST"
@@ -138,7 +123,6 @@ class NullFlags:
     """Vectors without meaning, to compare with."""
 
     heading: ClassVar[str] = "Null vectors"
-
     nulls: str = flag(
         "",
         "Vectors of the same length that carry nothing: random, shuffle, taskvec.",
@@ -155,7 +139,6 @@ class JobFlags:
     """How the work on a grid is dealt out."""
 
     heading: ClassVar[str] = "Jobs"
-
     shard: str = flag("1/1", "Only part I of N: receivers are dealt out in turn.", metavar="I/N")
     join: list[Path] | None = flag(None, "A finished part of this grid; repeat it.")
     executor: str | None = flag(
@@ -165,19 +148,8 @@ class JobFlags:
         None, "Of submitit, as slurm_partition=gpu; repeat it.", metavar="KEY=VALUE"
     )
 
-    def where(self) -> Executor | None:
-        """Where jobs run; None: here."""
-        from qvec_cli.transfer.slurm import Executor
-
-        if self.executor is None:
-            options.refuse("goes with --executor", executor_arg=self.executor_arg)
-            return None
-        return Executor(
-            cluster=self.executor, args=options.key_values(self.executor_arg, "--executor-arg")
-        )
-
     def part(self) -> tuple[int, int]:
-        """Which part of how many."""
+        """Which part of how many; SpecError if it is not I/N."""
         part, _, parts = self.shard.partition("/")
         if not (part.isdecimal() and parts.isdecimal()):
             raise SpecError(f"--shard {self.shard!r} is not I/N, as 1/4")
@@ -188,7 +160,7 @@ def transfer(
     grid: Annotated[
         Path,
         typer.Argument(
-            callback=recipe.apply_grid,
+            callback=options.apply_grid,
             is_eager=True,
             help="YAML file: receivers, donors, and defaults for these flags.",
         ),
@@ -216,8 +188,14 @@ def transfer(
     from qvec_cli.inputs.lambdas import parse_lambdas
     from qvec_cli.transfer import transfer as verb
     from qvec_cli.transfer.grid_file import CellOptions
+    from qvec_cli.transfer.slurm import Executor
 
-    executor = jobs.where()
+    executor = None  # jobs run here
+    if jobs.executor is None:
+        options.refuse("goes with --executor", executor_arg=jobs.executor_arg)
+    else:
+        arguments = options.key_values(jobs.executor_arg, "--executor-arg")
+        executor = Executor(jobs.executor, arguments)
     loading = images.loading(dry_run=writing.dry_run)
     proxies = proxy.options(loading) if proxy.proxy or proxy.proxy_samples else None
     lambdas, fixed = parse_lambdas(cells.lambdas), parse_lambdas(cells.fixed)
@@ -234,25 +212,13 @@ def transfer(
         device=images.device,
         proxy=proxies,
     )
+    part, joined = jobs.part(), tuple(jobs.join or ())
     request = verb.TransferRequest(
-        grid_file=grid,
-        out=output,
-        options=settings,
-        shard=jobs.part(),
-        joined=tuple(jobs.join or ()),
-        executor=executor,
-        resume=resume,
-        force=writing.force,
-        dry_run=writing.dry_run,
+        grid, output, settings, part, joined, executor, resume, *writing.force_and_dry_run
     )
-    show.deliver(
-        partial(verb.transfer, request),
-        transfer_text,
-        replace(writing, force=writing.force or resume),
-        out=output,
-        inputs=(grid, *request.joined),
-        written=lambda: verb.clear(output),
-    )
+    work, clear = partial(verb.transfer, request), partial(verb.clear, output)
+    inputs, writing = (grid, *joined), replace(writing, force=writing.force or resume)
+    show.deliver(work, transfer_text, writing, out=output, inputs=inputs, written=clear)
 
 
 def _points(

@@ -76,11 +76,7 @@ def plan_text(plan: Facts) -> Iterator[str]:
 
 
 def gains_table(summary: Facts) -> Iterator[str]:
-    """A transfer grid's mean gains over receivers, in points of top-1 on test.
-
-    There is a line for each baseline, each way to choose lambda, the best and worst donor, and how
-    well cosines and donors' scores foretell the gain.
-    """
+    """A transfer grid's mean gains over receivers, in points of top-1, and what foretells them."""
     from qvec_cli.results.summary import gain_cells  # numpy, which no help text needs
 
     yield "without a donor\tmean top-1\treceiver data used"

@@ -20,7 +20,6 @@ Model = Annotated[
 ]
 
 Shape = Annotated[NetworkFlags, Adapted(without=("model",))]
-
 Images = Annotated[ImageFlags, Adapted(without=("batch_size",))]
 
 
@@ -37,7 +36,6 @@ class TrainingFlags:
     """How the network is trained; the defaults are the paper's."""
 
     heading: ClassVar[str] = "Training"
-
     epochs: int | None = flag(
         None, "Passes over the data.", min=1, show_default="the paper's for a task, or 10"
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -15,10 +15,7 @@ from qvec_cli.cli.options import GridFlags, ImageFlags, NetworkFlags, OutputFlag
 from qvec_cli.cli.signature import flag
 from qvec_cli.cli.text import Facts, moments_text, size, some
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Loading, Rule
-
-if TYPE_CHECKING:
-    from qvec_cli.selection.by_agreement import AgreementOptions, FitOptions
+from qvec_cli.specs import Rule
 
 
 def extract(
@@ -39,22 +36,11 @@ def extract(
     """
     from qvec_cli.pipeline import extract as verb
 
-    show.deliver(
-        lambda listener: verb.extract(
-            donor,
-            donor_qat,
-            output,
-            listener,
-            moments=moments,
-            force=writing.force,
-            dry_run=writing.dry_run,
-        ),
-        extract_text,
-        writing,
-        inputs=(donor, donor_qat, *((moments,) if moments else ())),
-        out=output,
-        data_use=False,
-    )
+    force, dry_run = writing.force_and_dry_run
+    written = partial(verb.extract, moments=moments, force=force, dry_run=dry_run)
+    work = partial(written, donor, donor_qat, output)
+    inputs = (donor, donor_qat, *((moments,) if moments else ()))
+    show.deliver(work, extract_text, writing, inputs=inputs, out=output, data_use=False)
 
 
 def extract_text(results: Facts) -> Iterator[str]:
@@ -77,7 +63,6 @@ class MergeFlags:
     """By which rule vectors become one."""
 
     heading: ClassVar[str] = "Rule"
-
     rule: Rule = flag(Rule.MEAN, "ties and dare drop numbers of each vector first (see --density).")
     mix: str | None = flag(None, "One number for each vector, for --rule weighted.", metavar="LIST")
     density: float | None = flag(
@@ -91,7 +76,6 @@ class MergeFlags:
 Fit = Annotated[
     bool,
     typer.Option(
-        "--fit",
         help="Fit a coefficient for each to --receiver, on --proxy, without labels.",
         rich_help_panel="Fit",
     ),
@@ -128,55 +112,31 @@ def combine(
     """
     from qvec_cli.inputs.lambdas import parse_mix
     from qvec_cli.pipeline import combine as verb
+    from qvec_cli.selection import by_agreement
     from qvec_cli.vector.arithmetic import Merge
 
     mix = parse_mix(merge.mix) if merge.mix is not None else ()
-    rule = Merge(rule=merge.rule, mix=mix, density=merge.density, seed=merge.seed)
+    rule = Merge(merge.rule, mix, merge.density, merge.seed)
     loading = images.loading(dry_run=writing.dry_run)
     fitting = None
     if fit:
-        refuse = "does not go with --fit, which finds the coefficients itself"
-        options.refuse(refuse, merge)
-        fitting = _fitting(receiver, proxy, grid, loading, images.device)
+        options.refuse("does not go with --fit, which finds the coefficients itself", merge)
+        if receiver is None:
+            raise SpecError("--fit needs --receiver, the model that the vectors are for")
+        proxies, measure = proxy.options(loading), proxy.measure
+        agreement = by_agreement.AgreementOptions(
+            by_agreement.RAY, proxies, grid.options(), measure=measure, device=images.device
+        )
+        fitting = by_agreement.FitOptions(receiver, agreement)
     else:
         typed = replace(grid, cross_grid=False)  # which has a meaning without --fit, too
         options.refuse("goes with --fit", proxy, typed, receiver=receiver)
+    vectors, only, cross = tuple(rhos), options.chosen_parts(parts), grid.cross_grid
     request = verb.CombineRequest(
-        vectors=tuple(rhos),
-        out=output,
-        merge=rule,
-        parts=options.chosen_parts(parts),
-        cross=grid.cross_grid,
-        force=writing.force,
-        dry_run=writing.dry_run,
-        fit=fitting,
+        vectors, output, rule, only, cross, *writing.force_and_dry_run, fitting
     )
-    show.deliver(
-        partial(verb.combine, request),
-        combine_text,
-        writing,
-        inputs=tuple(rhos),
-        out=output,
-        data_use=False,
-    )
-
-
-def _fitting(
-    receiver: Path | None, proxy: ProxyFlags, grid: GridFlags, loading: Loading, device: str
-) -> FitOptions:
-    """What --fit fits the coefficients to."""
-    from qvec_cli.selection.by_agreement import RAY, AgreementOptions, FitOptions
-
-    if receiver is None:
-        raise SpecError("--fit needs --receiver, the model that the vectors are for")
-    agreement = AgreementOptions(
-        lambdas=RAY,
-        proxy=proxy.options(loading),
-        grid=grid.options(),
-        measure=proxy.measure,
-        device=device,
-    )
-    return FitOptions(receiver=receiver, agreement=agreement)
+    work = partial(verb.combine, request)
+    show.deliver(work, combine_text, writing, inputs=vectors, out=output, data_use=False)
 
 
 def combine_text(results: Facts) -> Iterator[str]:
@@ -207,7 +167,6 @@ class SampleFlags:
     """Which images the moments are of, and how much of the moments is kept."""
 
     heading: ClassVar[str] = "Moments"
-
     samples: int = flag(64, "Images of the split, drawn with seed 0; 16 are enough.", min=1)
     split: str = flag("train", "Of --data.", metavar="train|val|test")
     rank: int | None = flag(
@@ -251,14 +210,8 @@ def moments(
         force=writing.force,
         dry_run=writing.dry_run,
     )
-    show.deliver(
-        partial(verb.collect, request),
-        collected_text,
-        writing,
-        inputs=(checkpoint,),
-        out=output,
-        data_use=False,
-    )
+    work, inputs = partial(verb.collect, request), (checkpoint,)
+    show.deliver(work, collected_text, writing, inputs=inputs, out=output, data_use=False)
 
 
 def collected_text(results: Facts) -> Iterator[str]:
@@ -304,7 +257,7 @@ def patch(
     from qvec_cli.inputs.lambdas import AUTO
     from qvec_cli.pipeline import patch as verb
 
-    automatic: AgreementOptions | None = None
+    automatic = None
     if lam == AUTO:
         from qvec_cli.inputs.lambdas import parse_lambdas
         from qvec_cli.selection.by_agreement import AgreementOptions
@@ -320,20 +273,12 @@ def patch(
     else:
         typed = replace(grid, cross_grid=False)  # which has a meaning at any lambda
         options.refuse("goes with --lambda auto", proxy, typed)
+    only, cross = options.chosen_parts(parts), grid.cross_grid
     request = verb.PatchRequest(
-        receiver=receiver,
-        vector=rho,
-        out=output,
-        lam=lam,
-        cross=grid.cross_grid,
-        force=writing.force,
-        dry_run=writing.dry_run,
-        parts=options.chosen_parts(parts),
-        auto=automatic,
+        receiver, rho, output, lam, cross, *writing.force_and_dry_run, only, automatic
     )
-    show.deliver(
-        partial(verb.patch, request), patch_text, writing, inputs=(receiver, rho), out=output
-    )
+    work = partial(verb.patch, request)
+    show.deliver(work, patch_text, writing, inputs=(receiver, rho), out=output)
 
 
 def patch_text(results: Facts) -> Iterator[str]:

@@ -14,23 +14,10 @@ from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.source import STREAM
 from qvec_cli.errors import CheckpointError, MismatchError, SpecError
 from qvec_cli.outputs.metrics import SCHEMA, Input
-from qvec_cli.results.matrix import Matrix, lines_of, parse, same_run
-from qvec_cli.results.metrics_document import (
-    AgreementResults,
-    ComparedResults,
-    EvalResults,
-    ExtractResults,
-    GridParameters,
-    InputRecord,
-    Json,
-    MetricsDocument,
-    QuantizeResults,
-    SweepResults,
-    TrainingResults,
-)
-from qvec_cli.results.metrics_schema import RESULTS
+from qvec_cli.results import metrics_document as metrics
+from qvec_cli.results.journal import differences
+from qvec_cli.results.matrix import Matrix, lines_of, parse, pooled
 from qvec_cli.results.records import Name, Record, Share, decode
-from qvec_cli.results.seeds import pooled
 from qvec_cli.specs import DataUse, Grid, Use
 
 R = TypeVar("R")
@@ -58,11 +45,7 @@ class BarLabel(Struct, frozen=True):
 
 
 class WaysTable(Struct, frozen=True):
-    """Ways to low bits on one grid.
-
-    Raises:
-        ValueError: a bar, or the reference, of a way that is not in the table.
-    """
+    """Ways to low bits on one grid; ValueError for a bar or reference that is none of them."""
 
     title: Name
     ways: tuple[WayRecord, ...]
@@ -86,18 +69,22 @@ class WaysDocument(Struct, frozen=True, tag_field="kind", tag="ways"):
 
 DRAWN: Final[Mapping[type[Any], tuple[str, str, str]]] = {
     Matrix: ("a transfer grid", "transfer grid", "transfer grids"),
-    SweepResults: ("a sweep", "sweep over lambda", "sweeps over lambda"),
-    AgreementResults: ("a sweep by agreement", "sweep without labels", "sweeps without labels"),
-    QuantizeResults: ("quantize --metrics", "quantized model", "quantized models"),
-    ComparedResults: ("quantize --compare", "comparison of grids", "comparisons of grids"),
-    EvalResults: ("eval", "evaluation", "evaluations"),
-    TrainingResults: ("finetune and train-qat", "training run", "training runs"),
-    ExtractResults: ("extract", "extraction", "extractions"),
+    metrics.SweepResults: ("a sweep", "sweep over lambda", "sweeps over lambda"),
+    metrics.AgreementResults: (
+        "a sweep by agreement",
+        "sweep without labels",
+        "sweeps without labels",
+    ),
+    metrics.QuantizeResults: ("quantize --metrics", "quantized model", "quantized models"),
+    metrics.ComparedResults: ("quantize --compare", "comparison of grids", "comparisons of grids"),
+    metrics.EvalResults: ("eval", "evaluation", "evaluations"),
+    metrics.TrainingResults: ("finetune and train-qat", "training run", "training runs"),
+    metrics.ExtractResults: ("extract", "extraction", "extractions"),
     WaysDocument: ("a table of ways", "table of ways", "tables of ways"),
 }
 """What figures and pages are made of, in the words of messages, as one and as several."""
 
-_GRIDDED: Final = (SweepResults, AgreementResults, QuantizeResults)
+_GRIDDED: Final = (metrics.SweepResults, metrics.AgreementResults, metrics.QuantizeResults)
 """Results whose parameters name a grid."""
 
 
@@ -108,7 +95,7 @@ class Document(Generic[R]):
     file: str
     results: R
     use: Use
-    inputs: tuple[InputRecord, ...] = ()
+    inputs: tuple[metrics.InputRecord, ...] = ()
     parameters: Any = None  # ``GridParameters``, where the results are of a grid
     command: str = ""
     seconds: float = 0.0
@@ -146,11 +133,7 @@ class ResultFiles:
 
     @property
     def matrix(self) -> Matrix | None:
-        """The grid, if there is one.
-
-        Raises:
-            MismatchError: there are several.
-        """
+        """The grid, if there is one; MismatchError: there are several."""
         if len(self.matrices) > 1:
             kinds = " and ".join(f"{m.grid} ({len(m.receivers)} receivers)" for m in self.matrices)
             raise MismatchError(
@@ -210,18 +193,18 @@ def _add(rows: list[Record], runs: list[list[Record]]) -> None:
     """Puts the lines of a file to those of the other shards of its run, if there are some."""
     first = next((row for row in rows if row.value.get("kind") == "run"), None)
     for known in runs:
-        if first and any(r.value.get("kind") == "run" and same_run(r, first) for r in known):
+        if first and any(
+            r.value.get("kind") == "run" and not differences(r.value, first.value) for r in known
+        ):
             known.extend(rows)
             return
     runs.append(rows)
 
 
 def check_apart(out: Path, files: tuple[Path, ...], *, force: bool) -> None:
-    """Refuses, before any work, an output that could not be written or would replace an input.
+    """Refuses, before any work, an output that would replace an input (SpecError).
 
-    Raises:
-        SpecError: the output is one of the inputs.
-        CheckpointError: see ``check_target``.
+    Or one that could not be written, as ``check_target`` says.
     """
     for path in files:
         if path.exists() and out.exists() and path.samefile(out):
@@ -275,27 +258,26 @@ def _document(whole: Record) -> Document[Any]:
     present = results if isinstance(results, dict) else {}
     if "plan" in present:
         raise whole.fault("is a plan: nothing was measured", hint="Run it without --dry-run.")
-    rows = RESULTS.get(command, {})
-    fitting = (kind for key, kind in rows.items() if not key or present.get(key) is not None)
+    kinds_by_key = metrics.RESULTS.get(command, {})
+    fitting = (
+        kind for key, kind in kinds_by_key.items() if not key or present.get(key) is not None
+    )
     kind = next(fitting, None)
     if kind not in DRAWN:
-        drawn = [name for name, kinds in RESULTS.items() if set(kinds.values()) & DRAWN.keys()]
+        drawn = [
+            name for name, kinds in metrics.RESULTS.items() if set(kinds.values()) & DRAWN.keys()
+        ]
         raise whole.fault(
             f"is of qvec {command}, of which nothing is drawn",
             hint=f"Results of transfer, {', '.join(drawn)} are.",
         )
-    parameters = GridParameters if kind in _GRIDDED else Json
-    document = whole.decoded(MetricsDocument[parameters, kind])  # type: ignore[valid-type]
-    if len(document.inputs) < (least := 3 if kind is SweepResults else 1):
+    parameters = metrics.GridParameters if kind in _GRIDDED else metrics.Json
+    document = whole.decoded(metrics.MetricsDocument[parameters, kind])  # type: ignore[valid-type]
+    if len(document.inputs) < (least := 3 if kind is metrics.SweepResults else 1):
         raise whole.fault(f"inputs: {len(document.inputs)} are too few, {least} belong here")
+    use, inputs, seconds = document.data_use.use, document.inputs, document.timing.wall_s
     return Document(
-        whole.where,
-        document.results,
-        document.data_use.use,
-        document.inputs,
-        document.parameters,
-        command,
-        document.timing.wall_s,
+        whole.where, document.results, use, inputs, document.parameters, command, seconds
     )
 
 

@@ -20,7 +20,6 @@ from qvec_cli.results.records import decode
 from qvec_cli.specs import Listener
 
 Line = dict[str, Any]
-
 _ANY: Final = "*"
 
 _MAY_DIFFER: Final = {
@@ -44,22 +43,13 @@ _SHORT: Final = 60
 def differences(stored: Any, current: Any) -> list[str]:
     """The fields in which the headers of two runs differ, but for those that may.
 
-    Args:
-        stored: what a file states, as JSON has it.
-        current: the same of this run.
-
-    Returns:
-        One text a field: "seed 0 vs 5", or "data digest differs" where values are long.
+    One text a field: "seed 0 vs 5", or "data digest differs" where values are long.
     """
     return sorted(_different(stored, json.loads(json.dumps(current))))
 
 
 def is_same_run(path: Path, stored: Any, current: Any, *, force: bool, listener: Listener) -> bool:
-    """Whether a file that is to be resumed is of this run; with ``force`` another one's is left.
-
-    Raises:
-        MismatchError: it is of another run; names what differs.
-    """
+    """Whether a file to be resumed is of this run; if not, MismatchError unless ``force``."""
     try:
         _require_same_run(path, stored, current)
     except MismatchError as error:
@@ -94,14 +84,10 @@ def _is_below(place: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
 
 
 def parse(path: Path, *, torn: bool = False) -> list[Line]:
-    """The lines of a journal.
+    """The lines of a journal, or of what an older qvec left of a sweep.
 
-    Args:
-        path: JSON lines, or what an older qvec left of a sweep.
-        torn: whether a last line without its end, which a kill leaves behind, is dropped.
-
-    Raises:
-        CheckpointError: a line that is no JSON object, by its number.
+    With ``torn``, a last line without its end, which a kill leaves behind, is dropped. Raises
+    CheckpointError for a line that is no JSON object, by its number.
     """
     try:
         raw = path.read_bytes()
@@ -146,12 +132,8 @@ class Journal:
 
     A context that locks the file, and removes it if no line was finished.
 
-    Args:
-        path: where they are kept until the run is whole.
-        header: the first line, with the inputs and flags of the run.
-
-    Raises:
-        CheckpointError: another process is writing to it.
+    The first line, ``header``, has the inputs and flags of the run. Raises CheckpointError where
+    another process is writing to the file.
     """
 
     def __init__(self, path: Path, header: Line) -> None:
@@ -171,12 +153,7 @@ class Journal:
             self._file.close()
 
     def take(self, part: Path) -> list[Line]:
-        """Adds the lines of another journal of the same run, and returns them.
-
-        Raises:
-            MismatchError: a part of another run; names what differs.
-            CheckpointError: a broken file, or one without a header.
-        """
+        """Adds the lines of another journal and returns them; errors are those of ``resume``."""
         lines = parse(part)
         for header in _headers(part, lines):
             _require_same_run(part, header, self._header)
@@ -185,23 +162,17 @@ class Journal:
     def resume(self, cut: Path, *, force: bool, listener: Listener) -> list[Line] | None:
         """Adds the lines of a journal that was cut off, if it is of this run.
 
-        Args:
-            cut: a journal; its last line may be torn.
-            force: whether one of another run is left, and None returned.
-            listener: hears of that.
+        With ``force`` one of another run is left, and None returned. Its last line may be torn.
 
         Raises:
             MismatchError: it is of another run; names what differs.
             CheckpointError: a broken file, or one without a header.
         """
         lines = parse(cut, torn=True)
-        headers = _headers(cut, lines) if lines else []
-        if not all(
-            is_same_run(cut, header, self._header, force=force, listener=listener)
-            for header in headers
-        ):
-            return None
-        return self._add(lines)
+        is_same = partial(is_same_run, cut, current=self._header, force=force, listener=listener)
+        return (
+            self._add(lines) if all(map(is_same, _headers(cut, lines) if lines else [])) else None
+        )
 
     def start(self) -> None:
         """Writes what is known so far, and is ready for more."""

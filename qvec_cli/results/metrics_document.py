@@ -1,33 +1,27 @@
-"""Metrics documents of commands as structs: what all have, and results that are read back."""
+"""Metrics documents of commands as structs, and the JSON Schema that is published of them.
+
+One line writes the schema anew:
+``python -c "from qvec_cli.results.metrics_document import publish; publish()"``
+"""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
+import msgspec
 from msgspec import Meta, Struct, field
 
-from qvec_cli.results.records import (
-    ChosenLambda,
-    Count,
-    GridRecord,
-    Measured,
-    Name,
-    Point,
-    Positive,
-    Score,
-    Share,
-)
+from qvec_cli.outputs.metrics import SCHEMA_FILE
+from qvec_cli.results import records
 from qvec_cli.specs import DataUse, Measure, Use
 
 Parameters = TypeVar("Parameters")
-
 Results = TypeVar("Results")
-
 NonNegative = Annotated[float, Meta(ge=0)]
-
 Digest = Annotated[str, Meta(extra_json_schema={"pattern": "^[0-9a-f]{64}$"})]
-
 Json = dict[str, Any]
 
 
@@ -54,7 +48,7 @@ class UseRecord(Struct, frozen=True):
     """The receiver data that the results used beyond its own fine-tuning."""
 
     level: DataUse
-    counts: dict[str, Count]  # images or labels, by split
+    counts: dict[str, records.Count]  # images or labels, by split
 
     @property
     def use(self) -> Use:
@@ -70,9 +64,10 @@ class EnvironmentRecord(Struct, frozen=True):
     timm: str
     device: str
     threads: Annotated[int, Meta(ge=1, description="of each process")]
-    seed: Count | None
+    seed: records.Count | None
     ranks: Annotated[
-        Positive | None, Meta(description="processes that did the work together; if absent, one")
+        records.Positive | None,
+        Meta(description="processes that did the work together; if absent, one"),
     ] = None
 
 
@@ -80,7 +75,7 @@ class TimingRecord(Struct, frozen=True):
     """What the command took."""
 
     wall_s: NonNegative
-    peak_rss_bytes: Count
+    peak_rss_bytes: records.Count
 
 
 class MetricsDocument(Struct, Generic[Parameters, Results], frozen=True):
@@ -100,23 +95,23 @@ class MetricsDocument(Struct, Generic[Parameters, Results], frozen=True):
 class GridParameters(Struct, frozen=True):
     """How weights were quantized."""
 
-    grid: GridRecord
-    method: Name
+    grid: records.GridRecord
+    method: records.Name
 
 
 class SweepBaselines(Struct, frozen=True):
     """The receiver without a vector, float and rounded."""
 
-    fp: Measured
-    ptq: Measured
+    fp: records.Measured
+    ptq: records.Measured
 
 
 class SweepResults(Struct, frozen=True):
     """sweep-lambda: lambda chosen by accuracy on labelled validation images."""
 
-    curve: Annotated[tuple[Point, ...], Meta(min_length=1)]
-    chosen: ChosenLambda
-    zero_shot: ChosenLambda
+    curve: Annotated[tuple[records.Point, ...], Meta(min_length=1)]
+    chosen: records.ChosenLambda
+    zero_shot: records.ChosenLambda
     baselines: SweepBaselines
 
 
@@ -126,7 +121,7 @@ class Distance(Struct, frozen=True):
     lam: float = field(name="lambda")
     mean: float = field(name="distance")
     standard_error: NonNegative
-    val: Score | None = None  # where labels were there, which take no part in the choice
+    val: records.Score | None = None  # where labels were there, which take no part in the choice
 
 
 class AgreedLambda(Struct, frozen=True):
@@ -135,29 +130,25 @@ class AgreedLambda(Struct, frozen=True):
     lam: float = field(name="lambda")
     distance: float
     standard_error: NonNegative
-    rho: Name
+    rho: records.Name
     digest: str
     use: DataUse = field(name="data_use")
-    val: Score | None = None
-    test: Score | None = None
+    val: records.Score | None = None
+    test: records.Score | None = None
 
 
 class FittedScore(Struct, frozen=True):
     """What a vector does about the damage of quantization, on proxy images."""
 
     removed: Annotated[float, Meta(le=1)]
-    explained: Share
+    explained: records.Share
     fitted_lambda: float
 
 
 class AgreedDonor(Struct, frozen=True):
-    """One vector of a sweep by agreement.
+    """One vector of a sweep by agreement; ValueError if the choice is no point of the curve."""
 
-    Raises:
-        ValueError: the chosen lambda is no point of the curve.
-    """
-
-    rho: Name
+    rho: records.Name
     digest: str
     curve: Annotated[tuple[Distance, ...], Meta(min_length=1)]
     chosen: AgreedLambda
@@ -173,7 +164,7 @@ class ProxyFolder(Struct, frozen=True):
 
     name: str
     digest: str
-    samples: Count
+    samples: records.Count
 
 
 class ProxiesRecord(Struct, frozen=True):
@@ -199,30 +190,29 @@ class AgreementResults(Struct, frozen=True):
     baselines: SweepBaselines | None = None
 
 
-class TrainingResults(Struct, frozen=True):
+class OutputResults(Struct, frozen=True):
+    """Any command that writes one: the file that was written."""
+
+    output: records.Name
+    digest: records.Name
+
+
+class TrainingResults(OutputResults, frozen=True):
     """finetune, train-qat: the model that was written."""
 
-    output: Name
-    digest: Name
 
-
-class ExtractResults(Struct, frozen=True):
+class ExtractResults(OutputResults, frozen=True):
     """extract: the vector that was written."""
 
-    output: Name
-    digest: Name
 
-
-class QuantizeResults(Struct, frozen=True):
+class QuantizeResults(OutputResults, frozen=True):
     """quantize: the file that was written, and the error of each weight."""
 
-    output: Name
-    digest: Name
     quantized: tuple[str, ...]  # in the network's order
     sqnr_db: dict[str, float | None]  # signal to quantization noise; None: no noise, or no signal
     bits_per_weight: NonNegative
-    bytes_before: Count
-    bytes_after: Count
+    bytes_before: records.Count
+    bytes_after: records.Count
 
     @property
     def ordered(self) -> Mapping[str, float | None]:
@@ -233,15 +223,15 @@ class QuantizeResults(Struct, frozen=True):
 class ComparedGrid(Struct, frozen=True):
     """One grid of quantize --compare."""
 
-    name: Name
+    name: records.Name
     bits_per_weight: NonNegative
     sqnr_db: float | None
-    val: Score | None = None
-    test: Score | None = None
-    train: Score | None = None
+    val: records.Score | None = None
+    test: records.Score | None = None
+    train: records.Score | None = None
 
     @property
-    def measured(self) -> Score | None:
+    def measured(self) -> records.Score | None:
         """Its score, on whichever split it was measured."""
         return self.val or self.test or self.train
 
@@ -250,20 +240,223 @@ class ComparedResults(Struct, frozen=True):
     """quantize --compare: grids that need no data, side by side."""
 
     compared: tuple[ComparedGrid, ...]
-    fp: Score | None = None
+    fp: records.Score | None = None
 
 
-class EvalResults(Struct, frozen=True):
-    """eval: the accuracy of one file."""
+class WrittenScore(Struct, frozen=True):
+    """What a document holds of an accuracy; ``Score`` is what is read back of it."""
 
-    split: Name
-    role: str | None
-    grid: GridRecord | None  # that the file was made for
-    n: Positive
-    n_correct: Count
-    top1: Share
-    n_correct_top5: Count
-    top5: Share
+    n: records.Positive
+    n_correct: records.Count
+    top1: records.Share
+    n_correct_top5: records.Count
+    top5: records.Share
     loss: Annotated[NonNegative, Meta(description="mean cross-entropy, nats")]
     standard_error: NonNegative
     images_per_second: NonNegative
+
+
+class EvalResults(WrittenScore, frozen=True):
+    """eval: the accuracy of one file."""
+
+    split: records.Name
+    role: str | None
+    grid: records.GridRecord | None  # that the file was made for
+
+
+class PlannedTensor(Struct, frozen=True, forbid_unknown_fields=True):
+    """What would become of a tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[records.Count, ...]
+    fate: str
+
+
+class PlanRecord(Struct, frozen=True, forbid_unknown_fields=True):
+    """What --dry-run says that the run would do."""
+
+    output: str | None
+    tensors: tuple[PlannedTensor, ...]
+    images: dict[str, records.Count]
+    bytes_in: records.Count
+    bytes_out: records.Count | None
+    memory_bytes: records.Count | None = None
+
+
+class PlanResults(Struct, frozen=True):
+    """Any command with --dry-run."""
+
+    plan: PlanRecord
+
+
+class MomentsResults(OutputResults, frozen=True):
+    """moments: the file that was written, and what it holds."""
+
+    layers: records.Positive
+    tokens: Annotated[
+        dict[str, records.Positive],
+        Meta(
+            description="input vectors that each mean is over, by layer; layers that share their "
+            "inputs count once"
+        ),
+    ]
+    images: records.Positive
+    rank: Annotated[
+        records.Positive | None,
+        Meta(description="eigenpairs that are kept of each moment; null: all"),
+    ]
+    sources: tuple[Json, ...]
+    bytes: records.Positive
+    model_bytes: records.Positive
+
+
+class ExportCheck(Struct, frozen=True, forbid_unknown_fields=True):
+    """Logits of the exported form beside those of qvec's own network, on random images."""
+
+    images: records.Positive
+    max_abs_diff: NonNegative
+    max_abs_logit: NonNegative
+    bound: Annotated[NonNegative, Meta(description="the largest max_abs_diff that is taken")]
+
+
+class ExportResults(Struct, frozen=True):
+    """export: the file or folder that was written."""
+
+    output: records.Name
+    digest: Any
+    format: str
+    grid: Any
+    bytes_before: records.Count
+    bytes_after: records.Count
+    check: ExportCheck | None
+
+
+class AdviceCandidate(Struct, frozen=True):
+    """One way to low bits that advise has tried."""
+
+    name: str
+    family: Annotated[str, one_of("plain", "patch", "moments", "noise", "images", "refined")]
+    grid: records.GridRecord
+    bits_per_weight: NonNegative
+    distance: float
+    standard_error: NonNegative
+    kept: records.Share
+    data_use: UseRecord
+    seconds: NonNegative
+    commands: tuple[str, ...]
+    test: records.Score | None = None
+
+
+class SkippedCandidate(Struct, frozen=True):
+    """One way that advise has not tried, and why."""
+
+    name: str
+    reason: str
+
+
+class AdviceResults(Struct, frozen=True):
+    """advise: what to do with a receiver."""
+
+    decision: Annotated[
+        str, one_of("nothing to recover", "another grid", "patch", "calibrate", "QAT after all")
+    ]
+    chosen: str
+    best_plain: str
+    sure: str
+    why: str
+    commands: Annotated[tuple[str, ...], Meta(min_length=1)]
+    measure: str
+    proxies: ProxiesRecord
+    candidates: Annotated[tuple[AdviceCandidate, ...], Meta(min_length=1)]
+    skipped: tuple[SkippedCandidate, ...]
+
+
+class PlotResults(Struct, frozen=True):
+    """plot: the figure that was written, and the same in words."""
+
+    output: str
+    figure: str
+    bytes: records.Positive
+    words: str
+
+
+class ReportResults(Struct, frozen=True):
+    """report: the page that was written."""
+
+    output: str
+    bytes: records.Positive
+    sections: tuple[str, ...]
+    figures: records.Count
+    tables: records.Count
+
+
+RESULTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "finetune": {"": TrainingResults},
+    "train-qat": {"": TrainingResults},
+    "extract": {"": ExtractResults},
+    "moments": {"": MomentsResults},
+    "combine": {"": OutputResults},
+    "patch": {"": OutputResults},
+    "quantize": {"compared": ComparedResults, "": QuantizeResults},
+    "export": {"": ExportResults},
+    "eval": {"": EvalResults},
+    "sweep-lambda": {"objective": AgreementResults, "": SweepResults},
+    "transfer": {"": Json},
+    "advise": {"": AdviceResults},
+    "inspect": {"": Json},
+    "plot": {"": PlotResults},
+    "report": {"": ReportResults},
+}
+"""What the results of each command are: the first row whose key they have; "" stands for any."""
+
+_CLOSED: Final = (MetricsDocument, InputRecord, UseRecord, EnvironmentRecord, TimingRecord)
+"""Structs that have no other keys; readers pass over those of later versions all the same."""
+
+
+def json_schema() -> Json:
+    """The JSON Schema of a metrics document.
+
+    Readers take fewer numbers of a score than writers write, so that ``WrittenScore`` stands there
+    for ``Score``; else a field is required unless it has a default.
+    """
+    kinds = [kind for rows in RESULTS.values() for kind in rows.values() if kind is not Json]
+    types = [MetricsDocument[Json, Json], PlanResults, WrittenScore, *dict.fromkeys(kinds)]
+    _, parts = msgspec.json.schema_components(types, ref_template="#/$defs/{name}")
+    parts = {re.split(r"\W|_", name)[0]: part for name, part in parts.items()}
+    parts["Score"] = parts.pop("WrittenScore")
+    for part in parts.values():
+        part.pop("title", None)
+    for kind in _CLOSED:
+        parts[kind.__name__]["additionalProperties"] = False
+    document = parts.pop("MetricsDocument")
+    document["properties"]["command"] = {"enum": list(RESULTS)}
+    document["allOf"] = [
+        {
+            "if": {"properties": {"command": {"const": command}}},
+            "then": {"properties": {"results": _choice({"plan": PlanResults, **rows})}},
+        }
+        for command, rows in RESULTS.items()
+        if rows != {"": Json}
+    ]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "qvec metrics, version 1",
+        **document,
+        "$defs": dict(sorted(parts.items())),
+    }
+
+
+def _choice(rows: Mapping[str, Any]) -> Json:
+    """The schema of the first row whose key is there."""
+    (key, kind), *others = rows.items()
+    schema = {} if kind is Json else {"$ref": f"#/$defs/{kind.__name__}"}
+    if not key:
+        return schema
+    return {"if": {"required": [key]}, "then": schema, "else": _choice(dict(others))}
+
+
+def publish() -> None:
+    """Writes the schema that the package ships."""
+    text = json.dumps(json_schema(), indent=2, ensure_ascii=False)
+    SCHEMA_FILE.write_text(f"{text}\n", encoding="utf-8")

@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -15,13 +17,9 @@ from qvec_cli.errors import CheckpointError, SpecError
 from qvec_cli.specs import DataUse, Granularity, Grid, Scale, ScaleDtype
 
 T = TypeVar("T")
-
 Count = Annotated[int, Meta(ge=0)]
-
 Positive = Annotated[int, Meta(ge=1)]
-
 Share = Annotated[float, Meta(ge=0, le=1)]
-
 Name = Annotated[str, Meta(min_length=1)]
 
 _TOLERANCE: Final = 1e-9
@@ -40,11 +38,7 @@ class Record:
         return CheckpointError(f"{self.where}: {message}", hint)
 
     def decoded(self, kind: type[T]) -> T:
-        """The object as a struct; keys that the struct does not have are passed over.
-
-        Raises:
-            CheckpointError: a field that is missing or not what belongs there, with its path.
-        """
+        """The object as a struct, other keys aside; CheckpointError names a field that is wrong."""
         try:
             return msgspec.convert(self.value, kind)
         except msgspec.ValidationError as error:
@@ -53,11 +47,7 @@ class Record:
 
 
 def decode(text: str, where: str) -> Record:
-    """One JSON object.
-
-    Raises:
-        CheckpointError: no JSON, or JSON that is no object.
-    """
+    """One JSON object; CheckpointError: no JSON, or JSON that is no object."""
     try:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
@@ -79,7 +69,7 @@ def _located(error: msgspec.ValidationError, value: Any, kind: Any) -> tuple[str
     steps: list[Any] = []
     for name, index in re.findall(r"\.([^.\[`]+)|\[([^\]]+)\]", path):
         if index == "...":
-            keys = _at(value, steps)
+            keys = reduce(getitem, steps, value)
             alike = (key for key in keys if _fault(value, kind, steps, key) == str(error))
             steps.append(key := next(alike, "..."))
             if key == "...":
@@ -89,12 +79,6 @@ def _located(error: msgspec.ValidationError, value: Any, kind: Any) -> tuple[str
             steps.append(int(index) if index else name)
     shown = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
     return reason[:1].lower() + reason[1:].replace("`", ""), shown.lstrip(".")
-
-
-def _at(value: Any, steps: list[Any]) -> Any:
-    for step in steps:
-        value = value[step]
-    return value
 
 
 def _fault(value: Any, kind: Any, steps: list[Any], key: str) -> str:
@@ -116,11 +100,7 @@ def _reduced(value: Any, steps: list[Any], key: str) -> Any:
 
 
 class Score(Struct, frozen=True):
-    """How many images of a split were classified correctly.
-
-    Raises:
-        ValueError: more right ones than images, or a share that is not the quotient of the two.
-    """
+    """How many images of a split were classified correctly; ValueError where counts disagree."""
 
     n: Positive
     n_correct: Annotated[float, Meta(ge=0)]  # a mean over runs on the same images is not whole
@@ -152,11 +132,7 @@ def difference_error(first: Score, second: Score) -> float:
 
 
 class GridRecord(Struct, frozen=True, forbid_unknown_fields=True):
-    """A grid of weights as ``Grid.to_json`` writes it; a key more would be another grid.
-
-    Raises:
-        ValueError: values that are no grid together.
-    """
+    """A grid of weights as ``Grid.to_json`` writes it; ValueError where values are no grid."""
 
     bits: int
     granularity: Granularity

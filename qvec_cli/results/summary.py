@@ -16,7 +16,6 @@ from qvec_cli.results.matrix import OWN_QAT, PLAIN, Cell, Matrix
 from qvec_cli.results.records import Score, difference_error
 
 Facts = dict[str, Any]
-
 Take = Callable[[Cell], Score]
 
 ORACLE: Final = "oracle"
@@ -87,13 +86,8 @@ def gain_cells(
 ) -> Iterator[tuple[str, ...]]:
     """A summary's gains as rows of text: name, mean, interval, median, wins, losses, gap, regret.
 
-    Args:
-        facts: of ``summarise``.
-        words: a way to choose lambda by its key, in a table's words.
-        points: points of top-1 with their sign.
-
-    Yields:
-        The vectors, then the nulls; last, in two cells, what the receivers' own vectors gain.
+    The vectors, then the nulls of ``summarise``; last, in two cells, what the receivers' own vectors
+    gain. ``words`` names a way to choose lambda by its key, ``points`` writes top-1 with its sign.
     """
     rows = [(words(way), row) for way, row in facts["ways"].items()]
     for kind, ways in facts["nulls"].items():
@@ -293,13 +287,9 @@ def interval(
 ) -> list[float] | None:
     """The 95 % bootstrap interval of a mean of means, or of a ratio of two sums.
 
-    Args:
-        units: what each unit (a receiver) has, one number a pair; whole units are drawn.
-        over: what each unit's mean is divided by in sum, for a ratio.
-
-    Returns:
-        The 2.5 % and 97.5 % points of ``DRAWS`` resamples; None for fewer than two units, and
-        for a ratio whose lower part is not above 0 in each of them.
+    Whole units (receivers, with a number a pair) are drawn; ``over`` is what each unit's mean is
+    divided by in sum, for a ratio. Returns the 2.5 % and 97.5 % points of ``DRAWS`` resamples; None
+    for fewer than two units, and for a ratio whose lower part is not above 0 in each of them.
     """
     means = np.array([np.mean(unit) for unit in units])
     if len(means) < 2:

@@ -1,20 +1,21 @@
-"""The command that looks into files: inspect."""
+"""The commands that look at what was made: inspect, plot, report."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, ClassVar, Final
 
 import typer
 
-from qvec_cli.cli import show
+from qvec_cli.cli import options, show
 from qvec_cli.cli.options import OutputFlags
-from qvec_cli.cli.signature import Adapted
-from qvec_cli.cli.text import Facts, moments_text, size, some
+from qvec_cli.cli.signature import Adapted, flag
+from qvec_cli.cli.text import Facts, gains_table, moments_text, size, some
 from qvec_cli.errors import QvecError, SpecError
-from qvec_cli.specs import Grid
+from qvec_cli.specs import Cost, FigureKind, Grid
 
 _LONGEST: Final = 1000
 """Characters of a line that a card may fill."""
@@ -46,13 +47,9 @@ def inspect(
     if verify + lineage + (other is not None) > 1:
         raise SpecError("--verify, --lineage and a second file are three questions: ask one")
     question = verb.verify if verify else verb.lineage if lineage else verb.describe
-    show.deliver(
-        partial(verb.compare, file, other) if other else partial(question, file),
-        inspect_text,
-        showing,
-        inputs=(file, other) if other else (file,),
-        data_use=False,
-    )
+    work = partial(verb.compare, file, other) if other else partial(question, file)
+    inputs = (file, other) if other else (file,)
+    show.deliver(work, inspect_text, showing, inputs=inputs, data_use=False)
 
 
 def inspect_text(results: Facts) -> Iterator[str]:
@@ -97,9 +94,10 @@ def _both(pair: list[Any]) -> str:
 def _description_text(results: Facts) -> Iterator[str]:
     card = results["card"]
     role = _cut(f", {card['role']}") if card and card["role"] else ""
+    count = "packed" if results["parameters"] is None else f"{results['parameters']:,}"
     yield (
         f"{results['kind']}{role}: {len(results['tensors'])} tensors, "
-        f"{_count(results['parameters'])} parameters, {size(results['bytes'])}"
+        f"{count} parameters, {size(results['bytes'])}"
     )
     if results["moments"]:
         carried = f"carries {moments_text(results['moments'])}"
@@ -119,10 +117,6 @@ def _description_text(results: Facts) -> Iterator[str]:
         bad = f"\t{tensor['not_finite']} not finite" if tensor.get("not_finite") else ""
         norm = f"{tensor['norm']:.6g}" if "norm" in tensor else "-"
         yield f"{tensor['name']}\t{tensor['dtype']}\t{tensor['shape']}\t{norm}{bad}"
-
-
-def _count(parameters: int | None) -> str:
-    return f"{parameters:,}" if parameters is not None else "packed"
 
 
 def _layout_text(facts: Facts) -> str:
@@ -158,7 +152,8 @@ def _lineage_text(lineage: Facts, indent: str) -> Iterator[str]:
     """An operation, its parents below it, theirs below them."""
     facts = f" at lambda {lineage['lambda']}" if "lambda" in lineage else ""
     facts += f" by {lineage['rule']}" if "rule" in lineage else ""
-    facts += f" of {', '.join(map(str, lineage['parts']))}" if _listed(lineage, "parts") else ""
+    if isinstance(lineage.get("parts"), list):
+        facts += f" of {', '.join(map(str, lineage['parts']))}"
     facts += f" by {lineage['ranks']} processes" if "ranks" in lineage else ""
     yield f"{indent}made by: qvec {lineage.get('qvec', '?')} {lineage.get('op', '?')}{facts}"
     parents = lineage.get("parents")
@@ -171,12 +166,90 @@ def _lineage_text(lineage: Facts, indent: str) -> Iterator[str]:
                 yield from _lineage_text(parent["provenance"], indent + "  ")
 
 
-def _listed(lineage: Facts, key: str) -> bool:
-    return isinstance(lineage.get(key), list)
-
-
 def _grid_text(value: Facts) -> str:
     try:
         return str(Grid.from_json(value))
     except QvecError:
         return str(value)
+
+
+Results = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="FILE...",
+        help="JSON of transfer, sweep-lambda, quantize --metrics, eval; - for stdin.",
+    ),
+]
+
+Writing = Annotated[OutputFlags, Adapted(without=("dry_run",))]
+
+
+@dataclass(frozen=True, slots=True)
+class FigureFlags:
+    """Which figure, of what."""
+
+    heading: ClassVar[str] = "Figure"
+    figure: FigureKind | None = flag(
+        None, "What to draw, where the files leave a choice.", show_default="what they make"
+    )
+    receiver: str | None = flag(None, "One receiver of a grid, for curve.")
+    donor: str | None = flag(None, "One donor of a grid, for curve and plane.")
+    cost: Cost = flag(Cost.IMAGES, "What plane counts: images trained on, or seconds.")
+
+
+def plot(
+    files: Results, *, drawing: FigureFlags, output: options.OutputFile, writing: Writing
+) -> None:
+    """Draw the figure that FILES make: .png, .svg or .pdf.
+
+    Examples:
+        qvec plot sweep.json -o sweep.svg
+        qvec plot quantized.json --figure layers -o layers.png
+    """
+    from qvec_cli.report import figures as verb
+    from qvec_cli.report.canvas import FigureOptions
+
+    figure = FigureOptions(drawing.figure, drawing.receiver, drawing.donor, drawing.cost)
+    inputs = tuple(files)
+    work = partial(verb.plot, verb.PlotRequest(inputs, output, figure, writing.force))
+    show.deliver(work, plot_text, writing, out=output, inputs=inputs)
+
+
+def plot_text(results: Facts) -> Iterator[str]:
+    """Which figure it is, and its caption."""
+    yield f"{results['output']}: {results['figure']}, {size(results['bytes'])}"
+    yield results["words"]
+
+
+def report(
+    files: Results,
+    *,
+    title: Annotated[
+        str, typer.Option(metavar="TITLE", help="Of the page.", rich_help_panel="Page")
+    ] = "Quantization vectors",
+    output: options.OutputFile,
+    writing: Writing,
+) -> None:
+    """Write one HTML page of FILES: figures, tables, numbers.
+
+    Examples:
+        qvec report sweep.json -o report.html
+        qvec report sweep.json quantized.json --title Digits -o report.html
+    """
+    from qvec_cli.report import page as verb
+
+    inputs = tuple(files)
+    work = partial(verb.report, verb.ReportRequest(inputs, output, title, writing.force))
+    show.deliver(work, report_text, writing, out=output, inputs=inputs)
+
+
+def report_text(results: Facts) -> Iterator[str]:
+    """What the page has, and the table of gains of each grid."""
+    counts = [(results[key], key) for key in ("figures", "tables")]
+    shown = ", ".join(f"{count} {key if count != 1 else key[:-1]}" for count, key in counts)
+    yield f"{results['output']}: {shown}, {size(results['bytes'])}"
+    yield f"sections: {', '.join(results['sections'])}"
+    for grid in results["grids"]:
+        runs = f", {grid['runs']} runs" if grid["runs"] > 1 else ""
+        yield f"{grid['grid']}, {grid['summary']['receivers']} receivers{runs}"
+        yield from gains_table(grid["summary"])
