@@ -86,7 +86,7 @@ def gain_cells(
 ) -> Iterator[tuple[str, ...]]:
     """A summary's gains as rows of text: name, mean, interval, median, wins, losses, gap, regret.
 
-    The vectors, then the nulls of ``summarise``; last, in two cells, what the receivers' own vectors
+    The vectors, then the nulls of ``summarise``; last, in two cells, what receivers' own vectors
     gain. ``words`` names a way to choose lambda by its key, ``points`` writes top-1 with its sign.
     """
     rows = [(words(way), row) for way, row in facts["ways"].items()]
