@@ -37,8 +37,7 @@ CHOSEN: Final = frozenset({"chosen", "anchored"})
 def advise(request: AdviseRequest, listener: Listener) -> Metrics:
     """Tries every candidate, decides, and writes the recommended model where one is asked for.
 
-    Raises:
-        MismatchError: vectors, moments or images that do not belong to the receiver.
+    Raises MismatchError: vectors, moments or images that do not belong to the receiver.
     """
     started = time.perf_counter()
     if request.out is not None:

@@ -79,8 +79,7 @@ def _of_folder(folder: Path) -> Contents:
                 contents.config = read_json(inside(folder, "config.json"))
             return contents
     raise CheckpointError(
-        f"{folder}: a folder without a checkpoint",
-        hint=f"Looked for {', '.join(_IN_FOLDER)}.",
+        f"{folder}: a folder without a checkpoint", hint=f"Looked for {', '.join(_IN_FOLDER)}."
     )
 
 

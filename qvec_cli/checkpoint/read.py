@@ -39,8 +39,7 @@ class Checkpoint(Mapping[str, Entry]):
         path: a safetensors file, an index of several, a folder of the hub, a pickled state dict,
             or ``-`` for stdin; found by content. Reads never map a file into memory.
 
-    Raises:
-        CheckpointError: missing, unreadable, or not whole and valid.
+    Raises CheckpointError: missing, unreadable, or not whole and valid.
     """
 
     def __init__(self, path: Path) -> None:

@@ -63,8 +63,7 @@ class CalibrationFlags:
     def calibration(self, loading: Loading, device: str) -> Calibration | None:
         """The images of --calib, for methods that look at some.
 
-        Raises:
-            SpecError: a flag that needs images, and none are named.
+        Raises SpecError: a flag that needs images, and none are named.
         """
         correction = self.bias_correction and self.moments is None
         if self.calib:

@@ -30,9 +30,7 @@ def open_task(spec: str, folder: Path | None, *, download: bool = False) -> Task
         folder: where named data sets lie.
         download: whether the network may be used.
 
-    Raises:
-        SpecError: nothing has that name.
-        DataError: it is not there, or not what it should be.
+    Raises SpecError: nothing has that name; DataError: it is not there, or not what it should be.
     """
     try:
         return _open(spec, folder, download=download)
@@ -57,8 +55,7 @@ def _open(spec: str, folder: Path | None, *, download: bool) -> Task:
     if has_separator:
         raise DataError(f"{spec}: no such folder", hint=layout(Path(spec)))
     raise SpecError(
-        f"{spec!r} is neither a folder nor a known data set",
-        hint=_did_you_mean(spec, list(TASKS)),
+        f"{spec!r} is neither a folder nor a known data set", hint=_did_you_mean(spec, list(TASKS))
     )
 
 
@@ -182,9 +179,7 @@ def open_unlabelled(spec: str, folder: Path | None, side: int, *, download: bool
         side: of noise images, in pixels.
         download: whether the network may be used.
 
-    Raises:
-        SpecError: nothing has that name.
-        DataError: it is not there, or holds no image.
+    Raises SpecError: nothing has that name; DataError: it is not there, or holds no image.
     """
     if spec == NOISE:
         return noise(side)

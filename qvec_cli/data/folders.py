@@ -64,9 +64,8 @@ def read_folder(folder: Path) -> DataSource:
     there is no train. Hidden files, and files that are no images by their extension, are left
     out. Images may lie deeper inside a class. Links are followed.
 
-    Raises:
-        DataError: no split, two folders for one split, an empty split or class, or a class
-            that train does not have.
+    Raises DataError: no split, two folders for one split, an empty split or class, or a class that
+    train does not have.
     """
     try:
         homes = _split_folders(folder)
@@ -87,11 +86,7 @@ def read_folder(folder: Path) -> DataSource:
 
 
 def read_flat(folder: Path) -> DataSource:
-    """Every image below a folder, without labels, as one train split.
-
-    Raises:
-        DataError: none.
-    """
+    """Every image below a folder, without labels, as one train split. Raises DataError: none."""
     try:
         files = _images(folder, "folder")
     except OSError as error:

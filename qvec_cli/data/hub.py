@@ -67,8 +67,7 @@ def open_hub(id: str, *, download: bool) -> DataSource:  # noqa: A002  the hub's
         id: ORG/NAME.
         download: whether the network may be used; otherwise only the cache is looked at.
 
-    Raises:
-        DataError: the package or the data set is missing, or its columns are not clear.
+    Raises DataError: the package or the data set is missing, or its columns are not clear.
     """
     task = next((task for task in TASKS.values() if task.hub.id == id), None)
     loaded = _load(id, task.hub.config if task else None, download=download)

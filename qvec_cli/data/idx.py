@@ -54,9 +54,8 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
     The file is two zero bytes, a type, the rank, one big-endian uint32 a dimension, the values.
 
-    Raises:
-        DataError: the file cannot be read, holds anything but bytes, or has another length
-            than its header says.
+    Raises DataError: the file cannot be read, holds anything but bytes, or has another length than
+    its header says.
     """
     try:
         raw = path.read_bytes()

@@ -14,8 +14,7 @@ from qvec_cli.errors import DataError, SpecError
 def open_image(path: str) -> Image.Image:
     """Decodes an image file whole, in the mode it has; an EXIF orientation is not followed.
 
-    Raises:
-        DataError: the file is missing, empty, cut short, no image, or a decompression bomb.
+    Raises DataError: the file is missing, empty, cut short, no image, or a decompression bomb.
     """
     try:
         with warnings.catch_warnings():
@@ -38,9 +37,7 @@ def to_mode(image: Image.Image, channels: int) -> Image.Image:
     to 8 bits; PIL alone would clip them to white. Float greys ("F") declare no range: the
     smallest of 1, 255 and 65,535 that holds their maximum is taken as white.
 
-    Raises:
-        SpecError: another number of channels.
-        DataError: a colour space that PIL cannot convert.
+    Raises SpecError: another number of channels; DataError: a colour space that PIL cannot convert.
     """
     if channels not in (1, 3):
         raise SpecError(f"--in-chans {channels}: images have 1 or 3 channels")

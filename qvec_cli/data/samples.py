@@ -37,8 +37,7 @@ class Samples(Protocol):
     def load(self, index: int) -> Image.Image:
         """Decode one image.
 
-        Raises:
-            DataError: it cannot be decoded. No other image takes its place.
+        Raises DataError: it cannot be decoded. No other image takes its place.
         """
 
     def identity(self) -> Iterator[str]:
@@ -72,8 +71,7 @@ class Task:
     def split(self, name: str) -> Samples:
         """The samples of a split, whose labels have been checked.
 
-        Raises:
-            DataError: there is no such split, or a label is none of the classes.
+        Raises DataError: there is no such split, or a label is none of the classes.
         """
         if name not in self.splits:
             close = get_close_matches(name, self.splits, 1)
@@ -141,8 +139,7 @@ def draw_validation(train: Samples) -> tuple[Samples, Samples]:
 
     Val is a tenth, at most 5,000 images, drawn with seed 0 whatever the seed of the run.
 
-    Raises:
-        DataError: a tenth is less than one image.
+    Raises DataError: a tenth is less than one image.
     """
     count = len(train)
     val = min(int(_VAL_SHARE * count), _VAL_MOST)
@@ -157,8 +154,7 @@ def draw_validation(train: Samples) -> tuple[Samples, Samples]:
 def assemble(name: str, source: DataSource) -> Task:
     """The data set that a source holds; val is drawn from train where the source has none.
 
-    Raises:
-        DataError: a split is empty or too small.
+    Raises DataError: a split is empty or too small.
     """
     splits = dict(source.splits)
     for split, samples in splits.items():

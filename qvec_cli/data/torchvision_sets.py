@@ -69,9 +69,8 @@ def fetches(task: PaperTask) -> bool:
 def open_torchvision(task: PaperTask, root: Path, *, download: bool) -> DataSource:
     """The splits of a task below ``root``.
 
-    Raises:
-        DataError: files that are missing or broken, a package that torchvision needs, or a
-            download that failed.
+    Raises DataError: files that are missing or broken, a package that torchvision needs, or a
+    download that failed.
     """
     vision = task.vision
     assert vision is not None

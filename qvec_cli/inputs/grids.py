@@ -55,8 +55,7 @@ def targets_in(
         patterns: globs of the user, which come first; then a list on the card.
         listener: hears of a choice by rule.
 
-    Raises:
-        MismatchError: tensors that are not those of the network.
+    Raises MismatchError: tensors that are not those of the network.
     """
     if model is None or theta.card.model:
         return choose_targets(theta, patterns, listener)
@@ -87,10 +86,8 @@ def choose_grid(
 
     ``swept`` is that of the sweep that has chosen lambda for ``made``, and comes before its own.
 
-    Raises:
-        SpecError: no bits given, and none in the file.
-        MismatchError: made for another grid, and crossing was not asked for.
-        QvecError, MismatchError: see ``check_fit``.
+    Raises SpecError: no bits given, and none in the file; MismatchError: made for another grid, and
+    crossing was not asked for. QvecError, MismatchError: see ``check_fit``.
     """
     made = next((c for c in (made, theta) if c.card.quant), made)
     stated = swept or made.card.quant

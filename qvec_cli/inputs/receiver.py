@@ -84,10 +84,8 @@ def resolve(
 
     The listener hears what cannot be checked, and what is odd.
 
-    Raises:
-        SpecError: a method that needs images.
-        MismatchError: vectors, grids or images that do not belong to the receiver.
-        DataError: images that are not there.
+    Raises SpecError: a method that needs images; MismatchError: vectors, grids or images that do
+    not belong to the receiver; DataError: images that are not there.
     """
     if QUANTIZERS[options.method].calibrated:
         raise SpecError(

@@ -58,8 +58,7 @@ def distance(student: Tensor, teacher: Tensor) -> Tensor:
 def measured(network: nn.Module, examples: TeacherOutputs) -> float:
     """``distance`` of a network from the teacher, as it stands.
 
-    Raises:
-        NotFiniteError: a logit that is not a number.
+    Raises NotFiniteError: a logit that is not a number.
     """
     student = logits(network, examples.images, examples.normalise, examples.batch_size)
     return float(distance(student, examples.logits))
@@ -83,8 +82,7 @@ def distill(
         options: steps, rate and seed: the same ones, on one machine, give the same bits.
         progress: called after each step with its number and loss.
 
-    Raises:
-        NotFiniteError: a loss that is not a number.
+    Raises NotFiniteError: a loss that is not a number.
     """
     moving = {name: value.clone().requires_grad_() for name, value in free.items()}
     optimizer = torch.optim.Adam(moving.values(), lr=options.lr)

@@ -76,8 +76,7 @@ class World:
     def place(self, device: str) -> str:
         """The device of this rank; of GPUs, the one that torchrun counts for it.
 
-        Raises:
-            SpecError: one device for several processes.
+        Raises SpecError: one device for several processes.
         """
         if self.size == 1:
             return device
@@ -102,8 +101,7 @@ def here(environment: Mapping[str, str] = os.environ) -> World:
 
     Without RANK nobody has counted this process, whatever WORLD_SIZE says: it is alone.
 
-    Raises:
-        SpecError: a rank in a world of several that is not whole.
+    Raises SpecError: a rank in a world of several that is not whole.
     """
     if "RANK" not in environment or environment.get("WORLD_SIZE", "1") == "1":
         return ALONE
@@ -148,8 +146,7 @@ def join(world: World, device: str) -> None:
         world: of this rank.
         device: that it trains on, from ``World.place``.
 
-    Raises:
-        RankError: the others cannot be reached.
+    Raises RankError: the others cannot be reached.
     """
     if world.size == 1:
         return
@@ -184,11 +181,7 @@ def leave(world: World) -> None:
 
 
 def meet(world: World) -> None:
-    """Waits until every rank is here.
-
-    Raises:
-        RankError: another rank is no more.
-    """
+    """Waits until every rank is here. Raises RankError: another rank is no more."""
     total(world, 0.0)
 
 
@@ -213,8 +206,7 @@ def raise_together(world: World, fault: Exception | None) -> None:
 def rank_errors(world: World) -> Iterator[None]:
     """Turns what torch says when another rank has gone into an error of ours.
 
-    Raises:
-        RankError: the block waited for a rank that is no more.
+    Raises RankError: the block waited for a rank that is no more.
     """
     try:
         yield

@@ -122,10 +122,8 @@ class TrainingRun:
             save: called after each epoch but the last and every ten minutes; also before giving up.
             validate: called after each epoch; what it returns goes into the history.
 
-        Raises:
-            TrainingError: a loss or a gradient that is not finite; the weights are those of the
-                step before. Every rank raises it.
-            RankError: another rank has failed.
+        Raises TrainingError: a loss or a gradient that is not finite; the weights are those of the
+        step before. Every rank raises it; RankError: another rank has failed.
         """
         self._trained = distributed.averaging(self.world, self.network)
         while self.at.epoch < self.recipe.epochs:

@@ -82,8 +82,7 @@ class BatchCounts(NamedTuple):
 def logits(network: nn.Module, images: Tensor, normalise: Normalise, batch_size: int) -> Tensor:
     """The logits of a network for decoded images, float32 [N, classes].
 
-    Raises:
-        NotFiniteError: a logit that is not a number.
+    Raises NotFiniteError: a logit that is not a number.
     """
     device = next(network.parameters()).device
     parts = [network(normalise(part.to(device))) for part in torch.split(images, batch_size)]
@@ -111,8 +110,7 @@ def outputs(
         normalise: from uint8 to the network's input.
         batch_size: images per forward.
 
-    Raises:
-        NotFiniteError: a logit that is not a number.
+    Raises NotFiniteError: a logit that is not a number.
     """
     inputs: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) if head else None
@@ -137,8 +135,7 @@ def measure(
 ) -> Accuracy:
     """The score of a network on decoded images; see ``batch_counts`` for the arguments.
 
-    Raises:
-        NotFiniteError: a logit that is not a number.
+    Raises NotFiniteError: a logit that is not a number.
     """
     started = time.perf_counter()
     counts = batch_counts(
@@ -150,8 +147,7 @@ def measure(
 def accuracy_of(counts: Sequence[BatchCounts], seconds: float) -> Accuracy:
     """The sum over batches, in their order: the same counts give the same score to the bit.
 
-    Raises:
-        NotFiniteError: a logit that is not a number.
+    Raises NotFiniteError: a logit that is not a number.
     """
     loss = 0.0
     for batch in counts:

@@ -60,9 +60,8 @@ class NetworkOptions:
 def create(options: NetworkOptions) -> tuple[nn.Module, Model]:
     """A network, and the configuration from which ``rebuild`` makes it again.
 
-    Raises:
-        SpecError: a name or an argument that timm does not know.
-        QvecError: pretrained weights that cannot be fetched.
+    Raises SpecError: a name or an argument that timm does not know; QvecError: pretrained weights
+    that cannot be fetched.
     """
     args = dict(options.args)
     if options.in_chans != 3:
@@ -88,8 +87,7 @@ def rebuild(model: Model) -> nn.Module:
 def from_folder(folder: Path) -> nn.Module:
     """The network that timm makes of a folder in its own form, weights included.
 
-    Raises:
-        QvecError: timm does not take it.
+    Raises QvecError: timm does not take it.
     """
     import timm
 
@@ -103,8 +101,7 @@ def from_folder(folder: Path) -> nn.Module:
 def load(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Loads every tensor of a model, none missing and none left over.
 
-    Raises:
-        MismatchError: names and shapes that are not the network's.
+    Raises MismatchError: names and shapes that are not the network's.
     """
     expected = network.state_dict()
     faults = [f"{n}: only in the file" for n in state if n not in expected]
@@ -280,8 +277,7 @@ def known_names() -> frozenset[str]:
 def check_name(name: str) -> None:
     """Refuses a network that timm does not have, before timm is imported.
 
-    Raises:
-        SpecError: with the names that come near.
+    Raises SpecError: with the names that come near.
     """
     architecture = name.split(".", maxsplit=1)[0]
     if architecture in known_names():

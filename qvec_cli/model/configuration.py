@@ -37,8 +37,7 @@ class Model:
     def from_json(cls, value: Mapping[str, Any]) -> Model:
         """The model that a card states; cards are only text, so each field is checked.
 
-        Raises:
-            MismatchError: names the field.
+        Raises MismatchError: names the field.
         """
         kinds = {"architecture": str, "num_classes": int, "model_args": dict}
         for name, kind in {**kinds, "pretrained_cfg": dict}.items():

@@ -113,8 +113,7 @@ def may_be_linear(name: str) -> bool:
 def matching(patterns: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
     """The matrices that globs name, for ``--targets``.
 
-    Raises:
-        MismatchError: a glob that matches no 2-D tensor.
+    Raises MismatchError: a glob that matches no 2-D tensor.
     """
     chosen: dict[str, None] = {}
     for pattern in patterns:

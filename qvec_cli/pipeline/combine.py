@@ -100,10 +100,8 @@ def combine(
 ) -> Metrics:
     """Writes one vector made of several, float32, with the names of the vectors.
 
-    Raises:
-        SpecError: a mix for another number of vectors.
-        MismatchError: vectors that do not belong together.
-        CheckpointError: a file that cannot be read or written, or holds NaN.
+    Raises SpecError: a mix for another number of vectors; MismatchError: vectors that do not belong
+    together; CheckpointError: a file that cannot be read or written, or holds NaN.
     """
     started = time.perf_counter()
     if request.fit is None:

@@ -40,8 +40,7 @@ class EvaluateRequest:
 def evaluate(request: EvaluateRequest, listener: Listener) -> Metrics:
     """Loads a model strictly and measures it.
 
-    Raises:
-        MismatchError: a model and a data set, or a file and an architecture, that do not match.
+    Raises MismatchError: a model and a data set, or a file and an architecture, that do not match.
     """
     started = time.perf_counter()
     with opened(request.source, listener) as checkpoint:

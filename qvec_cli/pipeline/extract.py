@@ -48,9 +48,8 @@ def extract(
         force: whether ``out`` may be replaced.
         dry_run: whether only headers are read.
 
-    Raises:
-        MismatchError: the two are not twins.
-        CheckpointError: a file that cannot be read or written, or holds NaN.
+    Raises MismatchError: the two are not twins; CheckpointError: a file that cannot be read or
+    written, or holds NaN.
     """
     started = time.perf_counter()
     check_target(out, force=force)

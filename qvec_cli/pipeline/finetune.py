@@ -27,9 +27,8 @@ def train(request: TrainRequest, listener: Listener, world: World = ALONE) -> Me
     Every rank of a world calls this with the same request. Only the first one looks at the
     output, writes it, and returns metrics that say so.
 
-    Raises:
-        TrainingError: the loss is not finite; the state before that step is kept.
-        QvecError: a model, data set or target that cannot be used.
+    Raises TrainingError: the loss is not finite; the state before that step is kept; QvecError: a
+    model, data set or target that cannot be used.
     """
     started = time.perf_counter()
     _check_world(request, world)

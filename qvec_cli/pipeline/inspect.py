@@ -26,8 +26,7 @@ from qvec_cli.vector.arithmetic import Norm
 def describe(path: Path, listener: Listener) -> Metrics:
     """Reads a file once; tensors that are not finite are counted, not refused.
 
-    Raises:
-        CheckpointError: not a whole and valid checkpoint.
+    Raises CheckpointError: not a whole and valid checkpoint.
     """
     started = time.perf_counter()
     with opened(path, listener) as checkpoint:
@@ -57,8 +56,7 @@ def describe(path: Path, listener: Listener) -> Metrics:
 def verify(path: Path, listener: Listener) -> Metrics:
     """Reads a file once and compares its tensors with the digest that its card tells.
 
-    Raises:
-        CheckpointError: they differ, or there is no card to compare with.
+    Raises CheckpointError: they differ, or there is no card to compare with.
     """
     started = time.perf_counter()
     with opened(path, listener) as checkpoint:
@@ -75,8 +73,7 @@ def verify(path: Path, listener: Listener) -> Metrics:
 def lineage(path: Path, listener: Listener) -> Metrics:
     """Reads a header and tells the family of a file.
 
-    Raises:
-        CheckpointError: a file without a card.
+    Raises CheckpointError: a file without a card.
     """
     started = time.perf_counter()
     with opened(path, listener) as checkpoint:
@@ -134,8 +131,7 @@ def _tensor(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
 def compare(first: Path, second: Path, listener: Listener) -> Metrics:
     """Reads both files once, tensor by tensor in the order of the first.
 
-    Raises:
-        CheckpointError: not a whole and valid checkpoint.
+    Raises CheckpointError: not a whole and valid checkpoint.
     """
     started = time.perf_counter()
     with opened(first, listener) as a, opened(second, listener) as b:

@@ -39,9 +39,8 @@ class PatchRequest:
 def patch(request: PatchRequest, listener: Listener) -> Metrics:
     """Writes the patched receiver in the receiver's own number formats.
 
-    Raises:
-        MismatchError: files that do not belong together.
-        CheckpointError: a file that cannot be read or written, or holds NaN.
+    Raises MismatchError: files that do not belong together; CheckpointError: a file that cannot be
+    read or written, or holds NaN.
     """
     started = time.perf_counter()
     check_target(request.out, force=request.force)

@@ -83,8 +83,7 @@ class Session:
     def run(self) -> None:
         """Trains to the end; with ``--resume`` from the saved state.
 
-        Raises:
-            TrainingError: with the place of the state before the bad step.
+        Raises TrainingError: with the place of the state before the bad step.
         """
         self._note_warmup()
         self._note_ranks()
@@ -309,8 +308,7 @@ def _write(path: Path, arrays: Mapping[str, Any], card: Card, *, force: bool) ->
 def rehearse(request: TrainRequest, task: Task, files: InputFiles, started: float) -> Metrics:
     """The plan of a run, from file lists and a network without weights.
 
-    Raises:
-        QvecError: what the run would be refused for.
+    Raises QvecError: what the run would be refused for.
     """
     device(request.device)
     base = files.open(request.source) if request.source else None

@@ -83,9 +83,8 @@ def check_start(request: TrainRequest, files: InputFiles) -> None:
 def stored_model(request: TrainRequest, checkpoint: Checkpoint, classes: int) -> Model:
     """The configuration of a file's network, with a head for the task at hand.
 
-    Raises:
-        CheckpointError: a file that does not say its architecture.
-        MismatchError: flags that contradict the file.
+    Raises CheckpointError: a file that does not say its architecture; MismatchError: flags that
+    contradict the file.
     """
     try:
         stored = model_of(checkpoint)

@@ -64,9 +64,8 @@ class BarChart:
 def draw_bars(files: ResultFiles, _: canvas.FigureOptions) -> canvas.Drawing:
     """The bars of a table of ways, or of the evaluations of some files.
 
-    Raises:
-        SpecError: several tables, or one without bars.
-        MismatchError: evaluations on several data sets or splits.
+    Raises SpecError: several tables, or one without bars; MismatchError: evaluations on several
+    data sets or splits.
     """
     tables, evaluations = files.of(WaysDocument), files.of(EvalResults)
     if len(tables) > 1:
@@ -79,11 +78,7 @@ def draw_bars(files: ResultFiles, _: canvas.FigureOptions) -> canvas.Drawing:
 
 
 def chart_of(document: Document[WaysDocument]) -> BarChart:
-    """A panel for each table that has bars.
-
-    Raises:
-        SpecError: no table has.
-    """
+    """A panel for each table that has bars. Raises SpecError: no table has."""
     panels = []
     for table in document.results.tables:
         if table.bars:
@@ -100,8 +95,7 @@ def chart_of(document: Document[WaysDocument]) -> BarChart:
 def chart_of_evaluations(evaluations: Sequence[Document[EvalResults]]) -> BarChart:
     """A bar for each file that was evaluated; the one that is float is a line beside others.
 
-    Raises:
-        MismatchError: another data set or split than the first.
+    Raises MismatchError: another data set or split than the first.
     """
     first = evaluations[0]
     for other in evaluations[1:]:

@@ -108,8 +108,7 @@ class Curves:
 def draw_curves(files: ResultFiles, options: canvas.FigureOptions) -> canvas.Drawing:
     """The curves of sweeps, or those of one receiver or donor of a grid.
 
-    Raises:
-        SpecError: a choice among sweeps, or none in a grid.
+    Raises SpecError: a choice among sweeps, or none in a grid.
     """
     agreements, beside = files.of(AgreementResults), files.of(EvalResults)
     chosen, matrix = options.receiver or options.donor, files.matrix
@@ -138,8 +137,7 @@ def draw_curves(files: ResultFiles, options: canvas.FigureOptions) -> canvas.Dra
 def curves_of(sweeps: Sequence[Sweep], evaluations: Sequence[Evaluation]) -> Curves:
     """A panel for each receiver; its own QAT is there if one of the evaluations is of it.
 
-    Raises:
-        MismatchError: sweeps on two grids, or an evaluation that belongs to none of them.
+    Raises MismatchError: sweeps on two grids, or an evaluation that belongs to none of them.
     """
     _require_one_grid(sweeps)
     panels: dict[tuple[str | None, ...], list[Sweep]] = {}
@@ -182,8 +180,7 @@ def _require_one_grid(sweeps: Sequence[Document[Any]]) -> None:
 def agreed_of(sweeps: Sequence[Agreement]) -> Curves:
     """A panel for each receiver, of choices without labels.
 
-    Raises:
-        MismatchError: sweeps on two grids, or of two measures.
+    Raises MismatchError: sweeps on two grids, or of two measures.
     """
     _require_one_grid(sweeps)
     panels: dict[str | None, list[Agreement]] = {}
@@ -284,8 +281,7 @@ def _sweep_trace(sweep: Sweep) -> Trace:
 def cells_of(matrix: Matrix, receiver: str | None, donor: str | None) -> Curves:
     """The curves of one receiver, of one donor, or of one pair of a grid.
 
-    Raises:
-        SpecError: a name that the grid does not have, or a pair that has not run.
+    Raises SpecError: a name that the grid does not have, or a pair that has not run.
     """
     flags = (("--receiver", receiver, matrix.receivers), ("--donor", donor, matrix.donors))
     for flag, name, names in flags:

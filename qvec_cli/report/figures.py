@@ -66,9 +66,8 @@ class PlotRequest:
 def plot(request: PlotRequest, listener: Listener) -> Metrics:
     """Draws and writes one figure; the suffix of the output is its format.
 
-    Raises:
-        SpecError: another suffix, or files that do not make the figure of the options.
-        CheckpointError: a file that cannot be read or written, or is not of results.
+    Raises SpecError: another suffix, or files that do not make the figure of the options;
+    CheckpointError: a file that cannot be read or written, or is not of results.
     """
     started = time.perf_counter()
     suffix = request.out.suffix.lower().removeprefix(".")
@@ -97,8 +96,7 @@ def plot(request: PlotRequest, listener: Listener) -> Metrics:
 def require_drawing(command: str) -> None:
     """Refuses a command whose libraries are not installed.
 
-    Raises:
-        QvecError: matplotlib or jinja2 is missing.
+    Raises QvecError: matplotlib or jinja2 is missing.
     """
     from importlib.util import find_spec
 
@@ -122,8 +120,8 @@ def note_letters(files: ResultFiles, listener: Listener) -> None:
 def drawn(files: ResultFiles, options: FigureOptions) -> tuple[FigureKind, Drawing]:
     """The figure of the options, or the one that the files make.
 
-    Raises:
-        SpecError: files that make no such figure, hold more than it shows, or lack what it needs.
+    Raises SpecError: files that make no such figure, hold more than it shows, or lack what it
+    needs.
     """
     kind = options.kind or _first(files)
     row = FIGURES[kind]

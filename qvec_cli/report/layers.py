@@ -63,8 +63,7 @@ def draw_layers(files: ResultFiles, _: canvas.FigureOptions) -> canvas.Drawing:
 def strips_of(models: Sequence[Document[QuantizeResults]]) -> Strips:
     """One strip a model, over all blocks and layers that any of them has.
 
-    Raises:
-        MismatchError: a document without a single quantized weight.
+    Raises MismatchError: a document without a single quantized weight.
     """
     for model in models:
         if not model.results.ordered:

@@ -49,9 +49,8 @@ class ReportRequest:
 def report(request: ReportRequest, listener: Listener) -> Metrics:
     """Writes the page.
 
-    Raises:
-        SpecError: an output that is no page.
-        CheckpointError: a file that cannot be read or written, or is not of results.
+    Raises SpecError: an output that is no page; CheckpointError: a file that cannot be read or
+    written, or is not of results.
     """
     started = time.perf_counter()
     if request.out.suffix.lower() not in (".html", ".htm", "") or request.out.name == "":

@@ -81,8 +81,7 @@ def plane_of(matrix: Matrix, costs: Costs, cost: Cost, donor: str | None) -> Pla
         cost: what they are counted in.
         donor: one of the grid; by default the mean of all.
 
-    Raises:
-        SpecError: a donor that the grid does not have, or a grid in which nothing has run.
+    Raises SpecError: a donor that the grid does not have, or a grid in which nothing has run.
     """
     if donor is not None and donor not in matrix.donors:
         raise SpecError(f"--donor {donor!r} is not in the grid; it has {', '.join(matrix.donors)}")
@@ -115,8 +114,7 @@ def costs_of(
 ) -> Costs:
     """What the QAT of each receiver and of each donor costs.
 
-    Raises:
-        MismatchError: a cost that neither the grid nor a document tells.
+    Raises MismatchError: a cost that neither the grid nor a document tells.
     """
     own: dict[str, float | None]
     taught: dict[str, float | None]

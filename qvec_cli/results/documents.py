@@ -161,10 +161,8 @@ class ResultFiles:
 def read(paths: Iterable[Path]) -> ResultFiles:
     """Reads files of results, in any mixture.
 
-    Raises:
-        CheckpointError: a file that cannot be read, or holds something else.
-        MismatchError: a file with lines of two runs.
-        SpecError: the same file twice.
+    Raises CheckpointError: a file that cannot be read, or holds something else; MismatchError: a
+    file with lines of two runs; SpecError: the same file twice.
     """
     inputs: list[Input] = []
     raw: list[tuple[str, Any]] = []

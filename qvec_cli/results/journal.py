@@ -164,9 +164,8 @@ class Journal:
 
         With ``force`` one of another run is left, and None returned. Its last line may be torn.
 
-        Raises:
-            MismatchError: it is of another run; names what differs.
-            CheckpointError: a broken file, or one without a header.
+        Raises MismatchError: it is of another run; names what differs; CheckpointError: a broken
+        file, or one without a header.
         """
         lines = parse(cut, torn=True)
         is_same = partial(is_same_run, cut, current=self._header, force=force, listener=listener)

@@ -191,10 +191,9 @@ class Matrix:
 def parse(lines: Iterable[Record]) -> Matrix:
     """A grid from its lines, in any order, those of several shards too.
 
-    Raises:
-        CheckpointError: a line that is not what the format says, no line of the run, or a
-            receiver without its baselines.
-        MismatchError: lines of two runs, or two different answers for one cell.
+    Raises CheckpointError: a line that is not what the format says, no line of the run, or a
+    receiver without its baselines; MismatchError: lines of two runs, or two different answers for
+    one cell.
     """
     records = list(lines)
     runs = [record for record in records if record.value.get("kind") == "run"]

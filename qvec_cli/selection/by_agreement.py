@@ -148,8 +148,7 @@ class AgreementRun:
     def curve(self, vector: PairedVector) -> tuple[Curve, Trial]:
         """The curve of one vector, and its trial.
 
-        Raises:
-            QvecError: a lambda at which the network is no longer finite.
+        Raises QvecError: a lambda at which the network is no longer finite.
         """
         from qvec_cli.selection.trial import resident
 
@@ -197,8 +196,7 @@ class AgreementRun:
 def agree(request: AgreementRequest, listener: Listener) -> Metrics:
     """Measures the distance of each vector's curve, ranks the vectors, chooses a lambda for each.
 
-    Raises:
-        MismatchError: files, grids or images that do not belong together.
+    Raises MismatchError: files, grids or images that do not belong together.
     """
     started = time.perf_counter()
     check_target(request.out, force=request.force)
@@ -254,8 +252,7 @@ def choose(
 ) -> tuple[LambdaChoice, Curve | None]:
     """The lambda for one receiver and one vector; no curve in a dry run.
 
-    Raises:
-        MismatchError: files, grids or images that do not belong together.
+    Raises MismatchError: files, grids or images that do not belong together.
     """
     receiver = options.resolved(theta, (rho,), listener)
     assert receiver.proxies is not None
@@ -301,9 +298,8 @@ def fit_mix(
 ) -> Fitted:
     """Fits on the proxies; takes the mean vector at a lambda of its own where that is as good.
 
-    Raises:
-        MismatchError: files, grids or images that do not belong together.
-        QvecError: a combination that is no longer finite.
+    Raises MismatchError: files, grids or images that do not belong together; QvecError: a
+    combination that is no longer finite.
     """
     theta = files.open(options.receiver)
     receiver = options.agreement.resolved(theta, vectors, listener)
@@ -322,10 +318,7 @@ def fit_mix(
 
 
 def _fitted(
-    run: AgreementRun,
-    vectors: Sequence[Checkpoint],
-    lambdas: tuple[float, ...],
-    listener: Listener,
+    run: AgreementRun, vectors: Sequence[Checkpoint], lambdas: tuple[float, ...], listener: Listener
 ) -> tuple[tuple[float, ...], dict[str, Any]]:
     """The coefficients, and how they came about."""
     evenly, changes = [1 / len(vectors)] * len(vectors), []

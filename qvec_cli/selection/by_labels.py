@@ -55,9 +55,8 @@ def sweep(request: SweepRequest, listener: Listener) -> Metrics:
 
     Ties go to the smaller |lambda|; lambda = 0, which is plain quantization, always takes part.
 
-    Raises:
-        MismatchError: files, grid or data that do not belong together.
-        CheckpointError: an unfinished sweep of something else.
+    Raises MismatchError: files, grid or data that do not belong together; CheckpointError: an
+    unfinished sweep of something else.
     """
     started = time.perf_counter()
     check_target(request.out, force=request.force)

@@ -83,8 +83,7 @@ def read_grid_file(path: Path) -> GridFile:
           greek: rho_greek.st
           latin: {rho: rho_latin.st, model: latin.st}
 
-    Raises:
-        SpecError: with file and line: a part or a key that is missing, unknown or there twice.
+    Raises SpecError: with file and line: a part or a key that is missing, unknown or there twice.
     """
     parts: dict[str, yaml.Node] = {}
     for key, node in entries(path):
@@ -217,9 +216,8 @@ def resolve_grid(
 ) -> ResolvedGrid:
     """Opens every checkpoint of a grid file and every data set, and decodes nothing.
 
-    Raises:
-        MismatchError: members of other bases, architectures, grids, classes.
-        SpecError: a method that needs images, a null vector without its files.
+    Raises MismatchError: members of other bases, architectures, grids, classes; SpecError: a method
+    that needs images, a null vector without its files.
     """
     if unknown := [name for name in options.null_donors if name not in members.donors]:
         raise SpecError(f"--null-donors {unknown[0]} is no donor of the grid")

@@ -75,8 +75,7 @@ def run_jobs(
 
     The work travels by its name; requests have names for messages.
 
-    Raises:
-        QvecError: see ``check_executor``; or a job failed; others are waited for.
+    Raises QvecError: see ``check_executor``; or a job failed; others are waited for.
     """
     names, at_once = [*requests], executor.at_once or len(requests)
     failed: list[tuple[str, Any, Any]] = []
@@ -100,8 +99,7 @@ def run_jobs(
 def check_executor(out: Path, executor: Executor) -> None:
     """Refuses, before any work, a cluster that is not here, or arguments that it does not know.
 
-    Raises:
-        QvecError: submitit is not installed or refuses.
+    Raises QvecError: submitit is not installed or refuses.
     """
     known = folder(out).exists()
     try:

@@ -67,10 +67,9 @@ class TransferRequest:
 def transfer(request: TransferRequest, listener: Listener) -> Metrics:
     """Measures the cells that are not known yet, and sums up.
 
-    Raises:
-        MismatchError: members that do not belong together, lines of another run.
-        CheckpointError: a broken file, an output that exists.
-        SpecError: a grid file or a shard that cannot be.
+    Raises MismatchError: members that do not belong together, lines of another run;
+    CheckpointError: a broken file, an output that exists; SpecError: a grid file or a shard that
+    cannot be.
     """
     started = time.perf_counter()
     check_target(request.out, force=request.force)
