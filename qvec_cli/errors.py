@@ -1,5 +1,8 @@
 """The errors a user can cause: one sentence, one hint, one exit code."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class QvecError(Exception):
     """A fault that its message explains.
@@ -50,3 +53,12 @@ class RankError(QvecError):
 
 class TrainingError(QvecError):
     """A run that cannot go on, for example because its loss is no longer a number."""
+
+
+@contextlib.contextmanager
+def located(place: object) -> Iterator[None]:
+    """Begins the message of a mismatch with the file or the tensor in which it was found."""
+    try:
+        yield
+    except MismatchError as error:
+        raise MismatchError(f"{place}: {error}", hint=error.hint) from None

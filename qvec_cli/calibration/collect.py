@@ -22,7 +22,7 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.write import size_of, write
 from qvec_cli.data.samples import Subset, Task
-from qvec_cli.errors import MismatchError, NotFiniteError
+from qvec_cli.errors import MismatchError, NotFiniteError, located
 from qvec_cli.inputs.files import architecture, opened, require_float
 from qvec_cli.inputs.grids import require_some, targets_in
 from qvec_cli.inputs.images import Examples, open_images
@@ -160,14 +160,12 @@ def _measured(
     def progress(done: int) -> None:
         listener.progress("moments", done, len(batches))
 
-    try:
+    with located(theta.path):
         for site, inputs, count in site_moments(network, weights, batches, progress):
             first, *others = site.names
             require_finite_inputs(theta, first, inputs, "images")
             sites[first], tokens[first] = inputs, count
             aliases |= dict.fromkeys(others, first)
-    except MismatchError as error:
-        raise MismatchError(f"{theta.path}: {error}", hint=error.hint) from None
     task, start = job.task, backbone_digest(network, job.model)
     name, classes, model = Path(task.name).name, digest_of(task.classes), theta.settle()
     base = theta.card.base

@@ -188,7 +188,6 @@ def require_same_base(theta: Checkpoint, stored: StoredMoments, listener: Listen
     """Refuses moments of another architecture or another pretrained base.
 
     They fit the models of one base: the base itself, and whatever was fine-tuned from it.
-
     Raises MismatchError: names both files.
     """
     path = stored.checkpoint.path

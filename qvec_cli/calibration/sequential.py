@@ -11,7 +11,7 @@ import numpy as np
 from qvec_cli.calibration.quantize_model import ModelQuantizer, QuantizedModel
 from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import MismatchError, NotFiniteError
+from qvec_cli.errors import MismatchError, NotFiniteError, located
 from qvec_cli.inputs.images import Proxies, draw_each
 from qvec_cli.inputs.receiver import Patched
 from qvec_cli.model.configuration import Model
@@ -52,7 +52,6 @@ def calibrate(
     """Quantizes every target in execution order, each behind its quantized predecessors.
 
     With ``Target.FLOAT`` each is to give its outputs in the receiver, which was not patched.
-
     Raises MismatchError: a target whose inputs cannot be seen; NotFiniteError: inputs that
     overflow, or biases and norms in the file's number format.
     """
@@ -64,10 +63,8 @@ def calibrate(
     weights = linear_weights(network, theta, targets)
     decoded = calibration.images.decoded(listener)
     batches = normalised_batches(network, model, decoded, options.loading.batch_size)
-    try:
+    with located(theta.path):
         walk, twin = Walk(network, weights, batches), None
-    except MismatchError as error:
-        raise MismatchError(f"{theta.path}: {error}", hint=error.hint) from None
     goal = _Layers(network, weights)
     if options.target is Target.FLOAT:
         receiver = load_float(theta, model, options.device)
@@ -91,7 +88,6 @@ def calibrate(
 def check_images(theta: Checkpoint, targets: Iterable[str], model: Model, device: str) -> None:
     """Refuses, by headers alone, what ``calibrate`` would refuse; how often a layer is used,
     only a forward tells.
-
     Raises QvecError: no such device; tensors or targets that the network has not.
     """
     from qvec_cli.inputs.network import check_network

@@ -63,7 +63,6 @@ def read_folder(folder: Path) -> DataSource:
     Classes are the folders of train, sorted as Python sorts strings; of all splits where
     there is no train. Hidden files, and files that are no images by their extension, are left
     out. Images may lie deeper inside a class. Links are followed.
-
     Raises DataError: no split, two folders for one split, an empty split or class, or a class that
     train does not have.
     """

@@ -53,7 +53,6 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     """The array that an idx file holds, gzipped or not.
 
     The file is two zero bytes, a type, the rank, one big-endian uint32 a dimension, the values.
-
     Raises DataError: the file cannot be read, holds anything but bytes, or has another length than
     its header says.
     """

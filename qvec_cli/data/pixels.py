@@ -36,7 +36,6 @@ def to_mode(image: Image.Image, channels: int) -> Image.Image:
     Transparency is dropped, as timm and torchvision do. 16-bit greys ("I;16", "I") are scaled
     to 8 bits; PIL alone would clip them to white. Float greys ("F") declare no range: the
     smallest of 1, 255 and 65,535 that holds their maximum is taken as white.
-
     Raises SpecError: another number of channels; DataError: a colour space that PIL cannot convert.
     """
     if channels not in (1, 3):

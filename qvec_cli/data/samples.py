@@ -138,7 +138,6 @@ def draw_validation(train: Samples) -> tuple[Samples, Samples]:
     """A train and a val part of one split, by the paper's rule.
 
     Val is a tenth, at most 5,000 images, drawn with seed 0 whatever the seed of the run.
-
     Raises DataError: a tenth is less than one image.
     """
     count = len(train)

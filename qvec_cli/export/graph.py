@@ -57,7 +57,6 @@ def export(
     The network is in evaluation mode, float32, on the CPU, an image [C, H, W] of ``shape``;
     ``packed`` are the weights that are to be codes, by their names in it; ``facts`` becomes the
     file's metadata, ``producer`` the version that is written in it.
-
     Raises QvecError: a network that torch cannot export, or one too large for a file.
     """
     import onnxscript.optimizer

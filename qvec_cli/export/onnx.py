@@ -10,7 +10,7 @@ import numpy as np
 
 from qvec_cli.checkpoint.card import canonical
 from qvec_cli.checkpoint.replace import check_target, replacing
-from qvec_cli.errors import MismatchError, QvecError
+from qvec_cli.errors import QvecError, located
 from qvec_cli.export.form import ExportSource, ExportTarget, Form, compare
 from qvec_cli.export.matmulnbits import BlockLayout, layout
 from qvec_cli.outputs.metrics import version
@@ -76,10 +76,8 @@ FORM: Final = Form(refuse, fate, write, needs=("onnx", "onnxscript"))
 
 def _layout(source: ExportSource, shape: tuple[int, int]) -> BlockLayout:
     assert source.grid is not None
-    try:
+    with located(source.checkpoint.path):
         return layout(shape[1], source.grid)
-    except MismatchError as error:
-        raise MismatchError(f"{source.checkpoint.path}: {error}", hint=error.hint) from None
 
 
 def _facts(source: ExportSource) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qvec_cli.checkpoint.card import FAKE, Card, Kind
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import CheckpointError, MismatchError
+from qvec_cli.errors import CheckpointError, MismatchError, located
 from qvec_cli.inputs.foreign import refuse_foreign
 from qvec_cli.model import build
 from qvec_cli.model.configuration import Model, of_config
@@ -70,10 +70,8 @@ def stated_model(checkpoint: Checkpoint) -> Model | None:
     """The configuration of timm from the card, or from the folder of a bare checkpoint, if any."""
     if not checkpoint.card.model:
         return of_config(checkpoint.config) if checkpoint.config else None
-    try:
+    with located(checkpoint.path):
         return Model.from_json(checkpoint.card.model)
-    except MismatchError as error:
-        raise MismatchError(f"{checkpoint.path}: {error}") from None
 
 
 def card_of(checkpoint: Checkpoint, kind: Kind) -> Card:
@@ -138,8 +136,7 @@ def opened(path: Path, listener: Listener) -> Checkpoint:
 class InputFiles:
     """The checkpoints that a run reads; each is opened and hashed once, whoever asks for it.
 
-    Args:
-        listener: hears what the files note of their reading.
+    ``listener``: hears what the files note of their reading.
     """
 
     def __init__(self, listener: Listener) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import MismatchError
+from qvec_cli.errors import MismatchError, located
 from qvec_cli.quant.compressed_tensors import of_scheme
 from qvec_cli.quant.pack import words
 from qvec_cli.quant.qtensor import PACKED, packed_weights, part_names
@@ -139,10 +139,8 @@ def stored_grid(checkpoint: Checkpoint) -> Grid | None:
     scheme = (checkpoint.config or {}).get("quantization_config")
     if not isinstance(scheme, Mapping):
         return None
-    try:
+    with located(checkpoint.path):
         grid = of_scheme(scheme)
-    except MismatchError as error:
-        raise MismatchError(f"{checkpoint.path}: {error}", hint=error.hint) from None
     scales = [part_names(name, grid)[1] for name in packed_weights(checkpoint)]
     if any(name in checkpoint and checkpoint[name].dtype == "F16" for name in scales):
         grid = replace(grid, scale_dtype=ScaleDtype.FLOAT16)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import CheckpointError, MismatchError, QvecError
+from qvec_cli.errors import CheckpointError, MismatchError, QvecError, located
 from qvec_cli.inputs.files import stated_model
 from qvec_cli.inputs.lineage import CROSS
 from qvec_cli.model import build
@@ -85,7 +85,6 @@ def choose_grid(
     """The grid for the targets of ``theta``: the user's, or the one that ``made`` was made for.
 
     ``swept`` is that of the sweep that has chosen lambda for ``made``, and comes before its own.
-
     Raises SpecError: no bits given, and none in the file; MismatchError: made for another grid, and
     crossing was not asked for. QvecError, MismatchError: see ``check_fit``.
     """
@@ -105,10 +104,8 @@ def check_fit(shapes: Mapping[str, tuple[int, ...]], grid: Grid, source: str) ->
     for name, shape in shapes.items():
         if 0 in shape:
             raise MismatchError(f"{source}: {name}: has no elements")
-        try:
+        with located(f"{source}: {name}"):
             block_shape(shape, grid)
-        except MismatchError as error:
-            raise MismatchError(f"{source}: {name}: {error}", hint=error.hint) from None
 
 
 def require_some(targets: Collection[str], source: str) -> None:

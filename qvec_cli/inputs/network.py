@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import CheckpointError, MismatchError, QvecError
+from qvec_cli.errors import CheckpointError, MismatchError, QvecError, located
 from qvec_cli.inputs.foreign import refuse_foreign, stored_grid
 from qvec_cli.model import build
 from qvec_cli.model.configuration import Model
@@ -94,10 +94,8 @@ def load_packed(checkpoint: Checkpoint, name: str) -> QTensor:
     """One packed weight; MismatchError where its parts do not belong together."""
     grid = _grid(checkpoint, name)
     arrays: Mapping[str, Any] = {n: checkpoint.array(n) for n in part_names(name, grid)}
-    try:
+    with located(checkpoint.path):
         return from_named(name, arrays, grid)
-    except MismatchError as error:
-        raise MismatchError(f"{checkpoint.path}: {error}", hint=error.hint) from None
 
 
 def _grid(checkpoint: Checkpoint, name: str) -> Grid:

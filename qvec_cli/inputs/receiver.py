@@ -83,7 +83,6 @@ def resolve(
     """Checks everything that headers and folders can decide; no image is decoded.
 
     The listener hears what cannot be checked, and what is odd.
-
     Raises SpecError: a method that needs images; MismatchError: vectors, grids or images that do
     not belong to the receiver; DataError: images that are not there.
     """

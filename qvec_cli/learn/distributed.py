@@ -100,7 +100,6 @@ def here(environment: Mapping[str, str] = os.environ) -> World:
     """The world of this process, from what torchrun sets.
 
     Without RANK nobody has counted this process, whatever WORLD_SIZE says: it is alone.
-
     Raises SpecError: a rank in a world of several that is not whole.
     """
     if "RANK" not in environment or environment.get("WORLD_SIZE", "1") == "1":

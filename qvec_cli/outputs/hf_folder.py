@@ -21,7 +21,7 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target, dump, is_stream, refused, write_json
 from qvec_cli.checkpoint.source import WRAPPED
 from qvec_cli.checkpoint.write import Blocks, size_of, write
-from qvec_cli.errors import CheckpointError, MismatchError, SpecError
+from qvec_cli.errors import CheckpointError, MismatchError, SpecError, located
 from qvec_cli.model.configuration import Model, to_config
 from qvec_cli.model.targets import may_be_linear
 from qvec_cli.quant.compressed_tensors import require_loadable, to_scheme
@@ -144,10 +144,8 @@ def _require_loadable(theta: Checkpoint, shapes: Mapping[str, tuple[int, ...]], 
             "weights of linear layers only",
             hint="Choose others with --targets, or write a single file: -o FILE.",
         )
-    try:
+    with located(theta.path):
         require_loadable(shapes, grid)
-    except MismatchError as error:
-        raise MismatchError(f"{theta.path}: {error}", hint=error.hint) from None
 
 
 @contextlib.contextmanager

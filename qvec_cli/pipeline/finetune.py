@@ -26,7 +26,6 @@ def train(request: TrainRequest, listener: Listener, world: World = ALONE) -> Me
 
     Every rank of a world calls this with the same request. Only the first one looks at the
     output, writes it, and returns metrics that say so.
-
     Raises TrainingError: the loss is not finite; the state before that step is kept; QvecError: a
     model, data set or target that cannot be used.
     """

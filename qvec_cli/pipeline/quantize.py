@@ -64,7 +64,6 @@ def quantize(
     """Writes the quantized model and reports its size and how far it is from the float one.
 
     ``files`` are those that a longer run has open already.
-
     Raises SpecError: a method that lacks images, or has no use for them; MismatchError: a group
     size that does not divide, a file of another kind; CheckpointError: a file that cannot be read
     or written, or holds NaN.

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from qvec_cli.errors import MismatchError
+from qvec_cli.errors import located
 from qvec_cli.quant.awq import awq, factors, is_unclipped
 from qvec_cli.quant.gptq import aim, gptq
 from qvec_cli.quant.moments import Inputs
@@ -79,18 +79,15 @@ def quantize_weight(
 
     A calibrated method needs ``inputs``; ``target`` is what the layer is to give in place of its
     own outputs.
-
     Raises MismatchError: scales beyond what float16 holds.
     """
     quantizer, aimed = QUANTIZERS[method], weight
     if target is not None:
         assert quantizer.aim is not None
         aimed, inputs = quantizer.aim(target.weight, weight, inputs, target.bias_change)
-    try:
+    with located(name):
         if quantizer.only_rounds(name):
             codes = rtn(aimed, grid)
         else:
             codes = quantizer.run(aimed, grid, *([inputs] if quantizer.calibrated else []))
-    except MismatchError as error:
-        raise MismatchError(f"{name}: {error}", hint=error.hint) from None
     return QuantizedWeight(weight, codes, codes.weight())

@@ -163,7 +163,6 @@ class Journal:
         """Adds the lines of a journal that was cut off, if it is of this run.
 
         With ``force`` one of another run is left, and None returned. Its last line may be torn.
-
         Raises MismatchError: it is of another run; names what differs; CheckpointError: a broken
         file, or one without a header.
         """

@@ -54,7 +54,6 @@ def sweep(request: SweepRequest, listener: Listener) -> Metrics:
     """Measures the curve on validation, its best point, lambda 0 and lambda 1 on test.
 
     Ties go to the smaller |lambda|; lambda = 0, which is plain quantization, always takes part.
-
     Raises MismatchError: files, grid or data that do not belong together; CheckpointError: an
     unfinished sweep of something else.
     """

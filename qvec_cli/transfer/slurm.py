@@ -74,7 +74,6 @@ def run_jobs(
     """Submits a job for each request and waits for all; their logs are kept beside the output.
 
     The work travels by its name; requests have names for messages.
-
     Raises QvecError: see ``check_executor``; or a job failed; others are waited for.
     """
     names, at_once = [*requests], executor.at_once or len(requests)
