@@ -56,7 +56,8 @@ class Card:
         """Metadata strings, sorted; no time, no path: the same inputs give the same bytes."""
         values = {f"qvec.{f.name}": getattr(self, f.name) for f in fields(self)}
         values |= {"qvec.schema": SCHEMA, "timm": values.pop("qvec.model"), "format": "pt"}
-        return {k: _dump(v) for k, v in sorted(values.items()) if v or v == ()}
+        kept = sorted((key, value) for key, value in values.items() if value or value == ())
+        return {k: v if isinstance(v, str) else canonical(v) for k, v in kept}
 
     @classmethod
     def from_header(cls, metadata: Mapping[str, str]) -> Card | None:
@@ -98,10 +99,6 @@ _ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_
 def canonical(value: object) -> str:
     """JSON with one spelling: sorted keys, no spaces, ASCII, no NaN."""
     return _ENCODER.encode(value)
-
-
-def _dump(value: object) -> str:
-    return value if isinstance(value, str) else canonical(value)
 
 
 def _load(metadata: Mapping[str, str], key: str, expected: type) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final
+from typing import Annotated, ClassVar, Final
 
 import typer
 
@@ -82,31 +82,25 @@ def _comparison_text(results: Facts) -> Iterator[str]:
     yield "tensor\tdtype\tshape\tunequal\tnorm of the difference"
     for row in rows:
         if row.get("unequal") != 0:
-            dtype, shape = (_both(row[key]) for key in ("dtype", "shape"))
+            dtype, shape = (
+                str(a) if a == b else f"{a} vs {b}" for a, b in (row["dtype"], row["shape"])
+            )
             norm = f"{row['norm']:.6g}" if row.get("norm") is not None else "-"
             yield f"{row['name']}\t{dtype}\t{shape}\t{row.get('unequal', '-')}\t{norm}"
-
-
-def _both(pair: list[Any]) -> str:
-    return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]} vs {pair[1]}"
 
 
 def _description_text(results: Facts) -> Iterator[str]:
     card = results["card"]
     role = _cut(f", {card['role']}") if card and card["role"] else ""
     count = "packed" if results["parameters"] is None else f"{results['parameters']:,}"
-    yield (
-        f"{results['kind']}{role}: {len(results['tensors'])} tensors, "
-        f"{count} parameters, {size(results['bytes'])}"
-    )
+    held = f"{len(results['tensors'])} tensors, {count} parameters, {size(results['bytes'])}"
+    yield f"{results['kind']}{role}: {held}"
     if results["moments"]:
         carried = f"carries {moments_text(results['moments'])}"
         yield _cut(f"{carried}, in {len(results['attached'])} tensors")
     if model := results["model"]:
-        yield _cut(
-            f"architecture: {model['architecture']} {model['model_args'] or ''}, "
-            f"{model['num_classes']} classes"
-        )
+        named = f"{model['architecture']} {model['model_args'] or ''}"
+        yield _cut(f"architecture: {named}, {model['num_classes']} classes")
     yield from map(_cut, _card_text(card)) if card else ["no qvec card: lineage is not known"]
     if results["layout"]:
         yield f"layout: {_layout_text(results['layout'])}"

@@ -119,8 +119,9 @@ def refuse_foreign(checkpoint: Checkpoint, *, floats: bool = False) -> None:
     card = checkpoint.card
     readable = card.kind is Kind.QUANTIZED and bool(card.quant)
     for weight in packed_in(checkpoint):
+        ours = readable and weight.tensor.endswith(PACKED)  # a part may be missing; it is named
         known = readable or (checkpoint.bare and not floats and stored_grid(checkpoint))
-        if weight.layout != OWN or not known:
+        if not ours and (weight.layout != OWN or not known):
             raise MismatchError(
                 f"{checkpoint.path}: {weight.tensor}: packed by another tool "
                 f"(layout: {weight.layout})",

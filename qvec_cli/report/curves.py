@@ -147,10 +147,8 @@ def curves_of(sweeps: Sequence[Sweep], evaluations: Sequence[Evaluation]) -> Cur
     fitting = fitting_in(sweeps, evaluations)
     for row in evaluations:
         if row not in fitting:
-            raise MismatchError(
-                f"{row.file}: is no test accuracy of a receiver's own QAT on the grid of a sweep",
-                hint="Leave it out.",
-            )
+            what = "is no test accuracy of a receiver's own QAT on the grid of a sweep"
+            raise MismatchError(f"{row.file}: {what}", hint="Leave it out.")
     shown = []
     for first, *more in panels.values():
         levels, own = _levels_of(first), _own_qat(first, evaluations)
@@ -159,11 +157,8 @@ def curves_of(sweeps: Sequence[Sweep], evaluations: Sequence[Evaluation]) -> Cur
     validation = _sizes((sweep.results.curve[0].val for sweep in sweeps), "validation")
     test = _sizes((sweep.results.zero_shot.test for sweep in sweeps), "test")
     vectors = _names([stem(sweep.inputs[1].path) for sweep in sweeps], "vectors")
-    return _figure(
-        f"{_names([panel.title for panel in shown], 'receivers')}, {vectors}",
-        f"{sweeps[0].grid}, {sweeps[0].method}; {validation}, {test}",
-        shown,
-    )
+    what = f"{_names([panel.title for panel in shown], 'receivers')}, {vectors}"
+    return _figure(what, f"{sweeps[0].grid}, {sweeps[0].method}; {validation}, {test}", shown)
 
 
 def _require_one_grid(sweeps: Sequence[Document[Any]]) -> None:
@@ -210,12 +205,8 @@ def _agreed_panel(sweeps: Sequence[Agreement]) -> CurvePanel:
         points = tuple((point.lam, point.mean, point.standard_error) for point in curve)
         traces.append(Trace(stem(row.rho), val, test, far=points, agreed=row.chosen.lam))
     levels = _levels_of(first) if first.results.baselines else {}
-    return CurvePanel(
-        first.name,
-        tuple(traces),
-        levels,
-        MEASURES.get(first.results.measure, first.results.measure),
-    )
+    measure = first.results.measure
+    return CurvePanel(first.name, tuple(traces), levels, MEASURES.get(measure, measure))
 
 
 def _levels_of(sweep: Document[Any]) -> dict[str, float]:
@@ -303,12 +294,9 @@ def cells_of(matrix: Matrix, receiver: str | None, donor: str | None) -> Curves:
         measure = MEASURES.get(matrix.measures.get(name, ""), "")
         shown.append(CurvePanel(name, traces, levels, measure))
     scores = (cell.curve[0].val for cells in panels.values() for cell in cells)
-    test = _sizes(map(matrix.plain, panels), "test")
-    return _figure(
-        f"{receiver or f'{len(panels)} receivers'}, vector of {donor or 'each donor'}",
-        f"{matrix.grid}, {matrix.method}; {_sizes(scores, 'validation')}, {test}",
-        shown,
-    )
+    sizes = f"{_sizes(scores, 'validation')}, {_sizes(map(matrix.plain, panels), 'test')}"
+    what = f"{receiver or f'{len(panels)} receivers'}, vector of {donor or 'each donor'}"
+    return _figure(what, f"{matrix.grid}, {matrix.method}; {sizes}", shown)
 
 
 def _cell_trace(cell: Cell, *, whole: bool) -> Trace:
@@ -319,15 +307,9 @@ def _cell_trace(cell: Cell, *, whole: bool) -> Trace:
     tests |= {choice.lam: choice.test for choice in choices}
     far = tuple((p.lam, p.distance, 0.0) for p in cell.curve if p.distance is not None)
     here = agreed and agreed.lam in [lam for lam, *_ in far]  # a median may lie between
-    return Trace(
-        cell.donor,
-        tuple((point.lam, point.val) for point in cell.curve),
-        tuple(tests.items()),
-        val.lam if val else None,
-        cell.diagonal,
-        far,
-        agreed.lam if agreed and here else None,
-    )
+    at, best = agreed.lam if agreed and here else None, val.lam if val else None
+    points = tuple((point.lam, point.val) for point in cell.curve)
+    return Trace(cell.donor, points, tuple(tests.items()), best, cell.diagonal, far, at)
 
 
 @canvas.style()

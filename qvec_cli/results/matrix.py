@@ -412,9 +412,8 @@ def _mean_choice(choices: Sequence[ChosenLambda]) -> ChosenLambda:
 
 
 def _mean_baseline(rows: Sequence[Measured]) -> Measured:
-    return Measured(
-        _mean_score(row.test for row in rows), _most(row.use for row in rows), rows[0].grid
-    )
+    score, use = _mean_score(row.test for row in rows), _most(row.use for row in rows)
+    return Measured(score, use, rows[0].grid)
 
 
 def _most(uses: Iterable[DataUse]) -> DataUse:
