@@ -29,12 +29,12 @@ _OURS = """
 import sys
 from pathlib import Path
 from qvec_cli.pipeline.extract import extract
-from qvec_cli.pipeline.patch import Request, patch
+from qvec_cli.pipeline.patch import PatchRequest, patch
 from qvec_cli.specs import Silence
 
 def work(donor, qat, receiver, rho, out):
     extract(Path(donor), Path(qat), Path(rho), Silence(), force=True)
-    patch(Request(Path(receiver), Path(rho), Path(out), "0.75", force=True), Silence())
+    patch(PatchRequest(Path(receiver), Path(rho), Path(out), "0.75", force=True), Silence())
 """
 
 _MERGEKIT = """

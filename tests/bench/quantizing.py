@@ -23,11 +23,11 @@ LABEL = "llm-compressor 0.14.0.1"
 
 _OURS = """
 from pathlib import Path
-from qvec_cli.pipeline.quantize import Request, quantize
-from qvec_cli.specs import Silence, Wanted
+from qvec_cli.pipeline.quantize import QuantizeRequest, quantize
+from qvec_cli.specs import GridOptions, Silence
 
 def work(source, out):
-    quantize(Request(Path(source), Path(out), Wanted(3), force=True), Silence())
+    quantize(QuantizeRequest(Path(source), Path(out), GridOptions(3), force=True), Silence())
 """
 
 _THEIRS = """
@@ -173,7 +173,7 @@ PARTS = {
     "qvec_cli.inputs.network:load_network": "building the network",
     "qvec_cli.inputs.images:Examples.decoded": "decoding images",
     "qvec_cli.calibration.walk:Walk._reach": "forwards up to a layer",
-    "qvec_cli.calibration.walk:_moments": "forwards up to a layer",
+    "qvec_cli.calibration.walk:MomentSums.add": "forwards up to a layer",
     "qvec_cli.calibration.walk:_after": "forwards to the next block",
     "qvec_cli.quant.gptq:_factor": "factorisation",
     "qvec_cli.quant.gptq:_tries": "scales to try",
@@ -223,8 +223,8 @@ def watched(source: Path, images: Path, out: Path, scale: str) -> dict[str, floa
     from qvec_cli.pipeline.quantize import QuantizeRequest, quantize
     from qvec_cli.specs import Calibration, GridOptions, Method, Scale, Silence
 
-    linears = walk._linears  # a forward tells it of each product; it takes the moments
-    walk._linears = lambda seen: linears(clock.timed("moments of inputs", seen))
+    linears = walk.linears  # a forward tells it of each product; it takes the moments
+    walk.linears = lambda seen: linears(clock.timed("moments of inputs", seen))
     wanted, seen = GridOptions(3, scale=Scale(scale)), Calibration((str(images),), 512)
     quantize(
         QuantizeRequest(source, out, wanted, Method.GPTQ, calibration=seen, force=True), Silence()

@@ -60,7 +60,7 @@ def write_pair(folder: Path, name: str, side: int | None = None) -> None:
     rng = np.random.default_rng(0)
     for file, role in (("donor.st", "fp"), ("donor_qat.st", "qat")):
         tensors = ((n, [rng.standard_normal(e.size, np.float32)]) for n, e in plan.items())
-        card = Card(Kind.CHECKPOINT, role=role, model=model, base="0")
+        card = Card(Kind.CHECKPOINT, role=role, model=model.to_json(), base="0")
         write(folder / file, plan, tensors, card, force=True)
 
 
@@ -172,6 +172,7 @@ def sweep(folder: Path) -> None:
     from qvec_cli.inputs.network import load_network
     from qvec_cli.learn.forward import measure
     from qvec_cli.model.build import normalise
+    from qvec_cli.model.configuration import Model
     from qvec_cli.selection import by_labels as swept
     from qvec_cli.specs import GridOptions, Loading, Silence
 
@@ -194,9 +195,7 @@ def sweep(folder: Path) -> None:
 
     loading = Loading(batch_size=64)
     with Checkpoint(Path(names["fp"])) as checkpoint:
-        assert checkpoint.card is not None
-        model = checkpoint.card.model
-        assert model is not None
+        model = Model.from_json(checkpoint.card.model or {})
         network = load_network(checkpoint, model, "cpu")
         examples = open_for(checkpoint, model, str(data), loading)
     images, labels = examples.decoded("val", Silence())

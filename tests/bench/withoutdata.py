@@ -78,13 +78,12 @@ def write_moments(source: Path, out: Path) -> None:
     from qvec_cli.checkpoint.read import Checkpoint
     from qvec_cli.checkpoint.write import write
     from qvec_cli.inputs.grids import targets_in
+    from qvec_cli.model.configuration import Model
     from qvec_cli.specs import Silence
 
     with Checkpoint(source) as theta:
-        assert theta.card is not None
         model = theta.card.model
-        assert model is not None
-        targets = targets_in(theta, model, (), Silence())
+        targets = targets_in(theta, Model.from_json(model or {}), (), Silence())
         widths = {name: theta[name].shape[1] for name in targets}
     made = MomentsSource("noise", "1", "2", 64, "3", "4", _BASE)
     facts = MomentsFacts(None, dict.fromkeys(targets, 64 * 197), {}, (made,))
