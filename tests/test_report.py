@@ -16,7 +16,7 @@ from samples import TASKS, grid_lines, text, written
 
 from qvec_cli.report.canvas import signed
 from qvec_cli.report.page import Section, embedded, inline, page
-from qvec_cli.report.tables import Table
+from qvec_cli.report.tables import Table, tables_of
 from qvec_cli.results.matrix import lines_of, parse
 from qvec_cli.results.summary import summarise
 
@@ -305,6 +305,17 @@ def test_a_page_of_nothing_but_words_is_a_page() -> None:
     reader = Reader(made_.decode())
     assert {"t", "l", "s", "c", "a", "b", "1", "2", "note", "n", "f"} <= set(reader.words)
     assert "nav" not in {tag for tag, _ in reader.tags}  # for one section
+
+
+def test_own_stands_beside_receivers_own_vectors_and_beside_no_null() -> None:
+    matrix = parse(lines_of(text(grid_lines()), "g"))
+    tables = list(tables_of(matrix))
+    (nulls,) = (table for table in tables if table.caption.startswith("Vectors of the same norm"))
+    assert nulls.rows
+    assert not any("own" in cell for row in nulls.rows for cell in row)
+    pairs = next(table for table in tables if table.caption.startswith("Each pair"))
+    owns = {(row[0], pairs.head[k]) for row in pairs.rows for k, c in enumerate(row) if "own" in c}
+    assert owns == {(task, task) for task in TASKS[:3]}
 
 
 def test_every_task_has_its_row(grid_page: Made) -> None:

@@ -188,7 +188,7 @@ def _answer(matrix: Matrix, cell: Cell | None, pick: ways.Chooser) -> str:
     if cell is None or choice is None:
         return NONE
     at = f" @ {choice.lam:g}" if choice not in cell.fixed else ""
-    own = " own" if cell.diagonal else ""
+    own = " own" if cell.diagonal and cell.null is None else ""
     return f"{percent(choice.test)} ({signed(_gain(matrix, cell, choice))}){at}{own}"
 
 
