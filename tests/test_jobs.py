@@ -40,7 +40,7 @@ def test_two_jobs_of_this_machine_give_the_bytes_of_one_process(
     processes: bool, drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not processes:
-        monkeypatch.setattr("qvec_cli.transfer.transfer.run_jobs", one_after_the_other)
+        monkeypatch.setattr("qvec_cli.transfer.slurm.run_jobs", one_after_the_other)
     grid = tmp_path / "grid.yaml"
     receivers = "".join(
         f"  {name}: {{model: {model}, data: {data}}}\n"

@@ -167,7 +167,7 @@ def test_an_index_of_unreasonable_size_is_not_parsed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index = sharded(tmp_path / "model")
-    monkeypatch.setattr(locate, "_MAX_INDEX", index.stat().st_size - 1)
+    monkeypatch.setattr(locate, "MAX_HEADER", index.stat().st_size - 1)
     assert "more than" in refusal(index)
 
 

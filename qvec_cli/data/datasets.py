@@ -184,7 +184,7 @@ def open_unlabelled(spec: str, folder: Path | None, side: int, *, download: bool
     if spec == NOISE:
         return noise(side)
     place = Path(spec)
-    if place.is_dir() and not has_splits(place):
+    if spec and place.is_dir() and not has_splits(place):
         source = read_flat(place)
         return Task(place.resolve().name or spec, source.classes, source.splits)
     return open_task(spec, folder, download=download)
