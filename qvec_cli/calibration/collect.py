@@ -23,7 +23,7 @@ from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.write import size_of, write
 from qvec_cli.data.samples import Subset, Task
 from qvec_cli.errors import MismatchError, NotFiniteError, located
-from qvec_cli.inputs.files import architecture, opened, require_float
+from qvec_cli.inputs.files import architecture, opened, require
 from qvec_cli.inputs.grids import require_some, targets_in
 from qvec_cli.inputs.images import Examples, open_images
 from qvec_cli.inputs.lineage import digest_of
@@ -121,7 +121,7 @@ def collect(request: MomentsRequest, listener: Listener) -> Metrics:
 
 
 def _prepared(request: MomentsRequest, theta: Checkpoint, listener: Listener) -> _Collection:
-    require_float(theta)
+    require(theta, Kind.CHECKPOINT)
     model = architecture(theta, request.network)
     targets = targets_in(theta, model, request.patterns, listener)
     require_some(targets, str(theta.path))

@@ -24,33 +24,27 @@ _INSTEAD = {
 
 
 def require(checkpoint: Checkpoint, kind: Kind) -> None:
-    """Refuses a file of another kind than the operation needs, and one that another tool packed."""
+    """Refuses a file of another kind than the operation needs, and one that another tool packed.
+
+    MismatchError names the grid of a quantized file.
+    """
+    card = checkpoint.card
+    packed = checkpoint.kind is Kind.QUANTIZED and card.quant
+    if kind is Kind.CHECKPOINT and (packed or card.role == FAKE):
+        raise MismatchError(
+            f"{checkpoint.path}: is quantized already, to {Grid.from_json(card.quant or {})}",
+            hint="Use the float checkpoint it was made from.",
+        )
     if checkpoint.kind is not kind or (kind is Kind.VECTOR and checkpoint.bare):
         raise MismatchError(
             f"{checkpoint.path}: is {_a(checkpoint.kind)}, {_a(kind)} belongs here",
             hint=_INSTEAD[kind],
-        )
-    card = checkpoint.card
-    if kind is Kind.CHECKPOINT and card.role == FAKE:
-        raise MismatchError(
-            f"{checkpoint.path}: is quantized already, to {Grid.from_json(card.quant or {})}",
-            hint="Use the float checkpoint it was made from.",
         )
     refuse_foreign(checkpoint, floats=True)
 
 
 def _a(kind: Kind) -> str:
     return "a file of moments" if kind is Kind.MOMENTS else f"a {kind}"
-
-
-def require_float(theta: Checkpoint) -> None:
-    """Refuses what cannot be quantized; MismatchError names the grid of a quantized file."""
-    if theta.kind is Kind.QUANTIZED and theta.card.quant:
-        raise MismatchError(
-            f"{theta.path}: is quantized already, to {Grid.from_json(theta.card.quant)}",
-            hint="Use the float checkpoint it was made from.",
-        )
-    require(theta, Kind.CHECKPOINT)
 
 
 def require_model(checkpoint: Checkpoint) -> None:

@@ -13,7 +13,7 @@ from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import Checkpoint, finite
 from qvec_cli.errors import CheckpointError, MismatchError, SpecError
-from qvec_cli.inputs.files import InputFiles, model_of, require, require_float, stated_model
+from qvec_cli.inputs.files import InputFiles, model_of, require, stated_model
 from qvec_cli.inputs.grids import choose_grid, choose_targets
 from qvec_cli.inputs.images import Examples, Proxies, ProxyOptions, find_proxies, open_for
 from qvec_cli.inputs.lambdas import LambdaChoice, read_choice
@@ -91,7 +91,7 @@ def resolve(
             f"--method {options.method} needs calibration images, and sweeps and grids have none",
             hint="Use rtn here; then patch, and quantize with --calib.",
         )
-    require_float(theta)
+    require(theta, Kind.CHECKPOINT)
     vectors = tuple(pair_up(theta, rho, listener, cross=options.grid.cross) for rho in rhos)
     model, targets = model_of(theta), choose_targets(theta, (), listener)
     labelled = None

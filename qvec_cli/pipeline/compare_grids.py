@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli import specs
+from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.inputs.files import architecture, opened, require_float
+from qvec_cli.inputs.files import architecture, opened, require
 from qvec_cli.inputs.grids import check_fit, targets_in
 from qvec_cli.inputs.images import open_for
 from qvec_cli.inputs.lineage import inherited_use
@@ -49,7 +50,7 @@ def compare_grids(request: CompareGridsRequest, listener: specs.Listener) -> Met
     """
     started = time.perf_counter()
     with opened(request.source, listener) as theta:
-        require_float(theta)
+        require(theta, Kind.CHECKPOINT)
         known = request.network or request.data is not None
         model = architecture(theta, request.network) if known else None
         targets = targets_in(theta, model, request.patterns, listener)

@@ -16,7 +16,7 @@ from qvec_cli.checkpoint.card import FAKE, PATCHED, Card, Kind
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, SpecError
-from qvec_cli.inputs.files import InputFiles, architecture, card_of, input_files, require_float
+from qvec_cli.inputs.files import InputFiles, architecture, card_of, input_files, require
 from qvec_cli.inputs.grids import choose_grid, targets_in
 from qvec_cli.inputs.images import Proxies
 from qvec_cli.inputs.lineage import inherited_use
@@ -281,7 +281,7 @@ def _prepared(request: QuantizeRequest, files: InputFiles, listener: Listener) -
     """Opens everything that a request names, and decides targets and grid."""
     theta, moments = files.open(request.source), None
     patched = anchored(theta, request.anchor, files, listener)
-    require_float(theta)
+    require(theta, Kind.CHECKPOINT)
     if request.moments:
         carrier = files.open(request.moments.path)
         moments = LayerMoments(theta, carrier, request.moments, listener)
