@@ -125,7 +125,7 @@ def sweep_lambda(
             points, proxies, grid_options, method, measure, images.device
         )
         judged = by_agreement.AgreementRequest(
-            receiver, tuple(rhos), output, agreement, data, *writing.force_and_dry_run
+            receiver, tuple(rhos), output, agreement, data, **writing.for_request
         )
         work = partial(by_agreement.agree, judged)
     else:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Container
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, TypedDict, TypeVar
 
 import typer
 
@@ -190,7 +190,8 @@ class GridFlags:
 
     def options(self) -> GridOptions:
         """The grid as it was typed; SpecError where values do not go together."""
-        return GridOptions(*astuple(self))  # its fields stand in the same order
+        typed = asdict(self)
+        return GridOptions(cross=typed.pop("cross_grid"), **typed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +285,13 @@ class ProxyFlags:
         return ProxyOptions(tuple(self.proxy or ()), self.proxy_samples or 256, loading)
 
 
+class Writing(TypedDict):
+    """The fields of a request that say whether files are replaced, and written at all."""
+
+    force: bool
+    dry_run: bool
+
+
 @dataclass(frozen=True, slots=True)
 class OutputFlags:
     """What happens to the output, and how the result is shown."""
@@ -295,9 +303,9 @@ class OutputFlags:
     as_json: bool = flag(False, "Print the metrics as one JSON document.", "--json")
 
     @property
-    def force_and_dry_run(self) -> tuple[bool, bool]:
-        """Two fields that requests have side by side."""
-        return self.force, self.dry_run
+    def for_request(self) -> Writing:
+        """What a request takes of them."""
+        return {"force": self.force, "dry_run": self.dry_run}
 
 
 def key_values(pairs: list[str] | None, flag: str = "--model-arg") -> dict[str, Any]:

@@ -300,7 +300,7 @@ def export(
 
     named = network.options()
     request = verb.ExportRequest(
-        checkpoint, output, kind.to, kind.check, *writing.force_and_dry_run, named
+        checkpoint, output, kind.to, kind.check, network=named, **writing.for_request
     )
     work = partial(verb.export, request)
     show.deliver(work, export_text, writing, inputs=(checkpoint,), out=output)

@@ -214,7 +214,7 @@ def transfer(
     )
     part, joined = jobs.part(), tuple(jobs.join or ())
     request = verb.TransferRequest(
-        grid, output, settings, part, joined, executor, resume, *writing.force_and_dry_run
+        grid, output, settings, part, joined, executor, resume, **writing.for_request
     )
     work, clear = partial(verb.transfer, request), partial(verb.clear, output)
     inputs, writing = (grid, *joined), replace(writing, force=writing.force or resume)

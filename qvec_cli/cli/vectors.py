@@ -36,8 +36,7 @@ def extract(
     """
     from qvec_cli.pipeline import extract as verb
 
-    force, dry_run = writing.force_and_dry_run
-    written = partial(verb.extract, moments=moments, force=force, dry_run=dry_run)
+    written = partial(verb.extract, moments=moments, **writing.for_request)
     work = partial(written, donor, donor_qat, output)
     inputs = (donor, donor_qat, *((moments,) if moments else ()))
     show.deliver(work, extract_text, writing, inputs=inputs, out=output, data_use=False)
@@ -133,7 +132,7 @@ def combine(
         options.refuse("goes with --fit", proxy, typed, receiver=receiver)
     vectors, only, cross = tuple(rhos), options.chosen_parts(parts), grid.cross_grid
     request = verb.CombineRequest(
-        vectors, output, rule, only, cross, *writing.force_and_dry_run, fitting
+        vectors, output, rule, only, cross, fit=fitting, **writing.for_request
     )
     work = partial(verb.combine, request)
     show.deliver(work, combine_text, writing, inputs=vectors, out=output, data_use=False)
@@ -275,7 +274,7 @@ def patch(
         options.refuse("goes with --lambda auto", proxy, typed)
     only, cross = options.chosen_parts(parts), grid.cross_grid
     request = verb.PatchRequest(
-        receiver, rho, output, lam, cross, *writing.force_and_dry_run, only, automatic
+        receiver, rho, output, lam, cross, parts=only, auto=automatic, **writing.for_request
     )
     work = partial(verb.patch, request)
     show.deliver(work, patch_text, writing, inputs=(receiver, rho), out=output)
