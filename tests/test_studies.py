@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import typer
 from conftest import call
 
 from qvec_cli.cli.app import app
 from qvec_cli.transfer.grid_file import read_grid_file
 
-COMMANDS = typer.main.get_group(app).commands
+COMMANDS = app.commands
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 

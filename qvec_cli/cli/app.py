@@ -65,7 +65,7 @@ qvec COMMAND --help lists the flags of a command; qvec help COMMAND is its page 
 """
 
 
-def program(sections: Mapping[str, Mapping[str, Callable[..., None]]]) -> typer.Typer:
+def program(sections: Mapping[str, Mapping[str, Callable[..., None]]]) -> typer.core.TyperGroup:
     """The command line whose commands are functions by section and name."""
     whole = typer.Typer(
         cls=help_text.PlainGroup,
@@ -81,7 +81,7 @@ def program(sections: Mapping[str, Mapping[str, Callable[..., None]]]) -> typer.
             whole.command(name, cls=help_text.PlainCommand, rich_help_panel=section)(
                 expand(function)
             )
-    return whole
+    return typer.main.get_group(whole)
 
 
 def _version(show_version: bool) -> None:
