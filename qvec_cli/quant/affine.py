@@ -73,7 +73,8 @@ def quantize(blocks: Array, params: QParams, grid: Grid) -> Array:
     steps = blocks / params.scale
     if params.zero_point is not None:
         steps = steps + params.zero_point
-    return xp.clip(xp.round(steps), grid.quant_min, grid.quant_max) + 0.0
+    # The method: on a column, the namespace's clip takes three times as long.
+    return xp.round(steps).clip(grid.quant_min, grid.quant_max) + 0.0
 
 
 def dequantize(codes: Array, params: QParams) -> Array:
@@ -86,14 +87,14 @@ def dequantize(codes: Array, params: QParams) -> Array:
 def absmax(blocks: Array) -> Array:
     """max|w| of each block, [n_blocks, 1]."""
     xp = array_namespace(blocks)
-    return xp.clip(xp.max(xp.abs(blocks), axis=-1, keepdims=True), TINY, None)
+    return xp.max(xp.abs(blocks), axis=-1, keepdims=True).clip(min=TINY)
 
 
 def min_and_max(blocks: Array) -> tuple[Array, Array]:
     """The least and the largest weight of each block, the range widened to hold zero."""
     xp = array_namespace(blocks)
-    low = xp.clip(xp.min(blocks, axis=-1, keepdims=True), None, 0.0)
-    return low, xp.clip(xp.max(blocks, axis=-1, keepdims=True), 0.0, None)
+    low = xp.min(blocks, axis=-1, keepdims=True).clip(max=0.0)
+    return low, xp.max(blocks, axis=-1, keepdims=True).clip(min=0.0)
 
 
 def symmetric_params(ratio: float, largest: Array, grid: Grid) -> QParams:
@@ -109,7 +110,7 @@ def symmetric_params(ratio: float, largest: Array, grid: Grid) -> QParams:
 def asymmetric_params(ratio: float, low: Array, high: Array, grid: Grid) -> QParams:
     """The asymmetric grid whose codes span ``ratio`` times the range (arXiv:1712.05877)."""
     xp = array_namespace(low)
-    span = xp.clip(high * 0.5 - low * 0.5, TINY, None) * xp.full_like(low, ratio)
+    span = (high * 0.5 - low * 0.5).clip(min=TINY) * xp.full_like(low, ratio)
     steps = grid.quant_max - grid.quant_min
     scale = stored_scale(span / xp.full_like(low, steps * 0.5), grid)
     return QParams(scale, zero_point(-(low * xp.full_like(low, ratio) / scale), grid))
@@ -121,7 +122,8 @@ def zero_point(codes_below: Array, grid: Grid) -> Array:
     Halves go up, as ``quantize`` sends the halves of both ends outwards: no end code is lost.
     """
     xp = array_namespace(codes_below)
-    return xp.clip(xp.floor(codes_below + 0.5) + grid.quant_min, grid.quant_min, grid.quant_max)
+    codes = xp.floor(codes_below + 0.5) + grid.quant_min
+    return codes.clip(grid.quant_min, grid.quant_max)
 
 
 def stored_scale(scale: Array, grid: Grid) -> Array:
@@ -131,7 +133,7 @@ def stored_scale(scale: Array, grid: Grid) -> Array:
     """
     xp = array_namespace(scale)
     if grid.scale_dtype is ScaleDtype.FLOAT16:
-        size = xp.clip(xp.abs(scale), *_HALF)
+        size = xp.abs(scale).clip(*_HALF)
         half = xp.astype(size, xp.float16)
         above = xp.astype(half, xp.float32) > size
         half = (half.view(xp.int16) - xp.astype(above, xp.int16)).view(xp.float16)

@@ -162,7 +162,7 @@ def _shrink(apart: Array, beta: float) -> Array:
     """The part of the errors that is left as it is: sign(e) max(|e| - |e|^(-1/2) / beta, 0)."""
     xp = array_namespace(apart)
     size = xp.abs(apart)
-    kept = xp.clip(size - 1.0 / (beta * _root(xp.clip(size, TINY, None))), 0.0, None)
+    kept = (size - 1.0 / (beta * _root(size.clip(min=TINY)))).clip(min=0.0)
     return xp.where(apart < 0, -kept, kept)
 
 
@@ -177,7 +177,7 @@ def _fitted(codes: Array, goal: Array, top: Array, params: QParams, grid: Grid) 
     xp = array_namespace(codes)
     if params.zero_point is None:
         along, norm = block_sums(codes * goal), block_sums(codes * codes)
-        scale = xp.where(norm > 0, along / xp.clip(norm, 1.0, None) * top, params.scale)
+        scale = xp.where(norm > 0, along / norm.clip(min=1.0) * top, params.scale)
         scale = xp.where(scale == 0, params.scale, scale)
         # In this form, a scale that weights which lie on its grid restore.
         return symmetric_params(1.0, scale * grid.quant_max, grid)
