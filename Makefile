@@ -5,6 +5,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
 WORKERS ?= 2
+# The tests start hundreds of processes: each module is compiled once, not by every one of them.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo study study-real zero-shot zero-shot-real test suite lint floors fix bench slow clean
 
