@@ -16,6 +16,8 @@ import pytest
 from conftest import MODEL, Drawer, Result, call, spawn, without_torch
 from safetensors.numpy import save_file
 
+from qvec_cli.cli import app, show
+
 
 def test_the_version_is_that_of_the_package() -> None:
     from importlib.metadata import version
@@ -305,19 +307,43 @@ HEARD = (  # whatever the tests themselves were started with: nohup, a backgroun
 )
 
 
-def test_a_signal_stops_training_without_leaving_half_a_file(
-    drawer: Drawer, tmp_path: Path
+def test_training_stopped_by_a_signal_leaves_no_half_file_and_resumes_to_the_same_bytes(
+    drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    args = ["finetune", str(drawer.base), "--data", str(drawer.donor_data), "-o", "x.st"]
-    with started(*args, "--epochs", "5000", "--no-aug", folder=tmp_path) as process:
+    """Begun in another folder and process, with other string hashing; images are augmented."""
+    args = ["finetune", str(drawer.base), "--data", str(drawer.donor_data), "--epochs", "6"]
+    args += ["--batch-size", "16", "--device", "cpu"]
+    monkeypatch.setenv("PYTHONHASHSEED", "7")
+    with started(*args, "-o", "x.st", folder=tmp_path) as process:
         deadline = time.monotonic() + 120
         while not (tmp_path / "x.st.state").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+            time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors.splitlines()[-1]) == (143, "error: stopped by SIGTERM")
     assert "Traceback" not in errors
     assert {path.name for path in tmp_path.iterdir()} == {"x.st.state"}
+    call(*args, "-o", tmp_path / "x.st", "--resume")
+    call(*args, "--workers", 2, "-o", tmp_path / "whole.st")
+    assert (tmp_path / "x.st").read_bytes() == (tmp_path / "whole.st").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"),
+    [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit), (signal.SIGHUP, SystemExit)],
+)
+def test_a_signal_that_a_library_swallows_stops_the_work_at_its_next_step(
+    number: signal.Signals, raised: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch does while it starts or ends the processes that decode images."""
+    monkeypatch.setattr(show, "stopped", None)
+    with show.Terminal() as terminal:
+        terminal.progress("epoch", 1, 3)
+        with contextlib.suppress(BaseException):
+            app._Stop()(number, None)
+        with pytest.raises(raised) as fault:
+            terminal.progress("epoch", 2, 3)
+    assert number == signal.SIGINT or fault.value.args == (128 + number,)
 
 
 @contextlib.contextmanager

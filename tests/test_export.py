@@ -83,12 +83,12 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 CASES: dict[str, tuple[str, tuple[object, ...]]] = {
     "grey 8 bits, asymmetric groups": ("grey", ("--bits", 8, "--group-size", 16, "--asymmetric")),
     "deit, float": ("deit", ()),
+}
+MORE: dict[str, tuple[str, tuple[object, ...]]] = {
     "swin 3 bits, tensor": (
         *("swin",),
         ("--bits", 3, "--granularity", "tensor", "--asymmetric", "--scale-dtype", "float16"),
     ),
-}
-MORE: dict[str, tuple[str, tuple[object, ...]]] = {
     "vit 2 bits": ("vit", ("--bits", 2, "--scale", "mse-full")),
     "swin 4 bits, half scales": ("swin", ("--bits", 4, "--scale-dtype", "float16")),
     "coat 3 bits": ("coat", ("--bits", 3)),
@@ -206,6 +206,7 @@ def test_the_metadata_name_the_checkpoint_and_its_grid(packed: Path, exported: P
         assert json.loads(facts["timm"]) == checkpoint.card.model
 
 
+@pytest.mark.slow
 def test_another_process_folder_and_stream_give_the_same_bytes(
     packed: Path, exported: Path, tmp_path: Path
 ) -> None:

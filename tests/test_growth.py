@@ -94,8 +94,7 @@ print(json.dumps(texts))
 
 @pytest.fixture
 def house(tmp_path: Path) -> House:
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(PACKAGE, tmp_path / "copy" / "qvec_cli", ignore=ignored)
+    shutil.copytree(PACKAGE, tmp_path / "copy" / "qvec_cli")
     shutil.copytree(FIRST, tmp_path / "files")
     return House(tmp_path / "copy" / "qvec_cli", tmp_path / "files")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -383,6 +384,17 @@ def test_a_start_with_tied_tensors_is_planned_as_it_is_run(drawer: Drawer, tmp_p
         call(*args, "--data", drawer.donor_data, "-o", tmp_path / "x.st", *extra)
 
 
+@contextlib.contextmanager
+def stdin_from(path: Path) -> Iterator[None]:
+    """A file as the stdin of this process."""
+    before = os.dup(0)
+    with path.open("rb") as file:
+        os.dup2(file.fileno(), 0)
+    yield
+    os.dup2(before, 0)
+    os.close(before)
+
+
 @pytest.mark.timeout(90)
 def test_a_start_may_be_piped_in(drawer: Drawer, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
@@ -392,15 +404,15 @@ def test_a_start_may_be_piped_in(drawer: Drawer, tmp_path: Path) -> None:
     call(*args, "--data", drawer.donor_data, "-o", tmp_path / "x.st")
     call("finetune", drawer.base, *FAST, "--data", drawer.donor_data, "-o", tmp_path / "y.st")
     assert call("inspect", tmp_path / "x.st", tmp_path / "y.st").out.startswith("the same 80")
-    with drawer.base.open("rb") as stdin:  # it brings its own network, as a file would
-        args = ("finetune", "-", *FAST, "--data", drawer.donor_data, "-o", tmp_path / "z.st")
-        spawn(*args, stdin=stdin)
+    args = ("finetune", "-", *FAST, "--data", drawer.donor_data, "-o", tmp_path / "z.st")
+    with stdin_from(drawer.base):  # it brings its own network, as a file would
+        call(*args)
     assert call("inspect", tmp_path / "x.st", tmp_path / "z.st").out.startswith("the same 80")
 
 
 @pytest.mark.timeout(60)
 def test_thousands_of_tensors_are_subtracted_within_bounds(tmp_path: Path) -> None:
-    count, size = 30_000, 16
+    count, size = 10_000, 16
     names = (f"blocks.{i // 10:05}.layer{i % 10}.weight" for i in range(count))
     header = {
         name: {"dtype": "F32", "shape": [4], "data_offsets": [size * i, size * (i + 1)]}
@@ -415,4 +427,4 @@ def test_thousands_of_tensors_are_subtracted_within_bounds(tmp_path: Path) -> No
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert made.json["results"]["tensors"] == count
     assert made.json["timing"]["peak_rss_bytes"] < 250e6
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 8
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5

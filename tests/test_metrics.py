@@ -44,7 +44,7 @@ def documents(drawer: Drawer, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "moments": (drawer.donor, *donor, "--samples", 4),
         "patch": (drawer.receiver, drawer.rho),
         "quantize": (drawer.receiver, "--bits", 2),
-        "export": (drawer.receiver, "--to", "onnx"),
+        "export": (drawer.receiver, "--to", "timm"),
         "sweep-lambda": (drawer.receiver, drawer.rho, *receiver, "--lambdas", "0,1"),
         "transfer": (grid,),
         "advise": (drawer.receiver, "--bits", 8, "--proxy-samples", 8),
@@ -53,7 +53,7 @@ def documents(drawer: Drawer, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "plot": (out / "sweep-lambda.json",),
         "report": (out / "sweep-lambda.json",),
     }
-    suffixes = {"plot": "svg", "report": "html"}
+    suffixes = {"plot": "svg", "report": "html", "export": "timm"}
     found = {}
     for command, args in commands.items():
         written = out / f"{command}.json"

@@ -27,7 +27,7 @@ STEPS = ("--refine", 20, "--proxy-samples", 48, "--proxy")
 WAYS: dict[str, tuple[object, ...]] = {
     "rtn": (),
     "zero points, float16": ("--asymmetric", "--scale-dtype", "float16"),
-    "awq": ("--method", "awq", "--group-size", 16, "--scale", "mse-full"),
+    "awq": ("--method", "awq", "--group-size", 16),
     "corrected": ("--bias-correction", "--granularity", "tensor"),
 }
 

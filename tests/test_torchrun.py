@@ -245,6 +245,7 @@ def test_a_process_that_is_killed_does_not_leave_the_other_behind(
     assert not Path(f"/proc/{pids[1 - victim]}").exists()
 
 
+@pytest.mark.slow
 def test_a_refusal_is_told_once_and_its_code_is_in_torchruns_report(
     drawer: Drawer, tmp_path: Path
 ) -> None:

@@ -221,8 +221,7 @@ class _Stop:
     One that comes soon is not impatience: GNU timeout sends each signal twice.
     """
 
-    def __init__(self) -> None:
-        self._first = math.inf
+    _first = math.inf
 
     def __call__(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
@@ -231,4 +230,8 @@ class _Stop:
             signal.raise_signal(number)
         elif self._first == math.inf:
             self._first = now
-            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+            show.stopped = (
+                KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+            )
+            sys.unraisablehook = lambda _: None  # what finalizers say of it is nobody's concern
+            raise show.stopped

@@ -166,6 +166,10 @@ def complain(message: str, hint: str | None) -> None:
         explain(f"hint: {_one_line(hint)}")
 
 
+stopped: BaseException | None = None
+"""What a signal raised: raised again where work goes on, because a library has swallowed it."""
+
+
 class Terminal:
     """A listener that writes to stderr: a live bar where one can be shown, else lines."""
 
@@ -194,6 +198,8 @@ class Terminal:
 
     def progress(self, label: str, done: int, total: int, **facts: float) -> None:
         """How far the work is, with the numbers of the moment and the time left."""
+        if stopped is not None:
+            raise stopped
         now = time.monotonic()
         if label != self._label:
             self._label, self._began, self._first, self._spoke = label, now, done, now

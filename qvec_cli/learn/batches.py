@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from qvec_cli.data.datasets import Samples, to_mode
 from qvec_cli.errors import DataError
@@ -146,15 +146,12 @@ class TrainingBatches:
             yield from _loader(_Decoded(self._split, (self.seed, epoch)), batches)
             return
         images, labels = self._resident
-        for batch in batches:
-            places = torch.tensor(batch)
-            yield images[places], labels[places]
+        yield from ((images[batch], labels[batch]) for batch in batches)
 
     def _fits(self) -> bool:
         split = self._split
         first = split.transform(to_mode(split.samples.load(0), split.channels))
-        nbytes = first.numel() * len(split.samples) * self._world.local_size
-        return nbytes <= _RESIDENT_BYTES
+        return first.numel() * len(split.samples) * self._world.local_size <= _RESIDENT_BYTES
 
 
 def _chunks(places: Sequence[int], size: int) -> list[list[int]]:
@@ -179,12 +176,8 @@ def _loader(dataset: _Decoded, batches: Sequence[list[int]]) -> Iterator[Batch]:
 
 
 def _collate(items: Sequence[tuple[Tensor, int] | _Fault]) -> Batch | _Fault:
-    good = []
-    for item in items:
-        if isinstance(item, _Fault):
-            return item
-        good.append(item)
-    return torch.stack([image for image, _ in good]), torch.tensor([label for _, label in good])
+    faults = [item for item in items if isinstance(item, _Fault)]
+    return faults[0] if faults else tuple(default_collate([*items]))
 
 
 def _generator(*key: int) -> torch.Generator:
