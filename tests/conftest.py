@@ -11,7 +11,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,50 @@ def opening() -> Iterator[Callable[[Path], tuple[str, float, float]]]:
 
         yield opened
         process.stdin.close()
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How often each checkpoint file was opened, and how many bytes of it were hashed."""
+
+    opens: Counter[str]
+    hashed: Counter[str]
+
+    def once(self, paths: Iterable[Path]) -> set[str]:
+        """Which of some files were read, each of which was opened once and hashed once at most."""
+        from qvec_cli.checkpoint.read import Checkpoint
+
+        known = {str(path): path for path in paths}
+        found = known.keys() & self.opens.keys()
+        assert {path: self.opens[path] for path in found} == dict.fromkeys(found, 1)
+        for path in found:
+            with Checkpoint(known[path]) as checkpoint:
+                entries = [*checkpoint.values(), *checkpoint.attached.values()]
+            assert self.hashed[path] <= sum(entry.nbytes for entry in entries), path
+        return found
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[Counts]:
+    """Counts the opens and the hashed bytes of every checkpoint meanwhile."""
+    from qvec_cli.checkpoint.read import Checkpoint, Hasher
+
+    counts, names = Counts(Counter(), Counter()), dict[int, str]()
+    begin, update = Checkpoint.__init__, Hasher.update
+
+    def opening(self: Checkpoint, path: Path) -> None:
+        begin(self, path)
+        counts.opens[str(path)] += 1
+        names[id(self._hasher)] = str(path)
+
+    def hashing(self: Hasher, name: str, block: Any) -> None:
+        counts.hashed[names.get(id(self), "")] += block.nbytes
+        update(self, name, block)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "__init__", opening)
+        patch.setattr(Hasher, "update", hashing)
+        yield counts
 
 
 def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from conftest import Drawer, Planted, Result, call, light
+from conftest import Counts, Drawer, Planted, Result, call, counting, light
 
 from qvec_cli.advise import advise as operation
 from qvec_cli.advise.decision import Family
@@ -34,6 +34,7 @@ class Run:
     found: Result
     out: Path
     made: dict[str, bytes]  # of each candidate
+    counts: Counts
 
     @property
     def results(self) -> Any:
@@ -68,10 +69,11 @@ def advise(drawer: Drawer, *args: object, out: Path, trusted: bool = True) -> Ru
         patch.setattr(operation, "quantize", kept)
         if trusted:
             patch.setattr(trial, "_CLOSE", 0.0)
-        found = call("advise", drawer.receiver, *FLAGS, *args, "-o", out, "--json")
+        with counting() as counts:
+            found = call("advise", drawer.receiver, *FLAGS, *args, "-o", out, "--json")
     names = [row["name"] for row in found.json["results"]["candidates"]]
     assert len(made) == len(names) + 1
-    return Run(found, out, dict(zip(names, made, strict=False)))
+    return Run(found, out, dict(zip(names, made, strict=False)), counts)
 
 
 @pytest.fixture(scope="session")
@@ -163,6 +165,13 @@ def test_every_candidate_is_what_its_commands_write(
         out = tmp_path / f"{place}.st"
         typed(row["commands"], out)
         assert out.read_bytes() == full.made[name], name
+
+
+def test_each_input_is_opened_once_and_hashed_once(
+    full: Run, drawer: Drawer, planted: Planted, moments: Path
+) -> None:
+    inputs = {drawer.receiver, *planted.parts, moments}
+    assert full.counts.once(inputs) == {str(path) for path in inputs}
 
 
 def test_every_way_takes_part(full: Run) -> None:

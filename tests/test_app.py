@@ -311,7 +311,7 @@ def test_training_stopped_by_a_signal_leaves_no_half_file_and_resumes_to_the_sam
     drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Begun in another folder and process, with other string hashing; images are augmented."""
-    args = ["finetune", str(drawer.base), "--data", str(drawer.donor_data), "--epochs", "6"]
+    args = ["finetune", str(drawer.base), "--data", str(drawer.donor_data), "--epochs", "4"]
     args += ["--batch-size", "16", "--device", "cpu"]
     monkeypatch.setenv("PYTHONHASHSEED", "7")
     with started(*args, "-o", "x.st", folder=tmp_path) as process:
