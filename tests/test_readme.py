@@ -83,16 +83,21 @@ def run(document: Path) -> int:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder beside the example, whose recipe is cut to one epoch."""
+    """An empty folder beside the example, with one epoch to train and fewer pictures."""
     shutil.copytree(
         ROOT / "examples" / "tiny",
         tmp_path / "examples" / "tiny",
         ignore=shutil.ignore_patterns("out", "out-*"),
     )
-    recipe = tmp_path / "examples" / "tiny" / "recipe.yaml"
-    text, count = re.subn(r"epochs: \d+", "epochs: 1", recipe.read_text())
-    assert count == 1
-    recipe.write_text(text)
+    for name, number, less in (
+        ("recipe.yaml", r"(?<=epochs: )\d+", "1"),
+        ("images.py", r"(?<=test: int = )\d+", "100"),
+        ("images.py", r"(?<=test_size=)\d+", "100"),
+    ):
+        file = tmp_path / "examples" / "tiny" / name
+        text, count = re.subn(number, less, file.read_text())
+        assert count == 1
+        file.write_text(text)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
