@@ -14,13 +14,15 @@ import typer
 from conftest import Drawer, call, draw, without_torch
 
 from qvec_cli import specs
-from qvec_cli.cli.app import COMMANDS, app, program
+from qvec_cli.cli.app import COMMANDS, program
 from qvec_cli.cli.help_text import summary
 from qvec_cli.cli.options import OutputFlags
 from qvec_cli.cli.signature import Adapted, typed_flags
 
 FUNCTIONS = {name: command for commands in COMMANDS.values() for name, command in commands.items()}
-PARAMETERS: dict[str, list[Any]] = {name: command.params for name, command in app.commands.items()}
+PARAMETERS: dict[str, list[Any]] = {
+    name: command.params for name, command in program(COMMANDS).commands.items()
+}
 CHOICES = {
     "|".join(words) for words in vars(specs).values() if isinstance(words, type(StrEnum))
 } | {"train|val|test", "slurm|local", "NUMBER|FILE|auto", "FILE|FOLDER/"}

@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 from conftest import call, without_torch
 
-from qvec_cli.cli.app import app
+from qvec_cli.cli import app
 from qvec_cli.cli.help_text import TOPICS, PlainGroup, listing, page, sentence
 from qvec_cli.errors import SpecError
 
 MANUAL = Path(__file__).parents[1] / "qvec_cli" / "manual"
-assert isinstance(app, PlainGroup)
-COMMANDS: dict[str, Any] = dict(app.commands)
-SECTIONS = {**app.sections(), "Topics": list(TOPICS)}
+PROGRAM = app.program(app.COMMANDS)
+assert isinstance(PROGRAM, PlainGroup)
+COMMANDS: dict[str, Any] = dict(PROGRAM.commands)
+SECTIONS = {**PROGRAM.sections(), "Topics": list(TOPICS)}
 PAGES = [name for names in SECTIONS.values() for name in names]
 FLAGS = {
     name: {flag for p in command.params for flag in (*p.opts, *p.secondary_opts)}

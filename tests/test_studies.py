@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from conftest import call
 
-from qvec_cli.cli.app import app
+from qvec_cli.cli import app
 from qvec_cli.transfer.grid_file import read_grid_file
 
-COMMANDS = app.commands
+COMMANDS = app.program(app.COMMANDS).commands
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 

@@ -202,13 +202,11 @@ class Contents:
 
     def strip(self) -> None:
         """Takes away what a wrapper has put before every name."""
-        taken = ""
+        taken, cut = "", str.removeprefix
         while self.entries and (prefix := next(filter(self._is_common, _PREFIXES), "")):
             taken += prefix
-            self.entries = {n.removeprefix(prefix): e for n, e in self.entries.items()}
-            self.aliases = {
-                a.removeprefix(prefix): b.removeprefix(prefix) for a, b in self.aliases.items()
-            }
+            self.entries = {cut(n, prefix): e for n, e in self.entries.items()}
+            self.aliases = {cut(a, prefix): cut(b, prefix) for a, b in self.aliases.items()}
         if taken:
             self.notes.append(f"{taken!r} before every name is left out")
 

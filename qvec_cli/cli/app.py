@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import signal
@@ -108,7 +109,11 @@ def common(
         )
 
 
-app = program(COMMANDS)
+@functools.cache
+def _program(first: str) -> typer.core.TyperGroup:
+    """The command line for lines of a first word; of a command that one alone, the rest is slow."""
+    alone = {section: {first: row[first]} for section, row in COMMANDS.items() if first in row}
+    return program(COMMANDS if first == "help" else alone or COMMANDS)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -139,7 +144,8 @@ def _closing(code: int) -> int:
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code."""
     try:
-        code = app(argv, prog_name="qvec", standalone_mode=False)
+        words = list(sys.argv[1:] if argv is None else argv)
+        code = _program("".join(words[:1]))(words, prog_name="qvec", standalone_mode=False)
     except SystemExit as exit_:
         code = exit_.code
     except Exception as fault:

@@ -73,7 +73,9 @@ def open_hub(id: str, *, download: bool) -> DataSource:  # noqa: A002  the hub's
     loaded = _load(id, task.hub.config if task else None, download=download)
     names = _splits(loaded, task, id)
     image, label = _columns(loaded[names[0][1]].features, task, id)
-    raw = {split: _integers(loaded[name][label]) for split, name in names}
+    columns = ((split, loaded[name][label]) for split, name in names)
+    # PCAM's True and False are integers too; anything else stays and is refused later.
+    raw = {s: [int(v) if isinstance(v, Integral) else v for v in column] for s, column in columns}
     first = _first_label(raw, task)
     splits: dict[str, Samples] = {
         split: HubImages(
@@ -156,11 +158,6 @@ def _columns(features: Mapping[str, Any], task: PaperTask | None, where: str) ->
                 f"{where}: has {len(names)} {kind} columns among {', '.join(features)}, not one"
             )
     return images[0], labels[0]
-
-
-def _integers(column: Any) -> list[Any]:
-    """Labels as ints, PCAM's True and False too; anything else stays and is refused later."""
-    return [int(value) if isinstance(value, Integral) else value for value in column]
 
 
 def _first_label(raw: Mapping[str, Sequence[Any]], task: PaperTask | None) -> int:

@@ -167,9 +167,8 @@ class TrainingRun:
         return torch.get_rng_state(), [b.clone() for b in self.network.buffers()]
 
     def _undo(self, before: tuple[Tensor, list[Tensor]]) -> None:
-        stream, buffers = before
-        torch.set_rng_state(stream)
-        for buffer, old in zip(self.network.buffers(), buffers, strict=True):
+        torch.set_rng_state(before[0])
+        for buffer, old in zip(self.network.buffers(), before[1], strict=True):
             buffer.copy_(old)
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
