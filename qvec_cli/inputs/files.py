@@ -44,7 +44,7 @@ def require(checkpoint: Checkpoint, kind: Kind) -> None:
 
 
 def _a(kind: Kind) -> str:
-    return "a file of moments" if kind is Kind.MOMENTS else f"a {kind}"
+    return {"moments": "a file of moments", "quantized": "a quantized file"}.get(kind, f"a {kind}")
 
 
 def require_model(checkpoint: Checkpoint) -> None:
