@@ -164,6 +164,16 @@ REFUSALS = {
         *(2, "is an input", "extract", "{donor}", "{donor_qat}", "-o", "x.st"),
         *("--metrics", "{donor}", "--force"),
     ),
+    "a vector over its donor": (
+        *(2, "is an input", "extract", "{donor}", "{donor_qat}", "-o", "{donor}", "--force"),
+    ),
+    "a model over the vector that mends it": (
+        *(2, "is an input", "patch", "{receiver}", "{rho}", "-o", "{rho}", "--force"),
+    ),
+    "a training over its start": (
+        *(2, "is an input", "finetune", "{base}", "--data", "{donor_data}", "-o", "{base}"),
+        "--force",
+    ),
     "a result over the model": (
         *(2, "is an input", "eval", "{donor}", "--data", "{donor_data}", "-o", "{donor}"),
         "--force",
@@ -237,6 +247,25 @@ def test_a_refusal_is_one_line_loses_nothing_and_needs_no_torch(
     assert len(result.errors) == 1
     assert len([line for line in result.err.splitlines() if line.startswith("hint: ")]) <= 1
     assert reason in " ".join(result.err.splitlines())
+
+
+def test_an_input_by_another_name_is_not_replaced(
+    drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hard link, a symbolic one, the folder that holds it, and a folder by its weights."""
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("folder/model.safetensors").write_bytes(drawer.receiver.read_bytes())
+    Path("hard.st").hardlink_to("folder/model.safetensors")
+    Path("soft.st").symlink_to("hard.st")
+    files = ("hard.st", "soft.st", "folder/model.safetensors", "folder/", "folder")
+    before = snapshot(tmp_path)
+    for source in files:
+        for out in files:
+            done = call("quantize", source, "--bits", 3, "-o", out, "--force", code=2)
+            assert "is an input, and the output would replace it" in done.errors[0], (source, out)
+    assert snapshot(tmp_path) == before
+    call("quantize", "hard.st", "--bits", 3, "-o", "other.st", "--force")
 
 
 def test_arithmetic_on_files_needs_no_torch(drawer: Drawer, tmp_path: Path) -> None:

@@ -98,6 +98,14 @@ def test_what_is_no_real_number_is_set_apart(dtype):
     assert (pairing.names, pairing.buffers) == ((("x",), ()) if floating else ((), ("x",)))
 
 
+def test_running_statistics_stay_with_their_model():
+    model = {f"bn.{leaf}": Entry("F32", (3,)) for leaf in ("weight", "running_mean", "running_var")}
+    paired = pair(model, model, LABELS, ())
+    assert (paired.names, paired.buffers) == (("bn.weight",), ("bn.running_mean", "bn.running_var"))
+    assert cover(model, model, LABELS, ()) == paired  # of a vector that holds them too
+    assert cover(model, {"bn.weight": model["bn.weight"]}, LABELS, ()) == paired
+
+
 @pytest.mark.parametrize("count", [1, SHOWN, SHOWN + 1, 100])
 def test_the_message_counts_all_and_names_the_first_few(count):
     first = {f"t{i:03}": Entry("F32", (i,)) for i in range(200)}

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import MODEL, Drawer, call
 
-from qvec_cli.cli.options import load_recipe
+from qvec_cli.cli.options import key_values, load_recipe
 from qvec_cli.errors import SpecError
 from qvec_cli.inputs.yaml_text import MAX_BYTES
 
 NAMES = {"epochs": "epochs", "lr": "lr", "no-aug": "no_aug", "model-arg": "model_arg"}
 
 
-def parsed(tmp_path: Path, text: str | bytes) -> dict[str, object]:
+def parsed(tmp_path: Path, text: str | bytes) -> dict[str, Any]:
     path = tmp_path / "recipe.yaml"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     return dict(load_recipe(path, NAMES))
@@ -50,6 +51,24 @@ def test_a_recipe_is_typed_for_the_user_and_flags_win(drawer: Drawer, tmp_path: 
 )
 def test_values_are_text_as_if_typed(text: str, values: object, tmp_path: Path) -> None:
     assert parsed(tmp_path, text) == values
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("true", True), ("True", True), ("yes", True), ("on", True)),
+        *(("false", False), ("False", False), ("no", False), ("off", False)),
+        *(("null", None), ("None", None), ("4", 4), ("0.5", 0.5), ("(8, 8)", (8, 8))),
+        *(("gelu", "gelu"), ("'no'", "no"), ("-" * 4000 + "1", "-" * 4000 + "1")),
+    ],
+    ids=lambda value: str(value)[:9],
+)
+def test_an_argument_of_the_network_has_its_type(text: str, value: object, tmp_path: Path) -> None:
+    assert key_values([f"key={text}"]) == {"key": value}
+    if not text.startswith(("-", "'", "(")):
+        assert key_values(parsed(tmp_path, f"model-arg: {{key: {text}}}")["model_arg"]) == {
+            "key": value
+        }
 
 
 FAULTS = {

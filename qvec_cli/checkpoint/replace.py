@@ -11,7 +11,8 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -43,6 +44,16 @@ def check_target(path: Path, *, force: bool, size: int = 0) -> None:
         raise refused(path, fault) from None
     except RuntimeError:
         raise CheckpointError(f"{path}: is a link to itself") from None
+
+
+def check_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Refuses, whatever the names, an output that is an input: it would be lost (SpecError)."""
+    for made, path in product(outputs, inputs):
+        if not is_stream(made) and made.exists() and path.exists() and made.samefile(path):
+            raise SpecError(
+                f"{made}: is an input, and the output would replace it",
+                hint="Name another output: --force never replaces what a result is made from.",
+            )
 
 
 def is_stream(path: Path) -> bool:

@@ -309,15 +309,20 @@ class OutputFlags:
 
 
 def key_values(pairs: list[str] | None, flag: str = "--model-arg") -> dict[str, Any]:
-    """KEY=VALUE texts, or SpecError, as arguments; values are Python literals, or else text."""
-    parsed = {}
+    """KEY=VALUE texts, or SpecError, as arguments.
+
+    Values are Python literals, true, no, off, null and their like as in YAML, or else text.
+    """
+    parsed, words = {}, dict.fromkeys(("true", "yes", "on"), True) | {"null": None}
+    words |= dict.fromkeys(("false", "no", "off"), False)
     for pair in pairs or ():
         key, sign, value = pair.partition("=")
         if not (key and sign):
             raise SpecError(f"{flag} {pair!r} is not KEY=VALUE")
         try:
-            parsed[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+            low = value.lower()
+            parsed[key] = words[low] if low in words else ast.literal_eval(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             parsed[key] = value
     return parsed
 
@@ -334,12 +339,10 @@ def chosen_parts(text: str | None) -> tuple[Part, ...]:
 
 def word_list(text: str, words: type[Word], flag: str) -> list[Word]:
     """The words of a comma-separated list, each once; SpecError: one that is not known."""
-    known = []
-    for part in dict.fromkeys(filter(None, (part.strip() for part in text.split(",")))):
-        if part not in set(words):
-            raise SpecError(f"{flag} {part!r} is none of {', '.join(words)}")
-        known.append(words(part))
-    return known
+    parts = dict.fromkeys(filter(None, (part.strip() for part in text.split(","))))
+    if odd := [part for part in parts if part not in set(words)]:
+        raise SpecError(f"{flag} {odd[0]!r} is none of {', '.join(words)}")
+    return [words(part) for part in parts]
 
 
 def refuse(why: str, *groups: object, hint: str | None = None, **flags: object) -> None:

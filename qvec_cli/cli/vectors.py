@@ -135,7 +135,8 @@ def combine(
         vectors, output, rule, only, cross, fit=fitting, **writing.for_request
     )
     work = partial(verb.combine, request)
-    show.deliver(work, combine_text, writing, inputs=vectors, out=output, data_use=False)
+    inputs = tuple(filter(None, (*vectors, receiver)))
+    show.deliver(work, combine_text, writing, inputs=inputs, out=output, data_use=False)
 
 
 def combine_text(results: Facts) -> Iterator[str]:
@@ -277,7 +278,7 @@ def patch(
         receiver, rho, output, lam, cross, parts=only, auto=automatic, **writing.for_request
     )
     work = partial(verb.patch, request)
-    show.deliver(work, patch_text, writing, inputs=(receiver, rho), out=output)
+    show.deliver(work, patch_text, writing, inputs=(receiver, rho, Path(lam)), out=output)
 
 
 def patch_text(results: Facts) -> Iterator[str]:

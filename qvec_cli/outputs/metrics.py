@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qvec_cli.checkpoint.dtypes import name_of
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint, Hasher
-from qvec_cli.checkpoint.replace import check_target
+from qvec_cli.checkpoint.replace import check_apart, check_target
 from qvec_cli.errors import SpecError
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import head_tensors
@@ -129,17 +129,15 @@ def check_documents(
 ) -> None:
     """Refuses, before any work, a metrics file that could not be written afterwards.
 
-    SpecError: the same file as the artefact or as an input, which would be lost.
+    SpecError: the same file as the artefact; it or the artefact is an input, which would be lost.
     """
-    if document is None:
-        return
-    check_target(document, force=force)
     written = [out, out / WEIGHTS, out / CONFIG] if out is not None else []
-    if document.resolve() in [path.resolve() for path in written]:
-        raise SpecError(f"--metrics {document} is the output itself")
-    for path in inputs:
-        if path.exists() and document.exists() and document.samefile(path):
-            raise SpecError(f"{document}: is an input, and the metrics would replace it")
+    if document is not None:
+        check_target(document, force=force)
+        if document.resolve() in [path.resolve() for path in written]:
+            raise SpecError(f"--metrics {document} is the output itself")
+        written.append(document)
+    check_apart(written, [file for path in inputs for file in (path, path / WEIGHTS)])
 
 
 def peak_rss_bytes() -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from qvec_cli.checkpoint.replace import replacing
+from qvec_cli.checkpoint.replace import check_target, replacing
 from qvec_cli.errors import QvecError, SpecError
 from qvec_cli.outputs.metrics import Metrics
 from qvec_cli.report import canvas, curves
@@ -18,7 +18,7 @@ from qvec_cli.report.heatmap import draw_heatmap
 from qvec_cli.report.layers import draw_layers
 from qvec_cli.report.plane import draw_plane
 from qvec_cli.results import metrics_document as metrics
-from qvec_cli.results.documents import DRAWN, ResultFiles, WaysDocument, check_apart, read
+from qvec_cli.results.documents import DRAWN, ResultFiles, WaysDocument, read
 from qvec_cli.results.matrix import Matrix
 from qvec_cli.specs import Cost, FigureKind, Listener
 
@@ -74,7 +74,7 @@ def plot(request: PlotRequest, listener: Listener) -> Metrics:
     if suffix not in canvas.FORMATS:
         formats = ", ".join(f".{name}" for name in canvas.FORMATS)
         raise SpecError(f"-o {request.out}: figures are written as {formats}")
-    check_apart(request.out, request.files, force=request.force)
+    check_target(request.out, force=request.force)
     require_drawing("plot")
     files, options = read(request.files), request.options
     note_letters(files, listener)

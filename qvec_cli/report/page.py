@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from qvec_cli.checkpoint.replace import replacing
+from qvec_cli.checkpoint.replace import check_target, replacing
 from qvec_cli.errors import QvecError, SpecError
 from qvec_cli.outputs.metrics import Metrics, version
 from qvec_cli.report import figures, tables
@@ -55,7 +55,7 @@ def report(request: ReportRequest, listener: Listener) -> Metrics:
     started = time.perf_counter()
     if request.out.suffix.lower() not in (".html", ".htm", "") or request.out.name == "":
         raise SpecError(f"-o {request.out}: a report is written as .html")
-    documents.check_apart(request.out, request.files, force=request.force)
+    check_target(request.out, force=request.force)
     figures.require_drawing("report")
     files = documents.read(request.files)
     figures.note_letters(files, listener)

@@ -10,7 +10,6 @@ from typing import Any, Final, Generic, Literal, TypeVar
 
 from msgspec import Struct
 
-from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.source import STREAM
 from qvec_cli.errors import CheckpointError, MismatchError, SpecError
 from qvec_cli.outputs.metrics import SCHEMA, Input
@@ -197,17 +196,6 @@ def _add(rows: list[Record], runs: list[list[Record]]) -> None:
             known.extend(rows)
             return
     runs.append(rows)
-
-
-def check_apart(out: Path, files: tuple[Path, ...], *, force: bool) -> None:
-    """Refuses, before any work, an output that would replace an input (SpecError).
-
-    Or one that could not be written, as ``check_target`` says.
-    """
-    for path in files:
-        if path.exists() and out.exists() and path.samefile(out):
-            raise SpecError(f"{out}: is an input, and the output would replace it")
-    check_target(out, force=force)
 
 
 def _content(path: Path) -> bytes:

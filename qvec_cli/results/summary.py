@@ -111,14 +111,14 @@ def gain_cells(
 
 def _ways(matrix: Matrix) -> dict[str, Take]:
     """The ways to choose lambda that all cells know, by name; each picks a score of a cell."""
-    ways: dict[str, Take] = {
-        f"lambda {lam:g}": partial(_fixed, place) for place, lam in enumerate(matrix.fixed)
-    }
+    cells, ways = matrix.cells.values(), dict[str, Take]()
+    for place, lam in enumerate(matrix.fixed):
+        ways[f"lambda {lam:g}"] = partial(_fixed, place)
     for name in matrix.selectors:
-        if all(name in cell.chosen for cell in matrix.cells.values()):
+        if all(name in cell.chosen for cell in cells):
             ways[name] = partial(_chosen, name)
-    if all(cell.oracle for cell in matrix.cells.values()):
-        ways[ORACLE] = _oracle
+    if all(cell.oracle for cell in cells):
+        ways[ORACLE] = attrgetter("oracle.test")
     return ways
 
 
@@ -128,11 +128,6 @@ def _fixed(place: int, cell: Cell) -> Score:
 
 def _chosen(name: str, cell: Cell) -> Score:
     return cell.chosen[name].test
-
-
-def _oracle(cell: Cell) -> Score:
-    assert cell.oracle is not None
-    return cell.oracle.test
 
 
 def _changes(cells: Iterable[Cell], matrix: Matrix, take: Take) -> list[Change]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.replace import (
+    check_apart,
     check_target,
     check_unfinished,
     is_stream,
@@ -20,7 +21,6 @@ from qvec_cli.checkpoint.replace import (
 from qvec_cli.errors import SpecError
 from qvec_cli.inputs.files import InputFiles
 from qvec_cli.outputs.metrics import Input, Metrics, Plan
-from qvec_cli.results.documents import check_apart
 from qvec_cli.results.journal import Journal, Line, encoded
 from qvec_cli.results.matrix import Matrix, parse
 from qvec_cli.results.records import Record
@@ -78,8 +78,7 @@ def transfer(request: TransferRequest, listener: Listener) -> Metrics:
     if request.executor is not None:
         slurm.check_executor(request.out, request.executor)
     members = read_grid_file(request.grid_file)
-    inputs = (request.grid_file, *request.joined, *members.files)
-    check_apart(request.out, inputs, force=request.force)
+    check_apart([request.out], members.files)
     with InputFiles(listener) as files:
         grid = resolve_grid(members, request.options, files, listener)
         receivers = request.of_shard(members.receivers)

@@ -30,12 +30,12 @@ class Pairing:
 
     names: tuple[str, ...]
     head: tuple[str, ...]  # the classifier's, which stays with its model
-    buffers: tuple[str, ...]  # integers and booleans, likewise
+    buffers: tuple[str, ...]  # integers, booleans and running statistics, likewise
 
     def fates(self, names: Iterable[str], paired: str, rest: str) -> dict[str, str]:
         """What becomes of each tensor, and why those that are left out are."""
         why = dict.fromkeys(self.head, f"{rest}: the classifier's")
-        why |= dict.fromkeys(self.buffers, f"{rest}: not floating")
+        why |= dict.fromkeys(self.buffers, f"{rest}: a buffer")
         return {name: why.get(name, paired) for name in names}
 
 
@@ -55,10 +55,15 @@ def pair(
     faults = {name: _fault(first.get(name), second.get(name), labels) for name in names}
     _refuse([f"{name}: {fault}" for name, fault in faults.items() if fault], len(names), labels)
     return Pairing(
-        names=tuple(n for n in names if first[n].floating),
+        names=tuple(n for n in names if _learned(n, first[n])),
         head=tuple(n for n in first if n in left_out),
-        buffers=tuple(n for n in names if not first[n].floating),
+        buffers=tuple(n for n in names if not _learned(n, first[n])),
     )
+
+
+def _learned(name: str, entry: Outline) -> bool:
+    """A weight, and no statistic of a batch norm: those are of a model's own images."""
+    return entry.floating and not name.endswith((".running_mean", ".running_var"))
 
 
 def cover(
@@ -67,10 +72,10 @@ def cover(
     labels: tuple[str, str],
     head: Iterable[str],
 ) -> Pairing:
-    """Pairs a receiver with a vector, which holds no head and no buffers; see ``pair``."""
-    buffers = [n for n in receiver if not receiver[n].floating]
-    body = {n: e for n, e in receiver.items() if e.floating}
-    paired = pair(body, rho, labels, head)
+    """Pairs a receiver with a vector, of which running statistics are left; see ``pair``."""
+    buffers = [n for n, e in receiver.items() if not _learned(n, e)]
+    body, weights = ({n: e for n, e in f.items() if _learned(n, e)} for f in (receiver, rho))
+    paired = pair(body, weights, labels, head)
     return Pairing(paired.names, paired.head, tuple(buffers))
 
 
