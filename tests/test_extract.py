@@ -269,15 +269,6 @@ def test_twins_that_were_trained_differently_get_a_note(drawer: Drawer, tmp_path
     assert "the twins were trained differently (seed 0 vs 9)" in result.err
 
 
-def test_an_output_may_be_an_input_with_force(drawer: Drawer, tmp_path: Path) -> None:
-    own = tmp_path / "receiver.st"
-    own.write_bytes(drawer.receiver.read_bytes())
-    call("patch", own, drawer.rho, "-o", tmp_path / "other.st")
-    call("patch", own, drawer.rho, "-o", own, "--force")
-    with Checkpoint(own) as ours, Checkpoint(tmp_path / "other.st") as other:
-        assert ours.contents() == other.contents()
-
-
 def test_the_lineage_names_parents_and_lambda(drawer: Drawer, tmp_path: Path) -> None:
     call("patch", drawer.receiver, drawer.rho, "-l", "0.5", "-o", tmp_path / "p.st")
     with Checkpoint(tmp_path / "p.st") as patched:

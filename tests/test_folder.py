@@ -266,16 +266,6 @@ def test_weights_whose_config_could_not_be_written_stand_alone(
     assert list(content(tmp_path / "q")) == ["model.safetensors"]
 
 
-def test_a_folder_may_be_its_own_input_by_force(drawer: Drawer, tmp_path: Path) -> None:
-    folder = tmp_path / "q"
-    folder.mkdir()
-    shutil.copy(drawer.receiver, folder / "model.safetensors")
-    refused = call("quantize", folder, "--bits", 3, "-o", f"{folder}/", code=1)
-    assert "exists" in refused.errors[0]
-    call("quantize", folder, "--bits", 3, "-o", f"{folder}/", "--force")
-    assert sorted(content(folder)) == FILES
-
-
 @every_form
 def test_a_folder_is_read_as_its_file_is(form: str, drawer: Drawer, tmp_path: Path) -> None:
     data = ("--data", drawer.receiver_data, "--json")
@@ -359,7 +349,7 @@ WRONG: dict[str, tuple[int, str, tuple[object, ...]]] = {
         ("card", "--model", "test_vit", "--img-size", 64, "-o", "q/"),
     ),
     "no parent": (1, "its folder does not exist", ("card", "-o", "no/such/")),
-    "a file for a folder": (1, "is no folder", ("card", "-o", "card/")),
+    "a file for a folder": (1, "is no folder", ("card", "-o", "bare/")),
     "metrics for weights": (
         *(2, "is the output itself"),
         ("card", "-o", "there/", "--metrics", "there/model.safetensors"),
