@@ -267,7 +267,7 @@ class VectorOffers:
 
 @dataclass(frozen=True, slots=True)
 class AdviseRequest:
-    """What the user asks for."""
+    """What ``qvec advise`` is asked for."""
 
     receiver: Path
     bits: int

@@ -39,7 +39,7 @@ SAMPLES: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class MomentsRequest:
-    """What the user asks for."""
+    """What ``qvec moments`` is asked for."""
 
     source: Path  # a float checkpoint
     data: str

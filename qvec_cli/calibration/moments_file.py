@@ -55,7 +55,7 @@ class MomentsFacts:
         return {*self.sites, *self.aliases}
 
     def to_json(self) -> dict[str, Any]:
-        """As a card holds it."""
+        """These facts, as a card holds them."""
         return {**asdict(self), "sources": [asdict(source) for source in self.sources]}
 
     def in_words(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ _SMALLEST: Final = 1e-2
 
 @dataclass(frozen=True, slots=True)
 class RefinementOptions:
-    """What the user asks for."""
+    """What ``qvec quantize --refine`` is asked for."""
 
     steps: int
     device: str = "auto"

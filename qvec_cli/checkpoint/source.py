@@ -91,7 +91,7 @@ class Memory:
         self._data, self.size = data, len(data)
 
     def read(self, count: int, offset: int) -> memoryview:
-        """A view."""
+        """A view of the bytes in memory."""
         return self._data[offset : offset + count]
 
     def require_unchanged(self) -> None:

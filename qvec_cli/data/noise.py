@@ -41,7 +41,7 @@ class NoiseImages:
 
     @property
     def labels(self) -> Sequence[int]:
-        """One class."""
+        """Zeros: pictures of noise have one class."""
         return [0] * COUNT
 
     def load(self, index: int) -> Image.Image:

@@ -30,7 +30,7 @@ _SUFFIXES: Final = {".onnx": ExportFormat.ONNX}
 
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
-    """What the user asks for."""
+    """What ``qvec export`` is asked for."""
 
     source: Path  # a float or packed checkpoint
     out: Path

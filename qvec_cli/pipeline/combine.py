@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CombineRequest:
-    """What the user asks for."""
+    """What ``qvec combine`` is asked for."""
 
     vectors: tuple[Path, ...]  # from ``extract``, or from here
     out: Path

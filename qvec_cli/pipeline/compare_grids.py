@@ -31,7 +31,7 @@ _GROUPS: Final = (128, 64, 32, 16)
 
 @dataclass(frozen=True, slots=True)
 class CompareGridsRequest:
-    """What the user asks for."""
+    """What ``qvec quantize --compare`` is asked for."""
 
     source: Path  # a float checkpoint
     grid: specs.GridOptions  # bits, and what else is typed holds for every row

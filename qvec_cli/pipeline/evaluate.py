@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateRequest:
-    """What the user asks for."""
+    """What ``qvec eval`` is asked for."""
 
     source: Path  # a float or packed checkpoint
     data: str

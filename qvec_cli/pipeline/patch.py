@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PatchRequest:
-    """What the user asks for."""
+    """What ``qvec patch`` is asked for."""
 
     receiver: Path  # a float checkpoint
     vector: Path  # from ``extract`` or ``combine``

@@ -32,7 +32,7 @@ from qvec_cli.specs import Calibration, Grid, GridOptions, Listener, Method, Tar
 
 @dataclass(frozen=True, slots=True)
 class QuantizeRequest:
-    """What the user asks for."""
+    """What ``qvec quantize`` is asked for."""
 
     source: Path  # a float checkpoint
     out: Path  # a file or, if ``folder``, a folder
@@ -187,7 +187,7 @@ class _Job:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """As metrics name them."""
+        """The parameters, as metrics name them."""
         grid, request = self.quantizer.grid, self.request
         known = {"grid": grid.to_json(), "method": request.method, "fake": request.fake}
         return known | self.facts
@@ -245,7 +245,7 @@ class _Job:
         return config_of(self.theta, self.model, self.quantizer.targets, grid)
 
     def card(self) -> Card:
-        """Of what is written."""
+        """The card of what is written."""
         fake = self.request.fake
         card = card_of(self.theta, Kind.CHECKPOINT if fake else Kind.QUANTIZED)
         facts = {"method": self.request.method, **self.facts}

@@ -37,7 +37,7 @@ _LONGEST: Final = 40
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One way."""
+    """The bar of one way to low bits."""
 
     label: str
     top1: float  # share
@@ -55,7 +55,7 @@ class BarPanel:
 
 @dataclass(frozen=True, slots=True)
 class BarChart:
-    """A whole figure."""
+    """All that a figure of bars shows."""
 
     title: str
     panels: tuple[BarPanel, ...]

@@ -72,7 +72,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class CurvePanel:
-    """One receiver."""
+    """The curves of one receiver."""
 
     title: str
     traces: tuple[Trace, ...]
@@ -82,7 +82,7 @@ class CurvePanel:
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """A whole figure."""
+    """All that a figure of curves shows."""
 
     title: str
     subtitle: str
@@ -91,7 +91,7 @@ class Curves:
 
     @property
     def traces(self) -> list[Trace]:
-        """Those of all panels."""
+        """The traces of all panels."""
         return [trace for panel in self.panels for trace in panel.traces]
 
     @property

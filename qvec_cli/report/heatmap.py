@@ -50,7 +50,7 @@ class HeatmapPanel:
 
 @dataclass(frozen=True, slots=True)
 class Heat:
-    """A whole figure."""
+    """All that a heatmap of receivers by donors shows."""
 
     title: str
     subtitle: str

@@ -32,7 +32,7 @@ Place = tuple[tuple[int, ...], tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """One quantized model."""
+    """The layers of one quantized model."""
 
     title: str
     ratios: Array  # [layers, blocks], dB; NaN where there is no such layer, inf: no noise
@@ -40,7 +40,7 @@ class Strip:
 
 @dataclass(frozen=True, slots=True)
 class Strips:
-    """A whole figure."""
+    """All that a figure of strips shows."""
 
     title: str
     subtitle: str

@@ -45,7 +45,7 @@ class PlaneWay:
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """A whole figure."""
+    """All that the plane of training cost and accuracy shows."""
 
     title: str
     subtitle: str

@@ -101,7 +101,7 @@ class Curve:
         return removed(self.distances[self.place], self.distances[self.lambdas.index(0.0)])
 
     def points(self) -> list[Point]:
-        """As metrics hold them."""
+        """The points of the curve, as metrics hold them."""
         return [
             {"lambda": lam, "distance": average.mean, "standard_error": average.standard_error}
             for lam, average in zip(self.lambdas, map(Average.of, self.distances), strict=True)

@@ -39,7 +39,7 @@ from qvec_cli.transfer.grid_file import (
 
 @dataclass(frozen=True, slots=True)
 class TransferRequest:
-    """What the user asks for."""
+    """What ``qvec transfer`` is asked for."""
 
     grid_file: Path
     out: Path
