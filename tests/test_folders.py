@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from qvec_cli.data.folders import has_splits, layout, read_folder
+from qvec_cli.data.folders import has_splits, layout, read_flat, read_folder
 from qvec_cli.errors import DataError
 
 PIXEL = Image.new("L", (1, 1), 7)
@@ -71,6 +71,24 @@ def test_linked_files_and_folders_are_followed(tmp_path: Path) -> None:
     (tmp_path / "set/train/a/more").symlink_to(tmp_path / "store/y")
     (tmp_path / "set/train/b").symlink_to(tmp_path / "store/y")
     assert list(read_folder(tmp_path / "set").splits["train"].labels) == [0, 0, 1]
+
+
+def test_links_that_lead_back_or_twice_to_a_folder_are_walked_once(tmp_path: Path) -> None:
+    plant(tmp_path, "train/a/1.png", "train/a/x/2.png", "train/b/3.png")
+    for link, target in (
+        ("self", "."),
+        ("up", ".."),
+        ("top", "../.."),
+        ("y", "x"),
+        ("x/back", ".."),
+    ):
+        (tmp_path / "train/a" / link).symlink_to(target)
+    (tmp_path / "train/b/a").symlink_to("../a")
+    found = read_folder(tmp_path).splits["train"]
+    files = [Path(file).relative_to(tmp_path / "train").as_posix() for file in found.files]
+    assert files == ["a/1.png", "a/x/2.png", "b/3.png", "b/a/1.png", "b/a/x/2.png"]
+    assert list(found.labels) == [0, 0, 1, 1, 1]
+    assert len(read_flat(tmp_path).splits["train"]) == 3
 
 
 @pytest.mark.parametrize("name", ["val", "validation", "valid"])

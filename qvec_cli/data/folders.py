@@ -62,7 +62,7 @@ def read_folder(folder: Path) -> DataSource:
 
     Classes are the folders of train, sorted as Python sorts strings; of all splits where
     there is no train. Hidden files, and files that are no images by their extension, are left
-    out. Images may lie deeper inside a class. Links are followed.
+    out. Images may lie deeper inside a class. Links are followed, each folder of a class once.
     Raises DataError: no split, two folders for one split, an empty split or class, or a class that
     train does not have.
     """
@@ -121,19 +121,18 @@ def _class_folders(split: Path) -> list[str]:
 
 
 def _read_split(split: Path, names: Sequence[str], label: dict[str, int]) -> ImageFiles:
-    files: list[str] = []
-    labels: list[int] = []
-    for name in names:
-        images = _images(split / name)
-        files += images
-        labels += [label[name]] * len(images)
-    return ImageFiles(files, labels)
+    found = [(file, label[name]) for name in names for file in _images(split / name)]
+    return ImageFiles([file for file, _ in found], [number for _, number in found])
 
 
 def _images(folder: Path, what: str = "class") -> list[str]:
     images, others = [], set()
+    seen = {folder.resolve(), *folder.resolve().parents}  # a link may lead back
     for where, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
-        folders[:] = [name for name in folders if name[0] != "."]
+        shown = (name for name in sorted(folders, reverse=True) if name[0] != ".")
+        inside = {Path(where, name).resolve(): name for name in shown}
+        folders[:] = [name for path, name in inside.items() if path not in seen]
+        seen |= inside.keys()
         for name in files:
             kind = Path(name).suffix.lower()
             if name[0] == ".":
