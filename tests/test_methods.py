@@ -90,6 +90,19 @@ def test_every_quantizer_keeps_shape_type_and_range_and_survives_its_names(cases
         np.testing.assert_array_equal(back.weight(), quantized.restored)
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_weights_at_the_end_of_float32_are_rounded_to_numbers_or_named(bits, symmetric):
+    weight = np.full((4, 32), 3.3e38, np.float32)
+    weight[:, ::2] *= -1
+    grid = Grid(bits, symmetric=symmetric)
+    if not symmetric and bits < 4:  # the outermost codes lie beyond the weights
+        with pytest.raises(MismatchError, match="^w: rounded, it overflows float32$"):
+            quantize_weight("w", weight, grid, Method.RTN)
+    else:
+        assert np.isfinite(quantize_weight("w", weight, grid, Method.RTN).restored).all()
+
+
 @every_method
 def test_every_quantizer_gives_zeros_for_zeros(method):
     zeros = np.zeros((3, 24), np.float32)

@@ -133,10 +133,8 @@ def _images(folder: Path, what: str = "class") -> list[str]:
         inside = {Path(where, name).resolve(): name for name in shown}
         folders[:] = [name for path, name in inside.items() if path not in seen]
         seen |= inside.keys()
-        for name in files:
+        for name in (name for name in files if name[0] != "."):
             kind = Path(name).suffix.lower()
-            if name[0] == ".":
-                continue
             if kind in _EXTENSIONS:
                 images.append(f"{where}{os.sep}{name}")
             else:

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from qvec_cli.errors import located
+from qvec_cli.errors import MismatchError, located
 from qvec_cli.quant.awq import awq, factors, is_unclipped
 from qvec_cli.quant.gptq import aim, gptq
 from qvec_cli.quant.moments import Inputs
@@ -79,15 +79,18 @@ def quantize_weight(
 
     A calibrated method needs ``inputs``; ``target`` is what the layer is to give in place of its
     own outputs.
-    Raises MismatchError: scales beyond what float16 holds.
+    Raises MismatchError: scales beyond what float16 holds, weights that overflow when rounded.
     """
     quantizer, aimed = QUANTIZERS[method], weight
     if target is not None:
         assert quantizer.aim is not None
         aimed, inputs = quantizer.aim(target.weight, weight, inputs, target.bias_change)
-    with located(name):
+    with located(name), np.errstate(over="ignore", invalid="ignore"):
         if quantizer.only_rounds(name):
             codes = rtn(aimed, grid)
         else:
             codes = quantizer.run(aimed, grid, *([inputs] if quantizer.calibrated else []))
-    return QuantizedWeight(weight, codes, codes.weight())
+        restored = codes.weight()
+        if not np.isfinite(restored).all():
+            raise MismatchError("rounded, it overflows float32", hint="--targets can leave it out.")
+    return QuantizedWeight(weight, codes, restored)
