@@ -432,7 +432,13 @@ def test_a_hang_up_that_the_user_asked_to_ignore_is_ignored() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGHUP)),
+    ],
+)
 def test_a_clean_up_that_hangs_is_ended_by_a_later_signal(number: signal.Signals) -> None:
     code = (
         HEARD + "import time; from qvec_cli.cli.app import _prepare; _prepare()\n"

@@ -82,9 +82,9 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 
 CASES: dict[str, tuple[str, tuple[object, ...]]] = {
     "grey 8 bits, asymmetric groups": ("grey", ("--bits", 8, "--group-size", 16, "--asymmetric")),
-    "deit, float": ("deit", ()),
 }
 MORE: dict[str, tuple[str, tuple[object, ...]]] = {
+    "deit, float": ("deit", ()),
     "swin 3 bits, tensor": (
         *("swin",),
         ("--bits", 3, "--granularity", "tensor", "--asymmetric", "--scale-dtype", "float16"),
