@@ -87,6 +87,7 @@ def same_run(drawer: Drawer, folder: Path, command: str, *more: object) -> tuple
     return one, done.json
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_twin_that_one_does(drawer: Drawer, tmp_path: Path) -> None:
     one, both = same_run(drawer, tmp_path, "train-qat", "--bits", 3)
     assert both["environment"]["ranks"] == 2
