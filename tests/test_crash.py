@@ -287,8 +287,13 @@ def test_a_system_call_that_is_interrupted_is_made_again(call: str, desk: Path) 
 
 
 @needs_strace
-@both
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=slow)])
+@pytest.mark.parametrize(
+    ("every", "force"),
+    [
+        (False, True),
+        *(pytest.param(*c, marks=slow) for c in ((False, False), (True, False), (True, True))),
+    ],
+)
 def test_killed_at_any_system_call_the_target_is_old_or_new(
     every: bool, force: bool, desk: Path
 ) -> None:

@@ -82,8 +82,6 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 
 CASES: dict[str, tuple[str, tuple[object, ...]]] = {
     "grey 8 bits, asymmetric groups": ("grey", ("--bits", 8, "--group-size", 16, "--asymmetric")),
-}
-MORE: dict[str, tuple[str, tuple[object, ...]]] = {
     "deit, float": ("deit", ()),
     "swin 3 bits, tensor": (
         *("swin",),
@@ -95,13 +93,12 @@ MORE: dict[str, tuple[str, tuple[object, ...]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "case", [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in MORE)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 def test_onnxruntime_gives_the_logits_of_qvec_and_the_file_holds_its_codes(
     case: str, tmp_path: Path
 ) -> None:
-    name, flags = {**CASES, **MORE}[case]
+    name, flags = CASES[case]
     source, out = made(name, tmp_path / "m.st"), tmp_path / "m.onnx"
     if flags:
         source = tmp_path / "q.st"
