@@ -111,7 +111,7 @@ def common(
 
 @functools.cache
 def _program(first: str) -> typer.core.TyperGroup:
-    """The command line for lines of a first word; of a command that one alone, the rest is slow."""
+    """The command line of one command, or of all where the first word is none: building costs."""
     alone = {section: {first: row[first]} for section, row in COMMANDS.items() if first in row}
     return program(COMMANDS if first == "help" else alone or COMMANDS)
 
