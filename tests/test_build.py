@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import constants
 from PIL import Image
 
+from qvec_cli.checkpoint import hub
 from qvec_cli.errors import MismatchError, QvecError, SpecError
 from qvec_cli.model import build
 from qvec_cli.model.build import (
@@ -135,7 +136,7 @@ def test_an_encoder_without_a_classifier_is_refused_as_usage():
 
 
 def test_weights_that_cannot_be_fetched_are_a_fault_with_a_way_out(monkeypatch):
-    monkeypatch.setattr(build, "_notice_no_network", lambda: None)
+    monkeypatch.setattr(build, "notice_no_network", lambda: None)
     for fault in (OSError, RuntimeError, ConnectionError):
 
         def refuse(*_, fault=fault, **__):
@@ -264,7 +265,7 @@ def test_without_a_network_the_hub_is_not_asked_again_and_again(kind, monkeypatc
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(build, "_PATIENCE", 5.0 if kind == "answering" else 0.5)
+    monkeypatch.setattr(hub, "_PATIENCE", 5.0 if kind == "answering" else 0.5)
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: None)
     if kind == "answering":
         server = HTTPServer(("127.0.0.1", 0), Portal)

@@ -24,8 +24,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from qvec_cli.checkpoint import locate, pickles
+from qvec_cli.checkpoint import archives, locate
 from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.checkpoint.source import WeightsChoice
 from qvec_cli.errors import CheckpointError
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -104,12 +105,17 @@ def test_a_training_scripts_dictionary_is_looked_into(key: str, tmp_path: Path) 
         assert ours.notes == [f"the weights are those under {key!r}"]
 
 
-def test_of_weights_and_their_average_the_weights_count_and_a_note_says_so(tmp_path: Path) -> None:
+def test_of_weights_and_their_average_the_average_counts_and_a_note_says_so(tmp_path: Path) -> None:
+    """As in timm's own loader; a word takes the others."""
     averaged = {name: tensor * 2 for name, tensor in STATE.items()}
     torch.save({"state_dict_ema": averaged, "state_dict": STATE}, tmp_path / "a.pt")
-    with Checkpoint(tmp_path / "a.pt") as ours:
-        assert np.array_equal(ours.array("noise"), STATE["noise"].numpy())
-        assert ours.notes == ["the weights are those under 'state_dict'; state_dict_ema left out"]
+    for use_ema, factor in ((True, 2), (False, 1)):
+        with Checkpoint(tmp_path / "a.pt", WeightsChoice(use_ema=use_ema)) as ours:
+            assert np.array_equal(ours.array("noise"), factor * STATE["noise"].numpy())
+            keys = ("state_dict_ema", "state_dict")[:: 1 if use_ema else -1]
+            flag = " (--no-use-ema takes them)" if use_ema else ""
+            note = f"the weights are those under {keys[0]!r}; {keys[1]} left out{flag}"
+            assert ours.notes == [note]
 
 
 def test_the_authors_pair_is_read_as_it_is(drawer: Drawer, tmp_path: Path) -> None:
@@ -339,7 +345,7 @@ def test_the_table_of_an_archive_is_read_only_up_to_a_size(
 ) -> None:
     torch.save(STATE, tmp_path / "a.pt")
     Checkpoint(tmp_path / "a.pt").close()
-    monkeypatch.setattr(pickles, "_MAX_DIRECTORY", 100)
+    monkeypatch.setattr(archives, "_MAX_DIRECTORY", 100)
     refusal(tmp_path / "a.pt")
 
 

@@ -38,7 +38,13 @@ _FOREIGN: Final = {
     b"\x93NUMPY": "a numpy array",
     b"<!DOCTYPE": "an HTML page",
     b"<html": "an HTML page",
+    b"\x89HDF": "an HDF5 file, as of Keras",
+    **{
+        bytes((8, version, 18)): "an ONNX graph: its weights come from PyTorch's own file"
+        for version in range(3, 20)
+    },
 }
+"""How other kinds of files begin; a graph of ONNX with its version, and who has made it."""
 
 
 class Source(Protocol):

@@ -6,40 +6,96 @@ They are held in memory as a whole, and torch is imported for them: safetensors 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import re
-import struct
 import warnings
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from qvec_cli.checkpoint.archives import refuse_bomb, whole_model
 from qvec_cli.checkpoint.dtypes import name_of
 from qvec_cli.checkpoint.header import MAX_NAME, Entry
-from qvec_cli.checkpoint.source import Contents, File, Memory
+from qvec_cli.checkpoint.source import Contents, File, Memory, WeightsChoice
 from qvec_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_NESTED: Final = (
+_AVERAGED: Final = ("state_dict_ema", "model_ema", "ema", "ema_state_dict")
+_PLAIN: Final = (
     *("state_dict", "model_state_dict", "model", "model_state", "module", "net", "network"),
-    *("state_dict_ema", "model_ema", "ema", "ema_state_dict", "weights", "params"),
+    *("weights", "params"),
 )
-"""Where training scripts keep the state dict inside what they save; the first one counts."""
+"""Where training scripts keep a running average of the weights, and the weights themselves."""
+
+_DEEPEST: Final = 4  # dictionaries in one another
+
+_NAMES: Final = ("arch", "model", "model_name", "architecture")
+"""What training scripts call the name of a network."""
+
+_MODULES: Final = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.dtypes")
+_INERT: Final = {
+    **dict.fromkeys(_MODULES, ("scalar", "_reconstruct", "ndarray", "dtype")),
+    "numpy.dtypes": tuple(
+        f"{kind}DType"
+        for kind in (
+            *("Bool", "Str", "Bytes", "Float16", "Float32", "Float64", "Int8", "Int16", "Int32"),
+            *("Int64", "UInt8", "UInt16", "UInt32", "UInt64", "DateTime64", "TimeDelta64"),
+        )
+    ),
+    "datetime": ("datetime", "date", "time", "timedelta", "timezone"),
+    "pathlib": ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"),
+    "pathlib._local": ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"),
+    "builtins": ("bytes", "int", "float", "bool", "str", "list", "dict", "frozenset", "slice"),
+    "types": ("SimpleNamespace",),
+    "decimal": ("Decimal",),
+    "fractions": ("Fraction",),
+    "uuid": ("UUID",),
+}
+"""What may stand beside weights, by module: none of it is made, a mark stands in its place."""
+
+_DICTIONARIES: Final = (
+    *("yacs.config.CfgNode", "easydict.EasyDict", "addict.addict.Dict"),
+    *("lightning.fabric.utilities.data.AttributeDict", "lightning_utilities.core.AttributeDict"),
+    *("pytorch_lightning.utilities.parsing.AttributeDict",),
+    *("lightning.pytorch.utilities.parsing.AttributeDict",),
+)
+"""Dictionaries of configurations, which are read as plain ones."""
+
+
+_LIBRARIES: Final = r"(?:torch\.nn|timm|torchvision|transformers)"
+"""Whose classes in a pickle are modules of a network."""
+
+
+class _Inert:
+    """In the place of a number, an array, a date or a path that nobody reads."""
+
+    def __init__(self, *_: object) -> None:
+        """Nothing is kept."""
+
+    def __setstate__(self, _: object) -> None:
+        """Nothing is kept."""
+
+
+def _dictionary(*_: object) -> dict[str, Any]:
+    """In the place of a dictionary with defaults."""
+    return {}
+
 
 _SLACK: Final = 1 << 20  # bytes that the tensors of a small file may share
 
 
-def read_pickle(path: Path, file: File, contents: Contents) -> None:
+def read_pickle(path: Path, file: File, contents: Contents, choice: WeightsChoice) -> None:
     """The tensors of a pickled state dict, also of one in a training script's dictionary.
 
     CheckpointError for anything but tensors and plain data: such a file could run code.
     """
     contents.streams, nbytes = False, 0
-    state = _state_dict(_load(path, file), path, contents)
+    saved = _load(path, file)
+    contents.script = _script(saved)
+    state = _state_dict(saved, path, contents, choice)
     seen: dict[tuple[object, ...], str] = {}
     for name, tensor in state.items():
         if (kept := seen.setdefault(_identity(tensor), name)) != name:
@@ -64,8 +120,7 @@ def _load(path: Path, file: File) -> Any:
         import torch
 
         try:
-            # timm's training script saves a Namespace: a bag of attributes, without code
-            with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of old pickle protocols: they are read, or not
                 return torch.load(stream, map_location="cpu", weights_only=True, mmap=False)
         except MemoryError:
@@ -74,8 +129,19 @@ def _load(path: Path, file: File) -> Any:
             raise _refused(path, fault) from None
 
 
+def _allowed() -> list[Any]:
+    """What torch's loader may make beside tensors: a Namespace, and marks for other things."""
+    inert = [(_Inert, f"{module}.{name}") for module, names in _INERT.items() for name in names]
+    plain = [(OrderedDict, name) for name in _DICTIONARIES]
+    defaults = (_dictionary, "collections.defaultdict")
+    # timm's training script saves a Namespace: a bag of attributes, without code
+    return [argparse.Namespace, *inert, *plain, defaults]
+
+
 def _refused(path: Path, fault: Exception) -> CheckpointError:
     hint: str | None = "Where you trust the file, save its state dict alone, best as safetensors."
+    if named := re.search(rf"GLOBAL ({_LIBRARIES}\.[\w.]+)", str(fault)):
+        return whole_model(path, named[1])
     if named := re.search(r"GLOBAL ([\w.]+)", str(fault)):
         what = f"holds {named[1]}, which could run code when it is loaded: not read"
     elif "Weights only load failed" in str(fault):
@@ -86,26 +152,114 @@ def _refused(path: Path, fault: Exception) -> CheckpointError:
     return CheckpointError(f"{path}: {what}", hint=hint)
 
 
-def _state_dict(saved: Any, path: Path, contents: Contents) -> dict[str, Tensor]:
+def _state_dict(
+    saved: Any, path: Path, contents: Contents, choice: WeightsChoice
+) -> dict[str, Tensor]:
     """The state dict itself, or the one that a training script has put inside a dictionary."""
     if not isinstance(saved, Mapping):
         raise CheckpointError(f"{path}: holds a {type(saved).__name__}, not a state dict")
-    inner = [key for key in _NESTED if isinstance(saved.get(key), Mapping) and saved[key]]
-    if inner:
-        also = f"; {', '.join(inner[1:])} left out" if inner[1:] else ""
-        contents.notes.append(f"the weights are those under {inner[0]!r}{also}")
-        saved = saved[inner[0]]
+    if {"state", "param_groups"} <= saved.keys():
+        raise CheckpointError(
+            f"{path}: the state of an optimizer, not a state dict",
+            hint="The weights are in another file of the same run.",
+        )
+    if choice.key:
+        saved = _under(saved, choice.key, path)
+    saved = _inner(saved, contents, choice)
     import torch
 
-    for name, tensor in saved.items():
-        if isinstance(name, str) and not _nameable(name):
-            raise CheckpointError(f"{path}: {name[:50]!r}: no name for a tensor")
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise CheckpointError(
-                f"{path}: {name}: is {type(tensor).__name__}, not a tensor",
-                hint="A state dict holds tensors only.",
-            )
+    if odd := [name for name in saved if not isinstance(saved[name], torch.Tensor)]:
+        raise _no_tensor(saved, odd[0], path)
+    for name in saved:
+        if not isinstance(name, str) or not _nameable(name):
+            raise CheckpointError(f"{path}: {str(name)[:50]!r}: no name for a tensor")
     return dict(saved)
+
+
+def _under(saved: Mapping[Any, Any], key: str, path: Path) -> Mapping[Any, Any]:
+    """What a dictionary holds under a key, or under dotted keys in one another, or before names."""
+    if isinstance(saved.get(key), Mapping):
+        return dict(saved[key])
+    first, _, rest = key.partition(".")
+    if rest and isinstance(saved.get(first), Mapping):
+        return _under(saved[first], rest, path)
+    prefix = f"{key}."
+    if inside := {n.removeprefix(prefix): t for n, t in saved.items() if _starts(n, prefix)}:
+        return inside
+    keys = [str(k) for k, value in saved.items() if isinstance(value, Mapping)]
+    raise CheckpointError(
+        f"{path}: holds nothing under {key!r}",
+        hint=f"It has {', '.join(keys[:9])}." if keys else "It is a state dict itself.",
+    )
+
+
+def _starts(name: Any, prefix: str) -> bool:
+    return isinstance(name, str) and name.startswith(prefix)
+
+
+def _inner(
+    saved: Mapping[Any, Any], contents: Contents, choice: WeightsChoice
+) -> Mapping[Any, Any]:
+    """The state dict under one of the usual keys, if there is any."""
+    usual = (*_AVERAGED, *_PLAIN) if choice.use_ema else (*_PLAIN, *_AVERAGED)
+    for _ in range(_DEEPEST):
+        keys = [key for key in usual if isinstance(saved.get(key), Mapping) and saved[key]]
+        if not keys:
+            return saved
+        also = f"; {', '.join(keys[1:])} left out" if keys[1:] else ""
+        flag = " (--no-use-ema takes them)" if also and keys[0] in _AVERAGED else ""
+        contents.notes.append(f"the weights are those under {keys[0]!r}{also}{flag}")
+        saved = saved[keys[0]]
+    return saved
+
+
+def _no_tensor(saved: Mapping[Any, Any], name: Any, path: Path) -> CheckpointError:
+    """What a dictionary holds in place of tensors, and where its weights may be."""
+    import torch
+
+    def nests(table: Mapping[Any, Any], before: str) -> Iterator[str]:
+        for key, value in table.items():
+            if isinstance(value, Mapping):
+                if any(isinstance(tensor, torch.Tensor) for tensor in value.values()):
+                    yield f"{before}{key}"
+                elif before.count(".") < _DEEPEST:
+                    yield from nests(value, f"{before}{key}.")
+
+    if keys := [*nests(saved, "")]:
+        return CheckpointError(
+            f"{path}: its weights may be those under {', '.join(map(repr, keys[:9]))}",
+            hint=f"Say which: --weights-key {keys[0]}, of qvec import and all that reads weights.",
+        )
+    return CheckpointError(
+        f"{path}: {str(name)[:50]}: is {type(saved[name]).__name__}, not a tensor",
+        hint="A state dict holds tensors only.",
+    )
+
+
+def _script(saved: Any) -> dict[str, Any]:
+    """What a training script says of the network: its name under "arch", and its arguments.
+
+    Only plain values count, and texts, numbers and lists of them.
+    """
+    if not isinstance(saved, Mapping):
+        return {}
+    facts: dict[str, Any] = {}
+    for place in ("config", "hyper_parameters", "args"):
+        held = saved.get(place)
+        table = vars(held) if isinstance(held, argparse.Namespace) else held
+        if isinstance(table, Mapping):
+            facts |= {str(key): value for key, value in table.items() if _is_plain(value)}
+    names = [saved.get("arch"), *(facts.get(key) for key in _NAMES)]
+    name = next((name for name in names if isinstance(name, str)), None)
+    return {**facts, "arch": name} if name else facts
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(isinstance(item, (str, int, float, bool, type(None))) for item in value)
+    return value is None or isinstance(value, (str, int, float, bool))
 
 
 def _nameable(name: str) -> bool:
@@ -135,79 +289,3 @@ def _identity(tensor: Tensor) -> tuple[object, ...]:
     if tensor.layout is not torch.strided or tensor.is_nested or not tensor.numel():
         return (id(tensor),)
     return tensor.data_ptr(), tensor.stride(), tensor.dtype, tuple(tensor.shape)
-
-
-_GROWING: Final = (b"bytearray", b"_codecs")
-"""What torch's loader calls when a pickle says so, and what makes gigabytes of a few letters."""
-
-_MAX_DIRECTORY: Final = 12 << 20  # bytes of a zip archive's table; torch needs 100 a tensor
-
-
-def refuse_bomb(path: Path, stream: Any, size: int) -> None:
-    """Refuses a pickle that would take far more memory than its file has bytes.
-
-    The stream is left at its start. CheckpointError: an archive that is compressed (torch
-    stores), damaged, or not torch's; a pickle with a word that makes much of little.
-    """
-    stream.seek(0)
-    if stream.read(2) != b"PK":
-        stream.seek(0)
-        _refuse_growth(path, iter(lambda: stream.read(1 << 20), b""))
-        stream.seek(0)
-        return
-    with _whole(path):
-        _require_one_directory(stream, size)
-        archive = zipfile.ZipFile(stream)
-        members = archive.infolist()
-        if any(m.compress_type != zipfile.ZIP_STORED for m in members) or (
-            sum(m.file_size for m in members) > size
-        ):
-            raise CheckpointError(f"{path}: a compressed zip archive, which torch does not write")
-        if not any(m.filename.endswith("data.pkl") for m in members):
-            raise CheckpointError(f"{path}: a zip archive, but not one of torch.save")
-        for member in members:
-            if member.filename.lower().endswith(".pkl"):  # torch minds no case
-                _refuse_growth(path, [archive.read(member)])
-    stream.seek(0)
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[None]:
-    """Tells what zipfile says of an archive that is not whole."""
-    try:
-        yield
-    except (zipfile.BadZipFile, ValueError, OSError, RuntimeError, EOFError) as fault:
-        raise CheckpointError(
-            f"{path}: a PyTorch file that is cut short or damaged ({fault})",
-            hint="Was a copy interrupted?",
-        ) from None
-
-
-def _refuse_growth(path: Path, chunks: Iterable[bytes]) -> None:
-    """Looks for the words in bytes that come in pieces, also where two pieces meet."""
-    before = b""
-    for chunk in chunks:
-        for word in _GROWING:
-            if word in before + chunk:
-                raise CheckpointError(
-                    f"{path}: a pickle that calls {word.decode()}, which no state dict needs"
-                )
-        before = chunk[-16:]
-
-
-def _require_one_directory(stream: Any, size: int) -> None:
-    """Refuses an archive in which zipfile and torch could find different directories.
-
-    ValueError: it does not end with its directory and nothing else, or that is too long.
-    """
-    stream.seek(max(0, size - 98))
-    tail = stream.read().rjust(98, b"\0")
-    stop = size - 22
-    length, start = struct.unpack_from("<LL", tail, 88)
-    if tail[56:60] == b"PK\6\7":  # of 64 bits: a record, and a note of where it stands
-        stop = size - 98
-        length, start = struct.unpack_from("<QQ", tail, 40)
-        if tail[:4] != b"PK\6\6" or struct.unpack_from("<Q", tail, 64)[0] != stop:
-            raise ValueError("its end is not where it says")
-    if tail[76:80] != b"PK\5\6" or start + length != stop or length > _MAX_DIRECTORY:
-        raise ValueError("it does not end with one directory of moderate size")

@@ -15,7 +15,7 @@ from qvec_cli.checkpoint.card import NO_DIGEST, Card, Kind, canonical
 from qvec_cli.checkpoint.dtypes import FORMATS, Array, to_float32
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.locate import locate
-from qvec_cli.checkpoint.source import File
+from qvec_cli.checkpoint.source import File, WeightsChoice
 from qvec_cli.errors import CheckpointError
 
 ATTACHED: Final = "moments/"
@@ -37,17 +37,19 @@ class Checkpoint(Mapping[str, Entry]):
 
     Args:
         path: a safetensors file, an index of several, a folder of the hub, a pickled state dict,
-            or ``-`` for stdin; found by content. Reads never map a file into memory.
+            ``-`` for stdin, or hf-hub:ORG/NAME; found by content. Reads never map a file.
+        choice: which weights of a file are meant that qvec did not write.
 
     Raises CheckpointError: missing, unreadable, or not whole and valid.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, choice: WeightsChoice = WeightsChoice()) -> None:  # noqa: B008
         self.path = path
-        self._contents = locate(path)
+        self._contents = locate(path, choice)
         self.metadata = self._contents.metadata  # the texts in the header
         self.config = self._contents.config  # what config.json beside the weights says
         self.notes = self._contents.notes  # what the user should know of the reading
+        self.script = self._contents.script  # what a training script keeps beside the weights
         self._hasher = Hasher()
         self._begun: set[str] = set()  # tensors whose blocks somebody reads
         self._whole: set[str] = set()  # and has read to the end

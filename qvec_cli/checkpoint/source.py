@@ -6,11 +6,13 @@ import os
 import stat
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from qvec_cli.checkpoint.header import MAX_HEADER, Entry, Source, parse_header
+from qvec_cli.checkpoint.naming import unwrap
 from qvec_cli.errors import CheckpointError, SpecError
 
 STREAM: Final = Path("-")
@@ -176,11 +178,12 @@ def _near(path: Path) -> str | None:
     return f"Did you mean {path.parent / close[0]}?" if close else None
 
 
-WRAPPED: Final = "timm_model."
-"""What stands before every name of timm's inside transformers' wrapper."""
+@dataclass(frozen=True, slots=True)
+class WeightsChoice:
+    """Which of several sets of weights in a file are meant."""
 
-_PREFIXES: Final = ("module.", "_orig_mod.", "model.", WRAPPED)
-"""What wrappers put before every name: DDP, torch.compile, the paper's own code, transformers."""
+    use_ema: bool = True  # the running average, where a training script keeps it beside the weights
+    key: str | None = None  # where they are: a key of the file's dictionary, a word before names
 
 
 @dataclass(slots=True)
@@ -191,6 +194,8 @@ class Contents:
     sources: list[Source] = field(default_factory=list)  # ``Entry.part`` counts in it
     metadata: dict[str, str] = field(default_factory=dict)
     config: dict[str, Any] | None = None  # config.json beside the weights
+    script: dict[str, Any] = field(default_factory=dict)  # what a training script keeps beside them
+    ties: dict[str, str] = field(default_factory=dict)  # as the safetensors library notes them
     aliases: dict[str, str] = field(default_factory=dict)  # tied names, and the one that is kept
     notes: list[str] = field(default_factory=list)  # what the user should know of the reading
     streams: bool = True  # or else is held in memory as a whole
@@ -200,25 +205,65 @@ class Contents:
         self.sources.append(source)
         return len(self.sources) - 1
 
+    def merge(self, other: Contents) -> None:
+        """Takes the tensors of another part, whose sources are the same list."""
+        self.entries |= other.entries
+        self.aliases |= other.aliases
+        self.ties |= other.ties
+        self.metadata = self.metadata or other.metadata
+        self.notes += other.notes
+        self.streams = self.streams and other.streams
+
+    def select(self, key: str) -> bool:
+        """Keeps the tensors behind one word of their names alone; False: there are none."""
+        prefix = f"{key}."
+        chosen = {n: e for n, e in self.entries.items() if n.startswith(prefix)}
+        if chosen:
+            self._rename({name: name.removeprefix(prefix) for name in chosen})
+        return bool(chosen)
+
     def strip(self) -> None:
-        """Takes away what a wrapper has put before every name."""
-        taken, cut = "", str.removeprefix
-        while self.entries and (prefix := next(filter(self._is_common, _PREFIXES), "")):
-            taken += prefix
-            self.entries = {cut(n, prefix): e for n, e in self.entries.items()}
-            self.aliases = {cut(a, prefix): cut(b, prefix) for a, b in self.aliases.items()}
-        if taken:
-            self.notes.append(f"{taken!r} before every name is left out")
+        """Takes away what a wrapper has put before the names, and what is no part of the network.
+
+        Ties are found before, under the names of the file.
+        """
+        for dropped, kept in self.ties.items():
+            if kept in self.entries and dropped not in self.entries:
+                self.aliases[dropped] = kept
+        names = unwrap((*self.entries, *self.aliases))
+        self._rename(names.names)
+        if names.prefix:
+            every = "the" if names.strays else "every"
+            noun = "names" if names.strays else "name"
+            self.notes.append(f"{names.prefix!r} before {every} {noun} is left out")
+        if names.strays:
+            self.notes.append(f"no part of the network, left out: {_some(names.strays)}")
+
+    def _rename(self, names: Mapping[str, str]) -> None:
+        """Gives tensors other names, and drops those that have none; one that is tied stays."""
+        entries = {names[n]: entry for n, entry in self.entries.items() if n in names}
+        aliases: dict[str, str] = {}
+        moved: dict[str, str] = {}  # names that are kept in place of dropped ones
+        for dropped, kept in self.aliases.items():
+            if dropped in names:
+                place = kept if kept in names else moved.setdefault(kept, dropped)
+                if place == dropped:
+                    entries[names[dropped]] = self.entries[kept]
+                else:
+                    aliases[names[dropped]] = names[place]
+        self.entries, self.aliases = entries, aliases
 
     @property
     def identities(self) -> list[tuple[int, int]]:
         """What tells files apart that have several names."""
         return [source.identity for source in self.sources if isinstance(source, File)]
 
-    def _is_common(self, prefix: str) -> bool:
-        return all(len(n) > len(prefix) and n.startswith(prefix) for n in self.entries)
-
     def close(self) -> None:
         """Gives every file back."""
         for source in self.sources:
             source.close()
+
+
+def _some(names: Sequence[str], shown: int = 4) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

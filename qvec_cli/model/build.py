@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import importlib.util
 import re
@@ -12,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from qvec_cli.checkpoint.hub import notice_no_network
 from qvec_cli.errors import MismatchError, QvecError, SpecError
 from qvec_cli.model.configuration import DATA_KEYS, FLAGS, Model
 from qvec_cli.model.targets import head_tensors
@@ -30,9 +30,6 @@ _WRONG_ARGUMENTS: Final = (
     NotImplementedError,
 )
 """What timm's constructors raise for impossible arguments."""
-
-_PATIENCE: Final = 5.0
-"""Seconds within which the hub must answer anything at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +170,7 @@ def _create_model(name: str, num_classes: int, args: dict[str, Any], pretrained:
             hint=f"Did you mean {', '.join(near)}?" if near else None,
         )
     if pretrained:
-        _notice_no_network()
+        notice_no_network()
     try:
         network: nn.Module = timm.create_model(
             name, pretrained=pretrained, num_classes=num_classes, **args
@@ -191,32 +188,6 @@ def _create_model(name: str, num_classes: int, args: dict[str, Any], pretrained:
             hint="Offline? Give a checkpoint file in place of the name.",
         ) from None
     return network
-
-
-def _notice_no_network() -> None:
-    """Sends the hub's client straight to its cache where it would retry for most of a minute.
-
-    The hub is asked on a thread, because a name server that keeps silent knows no timeout, and
-    each of the hub's addresses would be given one of its own.
-    """
-    import threading
-
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
-
-    if constants.HF_HUB_OFFLINE:
-        return
-    answers: list[object] = []
-
-    def ask() -> None:
-        with contextlib.suppress(Exception):  # of whichever client the library has
-            answers.append(get_session().head(constants.ENDPOINT, timeout=_PATIENCE))
-
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(_PATIENCE)
-    if not answers:
-        constants.HF_HUB_OFFLINE = True
 
 
 def _configuration(network: nn.Module, options: NetworkOptions, args: Mapping[str, Any]) -> Model:

@@ -17,9 +17,9 @@ from typing import Any, Final
 
 from qvec_cli.checkpoint.card import Card
 from qvec_cli.checkpoint.header import Entry
+from qvec_cli.checkpoint.naming import WRAPPED
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target, dump, is_stream, refused, write_json
-from qvec_cli.checkpoint.source import WRAPPED
 from qvec_cli.checkpoint.write import Blocks, size_of, write
 from qvec_cli.errors import CheckpointError, MismatchError, SpecError, located
 from qvec_cli.model.configuration import Model, to_config
