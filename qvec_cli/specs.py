@@ -114,6 +114,17 @@ class Measure(StrEnum):
     FEATURES = "features"  # of what the classifier is given, relative
 
 
+class Interpolation(StrEnum):
+    """How images are resized, in timm's words."""
+
+    BICUBIC = "bicubic"
+    BILINEAR = "bilinear"
+    NEAREST = "nearest"
+    LANCZOS = "lanczos"
+    BOX = "box"
+    HAMMING = "hamming"
+
+
 class DataUse(StrEnum):
     """What of the receiver's data a number has cost, from nothing to labels."""
 

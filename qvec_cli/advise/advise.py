@@ -11,11 +11,13 @@ from typing import Any, Final
 
 from qvec_cli.advise.candidates import AdviseInputs, AdviseRequest, Candidate, VectorOffers, Ways
 from qvec_cli.advise.decision import Family, Judged, Verdict, decide
+from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.data.noise import NOISE
 from qvec_cli.errors import MismatchError, QvecError
-from qvec_cli.inputs.files import InputFiles, opened
+from qvec_cli.inputs.files import InputFiles, opened, require
+from qvec_cli.inputs.identify import network_of
 from qvec_cli.inputs.images import find_proxies
 from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.inputs.receiver import ReceiverOptions, resolve
@@ -42,8 +44,11 @@ def advise(request: AdviseRequest, listener: Listener) -> Metrics:
     started = time.perf_counter()
     if request.out is not None:
         check_target(request.out, force=request.force)
-    with InputFiles(listener) as files, tempfile.TemporaryDirectory(prefix="qvec-") as name:
+    files = InputFiles(listener, request.network.weights)
+    with files, tempfile.TemporaryDirectory(prefix="qvec-") as name:
         theta, rhos = files.open(request.receiver), [files.open(path) for path in request.vectors]
+        require(theta, Kind.CHECKPOINT)
+        network_of(theta, request.network, listener)
         ways = Ways(request, Path(name))
         if request.moments is not None:  # refuses, as quantize would, those of another receiver
             grid = Grid(request.bits, scale=Scale.MSE_FULL)

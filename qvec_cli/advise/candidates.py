@@ -17,6 +17,7 @@ from qvec_cli.errors import QvecError
 from qvec_cli.inputs.files import InputFiles
 from qvec_cli.inputs.images import ProxyOptions
 from qvec_cli.inputs.receiver import Anchor
+from qvec_cli.model.build import NetworkOptions
 from qvec_cli.pipeline import combine
 from qvec_cli.pipeline.quantize import QuantizeRequest
 from qvec_cli.selection import by_agreement
@@ -110,7 +111,8 @@ class Ways:
         scale, symmetric, dtype = grid.scale, grid.symmetric, grid.scale_dtype
         options = GridOptions(bits, granularity, group_size, scale, symmetric, dtype, cross=True)
         out = self.folder / "candidate.st"
-        return QuantizeRequest(self._request.receiver, out, options, force=True)
+        receiver, network = self._request.receiver, self._request.network
+        return QuantizeRequest(receiver, out, options, force=True, network=network)
 
 
 def typed(lam: float) -> str:
@@ -120,7 +122,8 @@ def typed(lam: float) -> str:
 
 
 def _words(request: QuantizeRequest, grid: Grid) -> Iterator[str]:
-    yield from ("qvec", "quantize", str(request.source), *_grid_words(grid))
+    yield from ("qvec", "quantize", str(request.source), *_network_words(request.network))
+    yield from _grid_words(grid)
     if request.method is not Method.RTN:
         yield from ("--method", str(request.method))
     if request.anchor:
@@ -135,6 +138,28 @@ def _words(request: QuantizeRequest, grid: Grid) -> Iterator[str]:
             yield from ("--refine", str(request.refinement.steps))
             yield from _image_words("proxy", proxy.specs, proxy.samples)
         yield from _loading_words(images.loading, images.device)
+
+
+def _network_words(network: NetworkOptions) -> Iterator[str]:
+    """What the user has said of a receiver without a card."""
+    said = {
+        "model": network.name,
+        "num-classes": network.num_classes,
+        "img-size": network.img_size,
+        "in-chans": network.in_chans,
+        "weights-key": network.weights.key,
+        **{
+            key.replace("_", "-"): ",".join(map(str, value)) if isinstance(value, list) else value
+            for key, value in network.prepared.items()
+        },
+    }
+    for key, value in said.items():
+        if value is not None:
+            yield from (f"--{key}", str(value))
+    for key, value in network.args.items():
+        yield from ("--model-arg", f"{key}={value}")
+    if not network.weights.use_ema:
+        yield "--no-use-ema"
 
 
 def _image_words(flag: str, specs: tuple[str, ...], samples: int) -> Iterator[str]:
@@ -231,7 +256,10 @@ class VectorOffers:
 
     def _agreement(self) -> by_agreement.AgreementOptions:
         proxy, device = self._request.proxy, self._request.device
-        return by_agreement.AgreementOptions(by_agreement.RAY, proxy, device=device)
+        network = self._request.network
+        return by_agreement.AgreementOptions(
+            by_agreement.RAY, proxy, device=device, network=network
+        )
 
     def _chosen(self) -> float:
         """The lambda of the one vector."""
@@ -256,6 +284,7 @@ class VectorOffers:
     def _fit_command(self) -> tuple[str, ...]:
         proxy = self._request.proxy
         words = ["--fit", "--receiver", str(self._request.receiver)]
+        words += _network_words(self._request.network)
         words += _image_words("proxy", proxy.specs, proxy.samples)
         words += _loading_words(proxy.loading, self._request.device)
         return self._command("fitted.st", *words)
@@ -278,6 +307,7 @@ class AdviseRequest:
     steps: int = 60  # of refinement; 0: it is not tried
     out: Path | None = None  # where the recommended model is written
     device: str = "auto"
+    network: NetworkOptions = NetworkOptions()  # for a receiver without a card
     force: bool = False
     dry_run: bool = False
 

@@ -23,12 +23,14 @@ from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.write import size_of, write
 from qvec_cli.data.samples import Subset, Task
 from qvec_cli.errors import MismatchError, NotFiniteError, located
-from qvec_cli.inputs.files import architecture, opened, require
+from qvec_cli.inputs.files import opened, require
 from qvec_cli.inputs.grids import require_some, targets_in
+from qvec_cli.inputs.identify import network_of
 from qvec_cli.inputs.images import Examples, open_images
 from qvec_cli.inputs.lineage import digest_of
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model
+from qvec_cli.model.targets import head_tensors
 from qvec_cli.outputs.metrics import Input, Metrics, Plan, backbone_digest, provenance
 from qvec_cli.quant.moments import Inputs, is_smaller
 from qvec_cli.specs import DataUse, Listener, Loading, Use
@@ -50,7 +52,7 @@ class MomentsRequest:
     loading: Loading = field(default_factory=Loading)
     patterns: tuple[str, ...] = ()  # globs that name the targets; else the card or a rule does
     device: str = "auto"
-    network: NetworkOptions | None = None  # the architecture, for a file that does not say
+    network: NetworkOptions = NetworkOptions()  # for a file without a card
     force: bool = False
     dry_run: bool = False
 
@@ -79,7 +81,7 @@ def collect(request: MomentsRequest, listener: Listener) -> Metrics:
     """
     started = time.perf_counter()
     check_target(request.out, force=request.force)
-    with opened(request.source, listener) as theta:
+    with opened(request.source, listener, request.network.weights) as theta:
         job = _prepared(request, theta, listener)
         parameters = {
             "data": request.data,
@@ -122,8 +124,8 @@ def collect(request: MomentsRequest, listener: Listener) -> Metrics:
 
 def _prepared(request: MomentsRequest, theta: Checkpoint, listener: Listener) -> _Collection:
     require(theta, Kind.CHECKPOINT)
-    model = architecture(theta, request.network)
-    targets = targets_in(theta, model, request.patterns, listener)
+    model = network_of(theta, request.network, listener)
+    targets = targets_in(theta, model, request.patterns, head_tensors(theta, model), listener)
     require_some(targets, str(theta.path))
     rank, widest = request.rank, max(theta[name].shape[1] for name in targets)
     if rank is not None and not is_smaller(widest, rank):

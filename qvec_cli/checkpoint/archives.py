@@ -168,6 +168,7 @@ def _of_one_pickle(stream: Any) -> int:
     marks: list[int] = []
     memo: dict[int, int] = {}
     letters = 0
+    argument: Any
     for opcode, argument, place in pickletools.genops(stream):
         if place is not None and place > MAX_HEADER:
             raise ValueError("too long to be looked through")

@@ -43,7 +43,7 @@ class Checkpoint(Mapping[str, Entry]):
     Raises CheckpointError: missing, unreadable, or not whole and valid.
     """
 
-    def __init__(self, path: Path, choice: WeightsChoice = WeightsChoice()) -> None:  # noqa: B008
+    def __init__(self, path: Path, choice: WeightsChoice = WeightsChoice()) -> None:
         self.path = path
         self._contents = locate(path, choice)
         self.metadata = self._contents.metadata  # the texts in the header

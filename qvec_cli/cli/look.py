@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Final
 import typer
 
 from qvec_cli.cli import options, show
-from qvec_cli.cli.options import OutputFlags
+from qvec_cli.cli.options import OutputFlags, WeightsFlags
 from qvec_cli.cli.signature import Adapted, flag
 from qvec_cli.cli.text import Facts, gains_table, moments_text, size, some
 from qvec_cli.errors import QvecError, SpecError
@@ -34,6 +34,7 @@ def inspect(
     lineage: Annotated[
         bool, typer.Option(help="Print the family tree.", rich_help_panel="Question")
     ] = False,
+    weights: WeightsFlags,
     showing: Annotated[OutputFlags, Adapted(without=("force", "dry_run", "metrics"))],
 ) -> None:
     """Say what FILE is: kind, network, grid, lineage, tensors.
@@ -47,7 +48,8 @@ def inspect(
     if verify + lineage + (other is not None) > 1:
         raise SpecError("--verify, --lineage and a second file are three questions: ask one")
     question = verb.verify if verify else verb.lineage if lineage else verb.describe
-    work = partial(verb.compare, file, other) if other else partial(question, file)
+    choice = weights.choice
+    work = partial(verb.compare, file, other, choice) if other else partial(question, file, choice)
     inputs = (file, other) if other else (file,)
     show.deliver(work, inspect_text, showing, inputs=inputs, data_use=False)
 

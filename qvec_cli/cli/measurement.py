@@ -28,10 +28,6 @@ def evaluate(
     *,
     data: options.Data,
     split: Annotated[str, typer.Option(metavar="train|val|test", help="Of --data.")] = "test",
-    class_map: Annotated[
-        Path | None,
-        typer.Option(help="Class names in the order of the head, one a line, for bare files."),
-    ] = None,
     images: ImageFlags,
     network: NetworkFlags,
     output: Annotated[Path | None, options.output_option("JSON file for the metrics.")] = None,
@@ -46,7 +42,7 @@ def evaluate(
     from qvec_cli.pipeline import evaluate as verb
 
     named, dry_run = network.options(), writing.dry_run
-    loading = images.loading(dry_run=dry_run, class_map=class_map)
+    loading = images.loading(dry_run=dry_run, class_map=network.class_map)
     request = verb.EvaluateRequest(
         checkpoint, data, loading, split, named, images.device, output, dry_run
     )
@@ -95,6 +91,7 @@ def sweep_lambda(
     grid: GridFlags,
     method: options.MethodChoice = Method.RTN,
     images: ImageFlags,
+    network: NetworkFlags,
     output: options.OutputFile,
     resume: options.Resume = False,
     writing: Writing,
@@ -112,7 +109,8 @@ def sweep_lambda(
     from qvec_cli.checkpoint.replace import unfinished
     from qvec_cli.inputs.lambdas import parse_lambdas
 
-    grid_options, loading = grid.options(), images.loading(dry_run=writing.dry_run)
+    grid_options, named = grid.options(), network.options()
+    loading = images.loading(dry_run=writing.dry_run, class_map=network.class_map)
     points = parse_lambdas(lambdas)
     work: Callable[[Listener], Metrics]
     if objective is Objective.AGREEMENT:
@@ -122,7 +120,7 @@ def sweep_lambda(
             raise SpecError("--resume goes with --objective accuracy: this one takes seconds")
         proxies, measure = proxy.options(loading), proxy.measure
         agreement = by_agreement.AgreementOptions(
-            points, proxies, grid_options, method, measure, images.device
+            points, proxies, grid_options, method, measure, images.device, network=named
         )
         judged = by_agreement.AgreementRequest(
             receiver, tuple(rhos), output, agreement, data, **writing.for_request
@@ -142,6 +140,7 @@ def sweep_lambda(
             loading=loading,
             method=method,
             device=images.device,
+            network=named,
             resume=resume,
             force=writing.force,
             dry_run=writing.dry_run,

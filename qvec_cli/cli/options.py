@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Container
 from dataclasses import asdict, dataclass
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, TypedDict, Ty
 
 import typer
 
+from qvec_cli.checkpoint.source import WeightsChoice
 from qvec_cli.cli.signature import flag, typed_flags
 from qvec_cli.errors import SpecError
 from qvec_cli.inputs.yaml_text import Value, entries, line, near, value
 from qvec_cli.specs import (
     Granularity,
     GridOptions,
+    Interpolation,
     Loading,
     Measure,
     Method,
@@ -29,6 +32,7 @@ from qvec_cli.specs import (
 if TYPE_CHECKING:
     from qvec_cli.inputs.images import ProxyOptions
     from qvec_cli.model.build import NetworkOptions
+    from qvec_cli.model.targets import HeadChoice
 
 
 Word = TypeVar("Word", bound=StrEnum)
@@ -217,21 +221,51 @@ class ImageFlags:
         return Loading(data_dir, download, classes, self.workers, batch_size or self.batch_size)
 
 
+def check_numbers(text: str | None) -> str | None:
+    """Refuses what is no list of finite numbers."""
+    try:
+        if text is None or all(map(math.isfinite, _numbers(text))):
+            return text
+    except ValueError:
+        pass
+    raise SpecError(f"{text!r} is no list of numbers, as 0.5,0.5,0.5")
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.replace(",", " ").split())
+
+
 @dataclass(frozen=True, slots=True)
 class NetworkFlags:
-    """The architecture, for a file that does not say it."""
+    """What a file does not say that qvec did not write: its network, its images, its weights."""
 
-    heading: ClassVar[str] = "Network"
-    model: str | None = flag(None, "timm's name, for a file that does not say.")
-    img_size: int | None = flag(None, "Side of the square input.", min=1, metavar="PIXELS")
-    in_chans: int | None = flag(
-        None, "Colour channels of the input, 1 to 3.", min=1, max=3, show_default="3"
+    heading: ClassVar[str] = "Files without a card"
+    model: str | None = flag(None, "timm's name of the network.")
+    model_arg: list[str] | None = flag(
+        None, "Argument for timm's constructor; repeat it.", metavar="KEY=VALUE"
     )
+    img_size: int | None = flag(None, "Side of the square input.", min=1, metavar="PIXELS")
+    in_chans: int | None = flag(None, "Colour channels of the input, 1 to 3.", min=1, max=3)
+    num_classes: int | None = flag(None, "Rows of the classifier.", min=0)
+    mean: str | None = flag(
+        None, "Of pixels between 0 and 1, by channel.", metavar="LIST", callback=check_numbers
+    )
+    std: str | None = flag(
+        None, "Their standard deviation.", metavar="LIST", callback=check_numbers
+    )
+    interpolation: Interpolation | None = flag(None, "How images are resized.")
     crop_pct: float | None = flag(
         None, "Share of the image that evaluation crops, 0.01 to 1.", min=0.01, max=1.0
     )
-    model_arg: list[str] | None = flag(
-        None, "Argument for timm's constructor; repeat it.", metavar="KEY=VALUE"
+    class_map: Path | None = flag(None, "Class names in the order of the head, one a line.")
+    use_ema: bool | None = flag(
+        None,
+        "Take the running average of the weights, where there is one.",
+        "--use-ema/--no-use-ema",
+        show_default="--use-ema",
+    )
+    weights_key: str | None = flag(
+        None, "Where the weights are in the file: a key, or a word before names.", metavar="KEY"
     )
 
     @property
@@ -239,25 +273,65 @@ class NetworkFlags:
         """Arguments for timm's constructor; SpecError if one is not KEY=VALUE."""
         return key_values(self.model_arg)
 
-    def options(self) -> NetworkOptions | None:
-        """The architecture that was named, if any; SpecError for a shape without a name."""
+    @property
+    def weights(self) -> WeightsChoice:
+        """Which weights are meant."""
+        return WeightsChoice(use_ema=self.use_ema is not False, key=self.weights_key)
+
+    def options(self) -> NetworkOptions:
+        """The network that was named, and how its images are prepared."""
         from qvec_cli.model.build import NetworkOptions
 
-        args = self.args
-        if self.model is None:
-            if self.img_size or self.in_chans or self.crop_pct or args:
-                raise SpecError(
-                    "--img-size, --in-chans, --crop-pct and --model-arg go with --model"
-                )
-            return None
         return NetworkOptions(
             name=self.model,
-            num_classes=0,
+            num_classes=self.num_classes,
             img_size=self.img_size,
-            in_chans=self.in_chans or 3,
+            in_chans=self.in_chans,
             crop_pct=self.crop_pct,
-            args=args,
+            args=self.args,
+            mean=_numbers(self.mean) if self.mean is not None else None,
+            std=_numbers(self.std) if self.std is not None else None,
+            interpolation=self.interpolation,
+            weights=self.weights,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsFlags:
+    """Which weights of a file are meant, and which of them are its classifier's."""
+
+    heading: ClassVar[str] = "Files without a card"
+    use_ema: bool | None = flag(
+        None,
+        "Take the running average of the weights, where there is one.",
+        "--use-ema/--no-use-ema",
+        show_default="--use-ema",
+    )
+    weights_key: str | None = flag(
+        None, "Where the weights are in the file: a key, or a word before names.", metavar="KEY"
+    )
+
+    @property
+    def choice(self) -> WeightsChoice:
+        """The same, for whoever opens the file."""
+        return WeightsChoice(use_ema=self.use_ema is not False, key=self.weights_key)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadFlags:
+    """Which tensors are the classifier's, which is never quantized and in no vector."""
+
+    heading: ClassVar[str] = "Files without a card"
+    head: list[str] | None = flag(
+        None, "Tensors or modules of the classifier, by name; repeat it.", metavar="GLOB"
+    )
+    no_head: bool = flag(False, "The network has no classifier.", "--no-head")
+
+    def options(self) -> HeadChoice:
+        """The tensors that were named; SpecError: named, and said that there are none."""
+        from qvec_cli.model.targets import HeadChoice
+
+        return HeadChoice(tuple(self.head or ()), self.no_head)
 
 
 @dataclass(frozen=True, slots=True)

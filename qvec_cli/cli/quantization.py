@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from qvec_cli.cli import options, show
-from qvec_cli.cli.options import GridFlags, ImageFlags, NetworkFlags, OutputFlags, ProxyFlags
+from qvec_cli.cli.options import (
+    GridFlags,
+    HeadFlags,
+    ImageFlags,
+    NetworkFlags,
+    OutputFlags,
+    ProxyFlags,
+)
 from qvec_cli.cli.signature import Adapted, flag
 from qvec_cli.cli.text import Facts, accuracy, size, some
 from qvec_cli.errors import SpecError
@@ -133,6 +140,7 @@ def quantize(
     checkpoint: Annotated[Path, typer.Argument(help="Float checkpoint, patched or not.")],
     *,
     targets: options.Targets = None,
+    head: HeadFlags,
     grid: GridFlags,
     calibration: CalibrationFlags,
     proxy: Annotated[ProxyFlags, Adapted(without=("measure",))],
@@ -158,7 +166,7 @@ def quantize(
     """
     grid_options, named = grid.options(), network.options()
     patterns = tuple(targets or ())
-    loading = images.loading(dry_run=writing.dry_run)
+    loading = images.loading(dry_run=writing.dry_run, class_map=network.class_map)
     if comparison.split is not None and comparison.data is None:
         raise SpecError("--split goes with --data")
     work: Callable[[Listener], Metrics]
@@ -175,7 +183,15 @@ def quantize(
         )
         data, split = comparison.data, comparison.split or "val"
         table = compare_grids.CompareGridsRequest(
-            checkpoint, grid_options, patterns, data, split, loading, images.device, named
+            checkpoint,
+            grid_options,
+            patterns,
+            data,
+            split,
+            loading,
+            images.device,
+            named,
+            head.options(),
         )
         work = partial(compare_grids.compare_grids, table)
     else:
@@ -201,6 +217,7 @@ def quantize(
             dry_run=writing.dry_run,
             folder=_is_folder(output),
             network=named,
+            head=head.options(),
             moments=moments,
         )
         work = partial(verb.quantize, request)
@@ -233,6 +250,7 @@ def quantize_text(results: Facts) -> Iterator[str]:
         f"({results['weights']:,} of {results['parameters']:,} parameters)"
     )
     yield f"left as they were: {some(results['left'])}"
+    yield f"the head, which stays float: {some(results['head'])}"
     if ratios:
         yield (
             f"signal to quantization noise: {min(ratios):.1f} to {max(ratios):.1f} dB, "
@@ -283,7 +301,7 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(help="Packed or float checkpoint of qvec.")],
     *,
     kind: FormatFlags,
-    network: NetworkFlags,
+    network: Annotated[NetworkFlags, Adapted(without=("class_map",))],
     output: options.OutputFile,
     writing: OutputFlags,
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 import typer
 
 from qvec_cli.cli import options, show
-from qvec_cli.cli.options import GridFlags, ImageFlags, OutputFlags, ProxyFlags
+from qvec_cli.cli.options import GridFlags, ImageFlags, NetworkFlags, OutputFlags, ProxyFlags
 from qvec_cli.cli.signature import Adapted, flag
 from qvec_cli.cli.text import Facts, gains_table
 from qvec_cli.errors import SpecError
@@ -39,6 +39,7 @@ def advise(
     ways: WayFlags,
     proxy: Annotated[ProxyFlags, Adapted(without=("measure",), defaults={"proxy": ("noise",)})],
     images: ImageFlags,
+    network: NetworkFlags,
     output: Annotated[
         Path | None, options.output_option("File for the model that is recommended.")
     ] = None,
@@ -62,11 +63,12 @@ def advise(
         bits=bits,
         vectors=vectors,
         moments=ways.moments,
-        proxy=proxy.options(images.loading(dry_run=writing.dry_run)),
+        proxy=proxy.options(images.loading(dry_run=writing.dry_run, class_map=network.class_map)),
         data=ways.data,
         steps=ways.refine,
         out=output,
         device=images.device,
+        network=network.options(),
         force=writing.force,
         dry_run=writing.dry_run,
     )
@@ -172,6 +174,7 @@ def transfer(
     nulls: NullFlags,
     proxy: Annotated[ProxyFlags, Adapted(without=("measure",))],
     images: ImageFlags,
+    network: NetworkFlags,
     jobs: JobFlags,
     output: options.OutputFile,
     resume: options.Resume = False,
@@ -196,7 +199,7 @@ def transfer(
     else:
         arguments = options.key_values(jobs.executor_arg, "--executor-arg")
         executor = Executor(jobs.executor, arguments)
-    loading = images.loading(dry_run=writing.dry_run)
+    loading = images.loading(dry_run=writing.dry_run, class_map=network.class_map)
     proxies = proxy.options(loading) if proxy.proxy or proxy.proxy_samples else None
     lambdas, fixed = parse_lambdas(cells.lambdas), parse_lambdas(cells.fixed)
     settings = CellOptions(
@@ -211,6 +214,7 @@ def transfer(
         seed=nulls.seed,
         device=images.device,
         proxy=proxies,
+        network=network.options(),
     )
     part, joined = jobs.part(), tuple(jobs.join or ())
     request = verb.TransferRequest(

@@ -19,7 +19,10 @@ Model = Annotated[
     str, typer.Argument(help="timm's name of a network, or a checkpoint file to start from.")
 ]
 
-Shape = Annotated[NetworkFlags, Adapted(without=("model",))]
+Shape = Annotated[
+    NetworkFlags,
+    Adapted(without=("model", "num_classes", "class_map", "mean", "std", "interpolation")),
+]
 Images = Annotated[ImageFlags, Adapted(without=("batch_size",))]
 
 

@@ -11,11 +11,22 @@ from typing import Annotated, ClassVar
 import typer
 
 from qvec_cli.cli import options, show
-from qvec_cli.cli.options import GridFlags, ImageFlags, NetworkFlags, OutputFlags, ProxyFlags
-from qvec_cli.cli.signature import flag
+from qvec_cli.cli.options import (
+    GridFlags,
+    HeadFlags,
+    ImageFlags,
+    NetworkFlags,
+    OutputFlags,
+    ProxyFlags,
+    WeightsFlags,
+)
+from qvec_cli.cli.signature import Adapted, flag
 from qvec_cli.cli.text import Facts, moments_text, size, some
 from qvec_cli.errors import SpecError
 from qvec_cli.specs import Rule
+
+Nameless = Annotated[NetworkFlags, Adapted(without=("class_map",))]
+"""The network of a command that asks for no names of classes."""
 
 
 def extract(
@@ -25,6 +36,8 @@ def extract(
     moments: Annotated[
         Path | None, typer.Option(help="What qvec moments wrote, for the vector to carry.")
     ] = None,
+    head: HeadFlags,
+    weights: WeightsFlags,
     output: options.OutputFile,
     writing: OutputFlags,
 ) -> None:
@@ -36,8 +49,16 @@ def extract(
     """
     from qvec_cli.pipeline import extract as verb
 
-    written = partial(verb.extract, moments=moments, **writing.for_request)
-    work = partial(written, donor, donor_qat, output)
+    request = verb.ExtractRequest(
+        donor,
+        donor_qat,
+        output,
+        moments,
+        head.options(),
+        weights.choice,
+        **writing.for_request,
+    )
+    work = partial(verb.extract, request)
     inputs = (donor, donor_qat, *((moments,) if moments else ()))
     show.deliver(work, extract_text, writing, inputs=inputs, out=output, data_use=False)
 
@@ -51,6 +72,7 @@ def extract_text(results: Facts) -> Iterator[str]:
         f"{share}"
     )
     yield f"left out: {some(results['left_out'])}"
+    yield f"the head, which is in no vector: {some(results['head'])}"
     if carried := results["moments"]:
         share = carried["bytes"] / results["bytes"]
         cost = f"{size(carried['bytes'])}, {share:.2f} of rho's"
@@ -97,6 +119,7 @@ def combine(
     proxy: ProxyFlags,
     grid: GridFlags,
     images: ImageFlags,
+    network: Nameless,
     output: options.OutputFile,
     writing: OutputFlags,
 ) -> None:
@@ -124,12 +147,17 @@ def combine(
             raise SpecError("--fit needs --receiver, the model that the vectors are for")
         proxies, measure = proxy.options(loading), proxy.measure
         agreement = by_agreement.AgreementOptions(
-            by_agreement.RAY, proxies, grid.options(), measure=measure, device=images.device
+            by_agreement.RAY,
+            proxies,
+            grid.options(),
+            measure=measure,
+            device=images.device,
+            network=network.options(),
         )
         fitting = by_agreement.FitOptions(receiver, agreement)
     else:
         typed = replace(grid, cross_grid=False)  # which has a meaning without --fit, too
-        options.refuse("goes with --fit", proxy, typed, receiver=receiver)
+        options.refuse("goes with --fit", proxy, typed, network, receiver=receiver)
     vectors, only, cross = tuple(rhos), options.chosen_parts(parts), grid.cross_grid
     request = verb.CombineRequest(
         vectors, output, rule, only, cross, fit=fitting, **writing.for_request
@@ -184,7 +212,7 @@ def moments(
     targets: options.Targets = None,
     sample: SampleFlags,
     images: ImageFlags,
-    network: NetworkFlags,
+    network: Nameless,
     output: options.OutputFile,
     writing: OutputFlags,
 ) -> None:
@@ -239,9 +267,11 @@ def patch(
             rich_help_panel="Lambda",
         ),
     ] = "1",
+    head: HeadFlags,
     proxy: ProxyFlags,
     grid: GridFlags,
     images: ImageFlags,
+    network: Nameless,
     output: options.OutputFile,
     writing: OutputFlags,
 ) -> None:
@@ -269,13 +299,24 @@ def patch(
             measure=proxy.measure,
             device=images.device,
             parts=options.chosen_parts(parts),
+            network=network.options(),
         )
     else:
         typed = replace(grid, cross_grid=False)  # which has a meaning at any lambda
-        options.refuse("goes with --lambda auto", proxy, typed)
+        shape = replace(network, use_ema=None, weights_key=None)  # likewise
+        options.refuse("goes with --lambda auto", proxy, typed, shape)
     only, cross = options.chosen_parts(parts), grid.cross_grid
     request = verb.PatchRequest(
-        receiver, rho, output, lam, cross, parts=only, auto=automatic, **writing.for_request
+        receiver,
+        rho,
+        output,
+        lam,
+        cross,
+        parts=only,
+        auto=automatic,
+        head=head.options(),
+        weights=network.weights,
+        **writing.for_request,
     )
     work = partial(verb.patch, request)
     show.deliver(work, patch_text, writing, inputs=(receiver, rho, Path(lam)), out=output)
@@ -289,3 +330,4 @@ def patch_text(results: Facts) -> Iterator[str]:
         f"{results['lambda']:g}{only}"
     )
     yield f"kept from the receiver: {some(results['kept'])}"
+    yield f"the head, which no vector changes: {some(results['head'])}"

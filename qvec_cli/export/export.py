@@ -38,7 +38,7 @@ class ExportRequest:
     check: bool = True  # run the result, and compare it with our network
     force: bool = False
     dry_run: bool = False
-    network: NetworkOptions | None = None  # the architecture, for a file that does not say
+    network: NetworkOptions = NetworkOptions()  # for a file without a card
 
 
 def export(request: ExportRequest, listener: Listener) -> Metrics:
@@ -55,8 +55,8 @@ def export(request: ExportRequest, listener: Listener) -> Metrics:
             raise QvecError(f"the package {name} is not installed", hint="pip install 'qvec[onnx]'")
     form.refuse(target)
     parameters = {"to": chosen, "check": request.check}
-    with opened(request.source, listener) as checkpoint:
-        source = ExportSource.of(checkpoint, request.network)
+    with opened(request.source, listener, request.network.weights) as checkpoint:
+        source = ExportSource.of(checkpoint, request.network, listener)
         fates = {name: form.fate(source, shape) for name, shape in source.packed.items()}
         if request.dry_run:
             plan = _planned(request.out, source, fates, parameters)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import QvecError
-from qvec_cli.inputs.files import architecture, require_model
+from qvec_cli.inputs.files import require_model
 from qvec_cli.inputs.foreign import stored_grid
+from qvec_cli.inputs.identify import network_of
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model
 from qvec_cli.quant.qtensor import packed_weights, shape_of
@@ -33,13 +34,16 @@ class ExportSource:
     grid: Grid | None  # theirs
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, options: NetworkOptions | None) -> ExportSource:
+    def of(
+        cls, checkpoint: Checkpoint, options: NetworkOptions, listener: Listener
+    ) -> ExportSource:
         """Looks at a checkpoint, whose network the user may have to name.
         Raises CheckpointError: no model, or one whose architecture is not known; MismatchError:
         packed by another tool, or without a shape.
         """
         require_model(checkpoint)
-        model, names = architecture(checkpoint, options), packed_weights(checkpoint)
+        model = network_of(checkpoint, options, listener)
+        names = packed_weights(checkpoint)
         shapes = {}
         for name in names:
             part = f"{name}_shape"

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from qvec_cli.checkpoint.card import FAKE, Card, Kind
 from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.checkpoint.source import WeightsChoice
 from qvec_cli.errors import CheckpointError, MismatchError, located
 from qvec_cli.inputs.foreign import refuse_foreign
-from qvec_cli.model import build
 from qvec_cli.model.configuration import Model, of_config
-from qvec_cli.model.targets import HEADS, head_tensors
 from qvec_cli.specs import Grid, Listener
 
 _INSTEAD = {
@@ -41,6 +41,21 @@ def require(checkpoint: Checkpoint, kind: Kind) -> None:
             hint=_INSTEAD[kind],
         )
     refuse_foreign(checkpoint, floats=True)
+    _refuse_library(checkpoint)
+
+
+def _refuse_library(checkpoint: Checkpoint) -> None:
+    """Refuses a folder of a network that is not timm's, which nobody could load afterwards."""
+    config = checkpoint.config or {}
+    kind = config.get("model_type")
+    if checkpoint.bare and isinstance(kind, str) and kind != "timm_wrapper":
+        named = config.get("architectures")
+        network = str(named[0]) if isinstance(named, list) and named else kind
+        raise MismatchError(
+            f"{checkpoint.path}: is a {network} of transformers, which qvec does not build: what "
+            "it wrote, no library could load",
+            hint="timm's networks, and folders of transformers' TimmWrapper, are read.",
+        )
 
 
 def _a(kind: Kind) -> str:
@@ -58,6 +73,7 @@ def require_model(checkpoint: Checkpoint) -> None:
             hint="qvec inspect FILE tells what a file is.",
         )
     refuse_foreign(checkpoint)
+    _refuse_library(checkpoint)
 
 
 def stated_model(checkpoint: Checkpoint) -> Model | None:
@@ -75,53 +91,22 @@ def card_of(checkpoint: Checkpoint, kind: Kind) -> Card:
     return replace(card, model=model.to_json()) if model else card
 
 
+DOOR: Final = (
+    "qvec import FILE -o NEW.st finds it out and writes it down; or name it: --model NAME, timm's."
+)
+"""The way to a network that a file does not tell of."""
+
+
 def model_of(checkpoint: Checkpoint) -> Model:
     """The configuration of timm from the card; CheckpointError where nothing says it."""
     if model := stated_model(checkpoint):
         return model
-    raise CheckpointError(
-        f"{checkpoint.path}: does not say its architecture",
-        hint="A checkpoint of qvec does; eval and quantize take --model NAME, timm's name of it.",
-    )
+    raise CheckpointError(f"{checkpoint.path}: does not say its architecture", hint=DOOR)
 
 
-def architecture(checkpoint: Checkpoint, options: build.NetworkOptions | None) -> Model:
-    """timm's configuration of the network.
-
-    CheckpointError: neither file nor user says it. MismatchError: the user says another one.
-    """
-    if options is None:
-        return model_of(checkpoint)
-    if model := stated_model(checkpoint):
-        if options.shaped:
-            raise MismatchError(
-                f"{checkpoint.path} knows its own --img-size, --in-chans, --crop-pct and arguments",
-                hint="Leave them out, and --model too.",
-            )
-        if options.name.split(".", maxsplit=1)[0] != model.architecture:
-            raise MismatchError(
-                f"{checkpoint.path} is a {model.architecture}, not a {options.name}",
-                hint="Leave --model out: the file knows.",
-            )
-        return model
-    build.check_name(options.name)
-    return build.create(replace(options, num_classes=_outputs(checkpoint)))[1]
-
-
-def _outputs(checkpoint: Checkpoint) -> int:
-    """Classes that the head of a bare file tells apart."""
-    head = [entry for name in head_tensors(checkpoint, None) if (entry := checkpoint[name]).shape]
-    if not head:
-        raise CheckpointError(
-            f"{checkpoint.path}: no tensor looks like a classifier's",
-            hint=f"Heads are looked for under {', '.join(HEADS)}.",
-        )
-    return head[0].shape[0]
-
-
-def opened(path: Path, listener: Listener) -> Checkpoint:
+def opened(path: Path, listener: Listener, choice: WeightsChoice = WeightsChoice()) -> Checkpoint:
     """One open checkpoint, to be used as a context; what it notes of its reading is passed on."""
-    checkpoint = Checkpoint(path)
+    checkpoint = Checkpoint(path, choice)
     for note in checkpoint.notes:
         listener.note(f"{path}: {note}")
     return checkpoint
@@ -130,17 +115,18 @@ def opened(path: Path, listener: Listener) -> Checkpoint:
 class InputFiles:
     """The checkpoints that a run reads; each is opened and hashed once, whoever asks for it.
 
-    ``listener``: hears what the files note of their reading.
+    ``listener``: hears what the files note of their reading. ``choice``: which weights are meant
+    in files that qvec did not write.
     """
 
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
+    def __init__(self, listener: Listener, choice: WeightsChoice = WeightsChoice()) -> None:
+        self._listener, self._choice = listener, choice
         self._checkpoints: dict[Path, Checkpoint] = {}
 
     def open(self, path: Path) -> Checkpoint:
         """The open checkpoint of a path, which stays open until the run ends."""
         if path not in self._checkpoints:
-            self._checkpoints[path] = opened(path, self._listener)
+            self._checkpoints[path] = opened(path, self._listener, self._choice)
         return self._checkpoints[path]
 
     def release(self, path: Path) -> None:
@@ -158,10 +144,12 @@ class InputFiles:
 
 
 @contextmanager
-def input_files(files: InputFiles | None, listener: Listener) -> Iterator[InputFiles]:
+def input_files(
+    files: InputFiles | None, listener: Listener, choice: WeightsChoice
+) -> Iterator[InputFiles]:
     """The files of a run that others have begun, or those of a run of its own."""
     if files is not None:
         yield files
     else:
-        with InputFiles(listener) as files_of_this_run:
+        with InputFiles(listener, choice) as files_of_this_run:
             yield files_of_this_run

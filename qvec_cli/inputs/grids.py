@@ -7,7 +7,6 @@ from typing import Any
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError, located
-from qvec_cli.inputs.files import stated_model
 from qvec_cli.inputs.lineage import CROSS
 from qvec_cli.model import build
 from qvec_cli.model.configuration import Model
@@ -17,10 +16,11 @@ from qvec_cli.specs import Grid, GridOptions, Listener
 
 
 def choose_targets(
-    theta: Checkpoint, patterns: Iterable[str], listener: Listener
+    theta: Checkpoint, patterns: Iterable[str], head: Collection[str], listener: Listener
 ) -> tuple[str, ...]:
     """Names of the weights to quantize: the user's, the card's, or those a rule finds.
 
+    ``head`` are tensors of the classifier, which no rule takes.
     MismatchError: a glob that matches nothing. CheckpointError: the card names a tensor that is not
     there.
     """
@@ -36,7 +36,7 @@ def choose_targets(
                 "but it is not a matrix of the file"
             )
     else:
-        targets = of_outline(shapes, stated_model(theta))
+        targets = of_outline(shapes, head)
         listener.note(
             f"{theta.path} does not list its targets: {len(targets)} matrices chosen by "
             "name and shape"
@@ -45,7 +45,11 @@ def choose_targets(
 
 
 def targets_in(
-    theta: Checkpoint, model: Model | None, patterns: Iterable[str], listener: Listener
+    theta: Checkpoint,
+    model: Model | None,
+    patterns: Iterable[str],
+    head: Collection[str],
+    listener: Listener,
 ) -> tuple[str, ...]:
     """Names of the weights to quantize; the network decides for a file whose card does not.
 
@@ -53,15 +57,16 @@ def targets_in(
         theta: a float checkpoint.
         model: its network, if that must be known; a file without a card must then be one.
         patterns: globs of the user, which come first; then a list on the card.
+        head: tensors of the classifier.
         listener: hears of a choice by rule.
 
     Raises MismatchError: tensors that are not those of the network.
     """
-    if model is None or theta.card.model:
-        return choose_targets(theta, patterns, listener)
-    linear = _of_network(theta, model)
+    if model is None or not theta.bare:
+        return choose_targets(theta, patterns, head, listener)
+    linear = [name for name in _of_network(theta, model) if name not in head]
     said = patterns or theta.card.targets is not None
-    return choose_targets(theta, patterns, listener) if said else linear
+    return choose_targets(theta, patterns, head, listener) if said else tuple(linear)
 
 
 def _of_network(theta: Checkpoint, model: Model) -> tuple[str, ...]:

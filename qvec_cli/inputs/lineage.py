@@ -98,10 +98,10 @@ def require_twins(donor: Checkpoint, donor_qat: Checkpoint, listener: Listener) 
     """
     if donor.is_file_of(donor_qat):
         raise MismatchError(f"{donor.path} and {donor_qat.path} are one file: rho would be zero")
-    if donor.bare or donor_qat.bare:
+    roles = donor.card.role, donor_qat.card.role
+    if donor.bare or donor_qat.bare or not any(roles):
         listener.note("without cards, nothing tells the donor from its QAT twin: mind their order")
         return
-    roles = donor.card.role, donor_qat.card.role
     if roles == ("qat", "fp"):
         raise MismatchError(
             f"{donor.path} is the QAT checkpoint and {donor_qat.path} the plain "

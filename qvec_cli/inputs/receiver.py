@@ -13,8 +13,9 @@ from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import Checkpoint, finite
 from qvec_cli.errors import CheckpointError, MismatchError, SpecError
-from qvec_cli.inputs.files import InputFiles, model_of, require, stated_model
-from qvec_cli.inputs.grids import choose_grid, choose_targets
+from qvec_cli.inputs.files import InputFiles, require, stated_model
+from qvec_cli.inputs.grids import choose_grid, targets_in
+from qvec_cli.inputs.identify import network_of
 from qvec_cli.inputs.images import Examples, Proxies, ProxyOptions, find_proxies, open_for
 from qvec_cli.inputs.lambdas import LambdaChoice, read_choice
 from qvec_cli.inputs.lineage import (
@@ -24,8 +25,9 @@ from qvec_cli.inputs.lineage import (
     require_same_grid,
     require_same_start,
 )
+from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model
-from qvec_cli.model.targets import head_tensors
+from qvec_cli.model.targets import HeadChoice, head_tensors
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.specs import Grid, GridOptions, Listener, Loading, Method, Part, Use, spent
 from qvec_cli.vector.arithmetic import apply
@@ -46,6 +48,7 @@ class ReceiverOptions:
     splits: tuple[str, ...] = ("val", "test")  # that the labelled images must have
     proxy: ProxyOptions | None = None  # unlabelled images
     held_back: bool = False  # whether the proxies are those after the first ``proxy.samples``
+    network: NetworkOptions = field(default_factory=NetworkOptions)  # for a file without a card
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +95,9 @@ def resolve(
             hint="Use rtn here; then patch, and quantize with --calib.",
         )
     require(theta, Kind.CHECKPOINT)
+    model = network_of(theta, options.network, listener)
     vectors = tuple(pair_up(theta, rho, listener, cross=options.grid.cross) for rho in rhos)
-    model, targets = model_of(theta), choose_targets(theta, (), listener)
+    targets = targets_in(theta, model, (), head_tensors(theta, model), listener)
     labelled = None
     if options.data is not None:
         labelled = open_for(theta, model, options.data, options.loading)
@@ -106,7 +110,14 @@ def resolve(
     return Receiver(theta, model, targets, vectors, grid, labelled, proxies)
 
 
-def pair_up(theta: Checkpoint, rho: Checkpoint, listener: Listener, *, cross: bool) -> PairedVector:
+def pair_up(
+    theta: Checkpoint,
+    rho: Checkpoint,
+    listener: Listener,
+    *,
+    cross: bool,
+    head: HeadChoice = HeadChoice(),
+) -> PairedVector:
     """The tensors of a receiver that a vector is for; MismatchError where they do not fit.
 
     ``cross`` says that the two may have been made for different grids; the listener hears what
@@ -118,8 +129,8 @@ def pair_up(theta: Checkpoint, rho: Checkpoint, listener: Listener, *, cross: bo
     require_same_grid(theta, rho, cross=cross)
     note_twice(theta, rho, listener)
     note_fit(theta, rho, listener)
-    head = head_tensors(theta, stated_model(theta))
-    return PairedVector(rho, cover(theta, rho, (str(theta.path), str(rho.path)), head))
+    kept = head.tensors(theta, stated_model(theta), str(theta.path), bare=theta.bare)
+    return PairedVector(rho, cover(theta, rho, (str(theta.path), str(rho.path)), kept))
 
 
 def _grid(
@@ -145,6 +156,7 @@ class Anchor:
     cross: bool = False  # whether the two may have been made for different grids
     dry_run: bool = False  # whether only headers are read
     parts: tuple[Part, ...] = ()  # of the network that the vector is added to; none named: all
+    head: HeadChoice = field(default_factory=HeadChoice)  # the receiver's classifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +227,7 @@ def patched_receiver(
 
     MismatchError: files that do not, or a lambda that was chosen for others.
     """
-    pairing = pair_up(theta, rho, listener, cross=anchor.cross).pairing
+    pairing = pair_up(theta, rho, listener, cross=anchor.cross, head=anchor.head).pairing
     choice.require_for(*(c for c in (theta, rho) if c.stated or not anchor.dry_run))
     return Patched(theta, rho, choice, pairing, select(pairing.names, theta, anchor.parts))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.checkpoint.hub import notice_no_network
+from qvec_cli.checkpoint.source import WeightsChoice
 from qvec_cli.errors import MismatchError, QvecError, SpecError
 from qvec_cli.model.configuration import DATA_KEYS, FLAGS, Model
 from qvec_cli.model.targets import head_tensors
@@ -31,27 +32,52 @@ _WRONG_ARGUMENTS: Final = (
 )
 """What timm's constructors raise for impossible arguments."""
 
+_LARGEST: Final = 1e6
+
 
 @dataclass(frozen=True, slots=True)
 class NetworkOptions:
-    """A network of timm's by name, and its flags."""
+    """A network of timm's by name, and its flags; None: not said."""
 
-    name: str  # timm's
-    num_classes: int
+    name: str | None = None  # timm's
+    num_classes: int | None = None
     pretrained: bool = False  # weights from the hub
     img_size: int | None = None
-    in_chans: int = 3
+    in_chans: int | None = None
     crop_pct: float | None = None  # share of the resized image that evaluation crops
     args: Mapping[str, Any] = field(default_factory=dict)  # for timm's constructor
+    mean: tuple[float, ...] | None = None  # of pixels between 0 and 1, by channel
+    std: tuple[float, ...] | None = None
+    interpolation: str | None = None
+    weights: WeightsChoice = field(default_factory=WeightsChoice)  # which of those in a file
 
     def __post_init__(self) -> None:
         for name in sorted(self.args.keys() & FLAGS.keys()):
             raise SpecError(f"--model-arg {name} has a word of its own: {FLAGS[name]}")
+        if self.std is not None and not all(0 < value < _LARGEST for value in self.std):
+            raise SpecError("--std must be above 0")
 
     @property
     def shaped(self) -> bool:
-        """Whether flags change the network that the name stands for."""
-        return bool(self.img_size or self.in_chans != 3 or self.crop_pct or self.args)
+        """Whether flags change the network that the name stands for, or its images."""
+        size = self.img_size or self.num_classes is not None or self.in_chans not in (None, 3)
+        return bool(size or self.args or self.prepared)
+
+    @property
+    def known(self) -> bool:
+        """Whether anything is said of a network."""
+        return self.name is not None or self.shaped
+
+    @property
+    def prepared(self) -> dict[str, Any]:
+        """What flags say of how images are prepared, in timm's words."""
+        said = {
+            "interpolation": self.interpolation,
+            "crop_pct": self.crop_pct,
+            "mean": list(self.mean) if self.mean else None,
+            "std": list(self.std) if self.std else None,
+        }
+        return {key: value for key, value in said.items() if value is not None}
 
 
 def create(options: NetworkOptions) -> tuple[nn.Module, Model]:
@@ -60,17 +86,15 @@ def create(options: NetworkOptions) -> tuple[nn.Module, Model]:
     Raises SpecError: a name or an argument that timm does not know; QvecError: pretrained weights
     that cannot be fetched.
     """
-    args = dict(options.args)
-    if options.in_chans != 3:
+    args, name = dict(options.args), options.name or ""
+    if options.in_chans not in (None, 3):
         args["in_chans"] = options.in_chans
     if options.img_size is not None:
         args["img_size"] = options.img_size
-    network = _create_model(options.name, options.num_classes, args, options.pretrained)
+    network = _create_model(name, options.num_classes or 0, args, options.pretrained)
     patches = getattr(getattr(network, "patch_embed", None), "num_patches", None)
     if patches == 0:
-        raise SpecError(
-            f"--img-size {options.img_size} is smaller than one patch of {options.name}"
-        )
+        raise SpecError(f"--img-size {options.img_size} is smaller than one patch of {name}")
     return network, _configuration(network, options, args)
 
 
@@ -194,21 +218,24 @@ def _configuration(network: nn.Module, options: NetworkOptions, args: Mapping[st
     from timm.data import resolve_data_config
 
     pretrained: Any = network.pretrained_cfg
-    size = tuple(pretrained["input_size"])[1:]
+    size, channels = tuple(pretrained["input_size"])[1:], options.in_chans or 3
     if options.img_size is not None:
         size = (options.img_size, options.img_size)
-    data = resolve_data_config({"input_size": (options.in_chans, *size)}, pretrained_cfg=pretrained)
-    if options.crop_pct is not None:
-        data["crop_pct"] = options.crop_pct
-    if options.in_chans != len(data["mean"]):
+    data = resolve_data_config({"input_size": (channels, *size)}, pretrained_cfg=pretrained)
+    if channels != len(data["mean"]):
         for key in ("mean", "std"):
-            data[key] = [sum(data[key]) / len(data[key])] * options.in_chans
+            data[key] = [sum(data[key]) / len(data[key])] * channels
     config = {
         key: list(data[key]) if isinstance(data[key], tuple) else data[key] for key in DATA_KEYS
     }
-    config["classifier"] = _classifier(network, pretrained.get("classifier"), options.name)
-    config["num_classes"] = options.num_classes
-    return Model(options.name.split(".")[0], options.num_classes, dict(args), config)
+    config |= options.prepared
+    for key in ("mean", "std"):
+        if len(config[key]) != channels:
+            raise SpecError(f"--{key} has {len(config[key])} numbers for {channels} channels")
+    name, classes = options.name or "", options.num_classes or 0
+    config["classifier"] = _classifier(network, pretrained.get("classifier"), name)
+    config["num_classes"] = classes
+    return Model(name.split(".")[0], classes, dict(args), config)
 
 
 def _classifier(network: nn.Module, named: Any, name: str) -> str | list[str]:

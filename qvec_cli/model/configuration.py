@@ -11,11 +11,11 @@ from qvec_cli.errors import MismatchError
 FLAGS: Final = {
     "img_size": "--img-size",
     "in_chans": "--in-chans",
-    "num_classes": "the classes of the data set decide",
+    "num_classes": "--num-classes, or the classes of the data set",
     "pretrained": "--pretrained",
     "checkpoint_path": "--initial-checkpoint",
-    "pretrained_cfg": "--img-size, --in-chans and --crop-pct",
-    "pretrained_cfg_overlay": "--img-size, --in-chans and --crop-pct",
+    "pretrained_cfg": "--img-size, --in-chans, --mean, --std, --interpolation and --crop-pct",
+    "pretrained_cfg_overlay": "--img-size, --in-chans, --mean, --std and --crop-pct",
 }
 """Arguments of timm that would go past qvec, and what says them here."""
 
@@ -71,6 +71,14 @@ class Model:
         """Names of the modules that tell the classes apart."""
         named = self.pretrained_cfg.get("classifier") or ()
         return (named,) if isinstance(named, str) else tuple(named)
+
+    @property
+    def preparation(self) -> str:
+        """How images are prepared, in words."""
+        data = self.pretrained_cfg
+        mean, std = (" ".join(f"{value:g}" for value in data[key]) for key in ("mean", "std"))
+        crop = f"crop {data['crop_pct']:g}"
+        return f"mean {mean}, std {std}, {data['interpolation']}, {crop}"
 
 
 def _damaged(what: str) -> MismatchError:

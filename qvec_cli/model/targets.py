@@ -8,41 +8,21 @@ until a network is handed in.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from qvec_cli.errors import MismatchError
+from qvec_cli.checkpoint.naming import HEADS, heads
+from qvec_cli.errors import MismatchError, SpecError
 from qvec_cli.model.configuration import Model
 
 if TYPE_CHECKING:
     from torch import nn
 
-HEADS: Final = (
-    "aux_head",
-    "head.0",
-    "head.1",
-    "head.l",
-    "head.head.l",
-    "head.head_dist.l",
-    "head.classifier.4",
-    "head.classifier.linear",
-    "head",
-    "head.fc",
-    "head.fc.fc2",
-    "head.fc2",
-    "head.linear",
-    "head_dist",
-    "head_dist.linear",
-    "fc",
-    "classifier",
-    "classification_head",
-)
-"""What timm and its neighbours call the classifier; for files that do not say."""
-
 _PROJECTIONS: Final = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 """Matrices that ``nn.MultiheadAttention`` keeps itself: one fused, or three where widths differ."""
 
-_NOT_LINEAR: Final = ("embed", "norm", "relative_position")
+_NOT_LINEAR: Final = ("embed", "norm", "relative_position", "wte", "wpe", "tok_emb", "pos_emb")
 
 
 def classifiers(model: Model | None) -> tuple[str, ...]:
@@ -52,8 +32,57 @@ def classifiers(model: Model | None) -> tuple[str, ...]:
 
 def head_tensors(names: Iterable[str], model: Model | None) -> tuple[str, ...]:
     """Those of the tensors that belong to the classifier."""
-    head = {f"{module}.{part}" for module in classifiers(model) for part in ("weight", "bias")}
+    if not (model and model.classifier):
+        return heads(names)
+    head = {f"{module}.{part}" for module in model.classifier for part in ("weight", "bias")}
     return tuple(name for name in names if name in head)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadChoice:
+    """Which tensors are the classifier's, where a user says it."""
+
+    globs: tuple[str, ...] = ()  # over names of tensors or of their modules
+    none: bool = False  # there is none
+
+    def __post_init__(self) -> None:
+        if self.globs and self.none:
+            raise SpecError("--head names a classifier, --no-head says that there is none")
+
+    def tensors(
+        self, names: Iterable[str], model: Model | None, where: str, *, bare: bool
+    ) -> tuple[str, ...]:
+        """The tensors of the classifier.
+
+        Raises MismatchError: a glob that matches nothing; no tensor of a ``bare`` file looks like a
+        classifier's, and nothing is said of it.
+        """
+        names = tuple(names)
+        if self.none:
+            return ()
+        if not self.globs:
+            head = head_tensors(names, model)
+            if bare and model is None and not head:
+                raise MismatchError(
+                    f"{where}: no tensor looks like the classifier's, which stays as it is",
+                    hint="Name it: --head GLOB; or say that there is none: --no-head.",
+                )
+            return head
+        chosen: dict[str, None] = {}
+        for glob in self.globs:
+            matched = [n for n in names if _matches(n, glob)]
+            if not matched:
+                raise MismatchError(
+                    f"{where}: --head {glob!r} matches no tensor",
+                    hint="qvec inspect FILE lists the names.",
+                )
+            chosen.update(dict.fromkeys(matched))
+        return tuple(chosen)
+
+
+def _matches(name: str, glob: str) -> bool:
+    module = name.rpartition(".")[0]
+    return fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(module, glob)
 
 
 def head_of(network: nn.Module, model: Model) -> nn.Module | None:
@@ -91,9 +120,8 @@ def modules(
             yield from ((prefix, module, part) for part in parts)
 
 
-def of_outline(shapes: Mapping[str, tuple[int, ...]], model: Model | None) -> tuple[str, ...]:
+def of_outline(shapes: Mapping[str, tuple[int, ...]], head: Collection[str]) -> tuple[str, ...]:
     """The rule for a file that does not say: 2-D weights but the head's and embeddings'."""
-    head = set(head_tensors(shapes, model))
     return tuple(
         name
         for name, shape in shapes.items()
@@ -101,8 +129,13 @@ def of_outline(shapes: Mapping[str, tuple[int, ...]], model: Model | None) -> tu
         and min(shape) > 0
         and name not in head
         and name.endswith(("weight", "in_proj_weight"))
-        and may_be_linear(name)
+        and (may_be_linear(name) or _has_bias(name, shapes))
     )
+
+
+def _has_bias(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a bias of its length stands beside a weight: an embedding has none."""
+    return shapes.get(f"{name.removesuffix('weight')}bias") == shapes[name][:1]
 
 
 def may_be_linear(name: str) -> bool:

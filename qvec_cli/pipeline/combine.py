@@ -17,6 +17,7 @@ from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import BLOCK, Checkpoint, finite
 from qvec_cli.checkpoint.replace import check_target
+from qvec_cli.checkpoint.source import WeightsChoice
 from qvec_cli.checkpoint.write import Blocks, size_of, write
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
 from qvec_cli.inputs.files import InputFiles, card_of, input_files, require, stated_model
@@ -107,7 +108,8 @@ def combine(
     if request.fit is None:
         request.merge.require(len(request.vectors))
     check_target(request.out, force=request.force)
-    with input_files(files, listener) as inputs_of_run:
+    weights = request.fit.agreement.network.weights if request.fit else WeightsChoice()
+    with input_files(files, listener, weights) as inputs_of_run:
         vectors = [inputs_of_run.open(path) for path in request.vectors]
         _match(vectors, request, listener)
         request, fitted = _fit(request, vectors, inputs_of_run, listener)

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 from qvec_cli import specs
 from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.inputs.files import architecture, opened, require
+from qvec_cli.inputs.files import opened, require, stated_model
 from qvec_cli.inputs.grids import check_fit, targets_in
+from qvec_cli.inputs.identify import network_of, tells_network
 from qvec_cli.inputs.images import open_for
 from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.inputs.receiver import Receiver
 from qvec_cli.model.build import NetworkOptions
+from qvec_cli.model.targets import HeadChoice
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.quant.methods import quantize_weight
 from qvec_cli.quant.qtensor import energy, ratio_db, stored_bits
@@ -40,7 +42,8 @@ class CompareGridsRequest:
     split: str = "val"
     loading: specs.Loading = specs.Loading()  # noqa: RUF009 - frozen
     device: str = "auto"
-    network: NetworkOptions | None = None  # the architecture, for a file that does not say
+    network: NetworkOptions = NetworkOptions()  # for a file without a card
+    head: HeadChoice = HeadChoice()  # the classifier, which stays float
 
 
 def compare_grids(request: CompareGridsRequest, listener: specs.Listener) -> Metrics:
@@ -49,11 +52,12 @@ def compare_grids(request: CompareGridsRequest, listener: specs.Listener) -> Met
     bits given, and none in the file.
     """
     started = time.perf_counter()
-    with opened(request.source, listener) as theta:
+    with opened(request.source, listener, request.network.weights) as theta:
         require(theta, Kind.CHECKPOINT)
-        known = request.network or request.data is not None
-        model = architecture(theta, request.network) if known else None
-        targets = targets_in(theta, model, request.patterns, listener)
+        known = request.network.known or request.data is not None or tells_network(theta)
+        model = network_of(theta, request.network, listener) if known else None
+        head = request.head.tensors(theta, stated_model(theta), str(theta.path), bare=theta.bare)
+        targets = targets_in(theta, model, request.patterns, head, listener)
         shapes = {name: theta[name].shape for name in targets}
         check_fit(shapes, specs.Grid(2), str(theta.path))
         own = theta.card.quant

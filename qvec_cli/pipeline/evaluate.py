@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.inputs.files import architecture, opened, require_model
+from qvec_cli.inputs.files import opened, require_model
 from qvec_cli.inputs.foreign import stored_grid
+from qvec_cli.inputs.identify import network_of
 from qvec_cli.inputs.images import Examples, open_for
 from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.model import build
@@ -31,7 +32,7 @@ class EvaluateRequest:
     data: str
     loading: Loading
     split: str = "test"
-    network: build.NetworkOptions | None = None  # the architecture, for a file that does not say
+    network: build.NetworkOptions = build.NetworkOptions()  # for a file without a card
     device: str = "auto"
     out: Path | None = None  # where the caller puts the metrics
     dry_run: bool = False
@@ -43,9 +44,9 @@ def evaluate(request: EvaluateRequest, listener: Listener) -> Metrics:
     Raises MismatchError: a model and a data set, or a file and an architecture, that do not match.
     """
     started = time.perf_counter()
-    with opened(request.source, listener) as checkpoint:
+    with opened(request.source, listener, request.network.weights) as checkpoint:
         require_model(checkpoint)
-        model = architecture(checkpoint, request.network)
+        model = network_of(checkpoint, request.network, listener)
         examples = open_for(checkpoint, model, request.data, request.loading)
         images = {request.split: len(examples.task.split(request.split))}
         if request.dry_run:

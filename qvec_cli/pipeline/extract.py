@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -16,59 +16,57 @@ from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint, finite
 from qvec_cli.checkpoint.replace import check_target
+from qvec_cli.checkpoint.source import WeightsChoice
 from qvec_cli.checkpoint.write import Blocks, size_of, write
 from qvec_cli.errors import CheckpointError, MismatchError
 from qvec_cli.inputs.files import InputFiles, card_of, require, stated_model
 from qvec_cli.inputs.lineage import require_same_start, require_twins
-from qvec_cli.model.targets import head_tensors
+from qvec_cli.model.targets import HeadChoice
 from qvec_cli.outputs.metrics import Input, Metrics, Plan, provenance
 from qvec_cli.specs import NOTHING, Listener
 from qvec_cli.vector.arithmetic import Norm, difference
 from qvec_cli.vector.pairing import Pairing, pair
 
 
-def extract(
-    donor: Path,
-    donor_qat: Path,
-    out: Path,
-    listener: Listener,
-    *,
-    moments: Path | None = None,
-    force: bool = False,
-    dry_run: bool = False,
-) -> Metrics:
-    """Writes the quantization vector of a donor, float32, every floating tensor but the head.
+@dataclass(frozen=True, slots=True)
+class ExtractRequest:
+    """What ``qvec extract`` is asked for."""
 
-    Args:
-        donor: the plain checkpoint.
-        donor_qat: its twin.
-        out: the file to write.
-        listener: hears what the cards do not tell.
-        moments: a file of moments that the vector is to carry.
-        force: whether ``out`` may be replaced.
-        dry_run: whether only headers are read.
+    donor: Path  # the plain checkpoint
+    donor_qat: Path  # its twin
+    out: Path
+    moments: Path | None = None  # a file of moments that the vector is to carry
+    head: HeadChoice = HeadChoice()  # the classifier, which is left out
+    weights: WeightsChoice = WeightsChoice()  # which of those in files without a card
+    force: bool = False
+    dry_run: bool = False
+
+
+def extract(request: ExtractRequest, listener: Listener) -> Metrics:
+    """Writes the quantization vector of a donor, float32, every floating tensor but the head.
 
     Raises MismatchError: the two are not twins; CheckpointError: a file that cannot be read or
     written, or holds NaN.
     """
     started = time.perf_counter()
-    check_target(out, force=force)
-    with InputFiles(listener) as files:
-        fp, qat = files.open(donor), files.open(donor_qat)
-        pairing = _match(fp, qat, listener)
+    out, moments = request.out, request.moments
+    check_target(out, force=request.force)
+    with InputFiles(listener, request.weights) as files:
+        fp, qat = files.open(request.donor), files.open(request.donor_qat)
+        pairing = _match(fp, qat, request.head, listener)
         carried = _carried(qat, files.open(moments), listener) if moments else None
         rho, base = Norm(), Norm()
         plan = {name: Entry("F32", fp[name].shape) for name in pairing.names}
         attached = carried.checkpoint.attached if carried else {}
         whole = {**plan, **attached}
         inputs = (fp, qat, *((carried.checkpoint,) if carried else ()))
-        if dry_run:
+        if request.dry_run:
             fates = pairing.fates(fp, "subtracted", "left out")
             fates |= dict.fromkeys(attached, "carried")
             planned = Plan("extract", out, fates, {**fp, **attached}, {})
             return planned.metrics(inputs, started, size_of(whole, _card(fp, qat, carried)))
         tensors = chain(_tensors(fp, qat, plan, rho, base), _copied(carried))
-        card = write(out, whole, tensors, lambda: _card(fp, qat, carried), force=force)
+        card = write(out, whole, tensors, lambda: _card(fp, qat, carried), force=request.force)
         read = tuple(map(Input.of, inputs))
     results = {
         "output": str(out),
@@ -76,6 +74,7 @@ def extract(
         "tensors": len(plan),
         "norm": rho.value,
         "relative_norm": rho.value / base.value if base.value else None,
+        "head": [*pairing.head],
         "left_out": [*pairing.head, *pairing.buffers],
         "bytes": sum(entry.nbytes for entry in plan.values()),
         "moments": {**carried.facts.in_words(), "bytes": carried.nbytes} if carried else None,
@@ -83,13 +82,14 @@ def extract(
     return Metrics("extract", read, {}, results, started=started)
 
 
-def _match(fp: Checkpoint, qat: Checkpoint, listener: Listener) -> Pairing:
+def _match(fp: Checkpoint, qat: Checkpoint, choice: HeadChoice, listener: Listener) -> Pairing:
     """Pairs two files that are twins."""
     for checkpoint in (fp, qat):
         require(checkpoint, Kind.CHECKPOINT)
     require_twins(fp, qat, listener)
     require_same_start(fp, qat, listener)
-    pairing = pair(fp, qat, (str(fp.path), str(qat.path)), head_tensors(fp, stated_model(qat)))
+    head = choice.tensors(fp, stated_model(qat), str(fp.path), bare=fp.bare)
+    pairing = pair(fp, qat, (str(fp.path), str(qat.path)), head)
     if not pairing.names:
         raise MismatchError(f"{fp.path} holds no floating tensor outside its head")
     for checkpoint in (fp, qat):

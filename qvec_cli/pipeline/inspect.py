@@ -14,6 +14,7 @@ from qvec_cli.calibration.moments_file import StoredMoments
 from qvec_cli.checkpoint.card import Card
 from qvec_cli.checkpoint.dtypes import to_float32
 from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.checkpoint.source import WeightsChoice
 from qvec_cli.errors import CheckpointError
 from qvec_cli.inputs.files import opened, stated_model
 from qvec_cli.inputs.foreign import Packed, layout, packed_in
@@ -23,13 +24,13 @@ from qvec_cli.specs import Listener
 from qvec_cli.vector.arithmetic import Norm
 
 
-def describe(path: Path, listener: Listener) -> Metrics:
+def describe(path: Path, choice: WeightsChoice, listener: Listener) -> Metrics:
     """Reads a file once; tensors that are not finite are counted, not refused.
 
     Raises CheckpointError: not a whole and valid checkpoint.
     """
     started = time.perf_counter()
-    with opened(path, listener) as checkpoint:
+    with opened(path, listener, choice) as checkpoint:
         packed = packed_in(checkpoint)
         tensors = [_tensor(checkpoint, name) for name in checkpoint]
         attached = [_tensor(checkpoint, name) for name in checkpoint.attached]
@@ -53,13 +54,13 @@ def describe(path: Path, listener: Listener) -> Metrics:
     return Metrics("inspect", inputs, {}, results, use, started=started)
 
 
-def verify(path: Path, listener: Listener) -> Metrics:
+def verify(path: Path, choice: WeightsChoice, listener: Listener) -> Metrics:
     """Reads a file once and compares its tensors with the digest that its card tells.
 
     Raises CheckpointError: they differ, or there is no card to compare with.
     """
     started = time.perf_counter()
-    with opened(path, listener) as checkpoint:
+    with opened(path, listener, choice) as checkpoint:
         if checkpoint.stated is None:
             raise CheckpointError(
                 f"{path}: does not say its digest: nothing to verify",
@@ -70,13 +71,13 @@ def verify(path: Path, listener: Listener) -> Metrics:
     return Metrics("inspect", inputs, {"verify": True}, results, use, started=started)
 
 
-def lineage(path: Path, listener: Listener) -> Metrics:
+def lineage(path: Path, choice: WeightsChoice, listener: Listener) -> Metrics:
     """Reads a header and tells the family of a file.
 
     Raises CheckpointError: a file without a card.
     """
     started = time.perf_counter()
-    with opened(path, listener) as checkpoint:
+    with opened(path, listener, choice) as checkpoint:
         if checkpoint.bare:
             raise CheckpointError(f"{path}: has no qvec card: its lineage is not known")
         results = {
@@ -128,13 +129,13 @@ def _tensor(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     return {**facts, "norm": norm.value, "not_finite": bad}
 
 
-def compare(first: Path, second: Path, listener: Listener) -> Metrics:
+def compare(first: Path, second: Path, choice: WeightsChoice, listener: Listener) -> Metrics:
     """Reads both files once, tensor by tensor in the order of the first.
 
     Raises CheckpointError: not a whole and valid checkpoint.
     """
     started = time.perf_counter()
-    with opened(first, listener) as a, opened(second, listener) as b:
+    with opened(first, listener, choice) as a, opened(second, listener, choice) as b:
         ours, theirs = ([*c, *c.attached] for c in (a, b))
         apart, size = Norm(), Norm()
         rows = [_row(a, b, name, apart, size) for name in ours if name in set(theirs)]

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from qvec_cli.checkpoint.card import PATCHED, Card, Kind
 from qvec_cli.checkpoint.replace import check_target
+from qvec_cli.checkpoint.source import WeightsChoice
 from qvec_cli.checkpoint.write import Blocks, size_of, write
 from qvec_cli.inputs.files import InputFiles, card_of
 from qvec_cli.inputs.lambdas import AUTO, read_choice
 from qvec_cli.inputs.receiver import Anchor, Patched, patched_receiver
+from qvec_cli.model.targets import HeadChoice
 from qvec_cli.outputs.metrics import Input, Metrics, Plan, provenance
 from qvec_cli.specs import Listener, Part
 
@@ -34,6 +36,8 @@ class PatchRequest:
     dry_run: bool = False
     parts: tuple[Part, ...] = ()  # of the network that the vector is added to; none named: all
     auto: AgreementOptions | None = None  # how lambda is chosen, if it is auto
+    head: HeadChoice = HeadChoice()  # the receiver's classifier, which stays as it is
+    weights: WeightsChoice = WeightsChoice()  # which of those in a file without a card
 
 
 def patch(request: PatchRequest, listener: Listener) -> Metrics:
@@ -44,7 +48,7 @@ def patch(request: PatchRequest, listener: Listener) -> Metrics:
     """
     started = time.perf_counter()
     check_target(request.out, force=request.force)
-    with InputFiles(listener) as files:
+    with InputFiles(listener, request.weights) as files:
         choice, curve = None if request.auto else read_choice(request.lam), None
         theta, rho = files.open(request.receiver), files.open(request.vector)
         if choice is None:  # only then is a network needed
@@ -52,7 +56,8 @@ def patch(request: PatchRequest, listener: Listener) -> Metrics:
 
             assert request.auto is not None
             choice, curve = choose(theta, rho, request.auto, listener, dry_run=request.dry_run)
-        anchor = Anchor(rho.path, request.lam, request.cross, request.dry_run, request.parts)
+        parts, dry_run = request.parts, request.dry_run
+        anchor = Anchor(rho.path, request.lam, request.cross, dry_run, parts, request.head)
         patched = patched_receiver(theta, rho, choice, anchor, listener)
         pairing = patched.pairing
         others = [name for name in pairing.names if name not in patched.names]
@@ -74,6 +79,7 @@ def patch(request: PatchRequest, listener: Listener) -> Metrics:
         **parameters,
         **({"curve": curve.points()} if curve else {}),
         "tensors": len(patched.names),
+        "head": [*pairing.head],
         "kept": [*pairing.head, *pairing.buffers, *others],
     }
     return Metrics("patch", inputs, parameters, results, patched.use, started=started)

@@ -16,13 +16,15 @@ from qvec_cli.checkpoint.card import FAKE, PATCHED, Card, Kind
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, SpecError
-from qvec_cli.inputs.files import InputFiles, architecture, card_of, input_files, require
+from qvec_cli.inputs.files import InputFiles, card_of, input_files, require, stated_model
 from qvec_cli.inputs.grids import choose_grid, targets_in
+from qvec_cli.inputs.identify import network_of, tells_network
 from qvec_cli.inputs.images import Proxies
 from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.inputs.receiver import Anchor, Patched, anchored
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model
+from qvec_cli.model.targets import HeadChoice
 from qvec_cli.outputs.hf_folder import check_output, config_of, size_of_output, write_output
 from qvec_cli.outputs.metrics import Input, Metrics, Plan, provenance
 from qvec_cli.quant.methods import QUANTIZERS
@@ -46,7 +48,8 @@ class QuantizeRequest:
     force: bool = False
     dry_run: bool = False
     folder: bool = False  # write what stock loaders of transformers take
-    network: NetworkOptions | None = None  # the architecture, for a file that does not say
+    network: NetworkOptions = NetworkOptions()  # for a file without a card
+    head: HeadChoice = HeadChoice()  # the classifier, which stays float
     moments: MomentsOptions | None = None  # from a file, in place of images
 
     @property
@@ -71,7 +74,7 @@ def quantize(
     started = time.perf_counter()
     check_method(request)
     check_output(request.out, folder=request.folder, force=request.force)
-    with input_files(files, listener) as run:
+    with input_files(files, listener, request.network.weights) as run:
         job = _prepared(request, run, listener)
         theta = job.theta
         config, plan = job.config(), job.plan()
@@ -89,6 +92,7 @@ def quantize(
             "bytes_before": theta.nbytes,
             "bytes_after": size_of_output(plan, written, config),
             **_sizes(theta, job.quantizer.targets, job.quantizer.grid),
+            "head": [*job.head],
             "changed": sorted(quantized.floats),
             "sqnr_db": quantized.sqnr_db,
             **refined,
@@ -152,6 +156,7 @@ class _Job:
     theta: Checkpoint
     patched: Patched | None
     quantizer: ModelQuantizer
+    head: tuple[str, ...]  # tensors of the classifier
     model: Model | None  # timm's configuration, where it must be known
     calibration: CalibrationImages | None
     refinement: Proxies | None  # images
@@ -227,6 +232,7 @@ class _Job:
         """What becomes of every tensor."""
         theta, out, folder = self.theta, self.request.out, self.request.folder
         fates = dict.fromkeys(theta, "kept: no target")
+        fates |= dict.fromkeys(self.head, "kept: the classifier's")
         if self.patched:
             fates |= dict.fromkeys(self.patched.names, "patched: no target")
         fates |= dict.fromkeys(self.quantizer.targets, f"quantized to {self.quantizer.grid}")
@@ -280,15 +286,17 @@ class _Job:
 def _prepared(request: QuantizeRequest, files: InputFiles, listener: Listener) -> _Job:
     """Opens everything that a request names, and decides targets and grid."""
     theta, moments = files.open(request.source), None
-    patched = anchored(theta, request.anchor, files, listener)
+    calibration, refinement = request.calibrated_on, request.refinement
     require(theta, Kind.CHECKPOINT)
+    said = request.network.known or tells_network(theta)
+    needed = request.folder or calibration or refinement
+    model = network_of(theta, request.network, listener) if said or needed else None
+    patched = anchored(theta, request.anchor, files, listener)
     if request.moments:
         carrier = files.open(request.moments.path)
         moments = LayerMoments(theta, carrier, request.moments, listener)
-    calibration, refinement = request.calibrated_on, request.refinement
-    known = request.folder or request.network or calibration or refinement
-    model = architecture(theta, request.network) if known else None
-    targets = targets_in(theta, model, request.patterns, listener)
+    head = request.head.tensors(theta, stated_model(theta), str(theta.path), bare=theta.bare)
+    targets = targets_in(theta, model, request.patterns, head, listener)
     made_for, swept = (patched.rho, patched.choice.grid) if patched else (theta, None)
     grid = choose_grid(request.grid, made_for, theta, targets, swept)
     if moments:
@@ -298,7 +306,7 @@ def _prepared(request: QuantizeRequest, files: InputFiles, listener: Listener) -
     others = None
     if model and refinement:
         others = find_refinement_images(theta, model, refinement, request.calibration)
-    return _Job(request, theta, patched, quantizer, model, images, others)
+    return _Job(request, theta, patched, quantizer, head, model, images, others)
 
 
 def _sizes(theta: Checkpoint, targets: Iterable[str], grid: Grid) -> dict[str, Any]:

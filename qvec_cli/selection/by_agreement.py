@@ -19,6 +19,7 @@ from qvec_cli.inputs.images import ProxyOptions
 from qvec_cli.inputs.lambdas import AUTO, LambdaChoice
 from qvec_cli.inputs.lineage import inherited_use, patched_use
 from qvec_cli.inputs.receiver import PairedVector, Receiver, ReceiverOptions, resolve
+from qvec_cli.model.build import NetworkOptions
 from qvec_cli.outputs.metrics import Input, Metrics, Plan
 from qvec_cli.selection.by_labels import UNIT, fates_of
 from qvec_cli.selection.choose import NEGATIVE, Average, beats, choose_lambda, fit, removed
@@ -44,6 +45,7 @@ class AgreementOptions:
     measure: Measure | None = None  # None: what suits the receiver's answers
     device: str = "auto"
     parts: tuple[Part, ...] = ()  # of the network that vectors are added to; none named: all
+    network: NetworkOptions = NetworkOptions()  # for a receiver without a card
 
     def __post_init__(self) -> None:
         if not any(lam > 0 for lam in self.lambdas):
@@ -63,7 +65,9 @@ class AgreementOptions:
     ) -> Receiver:
         """The receiver with the vectors and the images; see ``resolve``."""
         loading, proxy = self.proxy.loading, self.proxy
-        options = ReceiverOptions(self.grid, self.method, loading, data=data, proxy=proxy)
+        options = ReceiverOptions(
+            self.grid, self.method, loading, data=data, proxy=proxy, network=self.network
+        )
         return resolve(theta, rhos, options, listener)
 
 
@@ -200,7 +204,7 @@ def agree(request: AgreementRequest, listener: Listener) -> Metrics:
     """
     started = time.perf_counter()
     check_target(request.out, force=request.force)
-    with InputFiles(listener) as files:
+    with InputFiles(listener, request.options.network.weights) as files:
         theta, rhos = files.open(request.receiver), [files.open(path) for path in request.vectors]
         receiver = request.options.resolved(theta, rhos, listener, request.data)
         grid, proxies, options = receiver.grid, receiver.proxies, request.options

@@ -15,6 +15,7 @@ from qvec_cli.errors import NotFiniteError, QvecError
 from qvec_cli.inputs.files import InputFiles
 from qvec_cli.inputs.lineage import inherited_use, patched_use
 from qvec_cli.inputs.receiver import Receiver, ReceiverOptions, resolve
+from qvec_cli.model.build import NetworkOptions
 from qvec_cli.outputs.metrics import Input, Metrics, Plan
 from qvec_cli.results.journal import Journal, Line
 from qvec_cli.results.records import Record, Score
@@ -40,6 +41,7 @@ class SweepRequest:
     loading: Loading
     method: Method = Method.RTN
     device: str = "auto"
+    network: NetworkOptions = NetworkOptions()  # for a receiver without a card
     resume: bool = False
     force: bool = False
     dry_run: bool = False
@@ -60,9 +62,11 @@ def sweep(request: SweepRequest, listener: Listener) -> Metrics:
     started = time.perf_counter()
     check_target(request.out, force=request.force)
     check_unfinished(request.out, resume=request.resume, force=request.force)
-    with InputFiles(listener) as files:
+    with InputFiles(listener, request.network.weights) as files:
         theta, rho = files.open(request.receiver), files.open(request.vector)
-        options = ReceiverOptions(request.grid, request.method, request.loading, request.data)
+        options = ReceiverOptions(
+            request.grid, request.method, request.loading, request.data, network=request.network
+        )
         receiver = resolve(theta, (rho,), options, listener)
         assert receiver.grid is not None
         grid = receiver.grid.to_json()

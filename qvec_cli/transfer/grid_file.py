@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, SpecError
-from qvec_cli.inputs.files import InputFiles, model_of, require, require_model
+from qvec_cli.inputs.files import InputFiles, require, require_model
+from qvec_cli.inputs.identify import network_of
 from qvec_cli.inputs.images import ProxyOptions, is_own
 from qvec_cli.inputs.lineage import (
     digests,
@@ -21,6 +22,8 @@ from qvec_cli.inputs.lineage import (
 )
 from qvec_cli.inputs.receiver import Receiver, ReceiverOptions, resolve
 from qvec_cli.inputs.yaml_text import entries, inside, is_mapping, line, near, scalar
+from qvec_cli.model.build import NetworkOptions
+from qvec_cli.model.configuration import Model
 from qvec_cli.outputs.metrics import version
 from qvec_cli.specs import Grid, GridOptions, Listener, Loading, Method, Null
 from qvec_cli.vector.pairing import cover
@@ -173,6 +176,7 @@ class CellOptions:
     seed: int = 0  # of the null vectors
     device: str = "auto"
     proxy: ProxyOptions | None = None  # images for the choice without labels
+    network: NetworkOptions = NetworkOptions()  # for receivers without a card
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +235,9 @@ def resolve_grid(
     receivers, vectors, facts = {}, {}, {}
     for name, member in members.receivers.items():
         theta = files.open(member.model)
-        proxy = _proxies(name, theta, options.proxy) if options.proxy else None
+        network = options.network if theta.bare else NetworkOptions()
+        model = network_of(theta, network, listener)
+        proxy = _proxies(name, theta, model, options.proxy) if options.proxy else None
         resolving = ReceiverOptions(
             options.grid, options.method, options.loading, member.data, proxy=proxy
         )
@@ -247,9 +253,8 @@ def resolve_grid(
     return ResolvedGrid(members, options, receivers, vectors, grid, run)
 
 
-def _proxies(name: str, theta: Checkpoint, proxy: ProxyOptions) -> ProxyOptions:
+def _proxies(name: str, theta: Checkpoint, model: Model, proxy: ProxyOptions) -> ProxyOptions:
     """The data sets that are not the receiver's; one pool for all its donors."""
-    model = model_of(theta)
     others = [spec for spec in proxy.specs if not is_own(theta, model, spec, proxy.loading)]
     if not others:
         raise SpecError(

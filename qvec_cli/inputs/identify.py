@@ -1,0 +1,257 @@
+"""What a file without a card is: its network, how its images are prepared, its classes.
+
+The user's word comes first, then the folder's config.json, then what a training script has kept
+beside the weights, then names and shapes; timm's defaults fill in the rest, and a note says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from qvec_cli.checkpoint.card import Card, Kind
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.errors import CheckpointError, MismatchError, located
+from qvec_cli.inputs.files import DOOR, model_of, stated_model
+from qvec_cli.model import build
+from qvec_cli.model.build import NetworkOptions
+from qvec_cli.model.configuration import Model
+from qvec_cli.model.recognise import recognise
+from qvec_cli.specs import Listener
+
+if TYPE_CHECKING:
+    from qvec_cli.model.fit_shapes import Fitting
+
+_SCRIPT: Final = {"img_size": int, "crop_pct": float, "interpolation": str}
+"""Arguments of timm's training script that have the names of our options, and their types."""
+
+_SHOWN: Final = 12  # names in a list
+
+
+def network_of(checkpoint: Checkpoint, options: NetworkOptions, listener: Listener) -> Model:
+    """timm's configuration of the network of a file; one without a card gets the card of a door.
+
+    CheckpointError: neither file nor user says it. MismatchError: the user says another one, or the
+    tensors are not those of that network.
+    """
+    if stated_model(checkpoint) is None:
+        checkpoint.card = identified(checkpoint, options, listener)
+    model = model_of(checkpoint)
+    if checkpoint.bare and checkpoint.card.model:  # from above, now or earlier in the run
+        return model
+    if options.shaped:
+        raise MismatchError(
+            f"{checkpoint.path} knows its own --img-size, --crop-pct, --mean and the like",
+            hint="Leave them out, and --model too.",
+        )
+    if options.name and options.name.split(".", maxsplit=1)[0] != model.architecture:
+        raise MismatchError(
+            f"{checkpoint.path} is a {model.architecture}, not a {options.name}",
+            hint="Leave --model out: the file knows.",
+        )
+    return model
+
+
+def tells_network(checkpoint: Checkpoint) -> bool:
+    """Whether a training script has kept the name of a network of timm's beside the weights."""
+    name = checkpoint.script.get("arch")
+    return isinstance(name, str) and _plain(name) in build.known_names()
+
+
+def identified(
+    checkpoint: Checkpoint,
+    options: NetworkOptions,
+    listener: Listener,
+    *,
+    search: bool = False,
+    classes: Sequence[str] | None = None,
+) -> Card:
+    """The card of a file that has none.
+
+    Args:
+        checkpoint: a bare file, open.
+        options: what the user says of it.
+        listener: hears what was taken from where.
+        search: whether timm's networks are looked through where nobody names one.
+        classes: their names in the order of the head, if the user lists them.
+
+    Raises CheckpointError: nothing says the network; MismatchError: several networks have such
+    tensors, or that of the name has others.
+    """
+    stated = stated_model(checkpoint)
+    known = _of_config(stated) if stated else _of_script(checkpoint, listener)
+    known = _merged(options, known)
+    if known.name is None and search:
+        known = replace(known, name=_searched(checkpoint, listener))
+    if known.name is None:
+        raise CheckpointError(f"{checkpoint.path}: does not say its architecture", hint=DOOR)
+    with located(checkpoint.path):
+        build.check_name(known.name)
+        fitting = _fitting(checkpoint, known)
+        if stated and not fitting.sized:
+            fitting = _fitting(checkpoint, replace(known, img_size=stated.input_size[1]))
+    _tell(checkpoint, known, fitting, listener)
+    model = fitting.model
+    names = _class_names(checkpoint, model, classes)
+    return Card(
+        Kind.CHECKPOINT,
+        model=model.to_json(),
+        data={"name": checkpoint.name, "classes": names} if names else None,
+        targets=_targets(checkpoint, fitting),
+        aliases=checkpoint.aliases,
+    )
+
+
+def _of_config(model: Model) -> NetworkOptions:
+    """What a folder's config.json says, for flags to overrule."""
+    data, args = model.pretrained_cfg, dict(model.model_args)
+    size, channels = args.pop("img_size", None), args.pop("in_chans", None)
+    return NetworkOptions(
+        model.architecture,
+        model.num_classes,
+        img_size=size,
+        in_chans=channels,
+        crop_pct=data["crop_pct"],
+        args=args,
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        interpolation=data["interpolation"],
+    )
+
+
+def _of_script(checkpoint: Checkpoint, listener: Listener) -> NetworkOptions:
+    """What a training script has kept beside the weights, if it is timm's or like it."""
+    if not tells_network(checkpoint):
+        return NetworkOptions()
+    script = checkpoint.script
+    name = script["arch"]
+    facts = {key: script[key] for key, kind in _SCRIPT.items() if type(script.get(key)) is kind}
+    args = script.get("model_kwargs")
+    args = dict(args) if isinstance(args, Mapping) else {}
+    args |= {"global_pool": script["gp"]} if isinstance(script.get("gp"), str) else {}
+    size = script.get("input_size")
+    if isinstance(size, (list, tuple)) and len(size) == 3:
+        facts["img_size"] = size[1]
+    for key in ("mean", "std"):
+        if isinstance(script.get(key), (list, tuple)) and script[key]:
+            facts[key] = tuple(script[key])
+    said = "".join(f", {key} {value}" for key, value in {**facts, **args}.items())
+    listener.note(f"{checkpoint.path}: its training script says {name}{said}")
+    with located(checkpoint.path):
+        return NetworkOptions(name, args=args, **facts)
+
+
+def _merged(options: NetworkOptions, known: NetworkOptions) -> NetworkOptions:
+    """What is known, where the user has not said otherwise; of another network nothing is."""
+    if options.name and known.name and _plain(options.name) != _plain(known.name):
+        return options
+    fields = ("name", "num_classes", "img_size", "in_chans", "crop_pct", "mean", "std")
+    taken: dict[str, Any] = {
+        key: getattr(options, key) if getattr(options, key) is not None else getattr(known, key)
+        for key in (*fields, "interpolation")
+    }
+    return replace(options, **taken, args={**known.args, **options.args})
+
+
+def _plain(name: str) -> str:
+    return name.split(".", maxsplit=1)[0]
+
+
+def _searched(checkpoint: Checkpoint, listener: Listener) -> str:
+    """The one network of timm's that has such tensors.
+
+    Raises MismatchError: there are several that compute differently, or none.
+    """
+    groups = recognise(_shapes(checkpoint))
+    if not groups:
+        raise MismatchError(
+            f"{checkpoint.path}: no network of timm has these names and shapes",
+            hint="Where it has other widths than timm's, name the nearest: --model NAME; "
+            "transformers' and open_clip's own networks are not timm's.",
+        )
+    if len(groups) > 1:
+        each = ", ".join(names[0] for names in groups[:_SHOWN])
+        raise MismatchError(
+            f"{checkpoint.path}: {len(groups)} networks of timm have these tensors and compute "
+            f"differently: {each}",
+            hint="Say which: --model NAME.",
+        )
+    name, *others = groups[0]
+    also = f"; so are those of {', '.join(others[:_SHOWN])}, the same network" if others else ""
+    listener.note(f"{checkpoint.path}: its tensors are those of {name}{also}")
+    return name
+
+
+def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Of every tensor, also of those that are tied."""
+    shapes = {name: entry.shape for name, entry in checkpoint.items()}
+    aliases = checkpoint.aliases.items()
+    return shapes | {dropped: shapes[kept] for dropped, kept in aliases if kept in shapes}
+
+
+def _fitting(checkpoint: Checkpoint, options: NetworkOptions) -> Fitting:
+    from qvec_cli.inputs.network import outline
+    from qvec_cli.model.fit_shapes import fitted
+
+    fitting = fitted(options, _shapes(checkpoint))
+    build.load(fitting.network, outline(checkpoint), str(checkpoint.path))
+    return fitting
+
+
+def _targets(checkpoint: Checkpoint, fitting: Fitting) -> tuple[str, ...]:
+    from qvec_cli.model.targets import of_network
+
+    return tuple(n for n in of_network(fitting.network, fitting.model) if n in checkpoint)
+
+
+def _tell(
+    checkpoint: Checkpoint, known: NetworkOptions, fitting: Fitting, listener: Listener
+) -> None:
+    """Says what the network is, and what nobody has said of it."""
+    model = fitting.model
+    channels, side, _ = model.input_size
+    sizes = ("img_size", "in_chans")
+    args = [f"{key} {value}" for key, value in model.model_args.items() if key not in sizes]
+    parts = [f"{model.architecture} at {side} px", f"{channels} channels", *args]
+    parts += [f"{model.num_classes} classes" if model.num_classes else "no classifier"]
+    listener.note(f"{checkpoint.path}: {', '.join(parts)}")
+    if not fitting.sized:
+        listener.note(
+            f"{checkpoint.path}: no tensor tells the size of its images: {side} px is timm's for "
+            "the name (--img-size)"
+        )
+    words = ("mean", "std", "interpolation", "crop_pct")
+    if lacking := [word for word in words if word not in known.prepared]:
+        flags = ", ".join(f"--{key.replace('_', '-')}" for key in lacking)
+        listener.note(
+            f"{checkpoint.path}: images are prepared as timm has it for {model.architecture}: "
+            f"{model.preparation}; where it was trained otherwise, say so ({flags})"
+        )
+
+
+def _class_names(
+    checkpoint: Checkpoint, model: Model, classes: Sequence[str] | None
+) -> list[str] | None:
+    """Names of the classes, of the user or of config.json, one for each row of the head."""
+    if classes is not None:
+        if len(classes) != model.num_classes:
+            raise MismatchError(
+                f"--class-map has {len(classes)} classes, the head of {checkpoint.path} "
+                f"{model.num_classes}"
+            )
+        return list(classes)
+    names = _names_in(checkpoint.config or {})
+    return names if len({*names}) == len(names) == model.num_classes > 0 else None
+
+
+def _names_in(config: Mapping[str, Any]) -> list[str]:
+    """The names that timm or transformers has put into config.json, none where they say nothing."""
+    listed, table = config.get("label_names"), config.get("id2label")
+    if isinstance(table, Mapping) and not isinstance(listed, list):
+        try:
+            listed = [table[key] for key in sorted(table, key=int)]
+        except (ValueError, TypeError):
+            listed = []
+    names = [n for n in listed if isinstance(n, str)] if isinstance(listed, list) else []
+    return [] if names and all(n.startswith("LABEL_") for n in names) else names
