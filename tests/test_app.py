@@ -106,8 +106,8 @@ REFUSALS = {
         *(2, "--pretrained", "finetune", "{base}", "--pretrained"),
         *("--data", "{donor_data}", "-o", "x.st"),
     ),
-    "another size than the file's": (
-        *(1, "img_size 32, not 64", "finetune", "{base}", "--img-size", 64),
+    "another argument than the file's": (
+        *(1, "depth None, not 3", "finetune", "{base}", "--model-arg", "depth=3"),
         *("--data", "{donor_data}", "-o", "x.st"),
     ),
     "a vector to start from": (

@@ -18,11 +18,13 @@ from qvec_cli.errors import MismatchError, QvecError, SpecError
 from qvec_cli.model import build
 from qvec_cli.model.build import (
     NetworkOptions,
+    adapted,
     create,
     first_line,
     load,
     normalise,
     rebuild,
+    reshaped,
     start_from,
     transform,
 )
@@ -211,6 +213,99 @@ def test_a_start_of_another_backbone_is_refused(pico):
         source, _ = create(options)
         with pytest.raises(MismatchError, match=r"^base\.st: "):
             start_from(network, source.state_dict(), pico[1], "base.st")
+
+
+# --- another image size, other channels ---------------------------------------------------------
+
+VIT = {"depth": 1, "embed_dim": 32, "num_heads": 2}
+SWIN = {"depths": (1, 1), "embed_dim": 16, "num_heads": (1, 2), "window_size": 8}
+POSITIONS, TABLES = "position embeddings resampled from", "tables of relative positions resampled"
+ONE, THREE = (f"the first convolution adapted from {a} channels to {b}" for a, b in ("31", "13"))
+ADAPTED = {
+    "vit": ("vit_tiny_patch16_224", VIT, (64, 3), (96, 1), [f"{POSITIONS} 4x4 to 6x6", ONE]),
+    "smaller": ("test_vit", {}, (64, 1), (32, 3), [f"{POSITIONS} 4x4 to 2x2", THREE]),
+    "registers": ("test_vit4", {}, (64, 3), (32, 3), [f"{POSITIONS} 4x4 to 2x2"]),
+    "distilled": ("deit_tiny_distilled_patch16_224", VIT, (32, 3), (64, 2), None),
+    "beit": ("beit_base_patch16_224", VIT, (32, 3), (64, 3), [TABLES]),
+    "swin": ("swin_tiny_patch4_window7_224", SWIN, (16, 3), (64, 3), [TABLES]),
+    "any size": ("test_convnext", {}, (32, 3), (64, 1), [ONE]),
+    "several stems": (
+        "fastvit_t8",
+        {},
+        (64, 3),
+        (64, 1),
+        [ONE],
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # timm's own
+@pytest.mark.parametrize("case", ADAPTED)
+def test_weights_come_to_another_size_and_other_channels_as_timm_brings_them(case):
+    """timm loads the same weights as its own pretrained ones."""
+    name, args, (old, channels), (new, others), notes = ADAPTED[case]
+    source, model = create(NetworkOptions(name, 3, img_size=old, in_chans=channels, args=args))
+    state = _shifted(source)
+    network, wanted = reshaped(model, new, others)
+    again = create(NetworkOptions(name, 3, img_size=new, in_chans=others, args=args))[1]
+    assert wanted == again
+    found, told = adapted(state, network, wanted)
+    assert notes is None or list(told) == notes
+    load(network, found, "base.st")
+    cfg = {"state_dict": dict(state), "input_size": (channels, old, old), "num_classes": 3}
+    wish = {"num_classes": 3, "in_chans": others, **wanted.model_args}
+    theirs = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=cfg, **wish)
+    for tensor, value in theirs.state_dict().items():
+        assert torch.equal(found[tensor], value), tensor
+    outline = {tensor: value.to("meta") for tensor, value in state.items()}
+    shapes, same = adapted(outline, network.to("meta"), wanted)
+    assert same == told
+    assert {n: t.shape for n, t in shapes.items()} == {n: t.shape for n, t in found.items()}
+
+
+def test_a_network_of_the_same_size_takes_its_weights_as_they_are(pico):
+    network, model = reshaped(pico[1], 32, 3)
+    assert model == pico[1]
+    other, wider = create(NetworkOptions("test_vit", 7, img_size=32))
+    state = _shifted(pico[0])
+    for target, of in ((network, model), (other, wider)):
+        found, notes = adapted(state, target, of)
+        assert notes == ()
+        assert all(found[name] is tensor for name, tensor in state.items())
+
+
+def test_another_width_or_depth_is_refused_at_another_size_too(pico):
+    state = pico[0].state_dict()
+    for name, args in (
+        ("test_vit", {"depth": 2}),
+        ("test_vit", {"embed_dim": 32}),
+        ("test_vit", {"patch_size": 8}),
+        ("test_vit2", {}),
+    ):
+        network, model = create(NetworkOptions(name, 3, img_size=64, in_chans=1, args=args))
+        with pytest.raises(MismatchError, match="do not fit"):
+            start_from(network, adapted(state, network, model)[0], model, "base.st")
+
+
+def test_a_table_that_timm_does_not_resample_is_refused():
+    with torch.device("meta"):
+        source, model = create(NetworkOptions("levit_128s", 3, img_size=64))
+        network, wanted = reshaped(model, 128)
+    found, notes = adapted(source.state_dict(), network, wanted)
+    assert notes == ()
+    with pytest.raises(MismatchError, match="attention_biases"):
+        load(network, found, "base.st")
+
+
+def test_channels_of_one_mean_have_one_mean():
+    _, model = create(NetworkOptions("test_vit", 3, img_size=32))
+    _, grey = reshaped(model, in_chans=1)
+    assert grey.pretrained_cfg["mean"] == [sum(model.pretrained_cfg["mean"]) / 3]
+    assert (grey.model_args["in_chans"], grey.input_size) == (1, (1, 32, 32))
+    _, back = reshaped(grey, in_chans=3)
+    assert back.model_args == model.model_args
+    with pytest.raises(SpecError, match="--img-size 8 is smaller than one patch"):
+        reshaped(model, 8)
 
 
 # --- images -------------------------------------------------------------------------------------

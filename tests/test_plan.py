@@ -130,8 +130,15 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     ),
     "other classes": (("eval", "{donor}", "--data", "{receiver_data}"), "does not know"),
     "an image size that does not fit": (
-        ("finetune", "{base}", "--data", "{donor_data}", "--img-size", "64"),
-        "img_size",
+        ("finetune", "{base}", "--data", "{donor_data}", "--img-size", "8"),
+        "--img-size 8 is smaller than one patch",
+    ),
+    "another depth at another image size": (
+        (
+            *("finetune", "test_vit", "--initial-checkpoint", "{base}", "--img-size", "64"),
+            *("--model-arg", "depth=2", "--data", "{donor_data}"),
+        ),
+        "do not fit the network",
     ),
     "no such data": (("finetune", "{base}", "--data", "nowhere"), "nowhere"),
 }

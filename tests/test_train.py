@@ -274,6 +274,37 @@ def test_another_backbone_is_refused(drawer: Drawer, tmp_path: Path) -> None:
     assert "do not fit the network" in result.err
 
 
+def test_twins_start_from_one_base_at_another_size_with_other_channels(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    """Two starts, and what their plans say: a base that tells its network, and a file by name."""
+    shape = ("--img-size", 64, "--in-chans", 1, "--data", drawer.donor_data, *FAST)
+    shape = (*shape, "--epochs", 1)
+    told = ("position embeddings resampled from 2x2 to 4x4", "adapted from 3 channels to 1")
+    out = {name: tmp_path / f"{name}.st" for name in ("fp", "qat", "named")}
+    runs = (
+        call("finetune", drawer.base, *shape, "-o", out["fp"]),
+        call("train-qat", drawer.base, *shape, "-o", out["qat"]),
+        call(
+            "finetune", "test_vit", "--initial-checkpoint", drawer.base, *shape, "-o", out["named"]
+        ),
+        call("finetune", drawer.base, *shape, "-o", tmp_path / "x.st", "--dry-run"),
+    )
+    for run in runs:
+        assert all(words in run.err for words in told), run.err
+    assert out["named"].read_bytes() == out["fp"].read_bytes()
+    with Checkpoint(out["fp"]) as fp, Checkpoint(out["qat"]) as quantized:
+        assert fp.card.base == quantized.card.base
+        model = fp.card.model
+    assert model is not None
+    assert model["model_args"] == {"img_size": 64, "in_chans": 1}
+    assert model["pretrained_cfg"]["input_size"] == [1, 64, 64]
+    assert len(model["pretrained_cfg"]["mean"]) == 1
+    call("extract", out["fp"], out["qat"], "-o", tmp_path / "rho.st")
+    measured = call("eval", out["fp"], "--data", drawer.donor_data, "--json").json
+    assert measured["results"]["n"] == 36
+
+
 def test_a_network_without_targets_is_not_trained_for_a_grid(
     drawer: Drawer, tmp_path: Path
 ) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
+import math
 import re
+import sys
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qvec_cli.checkpoint.hub import notice_no_network
 from qvec_cli.checkpoint.source import WeightsChoice
 from qvec_cli.errors import MismatchError, QvecError, SpecError
-from qvec_cli.model.configuration import DATA_KEYS, FLAGS, Model
+from qvec_cli.model.configuration import COLOURS, DATA_KEYS, FLAGS, Model
 from qvec_cli.model.targets import head_tensors
 
 if TYPE_CHECKING:
@@ -60,7 +64,7 @@ class NetworkOptions:
     @property
     def shaped(self) -> bool:
         """Whether flags change the network that the name stands for, or its images."""
-        size = self.img_size or self.num_classes is not None or self.in_chans not in (None, 3)
+        size = self.img_size or self.num_classes is not None or self.in_chans not in (None, COLOURS)
         return bool(size or self.args or self.prepared)
 
     @property
@@ -87,22 +91,46 @@ def create(options: NetworkOptions) -> tuple[nn.Module, Model]:
     that cannot be fetched.
     """
     args, name = dict(options.args), options.name or ""
-    if options.in_chans not in (None, 3):
+    if options.in_chans not in (None, COLOURS):
         args["in_chans"] = options.in_chans
     if options.img_size is not None:
         args["img_size"] = options.img_size
     network = _create_model(name, options.num_classes or 0, args, options.pretrained)
-    patches = getattr(getattr(network, "patch_embed", None), "num_patches", None)
-    if patches == 0:
-        raise SpecError(f"--img-size {options.img_size} is smaller than one patch of {name}")
+    _check_patches(network, options.img_size, name)
     return network, _configuration(network, options, args)
+
+
+def _check_patches(network: nn.Module, img_size: int | None, name: str) -> None:
+    if getattr(getattr(network, "patch_embed", None), "num_patches", None) == 0:
+        raise SpecError(f"--img-size {img_size} is smaller than one patch of {name}")
 
 
 def rebuild(model: Model) -> nn.Module:
     """The network of a configuration, with random weights."""
-    return _create_model(
-        model.architecture, model.num_classes, dict(model.model_args), pretrained=False
-    )
+    return reshaped(model)[0]
+
+
+def reshaped(
+    model: Model, img_size: int | None = None, in_chans: int | None = None
+) -> tuple[nn.Module, Model]:
+    """The network of a configuration at another image size or with other channels.
+
+    Its weights are random; ``adapted`` brings those of the configuration to it. What is as asked
+    for already, or not asked for, stays.
+    Raises SpecError: a size or a number of channels that timm cannot make.
+    """
+    channels, *size = model.input_size
+    args = dict(model.model_args)
+    if img_size and size != [img_size, img_size]:
+        args["img_size"], size = img_size, [img_size, img_size]
+    if in_chans and channels != in_chans:
+        args["in_chans"] = channels = in_chans
+    if args.get("in_chans") == COLOURS:  # timm's own
+        del args["in_chans"]
+    network = _create_model(model.architecture, model.num_classes, args, pretrained=False)
+    _check_patches(network, size[0], model.architecture)
+    data = {**model.pretrained_cfg, "input_size": [channels, *size]}
+    return network, replace(model, model_args=args, pretrained_cfg=_with_channels(data))
 
 
 def from_folder(folder: Path) -> nn.Module:
@@ -151,6 +179,94 @@ def start_from(
     body = {n: t for n, t in state.items() if n not in head_tensors(state, model) or fits}
     load(network, {**body, **{n: fresh[n] for n in keep}}, source)
     return keep
+
+
+def adapted(
+    state: Mapping[str, Tensor], network: nn.Module, model: Model
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """A state brought to the image size and the channels of a network, as timm does.
+
+    Position embeddings and tables of relative positions are resampled by timm's filter for the
+    architecture, or where it has none by the function that its filters share; the channels of the
+    first convolution are summed or repeated. A tensor keeps its dtype, and so its rounding.
+
+    Args:
+        state: by the network's names; on the meta device the result is only its shapes.
+        network: at its new size, on any device; only its shapes are read.
+        model: of the network.
+
+    Returns:
+        The state, and a note of each change. The classifier's tensors, and others that do not
+        fit and that timm cannot bring over, are as they were: ``load`` refuses them.
+    """
+    own, result = network.state_dict(), dict(state)
+    head = head_tensors(own, model)
+    names = [n for n in own if n in state and state[n].shape != own[n].shape and n not in head]
+    if not names:
+        return result, ()
+    bare = {n: state[n] for n in names if state[n].is_meta}
+    start = {**state, **{n: t.new_zeros(t.shape, device="cpu") for n, t in bare.items()}}
+    start |= _first_conv(start, network, model)
+    notes: dict[str, None] = {}
+    for name, tensor in _resampled(start, network, model).items():
+        if name in names and tensor.shape == own[name].shape:
+            result[name] = tensor.to(state[name].device)
+            notes[_change(name, state[name], tensor)] = None
+    return result, tuple(notes)
+
+
+def _first_conv(state: Mapping[str, Tensor], network: nn.Module, model: Model) -> dict[str, Tensor]:
+    """The first convolutions with the network's channels, where they had others."""
+    from timm.models._manipulate import adapt_input_conv
+
+    named: Any = network.pretrained_cfg
+    named = named.get("first_conv") or ()
+    own, channels = network.state_dict(), model.input_size[0]
+    result = {}
+    for name in (f"{n}.weight" for n in ((named,) if isinstance(named, str) else named)):
+        if name in state and name in own and state[name].shape[1] != own[name].shape[1]:
+            # a stem may see each channel several times, or a part of them in each group
+            before = state[name].shape[1] * channels // own[name].shape[1]
+            with contextlib.suppress(*_WRONG_ARGUMENTS):  # then it is another network's
+                result[name] = adapt_input_conv(channels, state[name], base_chans=before)
+    return result
+
+
+def _resampled(state: dict[str, Tensor], network: nn.Module, model: Model) -> dict[str, Tensor]:
+    """What timm makes of a state for the network's image size, as far as it can.
+
+    Kernels stay as large as they are: another patch size is another network.
+    """
+    import timm
+    from timm.layers import resample_abs_pos_embed
+
+    result = dict(state)
+    for name, own in network.state_dict().items():
+        if name.startswith("pos_embed") and own.ndim == 3 and name in state:
+            side = math.isqrt(own.shape[1])
+            with contextlib.suppress(*_WRONG_ARGUMENTS, RuntimeError):
+                result[name] = resample_abs_pos_embed(
+                    state[name], [side, side], num_prefix_tokens=own.shape[1] - side**2
+                )
+    module = sys.modules[timm.models.model_entrypoint(model.architecture).__module__]
+    adapt = getattr(module, "checkpoint_filter_fn", None)
+    with contextlib.suppress(*_WRONG_ARGUMENTS, RuntimeError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about how timm's interpolation indexes
+        if adapt is not None:
+            fitted = {n: t for n, t in adapt(dict(state), network).items() if n in state}
+            result |= {n: t for n, t in fitted.items() if t.ndim < 4 and t.shape != state[n].shape}
+    return result
+
+
+def _change(name: str, before: Tensor, after: Tensor) -> str:
+    """What ``adapted`` has done to a tensor."""
+    if before.ndim == 4:
+        old, new = before.shape[1], after.shape[1]
+        return f"the first convolution adapted from {old} channels to {new}"
+    if "pos_embed" not in name:
+        return "tables of relative positions resampled"
+    old, new = (math.isqrt(tensor.shape[1]) for tensor in (before, after))
+    return f"position embeddings resampled from {old}x{old} to {new}x{new}"
 
 
 def transform(model: Model, *, augment: bool) -> Callable[[Image.Image], Tensor]:
@@ -218,17 +334,14 @@ def _configuration(network: nn.Module, options: NetworkOptions, args: Mapping[st
     from timm.data import resolve_data_config
 
     pretrained: Any = network.pretrained_cfg
-    size, channels = tuple(pretrained["input_size"])[1:], options.in_chans or 3
+    size, channels = tuple(pretrained["input_size"])[1:], options.in_chans or COLOURS
     if options.img_size is not None:
         size = (options.img_size, options.img_size)
     data = resolve_data_config({"input_size": (channels, *size)}, pretrained_cfg=pretrained)
-    if channels != len(data["mean"]):
-        for key in ("mean", "std"):
-            data[key] = [sum(data[key]) / len(data[key])] * channels
     config = {
         key: list(data[key]) if isinstance(data[key], tuple) else data[key] for key in DATA_KEYS
     }
-    config |= options.prepared
+    config = _with_channels(config) | options.prepared
     for key in ("mean", "std"):
         if len(config[key]) != channels:
             raise SpecError(f"--{key} has {len(config[key])} numbers for {channels} channels")
@@ -236,6 +349,15 @@ def _configuration(network: nn.Module, options: NetworkOptions, args: Mapping[st
     config["classifier"] = _classifier(network, pretrained.get("classifier"), name)
     config["num_classes"] = classes
     return Model(name.split(".")[0], classes, dict(args), config)
+
+
+def _with_channels(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with a mean and std for each channel: the average where counts differ."""
+    channels = config["input_size"][0]
+    if channels == len(config["mean"]):
+        return config
+    means = {key: sum(config[key]) / len(config[key]) for key in ("mean", "std")}
+    return config | {key: [mean] * channels for key, mean in means.items()}
 
 
 def _classifier(network: nn.Module, named: Any, name: str) -> str | list[str]:

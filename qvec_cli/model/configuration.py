@@ -19,7 +19,8 @@ FLAGS: Final = {
 }
 """Arguments of timm that would go past qvec, and what says them here."""
 
-_COLOURS: Final = 3
+COLOURS: Final = 3
+"""The channels of a network of timm's where nothing else is said."""
 
 DATA_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 
@@ -95,10 +96,10 @@ def of_config(config: Mapping[str, Any]) -> Model | None:
     size = args.get("img_size")
     if isinstance(size, list) and size and size == size[:1] * len(size):
         args["img_size"] = size = size[0]
-    if args.get("in_chans") == _COLOURS:
+    if args.get("in_chans") == COLOURS:
         del args["in_chans"]
     if isinstance(size, int):  # what timm says of a tag's images is not what a network was made for
-        data["input_size"] = [args.get("in_chans", _COLOURS), size, size]
+        data["input_size"] = [args.get("in_chans", COLOURS), size, size]
     model = {
         "architecture": config.get("architecture"),
         "num_classes": config.get(

@@ -272,7 +272,8 @@ def _start(
     network, model = _network(request, base, classes)
     if base is None:
         return _Start(network, model, provenance(op, {}, use, **facts))
-    fresh = build.start_from(network, load_state(base), model, str(base.path))
+    state = _adapted(load_state(base), network, model, base, listener)
+    fresh = build.start_from(network, state, model, str(base.path))
     fate = f"is replaced by a new one with {classes} classes" if fresh else "is kept"
     listener.note(f"{base.path}: its head {fate}")
     if base.card.data_digest == task.digest:
@@ -288,8 +289,22 @@ def _network(
     """The network to be trained, by its name or as the base states it; with random weights."""
     if base is None or request.initial_checkpoint is not None:
         return build.create(request.network_options(classes))
-    model = stored_model(request, base, classes)
-    return build.rebuild(model), model
+    stored = stored_model(request, base, classes)
+    return build.reshaped(stored, request.img_size, request.in_chans)
+
+
+def _adapted(
+    state: Mapping[str, torch.Tensor],
+    network: torch.nn.Module,
+    model: Model,
+    base: Checkpoint,
+    listener: Listener,
+) -> dict[str, torch.Tensor]:
+    """The weights of the base at the image size and channels of the network, as it is told."""
+    state, notes = build.adapted(state, network, model)
+    for note in notes:
+        listener.note(f"{base.path}: {note}")
+    return state
 
 
 def _labels_used(request: TrainRequest, task: Task) -> Use:
@@ -305,7 +320,9 @@ def _write(path: Path, arrays: Mapping[str, Any], card: Card, *, force: bool) ->
     return write(path, plan, ((n, [a.reshape(-1)]) for n, a in arrays.items()), card, force=force)
 
 
-def rehearse(request: TrainRequest, task: Task, files: InputFiles, started: float) -> Metrics:
+def rehearse(
+    request: TrainRequest, task: Task, files: InputFiles, listener: Listener, started: float
+) -> Metrics:
     """The plan of a run, from file lists and a network without weights.
 
     Raises QvecError: what the run would be refused for.
@@ -315,7 +332,8 @@ def rehearse(request: TrainRequest, task: Task, files: InputFiles, started: floa
     with torch.device("meta"):
         network, model = _network(replace(request, pretrained=False), base, len(task.classes))
     if base is not None:
-        build.start_from(network, outline(base), model, str(base.path))
+        state = _adapted(outline(base), network, model, base, listener)
+        build.start_from(network, state, model, str(base.path))
     inputs = () if base is None else (base,)
     return _plan(request, task, network, model).metrics(inputs, started)
 

@@ -83,8 +83,9 @@ def check_start(request: TrainRequest, files: InputFiles) -> None:
 def stored_model(request: TrainRequest, checkpoint: Checkpoint, classes: int) -> Model:
     """The configuration of a file's network, with a head for the task at hand.
 
-    Raises CheckpointError: a file that does not say its architecture; MismatchError: flags that
-    contradict the file.
+    Its image size and channels are the file's: the network is made at those of the flags.
+    Raises CheckpointError: a file that does not say its architecture; MismatchError: arguments
+    that contradict the file.
     """
     try:
         stored = model_of(checkpoint)
@@ -92,10 +93,9 @@ def stored_model(request: TrainRequest, checkpoint: Checkpoint, classes: int) ->
         raise CheckpointError(
             str(error), hint="Name it: qvec finetune NAME --initial-checkpoint FILE ..."
         ) from None
-    flags = {**request.args, "img_size": request.img_size, "in_chans": request.in_chans}
     args = stored.model_args
-    for key, value in flags.items():
-        if value is not None and args.get(key, 3 if key == "in_chans" else None) != value:
+    for key, value in request.args.items():
+        if value is not None and args.get(key) != value:
             raise MismatchError(
                 f"{checkpoint.path} was made with {key} {args.get(key)}, not {value}",
                 hint="A checkpoint file brings its own architecture.",
