@@ -36,6 +36,7 @@ _NO_MEMORY: Final = ("out of memory", "allocate memory")
 """What torch says on a GPU and on a CPU, in errors that have no class of their own."""
 
 COMMANDS: Final[dict[str, dict[str, Callable[..., None]]]] = {
+    "Begin": {"import": training.import_file},
     "Train": {"finetune": training.finetune, "train-qat": training.train_qat},
     "Vectors": {
         "extract": vectors.extract,

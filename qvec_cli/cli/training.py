@@ -1,9 +1,10 @@
-"""The commands that train: finetune, train-qat."""
+"""The commands that make float checkpoints: import, finetune, train-qat."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -12,7 +13,8 @@ import typer
 from qvec_cli.cli import options, show
 from qvec_cli.cli.options import GridFlags, ImageFlags, NetworkFlags, OutputFlags
 from qvec_cli.cli.signature import Adapted, flag
-from qvec_cli.cli.text import Facts, accuracy
+from qvec_cli.cli.text import Facts, accuracy, some
+from qvec_cli.model.configuration import Model as Network
 from qvec_cli.specs import Grid, Recipe
 
 Model = Annotated[
@@ -24,6 +26,49 @@ Shape = Annotated[
     Adapted(without=("model", "num_classes", "class_map", "mean", "std", "interpolation")),
 ]
 Images = Annotated[ImageFlags, Adapted(without=("batch_size",))]
+
+
+def import_file(
+    file: Annotated[
+        Path,
+        typer.Argument(help="Weights that qvec did not write: a file, a folder, hf-hub:ORG/NAME."),
+    ],
+    *,
+    network: NetworkFlags,
+    output: options.OutputFile,
+    writing: OutputFlags,
+) -> None:
+    """Write FILE as a checkpoint that says what it is, which every command takes.
+
+    What the file tells is used: a training script's arguments, config.json, names and shapes. Each
+    is told in a note, and a flag overrules it.
+
+    Examples:
+        qvec import model_best.pth.tar -o receiver.st
+        qvec import weights.pth --model vit_tiny_patch16_224 --mean 0.5 --std 0.5 -o r.st
+    """
+    from qvec_cli.pipeline import import_file as verb
+
+    classes = str(network.class_map) if network.class_map is not None else None
+    request = verb.ImportRequest(file, output, network.options(), classes, **writing.for_request)
+    work = partial(verb.import_file, request)
+    show.deliver(work, import_text, writing, inputs=(file,), out=output, data_use=False)
+
+
+def import_text(results: Facts) -> Iterator[str]:
+    """What network was written, with which head, and how its images are prepared."""
+    model = Network.from_json(results["model"])
+    channels, side, _ = model.input_size
+    count = model.num_classes
+    classes = f"{count} classes" if count else "no classifier"
+    yield (
+        f"{results['output']}: {model.architecture} at {side} px, {channels} channels, {classes}, "
+        f"{results['parameters']:,} parameters"
+    )
+    yield f"the head: {some(results['head'])}"
+    yield f"images: {model.preparation}"
+    named = some(results["classes"]) if results["classes"] else "not named; --class-map names them"
+    yield f"classes: {named}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,7 +225,7 @@ def _unnamed(
     task: Task, outputs: int, spec: str, checkpoint: Checkpoint, loading: Loading
 ) -> Sequence[str]:
     """Class names in the order of a head that does not tell them."""
-    known = _listed(loading.class_map) if loading.class_map else task.classes
+    known = listed_classes(loading.class_map) if loading.class_map else task.classes
     if loading.class_map is None and natural(known) != list(known):
         raise MismatchError(
             f"{checkpoint.path}: does not name its classes, and they have two usual orders: "
@@ -240,7 +240,8 @@ def _unnamed(
     return known
 
 
-def _listed(path: str) -> tuple[str, ...]:
+def listed_classes(path: str) -> tuple[str, ...]:
+    """The class names of a file, one a line. Raises DataError: cannot be read, or one twice."""
     try:
         names = tuple(filter(None, Path(path).read_text(encoding="utf-8").splitlines()))
     except (OSError, UnicodeDecodeError) as fault:

@@ -197,6 +197,16 @@ class OutputResults(Struct, frozen=True):
     digest: records.Name
 
 
+class ImportResults(OutputResults, frozen=True):
+    """import: the checkpoint that was written, and what it was recognised as."""
+
+    model: Json  # as its card has it
+    classes: tuple[str, ...] | None
+    head: tuple[str, ...]  # tensors of the classifier
+    targets: records.Count
+    parameters: records.Count
+
+
 class TrainingResults(OutputResults, frozen=True):
     """finetune, train-qat: the model that was written."""
 
@@ -392,6 +402,7 @@ class ReportResults(Struct, frozen=True):
 
 
 RESULTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "import": {"": ImportResults},
     "finetune": {"": TrainingResults},
     "train-qat": {"": TrainingResults},
     "extract": {"": ExtractResults},
