@@ -238,8 +238,8 @@ def counting() -> Iterator[Counts]:
     counts, names = Counts(Counter(), Counter()), dict[int, str]()
     begin, update = Checkpoint.__init__, Hasher.update
 
-    def opening(self: Checkpoint, path: Path) -> None:
-        begin(self, path)
+    def opening(self: Checkpoint, path: Path, *choice: Any) -> None:
+        begin(self, path, *choice)
         counts.opens[str(path)] += 1
         names[id(self._hasher)] = str(path)
 
