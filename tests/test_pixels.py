@@ -6,13 +6,14 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from qvec_cli.data.pixels import open_image, to_mode
+from qvec_cli.data.pixels import is_turned, open_image, to_mode
 from qvec_cli.errors import DataError, SpecError
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -100,6 +101,29 @@ def test_a_dark_picture_of_16_bits_stays_dark(tmp_path: Path) -> None:
         Image.fromarray(RAMP.astype(np.uint16)).save(tmp_path / f"dark.{suffix}")
         made = to_mode(open_image(str(tmp_path / f"dark.{suffix}")), 1)
         assert np.asarray(made).max() == 1
+
+
+def test_what_exif_turns_is_seen_in_every_format_and_not_followed(tmp_path: Path) -> None:
+    """But PIL itself turns TIFFs, for timm too."""
+    wide = np.tile(RAMP, (1, 2))
+    for suffix, saved in product(("jpg", "png", "webp", "avif", "tif"), (None, 1, 2, 6, 8, 9)):
+        exif = Image.Exif()
+        exif[0x0112] = saved
+        Image.fromarray(wide).save(
+            tmp_path / f"a.{suffix}", **({"exif": exif} if saved else {}), lossless=True
+        )
+        image = open_image(str(tmp_path / f"a.{suffix}"))
+        assert is_turned(image) == (saved in {2, 6, 8} and suffix != "tif"), (suffix, saved)
+        if suffix in {"png", "webp"}:
+            assert np.array_equal(np.asarray(to_mode(image, 1)), wide)
+        if (suffix, saved) == ("tif", 2):
+            assert np.array_equal(np.asarray(image), wide[:, ::-1])
+
+
+def test_damaged_exif_does_no_harm(tmp_path: Path) -> None:
+    for exif in (b"Exif\0\0II*\0", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0" + b"\xff" * 40):
+        GREY.save(tmp_path / "a.jpg", exif=exif)
+        assert not is_turned(open_image(str(tmp_path / "a.jpg")))
 
 
 @pytest.mark.parametrize("name", ["P with transparency", "RGBA", "LA"])

@@ -186,11 +186,9 @@ class Examples:
         from qvec_cli.model import build
 
         samples, transform = self.task.split(split), build.transform(self.model, augment=False)
-        channels = self.model.input_size[0]
-        prepared = PreparedSplit(samples, transform, channels, self.loading.workers)
-        images, labels = decode(
-            prepared, lambda done: listener.progress(f"decode {split}", done, len(samples))
-        )
+        channels, workers = self.model.input_size[0], self.loading.workers
+        prepared = PreparedSplit(samples, transform, channels, workers, split, self.task.name)
+        images, labels = decode(prepared, listener)
         return images, torch.tensor(self.relabel)[labels]
 
 
