@@ -96,12 +96,12 @@ def resolve(
     model, targets = model_of(theta), choose_targets(theta, (), listener)
     labelled = None
     if options.data is not None:
-        labelled = open_for(theta, model, options.data, options.loading)
+        labelled = open_for(theta, model, options.data, options.loading, listener)
         for split in options.splits:
             labelled.task.split(split)
     proxies = None
     if options.proxy:
-        proxies = find_proxies(theta, model, options.proxy, held_back=options.held_back)
+        proxies = find_proxies(theta, model, options.proxy, listener, held_back=options.held_back)
     grid = _grid(theta, rhos, targets, options.grid)
     return Receiver(theta, model, targets, vectors, grid, labelled, proxies)
 
