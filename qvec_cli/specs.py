@@ -349,8 +349,11 @@ def check_pool(flag: str, specs: tuple[str, ...], samples: int, least: int) -> N
 class Listener(Protocol):
     """Who hears what a long operation has to say; cli/show is one."""
 
-    def note(self, text: str) -> None:
-        """Something the user should know, once."""
+    def note(self, text: str, about: str | None = None) -> None:
+        """Something the user should know, once: what is said again is left out.
+
+        ``about``: what the note is about, where later notes of it differ in their numbers.
+        """
 
     def progress(self, label: str, done: int, total: int, **facts: float) -> None:
         """How far the work is, with the numbers of the moment."""
@@ -362,7 +365,7 @@ class Listener(Protocol):
 class Silence:
     """A listener that does not listen."""
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, about: str | None = None) -> None:
         """Drop it."""
 
     def progress(self, label: str, done: int, total: int, **facts: float) -> None:

@@ -115,7 +115,7 @@ def _mean_outputs(path: Path, drawer: Drawer) -> dict[str, np.ndarray]:
     with Checkpoint(path) as checkpoint, Checkpoint(drawer.receiver) as theta:
         model = model_of(theta)
         network = load_network(checkpoint, model, "cpu").eval()
-        examples = open_for(theta, model, str(drawer.receiver_data), Loading())
+        examples = open_for(theta, model, str(drawer.receiver_data), Loading(), Silence())
         images, _ = examples.decoded("train", Silence())
     order = torch.randperm(108, generator=torch.Generator().manual_seed(0))
     seen = listen(network, [*normalise(model)(images[order[:24]]).split(16)])

@@ -81,6 +81,21 @@ def test_a_missing_path_is_answered_with_the_layout(tmp_path: Path) -> None:
     assert f"{tmp_path}/gone/{{train,val,test}}/<class>/*.png" in str(caught.value.hint)
 
 
+def test_a_mistyped_path_is_answered_with_the_folder_that_is_near(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = plant(tmp_path / "images/digits", "test")
+    for spec in ("images/digts", "imags/digits", "imags/digits/test", "images/digits/tets"):
+        with pytest.raises(DataError, match=f"{spec}: no such folder") as caught:
+            open_task(str(tmp_path / spec), None)
+        near = home / "test" if len(spec) > 16 else home
+        assert caught.value.hint == f"Did you mean {near}?"
+    monkeypatch.chdir(tmp_path / "images")
+    with pytest.raises(SpecError) as wrong:
+        open_task("digts", None)
+    assert wrong.value.hint == "Did you mean digits?"
+
+
 @pytest.mark.parametrize(
     ("spec", "hint"),
     [
@@ -176,6 +191,15 @@ def test_rendered_sst2_as_torchvision_has_it_keeps_its_official_validation_out(
     assert lengths("RenderedSST2", tmp_path) == {"train": 9, "val": 1, "test": 10}
     home.rename(tmp_path / "RenderedSST2")
     assert lengths("RenderedSST2", tmp_path) == {"train": 10, "val": 10, "test": 10}
+
+
+def test_imagenets_empty_classes_move_with_its_validation(tmp_path: Path) -> None:
+    plant(tmp_path / "tiny_imagenet", "train", "val", classes=200, each=1)
+    (tmp_path / "tiny_imagenet/val/c007/0.png").unlink()
+    task = open_task("TinyImageNet", tmp_path)
+    assert len(task.split("val")) == 20
+    with pytest.raises(DataError, match="val/c007: this class has no image"):
+        task.split("test")
 
 
 @pytest.mark.parametrize("classes", [44, 46])
@@ -310,7 +334,7 @@ for spec in (
     *(str(root / "gone"), str(root / "empty"), str(root / "toy/train"), "hfds/a/b"),
 ):
     try:
-        open_task(spec, root)
+        open_task(spec, root).split("train")
     except QvecError:
         refused += 1
 try:

@@ -26,6 +26,7 @@ from qvec_cli.learn.batches import NO_LABEL, PreparedSplit, TrainingBatches, dec
 from qvec_cli.learn.distributed import ALONE, World, here
 from qvec_cli.learn.fit import share_of_loss
 from qvec_cli.model import build
+from qvec_cli.specs import Silence
 
 SIZES = range(1, 8)
 COMPLETE = {
@@ -89,10 +90,8 @@ def test_the_ranks_together_see_the_batches_of_one_process(tmp_path: Path) -> No
     for augmented, skip in ((True, 0), (False, 2)):
         view = PreparedSplit(task.split("train"), build.transform(MODEL, augment=augmented), 3)
         assert len(view.samples) == 13
-        made = [
-            TrainingBatches(view, seed=1, batch_size=4, augmented=augmented, world=world)
-            for world in (ALONE, *worlds(3))
-        ]
+        same: Any = {"seed": 1, "batch_size": 4, "augmented": augmented, "listener": Silence()}
+        made = [TrainingBatches(view, **same, world=world) for world in (ALONE, *worlds(3))]
         alone, *shared = [list(batches.epoch(0, skip)) for batches in made]
         for step, (images, labels) in enumerate(alone):
             for world, own in zip(worlds(3), shared, strict=True):
@@ -129,7 +128,8 @@ def test_a_score_that_ranks_measure_together_is_that_of_one_process_to_the_bit(
 
 def test_a_split_without_images_for_a_rank_decodes_to_nothing(drawer: Drawer) -> None:
     samples = open_task(str(drawer.donor_data), None).split("val")
-    images, labels = decode(PreparedSplit(samples, lambda _: torch.zeros(1), 3), places=[])
+    view = PreparedSplit(samples, lambda _: torch.zeros(1), 3)
+    images, labels = decode(view, Silence(), places=[])
     assert (len(images), len(labels)) == (0, 0)
 
 

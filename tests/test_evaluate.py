@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import Drawer, call, draw
+from conftest import Drawer, Result, call, draw
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch
@@ -152,6 +152,23 @@ def test_classes_are_matched_by_name_and_not_by_place(drawer: Drawer, tmp_path: 
     assert "it does not know 'z'" in refused.errors[0]
 
 
+def test_classes_are_matched_however_unicode_composes_their_names(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    """Of two that look alike, each is matched with its equal first."""
+    flags = ("--model", "test_vit", "--img-size", 32, "--json", "--class-map", tmp_path / "names")
+    path, apart, whole = bare(drawer, tmp_path), "e\u0301", "\u00e9"
+    expected = call("eval", drawer.receiver, "--data", drawer.receiver_data, "--json").json
+    (tmp_path / "names").write_text(f"a\n{whole}\nc\nd\n", encoding="utf-8")
+    data = renamed(drawer, tmp_path / "data", {"b": apart})
+    found = call("eval", path, "--data", data, *flags).json
+    assert found["results"]["n_correct"] == expected["results"]["n_correct"]
+    shutil.rmtree(data / "train" / "d")
+    shutil.rmtree(data / "test" / "d")
+    (tmp_path / "names").write_text(f"a\n{apart}\nc\n{whole}\n", encoding="utf-8")
+    assert call("eval", path, "--data", data, *flags).json["results"]["n"] == 36
+
+
 def test_two_usual_orders_of_classes_ask_for_a_list(drawer: Drawer, tmp_path: Path) -> None:
     names = {"a": "c2", "b": "c10", "c": "d", "d": "e"}
     data = renamed(drawer, tmp_path / "data", names)
@@ -200,6 +217,104 @@ def test_a_device_that_is_not_here_is_a_fault(drawer: Drawer) -> None:
     result = call("eval", drawer.donor, "--data", drawer.donor_data, "--device", "cuda", code=1)
     assert "--device cuda" in result.errors[0]
     assert "--device cpu" in result.err
+
+
+def test_a_device_that_torch_does_not_have_costs_a_line(drawer: Drawer) -> None:
+    if torch.backends.mps.is_available():
+        pytest.skip("there is one")
+    result = call("eval", drawer.donor, "--data", drawer.donor_data, "--device", "mps", code=1)
+    assert result.errors == ["error: --device mps: this torch and this machine have no such device"]
+    assert result.err.count("\n") == 2
+
+
+def test_only_the_splits_that_are_used_must_be_usable(drawer: Drawer, tmp_path: Path) -> None:
+    """Four training images, and a class of test without any."""
+    data = draw(tmp_path / "data", ("a", "b", "c", "d"), 1, 5, seed=1)
+    out = ("-o", tmp_path / "out.st", "--json", "--device", "cpu")
+    ours = call("eval", drawer.receiver, "--data", data, "--json").json["results"]
+    copy = shutil.copytree(data, tmp_path / "copy", ignore=shutil.ignore_patterns("train"))
+    again = call("eval", drawer.receiver, "--data", copy, "--json").json["results"]
+    assert [again[key] for key in ("n", "loss")] == [20, ours["loss"]]
+    given = call("moments", drawer.receiver, "--data", data, "--split", "train", *out).json
+    assert given["results"]["images"] == 4
+    calibration = ("--bits", 3, "--calib", data, "--bias-correction", "--dry-run", "--force")
+    assert call("quantize", drawer.receiver, *calibration, *out).code == 0
+    training = ("finetune", drawer.base, "--data", data, "--dry-run", "-o", tmp_path / "tuned.st")
+    refused = call(*training, code=1)
+    assert "4 images is too small to draw a tenth of it for validation" in refused.errors[0]
+    (data / "train").rename(tmp_path / "few")
+    (data / "test").rename(data / "train")
+    (data / "test" / "a").mkdir(parents=True)
+    assert call(*training).code == 0
+    refused = call("eval", drawer.receiver, "--data", data, code=1)
+    assert f"{data / 'test' / 'a'}: this class has no image" in refused.errors[0]
+
+
+def noted(result: Result, word: str) -> int:
+    return sum(word in line for line in result.err.splitlines() if line.startswith("note: "))
+
+
+def test_every_command_tells_once_what_it_leaves_out_of_a_data_set(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    data = shutil.copytree(drawer.receiver_data, tmp_path / "data")
+    for folder in data.glob("*/*"):
+        (folder / "boxes.json").touch()
+    left_out = f"{data}: left out 8 files: 8 .json"
+    labelled, proxies, out = ("--data", data), ("--proxy", data), ("-o", tmp_path / "out.st")
+    (tmp_path / "grid.yaml").write_text(
+        f"receivers: {{r: {{model: {drawer.receiver}, data: {data}}}}}\n"
+        f"donors: {{d: {{rho: {drawer.rho}}}}}\n"
+    )
+    for command in (
+        ("eval", drawer.receiver, *labelled),
+        ("finetune", drawer.base, *labelled, *out),
+        ("train-qat", drawer.base, *labelled, *out, "--bits", 3),
+        (
+            "quantize",
+            drawer.receiver,
+            *out,
+            "--method",
+            "gptq",
+            "--calib",
+            data,
+            "--refine",
+            1,
+            "--bits",
+            3,
+        ),
+        ("quantize", drawer.receiver, *out, "--refine", 1, *proxies, "--bits", 3),
+        ("moments", drawer.receiver, *labelled, *out),
+        ("sweep-lambda", drawer.receiver, drawer.rho, *labelled, *out),
+        ("patch", drawer.receiver, drawer.rho, *out, "--lambda", "auto", *proxies),
+        ("advise", drawer.receiver, "--bits", 3, *labelled, *proxies, "--proxy-samples", 16, *out),
+        ("transfer", tmp_path / "grid.yaml", "-o", tmp_path / "grid.jsonl"),
+    ):
+        result = call(*command, "--dry-run", code=None)
+        assert result.code == 0, (command, result)
+        assert noted(result, left_out) == 1, (command, result.err)
+
+
+def test_what_exif_turns_is_told_once_for_both_splits_and_measured_as_it_is(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    data = shutil.copytree(drawer.receiver_data, tmp_path / "data")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for file in data.glob("t*/a/*.png"):
+        with Image.open(file) as image:
+            image.save(file, exif=exif)
+    swept = tmp_path / "swept.json"
+    flags = ("--lambdas", "0,1", "-o", swept, "--json", "--force")
+    plain, turned = (
+        call("sweep-lambda", drawer.receiver, drawer.rho, "--data", folder, *flags)
+        for folder in (drawer.receiver_data, data)
+    )
+    assert noted(plain, "EXIF") == 0
+    assert noted(turned, "EXIF") == 1
+    assert [point["val"]["n_correct"] for point in turned.json["results"]["curve"]] == [
+        point["val"]["n_correct"] for point in plain.json["results"]["curve"]
+    ]
 
 
 def test_a_split_may_lack_a_class(drawer: Drawer, tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import draw
+from PIL import Image
 from torch import nn
 from torch.nn import functional
 
 from qvec_cli.data.datasets import Samples, open_task
+from qvec_cli.data.folders import read_folder
 from qvec_cli.learn.batches import PreparedSplit, TrainingBatches, decode
 from qvec_cli.learn.fit import TrainingRun, learning_rate, warmup_steps
 from qvec_cli.model import build
@@ -120,7 +122,7 @@ MODEL = Model(
 
 def training(samples: Samples, seed: int, workers: int, *, augmented: bool) -> TrainingBatches:
     view = PreparedSplit(samples, build.transform(MODEL, augment=augmented), 3, workers)
-    return TrainingBatches(view, seed=seed, batch_size=8, augmented=augmented)
+    return TrainingBatches(view, seed=seed, batch_size=8, augmented=augmented, listener=Silence())
 
 
 def test_batches_depend_on_seed_and_epoch_and_not_on_workers(samples: Samples) -> None:
@@ -146,7 +148,8 @@ def test_an_epoch_can_be_entered_anywhere(samples: Samples) -> None:
 
 
 def test_every_image_is_seen_once_an_epoch(samples: Samples) -> None:
-    images, _ = decode(PreparedSplit(samples, build.transform(MODEL, augment=False), 3))
+    view = PreparedSplit(samples, build.transform(MODEL, augment=False), 3)
+    images, _ = decode(view, Silence())
     made = training(samples, 0, 0, augmented=False)
     seen = torch.cat([batch for batch, _ in made.epoch(0)])
     assert sorted(map(hash, map(str, seen.flatten(1).tolist()))) == sorted(
@@ -163,8 +166,41 @@ def test_drawing_batches_leaves_torchs_own_stream_alone(samples: Samples) -> Non
 
 def test_decoded_images_are_timms_transform_of_the_files(samples: Samples) -> None:
     transform = build.transform(MODEL, augment=False)
-    images, labels = decode(PreparedSplit(samples, transform, 3, workers=2))
+    images, labels = decode(PreparedSplit(samples, transform, 3, workers=2), Silence())
     for index in (0, 17, len(samples) - 1):
         expected = torch.as_tensor(transform(samples.load(index).convert("RGB")))
         assert torch.equal(images[index], expected)
         assert labels[index] == samples.labels[index]
+
+
+class Notes(Silence):
+    """Hears notes as a terminal does: each once."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+
+    def note(self, text: str, about: str | None = None) -> None:
+        self.texts.setdefault(about or text, text)
+
+
+def test_images_that_exif_turns_are_counted_and_left_as_they_are(tmp_path: Path) -> None:
+    """Orientations 2 to 8 turn an image, 1 and none do not; processes count as one does."""
+    folder = draw(tmp_path / "d", ("x", "y"), 10, 1, seed=0)
+    for number, file in enumerate(sorted(folder.glob("train/*/*.png"))):
+        with Image.open(file) as image:
+            exif = Image.Exif()
+            exif[0x0112] = number % 9
+            image.save(file, **({"exif": exif} if number % 9 else {}))
+    samples, upright = read_folder(folder).splits["train"], build.transform(MODEL, augment=False)
+    turned = sum(number % 9 > 1 for number in range(20))
+    for workers in (0, 2):
+        heard = Notes()
+        view = PreparedSplit(samples, upright, 3, workers, "train", "d")
+        images, _ = decode(view, heard)
+        (text,) = heard.texts.values()
+        assert text.startswith(f"d: {turned} of 20 images of train are turned by EXIF, which is ")
+        flags: Any = {"seed": 0, "batch_size": 8, "augmented": True}
+        streamed = TrainingBatches(view, **flags, listener=(again := Notes()))
+        assert len(list(streamed.epoch(0))) == len(streamed)
+        assert again.texts == heard.texts
+        assert torch.equal(images[6], torch.as_tensor(upright(samples.load(6).convert("RGB"))))

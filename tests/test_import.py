@@ -348,9 +348,7 @@ def test_a_bare_receiver_goes_through_every_command(drawer: Drawer, tmp_path: Pa
     for receiver, flags in ((drawer.receiver, ()), (file, named)):
         lines = {
             "patch": ("patch", receiver, drawer.rho, "--lambda", "auto", *noise, *flags),
-            "combine": (
-                *("combine", drawer.rho, "--fit", "--receiver", receiver, *noise, *flags),
-            ),
+            "combine": (*("combine", drawer.rho, "--fit", "--receiver", receiver, *noise, *flags),),
         }
         for line in lines.values():
             result = call(*line, "-o", out, "--force", "--json", code=None)
@@ -384,7 +382,7 @@ def test_harmless_things_beside_the_weights_are_passed_over(tmp_path: Path) -> N
         "best_acc": np.float64(0.9),
         "count": np.int64(3),
         "confusion": np.arange(10_000.0).reshape(100, 100),
-        "started": datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc),
+        "started": datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
         "blob": bytes(range(256)) * 4,
         "where": Path("runs/1"),
     }

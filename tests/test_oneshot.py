@@ -49,7 +49,7 @@ def in_memory(drawer: Drawer, grid: Grid, rank: int | None) -> dict[str, Any]:
     wanted = Calibration((str(drawer.donor_data),), 24, Loading(batch_size=16), "cpu")
     with Checkpoint(drawer.donor) as donor:
         model = model_of(donor)
-        images = draw_images(donor, model, wanted)
+        images = draw_images(donor, model, wanted, Silence())
         assert images
         network = load_network(donor, model, "cpu").eval()
         assert donor.card

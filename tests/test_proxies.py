@@ -22,7 +22,9 @@ from qvec_cli.specs import DataUse, Loading, Silence
 
 def found(drawer: Drawer, *specs: object, samples: int = 8) -> Proxies:
     with opened(drawer.receiver, Silence()) as theta:
-        return find_proxies(theta, model_of(theta), ProxyOptions(tuple(map(str, specs)), samples))
+        return find_proxies(
+            theta, model_of(theta), ProxyOptions(tuple(map(str, specs)), samples), Silence()
+        )
 
 
 @pytest.fixture
@@ -110,7 +112,7 @@ def test_a_file_that_does_not_say_its_data_may_know_any_images(card: Any, drawer
     silent: Any = SimpleNamespace(card=card)
     for spec, use in ((drawer.donor_data, DataUse.RECEIVER_IMAGES), ("noise", DataUse.NONE)):
         wish = ProxyOptions((str(spec),), 8)
-        assert find_proxies(silent, model, wish).use.level is use
+        assert find_proxies(silent, model, wish, Silence()).use.level is use
     assert not is_own(silent, model, str(drawer.donor_data), Loading())
 
 

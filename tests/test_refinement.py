@@ -71,7 +71,8 @@ def _distance(path: Path, drawer: Drawer, images: Path, places: slice) -> float:
         networks = [load_network(each, model, "cpu").eval() for each in (checkpoint, theta)]
         own = drawer.donor if images == drawer.donor_data else drawer.receiver
         with Checkpoint(own) as named:
-            decoded, _ = open_for(named, model, str(images), Loading()).decoded("train", Silence())
+            examples = open_for(named, model, str(images), Loading(), Silence())
+            decoded, _ = examples.decoded("train", Silence())
     order = torch.randperm(len(decoded), generator=torch.Generator().manual_seed(0))
     inputs = normalise(model)(decoded[order[places]])
     with torch.no_grad():

@@ -71,9 +71,12 @@ def test_too_few_images_to_draw_from_are_refused(count: int) -> None:
     assert "val split" in str(caught.value.hint)
 
 
-def test_the_refusal_to_draw_names_the_data_set() -> None:
+def test_val_is_missed_by_those_who_use_it_and_named_with_the_data_set() -> None:
+    made = assemble("toy", DataSource(("a",), {"train": Numbers([0, 0, 0]), "test": Numbers([0])}))
+    assert len(made.split("test")) == 1
+    assert [made.split("train").load(i).width for i in range(3)] == [1, 2, 3]
     with pytest.raises(DataError, match="toy: a train split of 3 images"):
-        assemble("toy", DataSource(("a",), {"train": Numbers([0, 0, 0])}))
+        made.split("val")
 
 
 def test_a_val_split_that_is_there_is_not_drawn_again() -> None:
@@ -91,6 +94,10 @@ def test_splits_come_in_their_usual_order_whatever_the_source() -> None:
 def test_an_empty_split_is_refused() -> None:
     with pytest.raises(DataError, match="toy: the test split is empty"):
         assemble("toy", DataSource(("a",), {"test": Numbers([])}))
+    made = assemble("toy", DataSource(("a",), {"test": Numbers([]), "val": Numbers([0])}))
+    assert len(made.split("val")) == 1
+    with pytest.raises(DataError, match="toy: the test split is empty"):
+        made.split("test")
 
 
 def test_a_mistyped_split_is_answered_with_the_real_ones() -> None:

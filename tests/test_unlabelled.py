@@ -77,6 +77,20 @@ def test_of_a_data_set_that_has_no_train_split_the_first_is_taken(tmp_path: Path
     assert len(any_split(open_unlabelled(str(tmp_path / "set"), None, SIDE))) == 1
 
 
+def test_of_a_train_split_that_cannot_be_used_otherwise_the_images_are_taken(
+    tmp_path: Path,
+) -> None:
+    """Too few to draw validation from, or a class without any; without an image, another split."""
+    folder = draw(tmp_path / "bars", ("a", "b"), 2, 3, seed=0)
+    assert len(any_split(open_unlabelled(str(folder), None, SIDE))) == 4
+    for file in (folder / "train" / "a").iterdir():
+        file.unlink()
+    assert len(any_split(open_unlabelled(str(folder), None, SIDE))) == 2
+    for file in (folder / "train" / "b").iterdir():
+        file.unlink()
+    assert len(any_split(open_unlabelled(str(folder), None, SIDE))) == 6
+
+
 def test_noise_is_noise_of_the_networks_size() -> None:
     samples = any_split(open_unlabelled("noise", None, SIDE))
     assert len(samples) == COUNT

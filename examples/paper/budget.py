@@ -182,7 +182,7 @@ class Clock:
         """A step is done."""
         self.ticks.append(self.now())
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, about: str | None = None) -> None:
         """Nothing to note."""
 
     milestone = note

@@ -89,7 +89,8 @@ def _resolve(
             hint="A vector serves the grid that it was made for; leave --rho out.",
         )
     assert receiver.proxies is not None
-    return AdviseInputs(receiver, receiver.proxies, find_proxies(theta, receiver.model, proxy).use)
+    learned = find_proxies(theta, receiver.model, proxy, listener)
+    return AdviseInputs(receiver, receiver.proxies, learned.use)
 
 
 def _plan(request: AdviseRequest, inputs: AdviseInputs, parameters: Facts) -> Plan:

@@ -135,7 +135,7 @@ def _prepared(request: MomentsRequest, theta: Checkpoint, listener: Listener) ->
             f"{most} rows is no smaller than its whole moment",
             hint="Leave --rank out to keep whole moments.",
         )
-    task = open_images(request.data, model, request.loading)
+    task = open_images(request.data, model, request.loading, listener)
     whole = task.split(request.split)
     count = min(request.samples, len(whole))
     drawn = Task(task.name, task.classes, {request.split: Subset(whole, 0, count)})

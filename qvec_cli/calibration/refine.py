@@ -50,16 +50,20 @@ class RefinementOptions:
 
 
 def find_refinement_images(
-    theta: Checkpoint, model: Model, options: RefinementOptions, calibration: Calibration | None
+    theta: Checkpoint,
+    model: Model,
+    options: RefinementOptions,
+    calibration: Calibration | None,
+    listener: Listener,
 ) -> Proxies:
     """The images to refine with, not yet decoded.
     Raises SpecError: neither proxies nor images of calibration are named; DataError: no such data
     set, or fewer than four images, of which some are held back.
     """
     if options.proxies:
-        images = find_proxies(theta, model, options.proxies)
+        images = find_proxies(theta, model, options.proxies, listener)
     elif calibration:
-        images = draw_each(theta, model, calibration)
+        images = draw_each(theta, model, calibration, listener)
     else:
         raise SpecError(
             "--refine needs images: --proxy and --calib are missing",

@@ -39,11 +39,13 @@ class CalibrationImages:
         return facts if target is Target.QUANTIZED else {**facts, "target": target}
 
 
-def draw_images(theta: Checkpoint, model: Model, options: Calibration) -> CalibrationImages:
+def draw_images(
+    theta: Checkpoint, model: Model, options: Calibration, listener: Listener
+) -> CalibrationImages:
     """Images of the train splits; whether they are the receiver's own, cards tell.
     Raises DataError: no such data set.
     """
-    return CalibrationImages(options, draw_each(theta, model, options))
+    return CalibrationImages(options, draw_each(theta, model, options, listener))
 
 
 def calibrate(

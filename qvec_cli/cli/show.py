@@ -174,6 +174,7 @@ class Terminal:
     """A listener that writes to stderr: a live bar where one can be shown, else lines."""
 
     def __init__(self) -> None:
+        self._noted: set[str] = set()
         self._bar: Progress | None = None
         self._task: Any = None
         self._label, self._began, self._first, self._spoke = "", 0.0, 0, 0.0
@@ -185,8 +186,11 @@ class Terminal:
         if self._bar is not None:
             self._bar.stop()
 
-    def note(self, text: str) -> None:
-        """Something the user should know, once."""
+    def note(self, text: str, about: str | None = None) -> None:
+        """Something the user should know, once; ``about`` is what it is about, if not its text."""
+        if (key := about or text) in self._noted:
+            return
+        self._noted.add(key)
         self.milestone(f"note: {_one_line(text)}")
 
     def milestone(self, text: str) -> None:

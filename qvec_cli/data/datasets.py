@@ -52,10 +52,13 @@ def _open(spec: str, folder: Path | None, *, download: bool) -> Task:
         if name.count("/") != 1 or not all(name.split("/")):
             raise SpecError(f"{spec!r} is not hfds/ORG/NAME")
         return assemble(spec, hub.open_hub(name, download=download))
+    near = _near(Path(spec))
+    hint = f"Did you mean {near}?" if near else None
     if has_separator:
-        raise DataError(f"{spec}: no such folder", hint=layout(Path(spec)))
+        raise DataError(f"{spec}: no such folder", hint=hint or layout(Path(spec)))
     raise SpecError(
-        f"{spec!r} is neither a folder nor a known data set", hint=_did_you_mean(spec, list(TASKS))
+        f"{spec!r} is neither a folder nor a known data set",
+        hint=hint or _did_you_mean(spec, list(TASKS)),
     )
 
 
@@ -88,8 +91,11 @@ def _sources(
 def _on_disk(task: PaperTask, folder: Path) -> DataSource | None:
     if home := _image_folder(task, folder):
         source = read_folder(home)
-        if task.tests_on_val and "test" not in source.splits and "val" in source.splits:
-            source.splits["test"] = source.splits.pop("val")
+        if task.tests_on_val and "test" not in source.splits:
+            names = {"val": "test"}
+            splits = {names.get(split, split): samples for split, samples in source.splits.items()}
+            faults = {names.get(split, split): fault for split, fault in source.faults.items()}
+            source = source._replace(splits=splits, faults=faults)
         return source
     home = find_idx(task, folder) if task.idx else None
     return open_idx(task, home) if home else None
@@ -131,7 +137,7 @@ def _checked(task: PaperTask, source: DataSource) -> Task:
     """A task that has as many classes as it should, each with images to learn from."""
     opened = assemble(task.name, source)
     count = len(opened.classes)
-    if count == task.classes and "train" in source.splits:
+    if "train" in opened.faults or (count == task.classes and "train" in source.splits):
         opened.split("train")
         count = len(set(source.splits["train"].labels))
     if count != task.classes:
@@ -158,8 +164,21 @@ def _absent(task: PaperTask, folder: Path | None) -> DataError:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a name too long, a folder closed to us
+    except (OSError, ValueError):  # a name too long or with a NUL, a folder closed to us
         return False
+
+
+def _near(path: Path) -> Path | None:
+    """The folder that is there where one name of a path is mistyped."""
+    gone = next((part for part in (*reversed(path.parents), path) if not _exists(part)), None)
+    if gone is None:
+        return None
+    try:
+        names = [entry.name for entry in gone.parent.iterdir() if entry.is_dir()]
+    except OSError:
+        return None
+    near = (gone.parent / name for name in get_close_matches(gone.name, names, 3))
+    return next((place for home in near if _exists(place := home / path.relative_to(gone))), None)
 
 
 def _did_you_mean(name: str, known: list[str]) -> str:
@@ -186,10 +205,11 @@ def open_unlabelled(spec: str, folder: Path | None, side: int, *, download: bool
     place = Path(spec)
     if spec and place.is_dir() and not has_splits(place):
         source = read_flat(place)
-        return Task(place.resolve().name or spec, source.classes, source.splits)
+        name = place.resolve().name or spec
+        return Task(name, source.classes, source.splits, notes=source.notes)
     return open_task(spec, folder, download=download)
 
 
 def any_split(task: Task) -> Samples:
-    """The train split, or the first that there is."""
-    return next(task.splits[name] for name in SPLITS if name in task.splits)
+    """The train split, or the first that has an image; labels do not count."""
+    return next(task.splits[name] for name in SPLITS if len(task.splits.get(name, ())))

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qvec_cli.data.pixels import open_image
-from qvec_cli.data.samples import DataSource
+from qvec_cli.data.pixels import SUFFIXES, open_image
+from qvec_cli.data.samples import DataSource, composed
 from qvec_cli.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
 
 _SPELLINGS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
-
-_EXTENSIONS = frozenset(  # what PIL opens everywhere
-    (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +37,8 @@ class ImageFiles:
 
     def identity(self) -> Iterator[str]:
         """Place below the common folder, size and label of every file."""
+        if not self.files:
+            return
         start = len(os.path.commonpath([os.path.dirname(f) for f in self.files]))  # noqa: PTH120
         for file, label in zip(self.files, self.labels, strict=True):
             yield f"{file[start:]}\t{os.stat(file).st_size}\t{label}"  # noqa: PTH116
@@ -60,37 +60,54 @@ def has_splits(folder: Path) -> bool:
 def read_folder(folder: Path) -> DataSource:
     """The splits of an image folder; nothing is decoded.
 
-    Classes are the folders of train, sorted as Python sorts strings; of all splits where
-    there is no train. Hidden files, and files that are no images by their extension, are left
-    out. Images may lie deeper inside a class. Links are followed, each folder of a class once.
-    Raises DataError: no split, two folders for one split, an empty split or class, or a class that
-    train does not have.
+    Classes are the folders of train, sorted as Python sorts strings; of all splits where train has
+    none. Names that differ in their Unicode composition are one class, by the first spelling.
+    Hidden files are left out, and with a note others that are no images by their suffix. Images may
+    lie deeper inside a class. Links are followed, each folder of a class once, and none upwards.
+    A split without classes, or with a class without images, is among the faults.
+    Raises DataError: no split, two folders for one split, no class at all, a class that train does
+    not have, two that are one folder or have one name.
     """
-    try:
-        homes = _split_folders(folder)
-        members = {split: _class_folders(home) for split, home in homes.items()}
-        known = [members["train"]] if "train" in members else members.values()
-        classes = sorted(set(chain.from_iterable(known)))
-        for split, names in members.items():
-            if strange := sorted(set(names) - set(classes)):
+    with _located(folder):
+        homes = [_split(*item) for item in _split_folders(folder).items()]
+        trained = [home.classes for home in homes if home.name == "train" and home.classes]
+        spellings: dict[str, str] = {}
+        for name in chain(*(trained or [home.classes for home in homes])):
+            spellings.setdefault(composed(name), name)
+        classes = sorted(spellings.values())
+        labels = {composed(name): index for index, name in enumerate(classes)}
+        for home in homes:
+            if strange := [name for name in home.classes if composed(name) not in labels]:
                 raise DataError(
-                    f"{homes[split]}: class {strange[0]!r} is not among the classes of train",
+                    f"{home.path}: class {strange[0]!r} is not among the classes of train",
                     hint=f"The classes of train are {', '.join(classes[:10])}.",
                 )
-        label = {name: index for index, name in enumerate(classes)}
-        splits = {split: _read_split(homes[split], members[split], label) for split in homes}
-    except OSError as error:
-        raise DataError(f"{error.filename or folder}: {error.strerror or error}") from None
-    return DataSource(tuple(classes), {**splits})
+        splits = {home.name: home.read(labels) for home in homes}
+    faults = {home.name: home.faults[0] for home in homes if home.faults}
+    if not classes:
+        raise next(iter(faults.values()))
+    others = sum((home.others for home in homes), Counter[str]())
+    return DataSource(tuple(classes), {**splits}, faults, _left_out(folder, others))
 
 
 def read_flat(folder: Path) -> DataSource:
     """Every image below a folder, without labels, as one train split. Raises DataError: none."""
+    others: Counter[str] = Counter()
+    with _located(folder):
+        files = _images(folder, {folder.resolve(), *folder.resolve().parents}, others)
+    if not files:
+        raise _no_image(folder, "folder", others)
+    split = ImageFiles(files, [0] * len(files))
+    return DataSource((folder.name,), {"train": split}, notes=_left_out(folder, others))
+
+
+@contextmanager
+def _located(folder: Path) -> Iterator[None]:
+    """A folder that cannot be read is an error that names it."""
     try:
-        files = _images(folder, "folder")
+        yield
     except OSError as error:
         raise DataError(f"{error.filename or folder}: {error.strerror or error}") from None
-    return DataSource((folder.name,), {"train": ImageFiles(files, [0] * len(files))})
 
 
 def _split_folders(folder: Path) -> dict[str, Path]:
@@ -107,45 +124,129 @@ def _split_folders(folder: Path) -> dict[str, Path]:
         if there:
             homes[split] = there[0]
     if not homes:
-        raise DataError(f"{folder}: has no train, val or test folder", hint=layout(folder))
+        hint = _above(folder) or layout(folder)
+        raise DataError(f"{folder}: has no train, val or test folder", hint=hint)
     return homes
 
 
-def _class_folders(split: Path) -> list[str]:
-    names = sorted(
-        entry.name for entry in split.iterdir() if entry.is_dir() and entry.name[0] != "."
-    )
-    if not names:
-        raise DataError(f"{split}: is empty, it has no class folder", hint=layout(split.parent))
-    return names
+def _above(folder: Path) -> str | None:
+    """The data set of which a folder is a split or a class, as a hint."""
+    home = folder if folder.name not in {"", ".."} else folder.resolve()
+    split = {name: split for split, names in _SPELLINGS.items() for name in names}.get(home.name)
+    if split and has_splits(home.parent):
+        flag = "whose train split this is" if split == "train" else f"with --split {split}"
+        return f"Did you mean {home.parent}, {flag}?"
+    if has_splits(home.parent.parent):
+        return f"Did you mean {home.parent.parent}, of which this is a class?"
+    return None
 
 
-def _read_split(split: Path, names: Sequence[str], label: dict[str, int]) -> ImageFiles:
-    found = [(file, label[name]) for name in names for file in _images(split / name)]
-    return ImageFiles([file for file, _ in found], [number for _, number in found])
+@dataclass
+class _SplitFolder:
+    """The folder of one split, its classes, and what is odd about it."""
+
+    name: str
+    path: Path
+    classes: list[str]  # names of folders, sorted
+    others: Counter[str]  # files that are no images of a class, by their suffix
+    above: set[Path]  # real folders that it lies in, itself among them
+    faults: list[DataError] = field(default_factory=list)
+
+    def read(self, labels: dict[str, int]) -> ImageFiles:
+        """The images of every class, by the composed names of classes."""
+        files: list[str] = []
+        numbers: list[int] = []
+        for name in self.classes:
+            place, others = self.path / name, Counter[str]()
+            images = _images(
+                place, {*self.above, place.resolve(), *place.resolve().parents}, others
+            )
+            if not images:
+                self.faults.append(_no_image(place, "class", others))
+            self.others += others
+            files += images
+            numbers += [labels[composed(name)]] * len(images)
+        return ImageFiles(files, numbers)
+
+    def check(self) -> None:
+        """Refuses classes that are a folder above, one and the same folder, or of one name."""
+        real = {name: (self.path / name).resolve() for name in self.classes}
+        owners = {path: name for name, path in real.items()}
+        names: dict[str, str] = {}
+        if name := next((name for name, path in real.items() if path in self.above), None):
+            raise DataError(
+                f"{self.path / name}: is a link to {real[name]}, which it lies in, and no class",
+                hint="Remove the link.",
+            )
+        for name, path in real.items():
+            shared = (owners.get(up, name) for up in (path, *path.parents))
+            if other := next((owner for owner in shared if owner != name), None):
+                both = " and ".join(sorted((name, other)))
+                raise DataError(
+                    f"{self.path}: the classes {both} lead to the same images, in {path}",
+                    hint="Remove one of them.",
+                )
+            if (twin := names.setdefault(composed(name), name)) != name:
+                raise DataError(
+                    f"{self.path}: the classes {twin!a} and {name!a} look alike; they "
+                    "differ in their Unicode composition",
+                    hint="Put their images into one of them, or rename one.",
+                )
 
 
-def _images(folder: Path, what: str = "class") -> list[str]:
-    images, others = [], set()
-    seen = {folder.resolve(), *folder.resolve().parents}  # a link may lead back
+def _split(name: str, path: Path) -> _SplitFolder:
+    shown = [entry for entry in path.iterdir() if entry.name[0] != "."]
+    classes = sorted(entry.name for entry in shown if entry.is_dir())
+    others = Counter(_kind(entry.name) for entry in shown if not entry.is_dir())
+    tops = (path.resolve(), path.parent.resolve())
+    above = {up for top in tops for up in (top, *top.parents)}
+    home = _SplitFolder(name, path, classes, others, above)
+    home.check()
+    if not classes:
+        error = DataError(f"{path}: is empty, it has no class folder", hint=layout(path.parent))
+        home.faults.append(error)
+    return home
+
+
+def _images(folder: Path, seen: set[Path], others: Counter[str]) -> list[str]:
+    """Image files below a folder; other files are counted, and folders ``seen`` not entered."""
+    images = []
     for where, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         shown = (name for name in sorted(folders, reverse=True) if name[0] != ".")
         inside = {Path(where, name).resolve(): name for name in shown}
         folders[:] = [name for path, name in inside.items() if path not in seen]
         seen |= inside.keys()
         for name in (name for name in files if name[0] != "."):
-            kind = Path(name).suffix.lower()
-            if kind in _EXTENSIONS:
+            if (kind := _kind(name)) in SUFFIXES:
                 images.append(f"{where}{os.sep}{name}")
             else:
-                others.add(kind or name)
-    if not images:
-        other = f"; it has {', '.join(sorted(others)[:5])}" if others else ""
-        raise DataError(
-            f"{folder}: this {what} has no image{other}",
-            hint=f"Images end in {', '.join(sorted(_EXTENSIONS))}.",
-        )
+                others[kind] += 1
     return sorted(images)
+
+
+def _kind(name: str) -> str:
+    return Path(name).suffix.lower() or "without a suffix"
+
+
+def _listed(others: Counter[str]) -> str:
+    kinds = [
+        f"{count} {kind}" for kind, count in sorted(others.items(), key=lambda o: (-o[1], o[0]))
+    ]
+    return ", ".join([*kinds[:5], "..."] if len(kinds) > 5 else kinds)
+
+
+def _left_out(folder: Path, others: Counter[str]) -> tuple[str, ...]:
+    """A note of the files that are left out, if there are any."""
+    count = others.total()
+    files = f"{count:,} file" if count == 1 else f"{count:,} files"
+    return (f"{folder}: left out {files}: {_listed(others)}",) if count else ()
+
+
+def _no_image(folder: Path, what: str, others: Counter[str]) -> DataError:
+    return DataError(
+        f"{folder}: this {what} has no image{'; it has ' if others else ''}{_listed(others)}",
+        hint=f"Images end in {', '.join(sorted(SUFFIXES))}.",
+    )
 
 
 def _refuse(error: OSError) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from qvec_cli.data.pixels import cause
+from qvec_cli.data.pixels import cause, decoding, undecoded
 from qvec_cli.data.samples import DataSource, Samples, name_classes
 from qvec_cli.data.tasks import TASKS, PaperTask
 from qvec_cli.errors import DataError
@@ -38,9 +38,11 @@ class HubImages:
     def load(self, index: int) -> Image.Image:
         """Decode one image."""
         try:
-            image = self.rows[index][self.column]
+            with decoding():
+                image = self.rows[index][self.column]
         except Exception as error:  # PIL's and pyarrow's errors, and theirs are many
-            raise DataError(f"{self.where}: image {index} is broken: {cause(error)}") from None
+            where, reason = f"{self.where}: image {index}", f"is broken: {cause(error)}"
+            raise undecoded(where, error, reason) from None
         if not isinstance(image, Image.Image):
             raise DataError(f"{self.where}: image {index} is {type(image).__name__}, not an image")
         return image.transpose(Image.Transpose.TRANSPOSE) if self.sideways else image

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 from hashlib import sha256
@@ -49,6 +50,8 @@ class DataSource(NamedTuple):
 
     classes: tuple[str, ...]  # names in label order
     splits: dict[str, Samples]
+    faults: Mapping[str, DataError] = {}  # of splits that cannot be used, raised when one is
+    notes: tuple[str, ...] = ()  # what the user should know of it
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Task:
     name: str
     classes: tuple[str, ...]  # names in label order
     splits: Mapping[str, Samples]
+    faults: Mapping[str, DataError] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def digest(self) -> str:
@@ -71,8 +76,11 @@ class Task:
     def split(self, name: str) -> Samples:
         """The samples of a split, whose labels have been checked.
 
-        Raises DataError: there is no such split, or a label is none of the classes.
+        Raises DataError: there is no such split, it is empty, has a class without images or cannot
+        be drawn, or a label is none of the classes.
         """
+        if name in self.faults:
+            raise self.faults[name]
         if name not in self.splits:
             close = get_close_matches(name, self.splits, 1)
             raise DataError(
@@ -153,23 +161,34 @@ def draw_validation(train: Samples) -> tuple[Samples, Samples]:
 def assemble(name: str, source: DataSource) -> Task:
     """The data set that a source holds; val is drawn from train where the source has none.
 
-    Raises DataError: a split is empty or too small.
+    A split that is empty, or too small to draw from, is an error when it is used. Raises
+    DataError: no split has an image.
     """
-    splits = dict(source.splits)
+    splits, faults = dict(source.splits), dict(source.faults)
     for split, samples in splits.items():
         if len(samples) == 0:
-            raise DataError(f"{name}: the {split} split is empty")
+            faults.setdefault(split, DataError(f"{name}: the {split} split is empty"))
+    if not any(map(len, splits.values())):
+        raise next(iter(faults.values()))
     if "train" in splits and "val" not in splits:
         try:
             splits["train"], splits["val"] = draw_validation(splits["train"])
         except DataError as error:
-            raise DataError(f"{name}: {error}", hint=error.hint) from None
-    return Task(name, source.classes, {split: splits[split] for split in SPLITS if split in splits})
+            faults["val"] = DataError(f"{name}: {error}", hint=error.hint)
+        if "train" in faults:
+            faults["val"] = faults["train"]
+    ordered = {split: splits[split] for split in SPLITS if split in splits}
+    return Task(name, source.classes, ordered, faults, source.notes)
 
 
 def fold(name: str) -> str:
     """A name without case and punctuation: fashion-mnist and FashionMNIST are the same."""
     return "".join(c for c in name.lower() if c.isalnum())
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC): macOS may store "é" as "e" and an accent."""
+    return unicodedata.normalize("NFC", name)
 
 
 def name_classes(raw: Sequence[str], official: tuple[str, ...] | None = None) -> tuple[str, ...]:

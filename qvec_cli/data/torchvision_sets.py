@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image
 
 from qvec_cli.data.folders import ImageFiles
-from qvec_cli.data.pixels import cause
+from qvec_cli.data.pixels import cause, decoding, undecoded
 from qvec_cli.data.samples import DataSource, Samples, Subset, name_classes
 from qvec_cli.data.tasks import PaperTask, Vision
 from qvec_cli.errors import DataError
@@ -39,9 +39,11 @@ class LibraryImages:
     def load(self, index: int) -> Image.Image:
         """Decode one image."""
         try:
-            image: Image.Image = self.dataset[index][0]
+            with decoding():
+                image: Image.Image = self.dataset[index][0]
         except Exception as error:  # HDF5 and others, each with its own errors
-            raise DataError(f"{self.task.name}: image {index} is broken: {cause(error)}") from None
+            where, reason = f"{self.task.name}: image {index}", f"is broken: {cause(error)}"
+            raise undecoded(where, error, reason) from None
         return image.transpose(Image.Transpose.TRANSPOSE) if self.task.sideways else image
 
     def identity(self) -> Iterator[str]:

@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING, Any, Final
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.data.datasets import any_split, open_task, open_unlabelled
 from qvec_cli.data.noise import NOISE
-from qvec_cli.data.samples import Subset, Task
+from qvec_cli.data.samples import Subset, Task, composed
 from qvec_cli.errors import DataError, MismatchError, SpecError
 from qvec_cli.inputs.lineage import digest_of, has_seen
 from qvec_cli.model.configuration import Model
 from qvec_cli.outputs.metrics import Input
-from qvec_cli.specs import Calibration, DataUse, Listener, Loading, Use, check_pool, spent
+from qvec_cli.specs import (
+    Calibration,
+    DataUse,
+    Listener,
+    Loading,
+    Silence,
+    Use,
+    check_pool,
+    spent,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,14 +114,19 @@ class Proxies:
 
 
 def find_proxies(
-    theta: Checkpoint, model: Model, options: ProxyOptions, *, held_back: bool = False
+    theta: Checkpoint,
+    model: Model,
+    options: ProxyOptions,
+    listener: Listener,
+    *,
+    held_back: bool = False,
 ) -> Proxies:
     """Images of each data set for a receiver and its model, drawn with seed 0; not yet decoded.
 
     ``held_back`` asks for as many others, which come after them in the draw. DataError, SpecError:
     no such data set, or a single image.
     """
-    proxies = draw_each(theta, model, options, held_back=held_back)
+    proxies = draw_each(theta, model, options, listener, held_back=held_back)
     if proxies.count < 2:
         raise DataError(
             f"{options.specs[0]}: has one image, and one cannot tell how sure a choice is"
@@ -121,7 +135,12 @@ def find_proxies(
 
 
 def draw_each(
-    theta: Checkpoint, model: Model, options: ProxyOptions | Calibration, *, held_back: bool = False
+    theta: Checkpoint,
+    model: Model,
+    options: ProxyOptions | Calibration,
+    listener: Listener,
+    *,
+    held_back: bool = False,
 ) -> Proxies:
     """A share of the images from each data set, see ``find_proxies``; nothing is decoded.
 
@@ -131,20 +150,26 @@ def draw_each(
     shares = [share + (place < more) for place in range(len(options.specs))]
     return Proxies(
         tuple(
-            draw(theta, model, spec, count, options.loading, start=count if held_back else 0)
+            draw(theta, model, spec, count, options.loading, listener, count if held_back else 0)
             for spec, count in zip(options.specs, shares, strict=True)
         )
     )
 
 
 def draw(
-    theta: Checkpoint, model: Model, spec: str, count: int, loading: Loading, start: int = 0
+    theta: Checkpoint,
+    model: Model,
+    spec: str,
+    count: int,
+    loading: Loading,
+    listener: Listener,
+    start: int = 0,
 ) -> ProxySource:
     """At most so many images of a data set; whether they are the receiver's own, cards tell.
 
     DataError: too few are left from ``start`` on.
     """
-    task = open_images(spec, model, loading)
+    task = open_images(spec, model, loading, listener)
     samples = any_split(task)
     if start > 0 and len(samples) - start < min(count, LEAST):
         half = len(samples) // 2
@@ -165,7 +190,7 @@ def draw(
 
 def is_own(theta: Checkpoint, model: Model, spec: str, loading: Loading) -> bool:
     """Whether a data set is known to be the receiver's own."""
-    own = draw(theta, model, spec, 1, loading).use.level is DataUse.RECEIVER_IMAGES
+    own = draw(theta, model, spec, 1, loading, Silence()).use.level is DataUse.RECEIVER_IMAGES
     return own and bool(theta.card.data)
 
 
@@ -186,33 +211,39 @@ class Examples:
         from qvec_cli.model import build
 
         samples, transform = self.task.split(split), build.transform(self.model, augment=False)
-        channels = self.model.input_size[0]
-        prepared = PreparedSplit(samples, transform, channels, self.loading.workers)
-        images, labels = decode(
-            prepared, lambda done: listener.progress(f"decode {split}", done, len(samples))
-        )
+        channels, workers = self.model.input_size[0], self.loading.workers
+        prepared = PreparedSplit(samples, transform, channels, workers, split, self.task.name)
+        images, labels = decode(prepared, listener)
         return images, torch.tensor(self.relabel)[labels]
 
 
-def open_data(spec: str, loading: Loading) -> Task:
-    """The data set that the user names."""
+def open_data(spec: str, loading: Loading, listener: Listener) -> Task:
+    """The data set that the user names; the listener hears what it notes of its reading."""
     folder = Path(loading.data_dir) if loading.data_dir else None
-    return open_task(spec, folder, download=loading.download)
+    return _noted(open_task(spec, folder, download=loading.download), listener)
 
 
-def open_images(spec: str, model: Model, loading: Loading) -> Task:
+def open_images(spec: str, model: Model, loading: Loading, listener: Listener) -> Task:
     """Images whose labels do not count, for one network: a data set, any folder, or noise."""
     folder = Path(loading.data_dir) if loading.data_dir else None
     side = model.input_size[-1]
-    return open_unlabelled(spec, folder, side, download=loading.download)
+    return _noted(open_unlabelled(spec, folder, side, download=loading.download), listener)
 
 
-def open_for(checkpoint: Checkpoint, model: Model, spec: str, loading: Loading) -> Examples:
+def _noted(task: Task, listener: Listener) -> Task:
+    for note in task.notes:
+        listener.note(note)
+    return task
+
+
+def open_for(
+    checkpoint: Checkpoint, model: Model, spec: str, loading: Loading, listener: Listener
+) -> Examples:
     """A data set whose classes are matched with the head's, by name where the card has names.
 
     MismatchError: classes that the head does not know, or another number of them.
     """
-    task = open_data(spec, loading)
+    task = open_data(spec, loading, listener)
     known: Sequence[str] | None = checkpoint.classes
     if known is not None and loading.class_map:
         raise MismatchError(f"{checkpoint.path} names its classes itself: leave --class-map out")
@@ -264,11 +295,13 @@ def natural(names: Sequence[str]) -> list[str]:
 def _relabel(
     task: Task, known: Sequence[str], spec: str, checkpoint: Checkpoint
 ) -> tuple[int, ...]:
-    place = {name: index for index, name in enumerate(known)}
-    if strange := [name for name in task.classes if name not in place]:
+    alike = {composed(name): index for index, name in enumerate(known)}
+    exact = {name: index for index, name in enumerate(known)}
+    place = {name: exact.get(name, alike.get(composed(name))) for name in task.classes}
+    if strange := [name for name, index in place.items() if index is None]:
         raise MismatchError(
             f"{spec} has {len(task.classes)} classes, the head of {checkpoint.path} {len(known)}; "
             f"it does not know {', '.join(map(repr, strange[:3]))}",
             hint="The model was trained on another data set.",
         )
-    return tuple(place[name] for name in task.classes)
+    return tuple(index for index in place.values() if index is not None)

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from qvec_cli.checkpoint.card import Card, canonical
 from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.data.samples import composed
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError
 from qvec_cli.inputs.files import stated_model
 from qvec_cli.model.configuration import same_backbone
@@ -167,8 +168,8 @@ def same_data(first: Card, second: Card) -> bool:
 
 
 def digest_of(classes: Iterable[str]) -> str:
-    """What stands for the names of classes, which may be many."""
-    return hashlib.sha256(canonical([*classes]).encode()).hexdigest()
+    """What stands for the names of classes, which may be many, however Unicode composes them."""
+    return hashlib.sha256(canonical([*map(composed, classes)]).encode()).hexdigest()
 
 
 def has_seen(theta: Checkpoint, digest: str, classes: str) -> bool:

@@ -83,10 +83,11 @@ def device(name: str) -> torch.device:
     try:
         chosen = torch.device(name)
         torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as fault:
-        raise QvecError(
-            f"--device {name}: {build.first_line(fault)}", hint="Try --device cpu."
-        ) from None
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as fault:
+        reason = build.first_line(fault)
+        if isinstance(fault, NotImplementedError):  # a page of all that there might be
+            reason = "this torch and this machine have no such device"
+        raise QvecError(f"--device {name}: {reason}", hint="Try --device cpu.") from None
     return chosen
 
 

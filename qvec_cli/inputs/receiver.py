@@ -100,12 +100,12 @@ def resolve(
     targets = targets_in(theta, model, (), head_tensors(theta, model), listener)
     labelled = None
     if options.data is not None:
-        labelled = open_for(theta, model, options.data, options.loading)
+        labelled = open_for(theta, model, options.data, options.loading, listener)
         for split in options.splits:
             labelled.task.split(split)
     proxies = None
     if options.proxy:
-        proxies = find_proxies(theta, model, options.proxy, held_back=options.held_back)
+        proxies = find_proxies(theta, model, options.proxy, listener, held_back=options.held_back)
     grid = _grid(theta, rhos, targets, options.grid)
     return Receiver(theta, model, targets, vectors, grid, labelled, proxies)
 

@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from qvec_cli.data.datasets import Samples, to_mode
+from qvec_cli.data.pixels import is_turned
 from qvec_cli.errors import DataError
 from qvec_cli.learn.distributed import ALONE, World
+from qvec_cli.specs import Listener
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -53,10 +55,16 @@ class PreparedSplit:
     transform: Transform
     channels: int  # of the network
     workers: int = 0  # processes that decode
+    split: str = "the split"  # its name, and that of its data set
+    data: str = "images"
+
+
+_Item = tuple[Tensor, int, bool]
+"""A transformed image, its label, and whether EXIF turns it."""
 
 
 class _Decoded(Dataset[Any]):
-    """Pairs of transformed image and label; random transforms are drawn from ``stream``."""
+    """Images with their labels; random transforms are drawn from ``stream``."""
 
     def __init__(self, split: PreparedSplit, stream: tuple[int, int] | None = None) -> None:
         self.split, self.stream = split, stream  # seed and epoch
@@ -64,24 +72,24 @@ class _Decoded(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.split.samples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | _Fault:
+    def __getitem__(self, index: int) -> _Item | _Fault:
         split = self.split
         try:
-            image = to_mode(split.samples.load(index), split.channels)
+            loaded = split.samples.load(index)
+            image, turned = to_mode(loaded, split.channels), is_turned(loaded)
         except DataError as fault:
             return _Fault(str(fault), fault.hint)
         if self.stream is None:
-            return split.transform(image), split.samples.labels[index]
+            return split.transform(image), split.samples.labels[index], turned
         with _stream(*self.stream, index):
-            return split.transform(image), split.samples.labels[index]
+            return split.transform(image), split.samples.labels[index], turned
 
 
-def decode(
-    split: PreparedSplit,
-    progress: Callable[[int], None] = lambda done: None,
-    places: Sequence[int] | None = None,
-) -> Batch:
-    """Every image of a split, or those at some places of it, transformed, in their order."""
+def decode(split: PreparedSplit, listener: Listener, places: Sequence[int] | None = None) -> Batch:
+    """Every image of a split, or those at some places of it, transformed, in their order.
+
+    The listener hears how far that is, and of images that EXIF turns.
+    """
     places = range(len(split.samples)) if places is None else places
     count = len(places)
     if not count:
@@ -89,12 +97,12 @@ def decode(
     classes = split.samples.labels
     images, labels = None, torch.tensor([classes[place] for place in places], dtype=torch.int64)
     done = 0
-    for batch, _ in _loader(_Decoded(split), _chunks(places, _DECODE_BATCH)):
+    for batch, _ in _loader(_Decoded(split), _chunks(places, _DECODE_BATCH), listener):
         if images is None:
             images = torch.empty((count, *batch.shape[1:]), dtype=torch.uint8)
         images[done : done + len(batch)] = batch
         done += len(batch)
-        progress(done)
+        listener.progress(f"decode {split.split}", done, count)
     assert images is not None
     return images, labels
 
@@ -107,7 +115,7 @@ class TrainingBatches:
         seed: of order and augmentation.
         batch_size: images in a step.
         augmented: whether the transform does; if not, images are decoded once where they fit.
-        progress: called with the images decoded so far, while they are decoded once.
+        listener: hears how far images are that are decoded once, and which EXIF turns.
         world: of which this process takes its share of every batch.
     """
 
@@ -118,11 +126,12 @@ class TrainingBatches:
         seed: int,
         batch_size: int,
         augmented: bool,
-        progress: Callable[[int], None] = lambda done: None,
+        listener: Listener,
         world: World = ALONE,
     ) -> None:
         self.seed, self.batch_size, self._split, self._world = seed, batch_size, split, world
-        self._resident = decode(split, progress) if not augmented and self._fits() else None
+        self._listener = listener
+        self._resident = decode(split, listener) if not augmented and self._fits() else None
 
     def __len__(self) -> int:
         """Steps in an epoch; the last batch may be smaller."""
@@ -143,7 +152,8 @@ class TrainingBatches:
 
     def _drawn(self, epoch: int, batches: Sequence[list[int]]) -> Iterator[Batch]:
         if self._resident is None:
-            yield from _loader(_Decoded(self._split, (self.seed, epoch)), batches)
+            decoded = _Decoded(self._split, (self.seed, epoch))
+            yield from _loader(decoded, batches, self._listener)
             return
         images, labels = self._resident
         yield from ((images[batch], labels[batch]) for batch in batches)
@@ -158,8 +168,11 @@ def _chunks(places: Sequence[int], size: int) -> list[list[int]]:
     return [list(places[start : start + size]) for start in range(0, len(places), size)]
 
 
-def _loader(dataset: _Decoded, batches: Sequence[list[int]]) -> Iterator[Batch]:
-    """Batches in a given order; torch's own generator stays untouched."""
+def _loader(dataset: _Decoded, batches: Sequence[list[int]], listener: Listener) -> Iterator[Batch]:
+    """Batches in a given order; torch's own generator stays untouched.
+
+    After the last one the listener hears how many images EXIF turns.
+    """
     if not batches:  # workers need not start for that
         return
     loader = DataLoader(
@@ -169,13 +182,23 @@ def _loader(dataset: _Decoded, batches: Sequence[list[int]]) -> Iterator[Batch]:
         collate_fn=_collate,
         generator=torch.Generator(),
     )
+    count = turned = 0
     for batch in loader:
         if isinstance(batch, _Fault):
             raise DataError(batch.message, hint=batch.hint)
-        yield batch
+        images, labels, marks = batch
+        count, turned = count + len(marks), turned + int(marks.sum())
+        yield images, labels
+    if turned:
+        data, split = dataset.split.data, dataset.split.split
+        listener.note(
+            f"{data}: {turned} of {count} images of {split} are turned by EXIF, which is not "
+            "followed, as in timm",
+            about=f"EXIF of {data}",
+        )
 
 
-def _collate(items: Sequence[tuple[Tensor, int] | _Fault]) -> Batch | _Fault:
+def _collate(items: Sequence[_Item | _Fault]) -> tuple[Tensor, ...] | _Fault:
     faults = [item for item in items if isinstance(item, _Fault)]
     return faults[0] if faults else tuple(default_collate([*items]))
 

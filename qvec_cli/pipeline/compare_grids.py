@@ -69,7 +69,7 @@ def compare_grids(request: CompareGridsRequest, listener: specs.Listener) -> Met
         if model and request.data is not None:
             from qvec_cli.selection.trial import load_trial
 
-            examples = open_for(theta, model, request.data, request.loading)
+            examples = open_for(theta, model, request.data, request.loading, listener)
             receiver = Receiver(theta, model, targets, (), None, examples, None)
             trial = load_trial(receiver, (request.split,), request.device, listener)
         rows = []

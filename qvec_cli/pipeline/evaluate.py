@@ -47,7 +47,7 @@ def evaluate(request: EvaluateRequest, listener: Listener) -> Metrics:
     with opened(request.source, listener, request.network.weights) as checkpoint:
         require_model(checkpoint)
         model = network_of(checkpoint, request.network, listener)
-        examples = open_for(checkpoint, model, request.data, request.loading)
+        examples = open_for(checkpoint, model, request.data, request.loading, listener)
         images = {request.split: len(examples.task.split(request.split))}
         if request.dry_run:
             from qvec_cli.inputs.network import check_network

@@ -38,7 +38,7 @@ def train(request: TrainRequest, listener: Listener, world: World = ALONE) -> Me
     with InputFiles(listener) as files:
         check_start(request, files)
         with distributed.in_turn(world) if request.loading.download else nullcontext():
-            task = open_data(request.data, request.loading)
+            task = open_data(request.data, request.loading, listener)
         for split in ("train", "val"):
             task.split(split)
         if request.dry_run:

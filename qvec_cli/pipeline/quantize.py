@@ -302,10 +302,11 @@ def _prepared(request: QuantizeRequest, files: InputFiles, listener: Listener) -
     if moments:
         moments.check(targets, listener)
     quantizer = ModelQuantizer(patched or theta, targets, grid, request.method, moments)
-    images = draw_images(theta, model, calibration) if model and calibration else None
-    others = None
+    images = others = None
+    if model and calibration:
+        images = draw_images(theta, model, calibration, listener)
     if model and refinement:
-        others = find_refinement_images(theta, model, refinement, request.calibration)
+        others = find_refinement_images(theta, model, refinement, request.calibration, listener)
     return _Job(request, theta, patched, quantizer, head, model, images, others)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -77,8 +77,7 @@ class Session:
         )
         batches = world.whole_batches(len(task.splits["val"]), request.recipe.batch_size)
         places = [place for batch in batches for place in batch]
-        progress = self._progress("val", len(places))
-        self._val = decode(self._prepared("val", augment=False), progress, places)
+        self._val = decode(self._prepared("val", augment=False), listener, places)
 
     def run(self) -> None:
         """Trains to the end; with ``--resume`` from the saved state.
@@ -129,7 +128,7 @@ class Session:
             seed=recipe.seed,
             batch_size=recipe.batch_size,
             augmented=not recipe.no_aug,
-            progress=self._progress("train", len(self.task.splits["train"])),
+            listener=self.listener,
             world=self.world,
         )
 
@@ -139,10 +138,9 @@ class Session:
             build.transform(self.model, augment=augment),
             self.model.input_size[0],
             self.request.loading.workers,
+            split,
+            self.task.name,
         )
-
-    def _progress(self, split: str, total: int) -> Callable[[int], None]:
-        return lambda done: self.listener.progress(f"decode {split}", done, total)
 
     def _card(self) -> Card:
         grid = self.request.grid

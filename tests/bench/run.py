@@ -197,7 +197,7 @@ def sweep(folder: Path) -> None:
     with Checkpoint(Path(names["fp"])) as checkpoint:
         model = Model.from_json(checkpoint.card.model or {})
         network = load_network(checkpoint, model, "cpu")
-        examples = open_for(checkpoint, model, str(data), loading)
+        examples = open_for(checkpoint, model, str(data), loading, Silence())
     images, labels = examples.decoded("val", Silence())
 
     def bare() -> float:
