@@ -8,7 +8,7 @@ WORKERS ?= 2
 # The tests start hundreds of processes: each module is compiled once, not by every one of them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo study study-real zero-shot zero-shot-real test suite lint floors fix bench slow clean
+.PHONY: demo study study-real zero-shot zero-shot-real test suite lint floors fix architectures bench slow clean
 
 demo: .venv/ready  ## the whole method on real images, offline
 	$(MAKE) --no-print-directory -C examples/tiny BIN=$(CURDIR)/$(BIN) demo
@@ -42,6 +42,9 @@ fix: .venv/ready  ## what a machine can mend
 
 floors: .venv/ready  ## the figures of the house: files, lines, rooms
 	$(BIN)/python tests/test_floors.py
+
+architectures: .venv/ready  ## the table of timm's networks by which import knows them, some ten minutes
+	$(BIN)/python tests/architectures.py
 
 slow: .venv/ready .bench/ct/ready .bench/llmc/ready  ## the tests that take minutes
 	$(BIN)/pytest -m "slow and not gpu"

@@ -19,6 +19,8 @@ from qvec_cli.model.recognise import TABLE, fingerprint
 CLASSES = 10
 SKIPPED = ("img_size", "grid", "num_patches", "feat_size", "input_size", "resolution", "drop")
 """Words in attributes that the size of the image decides, or that evaluation does not see."""
+EXACTLY = ("feat_shape", "feature_size", "num_relative_distance", "init_values")
+"""The same, of whole attributes; where windows are as large as the image, their size too."""
 
 
 def plain(value: Any) -> bool:
@@ -31,10 +33,12 @@ def function(network: torch.nn.Module) -> str:
     """A digest of every module's class and settings: equal for networks that compute the same."""
     lines = []
     for name, module in network.named_modules():
+        held = vars(module)
+        exactly = (*EXACTLY, "window_size") if "num_relative_distance" in held else EXACTLY
         settings = {
             key: list(value) if isinstance(value, tuple) else value
-            for key, value in vars(module).items()
-            if plain(value) and not any(word in key for word in SKIPPED)
+            for key, value in held.items()
+            if plain(value) and not (key in exactly or any(word in key for word in SKIPPED))
         }
         lines.append([name, type(module).__qualname__, settings])
     return hashlib.sha256(json.dumps(lines, sort_keys=True).encode()).hexdigest()[:12]

@@ -397,7 +397,7 @@ def test_a_patch_of_a_part_that_is_not_there_is_refused(tmp_path: Path) -> None:
     arrays = {"fc1.weight": np.ones((3, 2), np.float32)}
     for name, factor in (("a", 1), ("b", 2)):
         save_file({n: a * np.float32(factor) for n, a in arrays.items()}, tmp_path / f"{name}.st")
-    call("extract", tmp_path / "a.st", tmp_path / "b.st", "-o", tmp_path / "rho.st")
-    args = (tmp_path / "a.st", tmp_path / "rho.st", "--parts", "norm")
+    call("extract", tmp_path / "a.st", tmp_path / "b.st", "--no-head", "-o", tmp_path / "rho.st")
+    args = (tmp_path / "a.st", tmp_path / "rho.st", "--no-head", "--parts", "norm")
     refused = call("patch", *args, "-o", tmp_path / "p.st", code=1)
     assert "--parts norm: no tensor is of these parts" in refused.errors[0]

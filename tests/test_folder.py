@@ -308,7 +308,7 @@ def test_the_network_of_a_bare_file_chooses_its_targets_and_is_remembered(
     told = call(*args, tmp_path / "q.st", tmp_path / "bare.st", *named)
     carded = call(*args, tmp_path / "c.st", drawer.receiver).json["results"]
     assert "chosen by name and shape" in ruled.err
-    assert told.err == ""
+    assert "images are prepared as timm has it for test_vit" in told.err
     assert told.json["results"]["sqnr_db"] == carded["sqnr_db"]
     data = ("--data", drawer.receiver_data)
     call("eval", tmp_path / "r.st", *data, code=1)
@@ -342,7 +342,10 @@ WRONG: dict[str, tuple[int, str, tuple[object, ...]]] = {
         ("bare", "--model", "test_vit2", "-o", "q.st"),
     ),
     "a network that timm does not know": (2, "not known", ("bare", "--model", "tset", "-o", "q/")),
-    "a shape without a name": (2, "go with --model", ("bare", "--img-size", 32, "-o", "q/")),
+    "a shape without a name": (
+        *(1, "does not say its architecture"),
+        ("bare", "--img-size", 32, "-o", "q/"),
+    ),
     "another name than the file's": (1, "not a", ("card", "--model", "test_vit2", "-o", "q.st")),
     "a shape for a file that has one": (
         *(1, "knows its own"),

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+import torch
 import typer
 from conftest import Drawer, call, draw, without_torch
+from safetensors.torch import load_file
 
 from qvec_cli import specs
 from qvec_cli.cli.app import COMMANDS, program
@@ -106,8 +108,8 @@ def test_a_value_is_a_word_in_capitals_or_the_choices(name: str) -> None:
 
 def test_flags_stand_in_sections(helps: dict[str, str]) -> None:
     assert list(sections(helps["quantize"])) == [
-        *("Input", "Grid", "Method", "Proxy images", "Comparison", "Images", "Network"),
-        *("Output", "Options", "Examples"),
+        *("Input", "Grid", "Method", "Proxy images", "Comparison", "Images"),
+        *("Files without a card", "Output", "Options", "Examples"),
     ]
     for name, text in helps.items():
         if name:
@@ -124,6 +126,9 @@ def folder(drawer: Drawer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     models |= {name: getattr(drawer, name) for name in ("base", "donor", "donor_qat")}
     for name, path in (rhos | models).items():
         (folder / f"{name}.st").symlink_to(path)
+    bare = load_file(drawer.receiver)
+    torch.save(bare, folder / "weights.pth")
+    torch.save({"arch": "test_vit", "state_dict": bare}, folder / "model_best.pth.tar")
     (folder / "images").mkdir()
     (folder / "images" / "greek").symlink_to(drawer.donor_data)
     (folder / "images" / "digits").symlink_to(drawer.receiver_data)

@@ -143,7 +143,7 @@ def test_projections_and_linear_layers_are_quantized_and_nothing_else(clip: Clip
 
 
 def test_names_and_shapes_alone_choose_the_same_weights(clip: Clip) -> None:
-    assert sorted(of_outline(_shapes(clip), None)) == sorted(TARGETS)
+    assert sorted(of_outline(_shapes(clip), ())) == sorted(TARGETS)
 
 
 def test_a_network_without_a_classifier_keeps_no_tensor_back(clip: Clip) -> None:
@@ -154,7 +154,7 @@ def test_a_linear_projection_of_the_text_counts_like_any_other_linear_layer() ->
     """As in the towers of SigLIP, where it is no bare parameter."""
     network = nn.ModuleDict({"text": nn.ModuleDict({"text_projection": nn.Linear(TEXT, JOINT)})})
     assert of_network(network, NO_CLASSIFIER) == ("text.text_projection.weight",)
-    assert of_outline(_shapes(network), None) == ("text.text_projection.weight",)
+    assert of_outline(_shapes(network), ()) == ("text.text_projection.weight",)
 
 
 def test_a_prepared_network_computes_with_its_weights_on_the_grid(
@@ -193,7 +193,16 @@ def test_stripping_gives_names_and_values_back(clip: Clip) -> None:
 def test_a_bare_file_is_quantized_in_its_targets_only(clip: Clip, tmp_path: Path) -> None:
     theta = {name: tensor.numpy() for name, tensor in clip.state_dict().items()}
     save_file(theta, tmp_path / "clip.st")
-    call("quantize", tmp_path / "clip.st", "--bits", 3, "--fake", "-o", tmp_path / "q.st")
+    call(
+        "quantize",
+        tmp_path / "clip.st",
+        "--no-head",
+        "--bits",
+        3,
+        "--fake",
+        "-o",
+        tmp_path / "q.st",
+    )
     found = load_file(tmp_path / "q.st")
     assert {name for name in theta if not np.array_equal(found[name], theta[name])} == set(TARGETS)
 
@@ -203,8 +212,8 @@ def test_a_vector_of_bare_files_moves_every_tensor(clip: Clip, tmp_path: Path) -
     qat = {name: np.asarray(array + np.float32(0.5)) for name, array in fp.items()}
     for name, arrays in (("fp", fp), ("qat", qat)):
         save_file(arrays, tmp_path / f"{name}.st")
-    call("extract", tmp_path / "fp.st", tmp_path / "qat.st", "-o", tmp_path / "rho.st")
+    call("extract", tmp_path / "fp.st", tmp_path / "qat.st", "--no-head", "-o", tmp_path / "rho.st")
     assert load_file(tmp_path / "rho.st").keys() == fp.keys()
-    call("patch", tmp_path / "fp.st", tmp_path / "rho.st", "-o", tmp_path / "p.st")
+    call("patch", tmp_path / "fp.st", tmp_path / "rho.st", "--no-head", "-o", tmp_path / "p.st")
     patched = load_file(tmp_path / "p.st")
     assert all(np.array_equal(patched[name], fp[name] + (qat[name] - fp[name])) for name in fp)

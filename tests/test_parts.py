@@ -165,7 +165,10 @@ def test_what_is_quantized_is_attention_or_mlp(names: tuple[str, ...]) -> None:
     """But for patches that a linear layer embeds."""
     for name in names:
         shapes = {n: entry.shape for n, entry in outline(name).items()}
-        parts = {part_of(target, outline(name)) for target in of_outline(shapes, None)}
+        parts = {
+            part_of(target, outline(name))
+            for target in of_outline(shapes, head_tensors(shapes, None))
+        }
         embedded = {Part.EMBED} if name.startswith("naflex") else set()
         attention = set() if name.startswith("convnext") else {Part.ATTN}
         assert parts == {Part.MLP} | attention | embedded, name

@@ -140,8 +140,8 @@ def test_tied_tensors_are_kept_once_and_restored_in_the_network(tmp_path: Path) 
         state = {"a.weight": weight, "b.weight": weight, "c": weight[:2]}
         torch.save(state, tmp_path / f"{name}.pt")
     rho, out = tmp_path / "rho.st", tmp_path / "out.st"
-    call("extract", tmp_path / "donor.pt", tmp_path / "qat.pt", "-o", rho)
-    call("patch", tmp_path / "receiver.pt", rho, "-o", out)
+    call("extract", tmp_path / "donor.pt", tmp_path / "qat.pt", "--no-head", "-o", rho)
+    call("patch", tmp_path / "receiver.pt", rho, "--no-head", "-o", out)
     for path in (tmp_path / "donor.pt", rho, out):
         with Checkpoint(path) as ours:
             assert set(ours) == {"a.weight", "c"}

@@ -52,7 +52,11 @@ def test_the_targets_of_a_vit_are_four_in_each_block_in_its_order():
 
 def test_a_network_whose_mlps_are_convolutions_has_no_target():
     network, model = _network("convnext_atto")
-    assert of_network(network, model) == of_outline(_shapes(network), model) == ()
+    assert (
+        of_network(network, model)
+        == of_outline(_shapes(network), head_tensors(_shapes(network), model))
+        == ()
+    )
 
 
 class Attention(nn.Module):
@@ -72,7 +76,7 @@ def test_the_fused_projection_of_an_attention_counts():
     expected = ("attn.in_proj_weight", "attn.out_proj.weight")
     assert of_network(network, None) == expected
     shapes = {n: s for n, s in _shapes(network).items() if not n.startswith("table")}
-    assert of_outline(shapes, None) == expected
+    assert of_outline(shapes, head_tensors(shapes, None)) == expected
 
 
 def test_an_attention_has_its_projections_fused_or_each_of_its_own():
@@ -80,7 +84,7 @@ def test_an_attention_has_its_projections_fused_or_each_of_its_own():
     for widths, parts in (({}, ("in_proj_weight",)), ({"kdim": 6}, three), ({"vdim": 6}, three)):
         network = nn.MultiheadAttention(8, 2, **widths)
         assert of_network(network, None) == (*parts, "out_proj.weight")
-        assert of_outline(_shapes(network), None) == (*parts, "out_proj.weight")
+        assert of_outline(_shapes(network), ()) == (*parts, "out_proj.weight")
 
 
 class Tied(nn.Module):
@@ -95,12 +99,12 @@ class Tied(nn.Module):
 def test_a_weight_under_two_names_is_a_target_under_both():
     network = Tied()
     assert set(of_network(network, None)) == {"first.weight", "second.weight"}
-    assert of_outline(_shapes(network), None) == ("first.weight", "second.weight")
+    assert of_outline(_shapes(network), ()) == ("first.weight", "second.weight")
 
 
 def test_a_network_that_is_one_matrix_has_it_as_target():
     assert of_network(nn.Linear(3, 4), None) == ("weight",)
-    assert of_outline({"weight": (4, 3), "bias": (4,)}, None) == ("weight",)
+    assert of_outline({"weight": (4, 3), "bias": (4,)}, ()) == ("weight",)
 
 
 NOT_LINEAR = (
@@ -116,12 +120,13 @@ NOT_LINEAR = (
 def test_the_outline_leaves_out_what_is_no_linear_weight():
     for name in NOT_LINEAR:
         shape = (8, 3, 2, 2) if name in ("patch_embed.proj.weight", "conv.weight") else (8, 6)
-        assert of_outline({name: shape, "fc1.weight": (4, 6)}, None) == ("fc1.weight",), name
+        both = {name: shape, "fc1.weight": (4, 6)}
+        assert of_outline(both, head_tensors(both, None)) == ("fc1.weight",), name
 
 
 def test_only_matrices_with_elements_are_targets():
     for shape in ((), (6,), (2, 3, 4), (8, 3, 2, 2), (0, 6), (6, 0)):
-        assert of_outline({"fc1.weight": shape}, None) == (), shape
+        assert of_outline({"fc1.weight": shape}, ()) == (), shape
 
 
 def test_heads_are_told_by_the_configuration_or_by_the_usual_names():

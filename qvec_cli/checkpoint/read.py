@@ -61,6 +61,7 @@ class Checkpoint(Mapping[str, Entry]):
             raise CheckpointError(f"{path}: {error}", hint=error.hint) from None
         self.bare = card is None  # no card: a file that qvec did not write
         self.card = card or Card(Kind.CHECKPOINT, aliases=self._contents.aliases)
+        self.completed = False  # whether others have put on the card what the file does not say
         self.kind = self.card.kind  # that of a bare file is taken to be a checkpoint
         self.aliases = self.card.aliases  # names of tied tensors, and the name that each goes by
         entries, carries = self._contents.entries, self.card.moments is not None

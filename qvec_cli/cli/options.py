@@ -253,7 +253,9 @@ class NetworkFlags:
     std: str | None = flag(
         None, "Their standard deviation.", metavar="LIST", callback=check_numbers
     )
-    interpolation: Interpolation | None = flag(None, "How images are resized.")
+    interpolation: Interpolation | None = flag(
+        None, f"How images are resized: {', '.join(Interpolation)}.", metavar="WORD"
+    )
     crop_pct: float | None = flag(
         None, "Share of the image that evaluation crops, 0.01 to 1.", min=0.01, max=1.0
     )

@@ -140,12 +140,12 @@ def quantize(
     checkpoint: Annotated[Path, typer.Argument(help="Float checkpoint, patched or not.")],
     *,
     targets: options.Targets = None,
-    head: HeadFlags,
     grid: GridFlags,
     calibration: CalibrationFlags,
     proxy: Annotated[ProxyFlags, Adapted(without=("measure",))],
     comparison: CompareFlags,
     images: ImageFlags,
+    head: HeadFlags,
     network: NetworkFlags,
     output: Annotated[
         str | None,
@@ -250,7 +250,7 @@ def quantize_text(results: Facts) -> Iterator[str]:
         f"({results['weights']:,} of {results['parameters']:,} parameters)"
     )
     yield f"left as they were: {some(results['left'])}"
-    yield f"the head, which stays float: {some(results['head'])}"
+    yield f"the head: {some(results['head'])}"
     if ratios:
         yield (
             f"signal to quantization noise: {min(ratios):.1f} to {max(ratios):.1f} dB, "

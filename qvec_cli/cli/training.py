@@ -38,14 +38,14 @@ def import_file(
     output: options.OutputFile,
     writing: OutputFlags,
 ) -> None:
-    """Write FILE as a checkpoint that says what it is, which every command takes.
+    """Write FILE as a checkpoint that every command takes.
 
     What the file tells is used: a training script's arguments, config.json, names and shapes. Each
     is told in a note, and a flag overrules it.
 
     Examples:
-        qvec import model_best.pth.tar -o receiver.st
-        qvec import weights.pth --model vit_tiny_patch16_224 --mean 0.5 --std 0.5 -o r.st
+        qvec import model_best.pth.tar -o mine.st
+        qvec import weights.pth --mean 0.5,0.5,0.5 --crop-pct 1 -o mine.st
     """
     from qvec_cli.pipeline import import_file as verb
 

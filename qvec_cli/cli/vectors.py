@@ -72,7 +72,7 @@ def extract_text(results: Facts) -> Iterator[str]:
         f"{share}"
     )
     yield f"left out: {some(results['left_out'])}"
-    yield f"the head, which is in no vector: {some(results['head'])}"
+    yield f"the head: {some(results['head'])}"
     if carried := results["moments"]:
         share = carried["bytes"] / results["bytes"]
         cost = f"{size(carried['bytes'])}, {share:.2f} of rho's"
@@ -267,10 +267,10 @@ def patch(
             rich_help_panel="Lambda",
         ),
     ] = "1",
-    head: HeadFlags,
     proxy: ProxyFlags,
     grid: GridFlags,
     images: ImageFlags,
+    head: HeadFlags,
     network: Nameless,
     output: options.OutputFile,
     writing: OutputFlags,
@@ -330,4 +330,4 @@ def patch_text(results: Facts) -> Iterator[str]:
         f"{results['lambda']:g}{only}"
     )
     yield f"kept from the receiver: {some(results['kept'])}"
-    yield f"the head, which no vector changes: {some(results['head'])}"
+    yield f"the head: {some(results['head'])}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import CheckpointError, MismatchError, located
+from qvec_cli.errors import CheckpointError, MismatchError, QvecError, located
 from qvec_cli.inputs.files import DOOR, model_of, stated_model
 from qvec_cli.model import build
 from qvec_cli.model.build import NetworkOptions
@@ -36,9 +36,11 @@ def network_of(checkpoint: Checkpoint, options: NetworkOptions, listener: Listen
     tensors are not those of that network.
     """
     if stated_model(checkpoint) is None:
-        checkpoint.card = identified(checkpoint, options, listener)
+        card = identified(checkpoint, options, listener)
+        told = card if checkpoint.bare else replace(checkpoint.card, model=card.model)
+        checkpoint.card, checkpoint.completed = told, True
     model = model_of(checkpoint)
-    if checkpoint.bare and checkpoint.card.model:  # from above, now or earlier in the run
+    if checkpoint.completed:  # now, or earlier in the run
         return model
     if options.shaped:
         raise MismatchError(
@@ -163,7 +165,10 @@ def _searched(checkpoint: Checkpoint, listener: Listener) -> str:
 
     Raises MismatchError: there are several that compute differently, or none.
     """
-    groups = recognise(_shapes(checkpoint))
+    shapes = _shapes(checkpoint)
+    groups = recognise(shapes)
+    if len(groups) > 1:  # sizes of windows and numbers of tokens tell more
+        groups = [names for names in groups if _fits(names[0], shapes)] or groups
     if not groups:
         raise MismatchError(
             f"{checkpoint.path}: no network of timm has these names and shapes",
@@ -181,6 +186,17 @@ def _searched(checkpoint: Checkpoint, listener: Listener) -> str:
     also = f"; so are those of {', '.join(others[:_SHOWN])}, the same network" if others else ""
     listener.note(f"{checkpoint.path}: its tensors are those of {name}{also}")
     return name
+
+
+def _fits(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a network has exactly these tensors at some image size."""
+    from qvec_cli.model.fit_shapes import fitted
+
+    try:
+        state = fitted(NetworkOptions(name), shapes).network.state_dict()
+    except QvecError:
+        return False
+    return {n: tuple(t.shape) for n, t in state.items()} == dict(shapes)
 
 
 def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:

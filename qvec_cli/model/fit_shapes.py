@@ -43,7 +43,12 @@ def fitted(options: NetworkOptions, shapes: Shapes) -> Fitting:
     """
     said = options
     for find in (_classes, _channels, _geometry, _tokens, _image_size):
-        options = find(options, shapes)
+        taken = find(options, shapes)
+        try:
+            _built(taken)
+        except SpecError:  # what was taken from the tensors makes no network: it is another one
+            continue
+        options = taken
     network, model = _built(options)
     sized = said.img_size is not None or _tells_size(options, model)
     return Fitting(network, model, options, sized)
