@@ -113,11 +113,7 @@ def _wrapper(names: Iterable[str]) -> str:
     if any(part[0].isdigit() for part in inside):  # a list of layers
         return ""
     whole = count == len(names) and prefix in _WRAPPERS
-    return prefix if whole or _direct_heads(inside) else ""
-
-
-def _direct_heads(names: Iterable[str]) -> bool:
-    return any(_module(name) in HEADS for name in names)
+    return prefix if whole or heads(inside) else ""
 
 
 def _module(name: str) -> str | None:

@@ -50,8 +50,14 @@ def to_scheme(grid: Grid, ignored: Iterable[str]) -> dict[str, Any]:
 
 def of_scheme(scheme: Mapping[str, Any]) -> Grid:
     """The grid of packed weights; how their scales were chosen it does not say.
-    Raises MismatchError: another format, several grids, an older layout, rounded activations.
+    Raises MismatchError: another format, several grids, an older layout, rounded activations,
+    weights that were rotated for an input that is rotated too.
     """
+    if scheme.get("transform_config"):
+        raise MismatchError(
+            "its weights are for inputs that are rotated at run time (transform_config)",
+            hint="Quantize the float checkpoint with qvec.",
+        )
     try:
         (group,) = scheme["config_groups"].values()
         weights = group["weights"]
