@@ -248,6 +248,6 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 
 def _broken() -> NotFiniteError:
     return NotFiniteError(
-        "a logit is not a number; the model is broken",
+        "the network's outputs are not finite",
         hint="qvec inspect FILE names tensors that are not finite.",
     )
