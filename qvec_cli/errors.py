@@ -56,9 +56,12 @@ class TrainingError(QvecError):
 
 
 @contextlib.contextmanager
-def located(place: object) -> Iterator[None]:
-    """Begins the message of a mismatch with the file or the tensor in which it was found."""
+def located(place: object, kind: type[QvecError] = MismatchError) -> Iterator[None]:
+    """Begins the message of a mismatch with the file or the tensor in which it was found.
+
+    Or that of another ``kind`` of error, and of no other.
+    """
     try:
         yield
-    except MismatchError as error:
-        raise MismatchError(f"{place}: {error}", hint=error.hint) from None
+    except kind as error:
+        raise kind(f"{place}: {error}", hint=error.hint) from None

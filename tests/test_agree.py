@@ -270,9 +270,6 @@ def faults(drawer: Drawer, root: Path) -> dict[str, tuple[tuple[object, ...], st
     (single / "a.png").write_bytes(picture)
     for name in "abc":
         (broken / f"{name}.png").write_bytes(picture if name == "a" else BAD_IMAGE)
-    huge = rewritten(
-        drawer.rho, root / "huge.st", lambda rho: {n: b * 1e30 for n, b in rho.items()}
-    )
     both, labelled = ("--objective", "agreement"), ("--data", drawer.receiver_data)
     proxy = (*both, "--proxy", drawer.donor_data)
     rho = drawer.rho
@@ -298,7 +295,6 @@ def faults(drawer: Drawer, root: Path) -> dict[str, tuple[tuple[object, ...], st
         "one image": ((rho, *both, "--proxy", single), "has one image", 1),
         "a broken image": ((rho, *both, "--proxy", broken), ".png: is not an image", 1),
         "a proxy twice": ((rho, *proxy, "--proxy", drawer.donor_data), "stands twice", 2),
-        "a vector that overflows": ((huge, *proxy, "--cross-grid"), "is no longer finite", 1),
         "data of another task": ((rho, *proxy, "--data", drawer.donor_data), "does not know", 1),
     }
 
@@ -308,7 +304,7 @@ NAMES = (
     *("nothing to choose by", "vectors by labels", "resume", "no lambda above 0"),
     *("a method with images", "a grid that is not its own", "a receiver for a vector"),
     *("an unknown data set", "a folder that is not there", "a folder without images", "one image"),
-    *("a broken image", "a proxy twice", "a vector that overflows", "data of another task"),
+    *("a broken image", "a proxy twice", "data of another task"),
 )
 
 

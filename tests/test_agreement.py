@@ -167,6 +167,6 @@ def test_outputs_are_logits_and_the_heads_input_in_evaluation_mode(training: boo
 def test_a_network_that_is_broken_is_named() -> None:
     network = Toy()
     nn.init.constant_(network.head.bias, float("nan"))
-    with pytest.raises(NotFiniteError, match="not a number"):
+    with pytest.raises(NotFiniteError, match="not finite"):
         asked(network, torch.zeros(2, 3, 2, 2, dtype=torch.uint8), network.head, 2)
     assert not network.head._forward_pre_hooks

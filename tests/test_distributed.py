@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
 import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from qvec_cli.data.datasets import open_task
-from qvec_cli.errors import RankError, SpecError, TrainingError
+from qvec_cli.errors import RankError, SpecError
 from qvec_cli.learn import distributed, forward
 from qvec_cli.learn.batches import NO_LABEL, PreparedSplit, TrainingBatches, decode
 from qvec_cli.learn.distributed import ALONE, World, here
@@ -51,6 +49,13 @@ def test_shares_of_a_batch_are_a_partition_of_it_and_near_in_size() -> None:
         lengths = [len(share) for share in shares]
         assert max(lengths) - min(lengths) <= 1
         assert all(torch.tensor(batch)[r::size].tolist() == shares[r] for r in range(size))
+
+
+def test_the_smallest_share_of_an_epoch_is_that_of_its_last_batch() -> None:
+    for size, count, batch_size in product((1, 2, 3), range(1, 14), (3, 4, 13)):
+        batches = [range(count)[at : at + batch_size] for at in range(0, count, batch_size)]
+        shares = [len(world.share(batch)) or 1 for world in worlds(size) for batch in batches]
+        assert World(size=size).smallest(count, batch_size) == min(shares)
 
 
 def test_batches_to_measure_are_shared_out_whole() -> None:
@@ -206,23 +211,6 @@ class Ranks:
         for thread in threads:
             thread.join(30)
         return [ends[rank] for rank in range(self.size)]
-
-
-def test_a_fault_of_one_rank_is_raised_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    fault = TrainingError("x", hint="y")
-
-    def part(world: World, failing: int | None) -> str:
-        distributed.raise_together(world, fault if world.rank == failing else None)
-        return "went on"
-
-    for failing in range(3):
-        played = Ranks(monkeypatch, 3).play(partial(part, failing=failing))
-        assert played == [fault] * 3
-    assert Ranks(monkeypatch, 3).play(partial(part, failing=None)) == ["went on"] * 3
-    with pytest.raises(TrainingError):
-        part(ALONE, 0)
-    travelled = pickle.loads(pickle.dumps(fault))
-    assert (str(travelled), travelled.hint) == ("x", "y")
 
 
 def test_the_first_rank_tells_its_faults_at_once_and_the_others_wait_to_be_ended(

@@ -22,7 +22,7 @@ from qvec_cli.checkpoint import replace
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.write import write
-from qvec_cli.errors import CheckpointError
+from qvec_cli.errors import CheckpointError, NotFiniteError
 from qvec_cli.pipeline import inspect
 from qvec_cli.selection import trial
 
@@ -111,20 +111,27 @@ def test_a_damaged_state_is_not_resumed(drawer: Drawer, tmp_path: Path) -> None:
     assert state.read_bytes() == damaged
 
 
-def test_a_point_that_is_not_finite_stops_the_sweep_and_those_before_it_are_kept(
+def test_a_sweep_that_is_refused_at_lambda_0_keeps_its_points(
     drawer: Drawer, tmp_path: Path
 ) -> None:
     args = ("sweep-lambda", drawer.receiver, drawer.rho, "--data", drawer.receiver_data)
-    out = ("-o", tmp_path / "s.json", "--device", "cpu")
-    refused = call(*args, *out, "--lambdas", "0,1,1e37", code=1)
-    assert "at lambda 1e+37 the patched model is no longer finite" in refused.errors[0]
-    assert [path.name for path in tmp_path.iterdir()] == ["s.json.state"]
+    args = (*args, "-o", tmp_path / "s.json", "--device", "cpu", "--lambdas=-1,0,2")
     measured: list[float] = []
     score = trial.Trial.score
+
+    def broken(self: trial.Trial, lam: float, split: str) -> Any:
+        if lam == 0:
+            raise NotFiniteError("is not finite")
+        return score(self, lam, split)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(trial.Trial, "score", broken)
+        assert call(*args, code=1).errors == [f"error: {drawer.receiver}: is not finite"]
+    assert [path.name for path in tmp_path.iterdir()] == ["s.json.state"]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(trial.Trial, "score", lambda *a: (measured.append(a[1]), score(*a))[1])
-        call(*args, *out, "--lambdas", "0,1,2", "--resume")
-    assert measured[0] == 2  # 0 and 1 had been measured
+        call(*args, "--resume")
+    assert measured[0] == 0  # -1 had been measured
 
 
 def raising(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:

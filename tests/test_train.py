@@ -21,6 +21,7 @@ from qvec_cli.checkpoint.replace import unfinished
 from qvec_cli.data.datasets import open_task
 from qvec_cli.inputs.files import InputFiles
 from qvec_cli.learn import fit
+from qvec_cli.learn.forward import training_fault
 from qvec_cli.pipeline.session import Session
 from qvec_cli.pipeline.train_request import TrainRequest
 from qvec_cli.specs import Grid, Loading, Recipe, Silence
@@ -213,7 +214,7 @@ def test_a_network_that_validation_finds_broken_stops_the_run(
     args = ["finetune", drawer.base, "--data", drawer.donor_data, "-o", tmp_path / "x.st"]
     args += ["--no-aug", "--warmup-steps", 0, "--batch-size", 128]  # one step an epoch
     result = call(*args, "--lr", "1e30", code=1)
-    assert "a logit is not a number" in result.errors[0]
+    assert "the network's outputs are not finite" in result.errors[0]
     assert "after epoch 1, step 1 (lr 1e+30)" in result.errors[0]
     assert list(tmp_path.iterdir()) == []
 
@@ -392,7 +393,7 @@ def test_the_last_good_state_of_a_network_with_running_means_is_good(
 ) -> None:
     out = tmp_path / "x.st"
     args = ["finetune", "test_byobnet", "--img-size", 32, "--data", drawer.donor_data, "-o", out]
-    args += ["--no-aug", "--warmup-steps", 0, "--batch-size", 20, "--lr", "1e37", "--device", "cpu"]
+    args += ["--no-aug", "--warmup-steps", 0, "--batch-size", 27, "--lr", "1e37", "--device", "cpu"]
     assert "the last good state is in" in call(*args, code=1).errors[0]
     arrays = load_file(unfinished(out))
     assert any(name.endswith("running_mean") for name in arrays)
@@ -402,9 +403,55 @@ def test_the_last_good_state_of_a_network_with_running_means_is_good(
 
 def test_a_batch_too_small_for_a_batch_norm_is_a_line(drawer: Drawer, tmp_path: Path) -> None:
     args = ["finetune", "test_resnet", "--img-size", 32, "--data", drawer.donor_data, "--no-aug"]
-    result = call(*args, "--batch-size", 16, "-o", tmp_path / "x.st", code=1)  # 81 images
-    assert "the last batch of an epoch is one image" in result.errors[0]
+    args += ["--batch-size", 16, "-o", tmp_path / "x.st"]  # 81 images
+    result, plan = call(*args, code=1), call(*args, "--dry-run", code=1)
+    assert "the last batch of an epoch is one image, too few for test_resnet" in result.errors[0]
     assert "--batch-size" in result.err
+    assert plan.err == result.err
+    assert "epoch 1" not in result.err
+    call(*args, "--batch-size", 27, "--dry-run")
+
+
+def test_images_that_a_network_cannot_run_on_are_a_line(drawer: Drawer, tmp_path: Path) -> None:
+    for name, size, grid in (("efficientformer_l1", 64, ()), ("levit_128s", 50, ("--bits", 4))):
+        command = "train-qat" if grid else "finetune"
+        args = [command, name, "--img-size", size, *grid, "--data", drawer.donor_data, *FAST]
+        args += ["-o", tmp_path / "x.st"]
+        result, plan = call(*args, code=1), call(*args, "--dry-run", code=1)
+        for said in (result, plan):  # torch has words of its own for the meta device
+            assert f"{name} cannot run on images of {size} px: " in said.errors[0]
+            assert said.err.splitlines()[1:] == ["hint: Choose another --img-size."]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_forward_before_a_run_changes_nothing() -> None:
+    """Dropout draws, running means move and gradients grow in a step, and not here."""
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Dropout(0.5), torch.nn.Flatten()
+    )
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    for shape, amp in (((2, 3, 8, 8), False), ((2, 3, 8, 8), True), ((2, 1, 8, 8), False)):
+        torch.manual_seed(3)
+        stream = torch.get_rng_state()
+        fault = training_fault(network, shape, amp=amp)
+        assert (fault is None) == (shape[1] == 3)
+        assert torch.equal(torch.get_rng_state(), stream)
+        assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
+        assert all(parameter.grad is None for parameter in network.parameters())
+    network.eval()
+    assert training_fault(network, (1, 3, 3, 3), amp=False) is not None  # one value a channel
+    assert not network.training
+
+
+def test_what_the_meta_device_cannot_is_no_fault_of_a_network() -> None:
+    class Looking(torch.nn.Linear):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images) if float(images.sum()) == 0 else images
+
+    network = Looking(4, 4)
+    assert training_fault(network, (2, 4), amp=False) is None
+    assert training_fault(network, (2, 3), amp=False) is not None
+    assert training_fault(network.to("meta"), (2, 4), amp=True) is None
 
 
 def test_force_starts_anew_where_resume_cannot_go_on(

@@ -15,7 +15,7 @@ from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.data.noise import NOISE
-from qvec_cli.errors import MismatchError, QvecError
+from qvec_cli.errors import MismatchError, NotFiniteError, QvecError, located
 from qvec_cli.inputs.files import InputFiles, opened, require
 from qvec_cli.inputs.identify import network_of
 from qvec_cli.inputs.images import find_proxies
@@ -157,9 +157,11 @@ class Trials:
         self._request, self._inputs, self._files = request, inputs, files
         self._folder, self._listener = folder, listener
         splits = ("test",) if inputs.receiver.labelled else ()
+        self._path = inputs.receiver.theta.path
         self._trial = load_trial(inputs.receiver, splits, request.device, listener)
-        self._judge = load_judge(self._trial, inputs.judging, listener)
-        self._proxies = self._judge.proxy_facts(listener)
+        with located(self._path, NotFiniteError):
+            self._judge = load_judge(self._trial, inputs.judging, listener)
+            self._proxies = self._judge.proxy_facts(listener)
         self.device = self._trial.device
         self._rows: list[Facts] = []
         self._judged: list[Judged] = []
@@ -168,7 +170,10 @@ class Trials:
         self._uses: dict[str, Use] = {}
 
     def add(self, candidate: Candidate) -> None:
-        """Makes and measures one; one that cannot be made is left out, with the reason."""
+        """Makes and measures one; one that cannot be made is left out, with the reason.
+
+        So is one whose outputs are not finite.
+        """
         started = time.perf_counter()
         try:
             quantize(candidate.request, Silence(), self._files)
@@ -176,7 +181,11 @@ class Trials:
             self.leave_out(candidate.name, str(error))
             return
         seconds = time.perf_counter() - started
-        judged = self._measure(candidate)
+        try:
+            judged = self._measure(candidate)
+        except NotFiniteError as error:
+            self.leave_out(candidate.name, str(error))
+            return
         row = {
             "name": candidate.name,
             "way": candidate.way,
@@ -191,7 +200,7 @@ class Trials:
             "commands": self._commands(candidate, PLACEHOLDER),
         }
         if self._inputs.receiver.labelled:
-            row["test"] = self._trial.measured("test").to_json()
+            row |= self._on_test(candidate.name)
         self._rows.append(row)
         self._judged.append(judged)
         self._listener.milestone(f"{candidate.name}: distance {judged.mean:.3g}")
@@ -211,6 +220,14 @@ class Trials:
         bits = bits_per_weight(candidate.grid, self._inputs.shapes)
         distances, kept = self._judge.distances(answers), float(same.mean())
         return Judged(candidate.name, candidate.family, bits, distances, kept)
+
+    def _on_test(self, name: str) -> Facts:
+        """The score on labels, which take no part in the decision; none if it is not finite."""
+        try:
+            return {"test": self._trial.measured("test").to_json()}
+        except NotFiniteError as error:
+            self._listener.note(f"{name}: no score on test: {error}")
+            return {}
 
     def leave_out(self, name: str, reason: str) -> None:
         """Records what is no candidate, and why."""
@@ -239,6 +256,9 @@ class Trials:
         out = self._request.out
         # as much as a scale and a zero point a row
         allowed = bits_per_weight(Grid(self._request.bits, symmetric=False), self._inputs.shapes)
+        if self.best(Family.PLAIN) is None:
+            reasons = self._skipped[0]["reason"]
+            raise QvecError(f"{self._path}: no plain grid can be measured: {reasons}")
         verdict = decide(self._judged, allowed, trusted=not self._proxies["close_to_noise"])
         chosen = self._candidates[verdict.chosen.name]
         facts: Facts = {
@@ -250,7 +270,8 @@ class Trials:
             "skipped": self._skipped,
         }
         if self._inputs.receiver.labelled:
-            facts["fp"] = self._trial.float_score("test").to_json()
+            with located(self._path, NotFiniteError):
+                facts["fp"] = self._trial.float_score("test").to_json()
         if out is not None:
             quantize(replace(chosen.request, out=out), self._listener, self._files)
             facts["output"] = str(out)

@@ -265,7 +265,10 @@ class VectorOffers:
         """The lambda of the one vector."""
         rho = self._files.open(self._mean)
         theta = self._receiver.theta
-        return by_agreement.choose(theta, rho, self._agreement(), Silence())[0].lam
+        choice, curve = by_agreement.choose(theta, rho, self._agreement(), Silence())
+        for point in curve.skipped if curve else ():
+            self._leave_out(f"vector at lambda {typed(point['lambda'])}", point["reason"])
+        return choice.lam
 
     def _fitted(self) -> tuple[Path | None, float]:
         """The fitted vector, if it is better than none, and the lambda of the mean."""
@@ -279,6 +282,9 @@ class VectorOffers:
         except QvecError as error:  # no combination is surely better than plain quantization
             self._leave_out("fitted vectors", str(error))
             return None, 0.0
+        for point in fitted.facts.get("skipped", ()):
+            name = f"{point['vector']} at lambda {typed(point['lambda'])}"
+            self._leave_out(name, point["reason"])
         return out, float(fitted.facts["mean_lambda"])
 
     def _fit_command(self) -> tuple[str, ...]:

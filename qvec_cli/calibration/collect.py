@@ -179,7 +179,5 @@ def _tensors(
     theta: Checkpoint, sites: Mapping[str, Inputs], rank: int | None
 ) -> Iterator[tuple[str, Iterable[Array]]]:
     for site, inputs in sites.items():
-        try:
+        with located(theta.path, NotFiniteError):
             yield from packed(site, inputs, rank)
-        except NotFiniteError as error:
-            raise NotFiniteError(f"{theta.path}: {error}") from None

@@ -184,7 +184,7 @@ def sweep_text(results: Facts) -> Iterator[str]:
     rows = {
         "float, not quantized": results["baselines"]["fp"],
         "lambda 0 (plain quantization)": results["baselines"]["ptq"],
-        "lambda 1 (zero-shot)": results["zero_shot"],
+        **({"lambda 1 (zero-shot)": row} if (row := results.get("zero_shot")) else {}),
         f"lambda {chosen:g} (chosen)": results["chosen"],
     }
     yield "on test\ttop-1\treceiver data used"
@@ -196,17 +196,17 @@ def _agreement_text(results: Facts) -> Iterator[str]:
     """A choice without labels: the curve of the best donor, and how the donors rank."""
     chosen, proxies = results["chosen"], results["proxies"]
     yield f"distance to the float answers on {proxies['n']} proxy images, {results['measure']}"
-    judged = "val" in results["curve"][0]
+    judged = "baselines" in results
     yield "lambda\tdistance" + ("\tvalidation top-1" if judged else "")
     for point in results["curve"]:
         mark = "\t<- chosen" if point["lambda"] == chosen["lambda"] else ""
-        val = f"\t{accuracy(point['val'])}" if judged else ""
+        val = f"\t{accuracy(point.get('val'))}" if judged else ""
         distance = f"{point['distance']:.4f} +- {point['standard_error']:.4f}"
         yield f"{point['lambda']:g}\t{distance}{val}{mark}"
     yield "donor\tdamage explained\tlambda\tremoved" + ("\ttest top-1" if judged else "")
     for donor in results["donors"]:
         choice = donor["chosen"]
-        test = f"\t{accuracy(choice['test'])}" if judged else ""
+        test = f"\t{accuracy(choice.get('test'))}" if judged else ""
         explained, removed = (f"{donor['score'][key]:.1%}" for key in ("explained", "removed"))
         yield f"{donor['rho']}\t{explained}\t{choice['lambda']:g}\t{removed}{test}"
     if judged:

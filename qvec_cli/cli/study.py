@@ -86,7 +86,7 @@ def advise_text(results: Facts) -> Iterator[str]:
     )
     for row in sorted(results["candidates"], key=lambda row: row["distance"]):
         mark = "\t<-" if row["name"] == results["chosen"] else ""
-        test = f"\t{row['test']['top1']:.4f}" if judged else ""
+        test = f"\t{row['test']['top1']:.4f}" if "test" in row else ""
         yield (
             f"{row['name']}\t{row['bits_per_weight']:.2f}\t{row['distance']:.3g} +- "
             f"{row['standard_error']:.2g}\t{row['kept']:.1%}\t{row['data_use']['level']}{test}{mark}"

@@ -38,8 +38,10 @@ def some(names: list[str], shown: int = 4) -> str:
     return ", ".join(names[:shown]) + more if names else "nothing"
 
 
-def accuracy(result: Facts) -> str:
-    """Top-1 with its standard error and its counts."""
+def accuracy(result: Facts | None) -> str:
+    """Top-1 with its standard error and its counts; a dash where it is not known."""
+    if result is None:
+        return "-"
     return (
         f"{result['top1']:.4f} +- {result['standard_error']:.4f} "
         f"({result['n_correct']}/{result['n']})"

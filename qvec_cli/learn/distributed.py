@@ -73,6 +73,10 @@ class World:
         starts = range(0, count, batch_size)[self.rank :: self.size]
         return [list(range(start, min(start + batch_size, count))) for start in starts]
 
+    def smallest(self, count: int, batch_size: int) -> int:
+        """The images that a rank sees at least in a step over ``count`` in batches; one is lent."""
+        return max(1, (count % batch_size or batch_size) // self.size)
+
     def place(self, device: str) -> str:
         """The device of this rank; of GPUs, the one that torchrun counts for it.
 
@@ -192,13 +196,6 @@ def in_turn(world: World) -> Iterator[None]:
     yield
     if world.local_rank == 0:
         meet(world)
-
-
-def raise_together(world: World, fault: Exception | None) -> None:
-    """Raises on every rank the fault that any of them has, so that the first one tells of it."""
-    (count,) = total(world, float(fault is not None))
-    if count:
-        raise next(each for each in gathered(world, [fault]) if each is not None)
 
 
 @contextlib.contextmanager

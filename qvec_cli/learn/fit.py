@@ -199,30 +199,13 @@ class TrainingRun:
     def _gradients(self, images: Tensor, labels: Tensor, count: float) -> tuple[Tensor, Tensor]:
         """Leaves the gradient of the whole batch's mean loss; returns this rank's logits, loss."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.amp):
-            logits = self._forward(images)
+            logits = self._trained(self.normalise(images))
             loss = share_of_loss(
                 logits.float(), labels, count, self.world, smoothing=self.recipe.smoothing
             )
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         return logits, loss
-
-    def _forward(self, images: Tensor) -> Tensor:
-        """This rank's logits; a rank that fails here fails all, before gradients are waited for."""
-        logits, fault = torch.empty(0), None
-        try:
-            logits = self._trained(self.normalise(images))
-        except ValueError as error:  # torch's word for a batch norm that sees one value
-            if len(images) > 1:
-                raise
-            shared = "a process's share of " if self.world.size > 1 else ""
-            fault = TrainingError(
-                f"{shared}the last batch of an epoch is one image, too few for this network "
-                f"({error})",
-                hint="Choose another --batch-size.",
-            )
-        distributed.raise_together(self.world, fault)
-        return logits
 
 
 Array = np.ndarray[Any, np.dtype[Any]]

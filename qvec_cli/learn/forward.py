@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -193,6 +193,48 @@ def batch_counts(
     return counts
 
 
+_FAULTS: Final = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(RuntimeError, TypeError, ValueError),
+)
+"""What a network raises for images that it cannot take."""
+
+
+@torch.no_grad()
+def training_fault(network: nn.Module, shape: Sequence[int], *, amp: bool) -> Exception | None:
+    """What a forward of training fails with, if it does; nothing is changed by it.
+
+    The random streams and the buffers, such as running means, are as before.
+
+    Args:
+        network: put into training mode and back as it was; on the meta device an operation that
+            the device does not have is no fault.
+        shape: of the images, [N, C, H, W].
+        amp: whether training computes in bfloat16 where it may.
+    """
+    device, was_training = next(network.parameters()).device, network.training
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    network.train()
+    try:
+        with (
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            torch.autocast("cpu" if device.type == "meta" else device.type, torch.bfloat16, amp),
+        ):
+            network(torch.zeros(*shape, device=device))
+    except _FAULTS as fault:
+        return None if device.type == "meta" and _lacking(fault) else fault
+    finally:
+        network.train(was_training)
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    return None
+
+
+def _lacking(fault: Exception) -> bool:
+    """Whether it is the meta device that cannot, and not the network."""
+    return isinstance(fault, NotImplementedError) or "meta" in str(fault)
+
+
 @contextlib.contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block, then as before."""
@@ -206,6 +248,6 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 
 def _broken() -> NotFiniteError:
     return NotFiniteError(
-        "a logit is not a number; the model is broken",
+        "the network's outputs are not finite",
         hint="qvec inspect FILE names tensors that are not finite.",
     )

@@ -44,7 +44,7 @@ def train(request: TrainRequest, listener: Listener, world: World = ALONE) -> Me
         if request.dry_run:
             from qvec_cli.pipeline.session import rehearse
 
-            return rehearse(request, task, files, listener, started)
+            return rehearse(request, task, files, listener, world, started)
         from qvec_cli.pipeline.session import Session
 
         session = Session(request, task, files, listener, world)

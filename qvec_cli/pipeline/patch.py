@@ -77,7 +77,7 @@ def patch(request: PatchRequest, listener: Listener) -> Metrics:
         "output": str(request.out),
         "digest": written.digest,
         **parameters,
-        **({"curve": curve.points()} if curve else {}),
+        **(curve.to_json() if curve else {}),
         "tensors": len(patched.names),
         "head": [*pairing.head],
         "kept": [*pairing.head, *pairing.buffers, *others],

@@ -27,7 +27,7 @@ from qvec_cli.learn import distributed
 from qvec_cli.learn.batches import PreparedSplit, TrainingBatches, decode
 from qvec_cli.learn.distributed import ALONE, World
 from qvec_cli.learn.fit import Progress, TrainingRun, restore, share_state, state_of, warmup_steps
-from qvec_cli.learn.forward import accuracy_of, batch_counts
+from qvec_cli.learn.forward import accuracy_of, batch_counts, training_fault
 from qvec_cli.model import build, qat
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import of_network
@@ -67,6 +67,7 @@ class Session:
             check_fit(shapes, request.grid, request.model)
             qat.prepare(self.network, self.model, request.grid)
         self.network.to(self.device)
+        _check_forward(request, task, self.network, self.model, world)
         self.fit = TrainingRun(
             self.network,
             self._training(),
@@ -318,8 +319,40 @@ def _write(path: Path, arrays: Mapping[str, Any], card: Card, *, force: bool) ->
     return write(path, plan, ((n, [a.reshape(-1)]) for n, a in arrays.items()), card, force=force)
 
 
+def _check_forward(
+    request: TrainRequest, task: Task, network: torch.nn.Module, model: Model, world: World
+) -> None:
+    """Refuses a network that cannot train on its images, or on the fewest that a step has.
+
+    Raises TrainingError: with the word of torch.
+    """
+    recipe, amp = request.recipe, request.recipe.amp
+    # one image or several, but no more than two: what more there are make no difference
+    fewest = min(2, world.smallest(len(task.splits["train"]), recipe.batch_size))
+    fault = training_fault(network, (fewest, *model.input_size), amp=amp)
+    if fault is None:
+        return
+    reason = build.first_line(fault)
+    if fewest == 1 and training_fault(network, (2, *model.input_size), amp=amp) is None:
+        shared = "a process's share of " if world.size > 1 else ""
+        raise TrainingError(
+            f"{shared}the last batch of an epoch is one image, too few for {model.architecture} "
+            f"({reason})",
+            hint="Choose another --batch-size.",
+        )
+    raise TrainingError(
+        f"{model.architecture} cannot run on images of {model.input_size[2]} px: {reason}",
+        hint="Choose another --img-size.",
+    )
+
+
 def rehearse(
-    request: TrainRequest, task: Task, files: InputFiles, listener: Listener, started: float
+    request: TrainRequest,
+    task: Task,
+    files: InputFiles,
+    listener: Listener,
+    world: World,
+    started: float,
 ) -> Metrics:
     """The plan of a run, from file lists and a network without weights.
 
@@ -332,6 +365,7 @@ def rehearse(
     if base is not None:
         state = _adapted(outline(base), network, model, base, listener)
         build.start_from(network, state, model, str(base.path))
+    _check_forward(request, task, network, model, world)
     inputs = () if base is None else (base,)
     return _plan(request, task, network, model).metrics(inputs, started)
 

@@ -155,7 +155,7 @@ def curves_of(sweeps: Sequence[Sweep], evaluations: Sequence[Evaluation]) -> Cur
         levels |= {"own QAT": own.results.top1} if own else {}
         shown.append(CurvePanel(first.name, tuple(map(_sweep_trace, (first, *more))), levels))
     validation = _sizes((sweep.results.curve[0].val for sweep in sweeps), "validation")
-    test = _sizes((sweep.results.zero_shot.test for sweep in sweeps), "test")
+    test = _sizes((sweep.results.chosen.test for sweep in sweeps), "test")
     vectors = _names([stem(sweep.inputs[1].path) for sweep in sweeps], "vectors")
     what = f"{_names([panel.title for panel in shown], 'receivers')}, {vectors}"
     return _figure(what, f"{sweeps[0].grid}, {sweeps[0].method}; {validation}, {test}", shown)
@@ -263,7 +263,8 @@ def _sweep_trace(sweep: Sweep) -> Trace:
     """Validation at every lambda; test where it was measured: at 0, at 1 and at the chosen one."""
     results = sweep.results
     tests = {0.0: results.baselines.ptq.test}
-    tests |= {choice.lam: choice.test for choice in (results.zero_shot, results.chosen)}
+    choices = [choice for choice in (results.zero_shot, results.chosen) if choice]
+    tests |= {choice.lam: choice.test for choice in choices}
     curve = sorted(results.curve, key=lambda point: point.lam)
     val = tuple((point.lam, point.val) for point in curve)
     return Trace(stem(sweep.inputs[1].path), val, tuple(tests.items()), results.chosen.lam)

@@ -310,15 +310,16 @@ def sweep_tables(sweeps: Sequence[Document[metrics.SweepResults]]) -> Iterator[T
     for sweep in sweeps:
         fixed, chosen = sweep.results.zero_shot, sweep.results.chosen
         levels = sweep.results.baselines
-        scores = map(accuracy, (levels.fp.test, levels.ptq.test, fixed.test, chosen.test))
+        unit = fixed.test if fixed else None
+        scores = map(accuracy, (levels.fp.test, levels.ptq.test, unit, chosen.test))
         rows.append((_pair(sweep), _kind(sweep), *scores, f"{chosen.lam:g}", chosen.use))
     head = ("pair", "grid", "float", "plain rounding", f"{LAMBDA} = 1", f"{LAMBDA} chosen", "at")
     caption = "On test: top-1 in % with its standard error"
     yield Table(caption, (*head, "the chosen one has used"), rows)
     for sweep in sweeps:
         fixed, chosen = sweep.results.zero_shot, sweep.results.chosen
-        tests = {0.0: sweep.results.baselines.ptq.test, fixed.lam: fixed.test}
-        tests[chosen.lam] = chosen.test
+        tests = {0.0: sweep.results.baselines.ptq.test, chosen.lam: chosen.test}
+        tests |= {fixed.lam: fixed.test} if fixed else {}
         curve = [
             (_marked(point.lam, chosen.lam), accuracy(point.val), accuracy(tests.get(point.lam)))
             for point in sorted(sweep.results.curve, key=lambda point: point.lam)

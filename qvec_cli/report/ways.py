@@ -58,13 +58,13 @@ def chosen_name(key: str) -> str:
 def choosers(matrix: Matrix) -> list[tuple[str, Chooser]]:
     """Every way to choose lambda, as words and as what picks a cell's answer: fixed ones first."""
 
-    def fixed(place: int) -> Chooser:
-        return lambda cell: cell.fixed[place] if place < len(cell.fixed) else None
+    def fixed(lam: float) -> Chooser:
+        return lambda cell: next((row for row in cell.fixed if row.lam == lam), None)
 
     def by(key: str) -> Chooser:
         return lambda cell: cell.chosen.get(key)
 
-    unchosen = [(f"{LAMBDA} = {lam:g}", fixed(place)) for place, lam in enumerate(matrix.fixed)]
+    unchosen = [(f"{LAMBDA} = {lam:g}", fixed(lam)) for lam in matrix.fixed]
     return unchosen + [(chosen_name(key), by(key)) for key in matrix.selectors]
 
 

@@ -23,12 +23,14 @@ from qvec_cli.results.records import (
     Positive,
     Record,
     Score,
+    SkippedLambda,
     decode,
 )
 from qvec_cli.specs import DataUse, Grid
 
 K = TypeVar("K")
 V = TypeVar("V")
+AtLambda = TypeVar("AtLambda", Point, ChosenLambda)
 Member = TypeVar("Member", "ReceiverRecord", "DonorRecord")
 
 CellKey = tuple[str, str, str | None]
@@ -63,6 +65,7 @@ class Cell(Struct, frozen=True, tag_field="kind", tag="cell"):
     null: str | None = None
     oracle: Oracle | None = None
     score: DonorScore | None = None  # without labels, on proxy images
+    skipped: tuple[SkippedLambda, ...] = ()  # of the run's lambdas, those in neither
 
     @property
     def key(self) -> CellKey:
@@ -286,7 +289,9 @@ def _checked(record: Record, cell: Cell, run: RunLine, baselines: Mapping[str, o
     if name not in baselines:
         raise record.fault(f"the baselines of {name} stand nowhere")
     lambdas = tuple(point.lam for point in cell.curve), tuple(row.lam for row in cell.fixed)
-    if lambdas != (run.lambdas, run.fixed):
+    lost = {row.lam for row in cell.skipped} - {0}
+    wanted = (tuple(lam for lam in asked if lam not in lost) for asked in (run.lambdas, run.fixed))
+    if lambdas != tuple(wanted):
         raise record.fault("curve and fixed do not hold the lambdas of the run")
     images = run.receivers[name].images
     tests = [p.test for p in cell.curve] + [c.test for c in (*cell.fixed, *cell.chosen.values())]
@@ -378,8 +383,8 @@ def _mean_cell(cells: Sequence[Cell]) -> Cell:
     return structs.replace(
         first,
         diagonal=any(cell.diagonal for cell in cells),
-        curve=tuple(map(_mean_point, zip(*(cell.curve for cell in cells), strict=True))),
-        fixed=tuple(map(_mean_choice, zip(*(cell.fixed for cell in cells), strict=True))),
+        curve=tuple(map(_mean_point, _aligned(cell.curve for cell in cells))),
+        fixed=tuple(map(_mean_choice, _aligned(cell.fixed for cell in cells))),
         chosen={key: _mean_choice([cell.chosen[key] for cell in cells]) for key in selectors},
         oracle=Oracle(median(o.lam for o in oracles), _mean_score(o.test for o in oracles))
         if len(oracles) == len(cells)
@@ -388,6 +393,14 @@ def _mean_cell(cells: Sequence[Cell]) -> Cell:
         if len(scores) == len(cells)
         else None,
     )
+
+
+def _aligned(curves: Iterable[Sequence[AtLambda]]) -> Iterator[list[AtLambda]]:
+    """What several curves have at each lambda that none of them lacks."""
+    by_lambda: list[dict[float, AtLambda]] = [{row.lam: row for row in curve} for curve in curves]
+    for lam in by_lambda[0]:
+        if all(lam in rows for rows in by_lambda):
+            yield [rows[lam] for rows in by_lambda]
 
 
 def _mean_point(points: Sequence[Point]) -> Point:

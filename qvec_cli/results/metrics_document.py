@@ -111,8 +111,12 @@ class SweepResults(Struct, frozen=True):
 
     curve: Annotated[tuple[records.Point, ...], Meta(min_length=1)]
     chosen: records.ChosenLambda
-    zero_shot: records.ChosenLambda
     baselines: SweepBaselines
+    zero_shot: Annotated[
+        records.ChosenLambda | None,
+        Meta(description="lambda 1; absent where the network is not finite there"),
+    ] = None
+    skipped: tuple[records.SkippedLambda, ...] | None = None
 
 
 class Distance(Struct, frozen=True):
@@ -153,6 +157,7 @@ class AgreedDonor(Struct, frozen=True):
     curve: Annotated[tuple[Distance, ...], Meta(min_length=1)]
     chosen: AgreedLambda
     score: FittedScore
+    skipped: tuple[records.SkippedLambda, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.chosen.lam not in [point.lam for point in self.curve]:
@@ -188,6 +193,7 @@ class AgreementResults(Struct, frozen=True):
     chosen: AgreedLambda
     donors: Annotated[tuple[AgreedDonor, ...], Meta(min_length=1)]
     baselines: SweepBaselines | None = None
+    skipped: tuple[records.SkippedLambda, ...] | None = None  # of the best vector
 
 
 class OutputResults(Struct, frozen=True):

@@ -173,6 +173,13 @@ class Point(Struct, frozen=True):
     distance: float | None = None  # to the float answers, on proxy images
 
 
+class SkippedLambda(Struct, frozen=True):
+    """A lambda at which the network is not finite, which is no point of the curve."""
+
+    lam: float = field(name="lambda")
+    reason: str
+
+
 class ChosenLambda(Struct, frozen=True):
     """A lambda that was fixed or chosen, its score on test, and the receiver data it used."""
 

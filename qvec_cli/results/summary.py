@@ -16,7 +16,7 @@ from qvec_cli.results.matrix import OWN_QAT, PLAIN, Cell, Matrix
 from qvec_cli.results.records import Score, difference_error
 
 Facts = dict[str, Any]
-Take = Callable[[Cell], Score]
+Take = Callable[[Cell], Score | None]
 
 ORACLE: Final = "oracle"
 """The lambda that is best on test: nobody can choose it, and regret is measured against it."""
@@ -53,8 +53,9 @@ def summarise(matrix: Matrix) -> Facts:
     ways = _ways(matrix)
     by_kind = {
         kind: {
-            way: _changes([c for c in others if c.null == kind], matrix, take)
+            way: measured
             for way, take in ways.items()
+            if (measured := _changes([c for c in others if c.null == kind], matrix, take))
         }
         for kind in dict.fromkeys(cell.null for cell in others)
     }
@@ -66,12 +67,12 @@ def summarise(matrix: Matrix) -> Facts:
         "baselines": _baselines(matrix),
         "ways": {way: _statistics(c, gap, best) for way, c in changes.items()},
         "own_vector": {
-            way: fmean(c.gain for c in _changes(own, matrix, take)) if own else None
+            way: fmean(gains) if (gains := [c.gain for c in _changes(own, matrix, take)]) else None
             for way, take in ways.items()
         },
         "nulls": {
-            kind: {way: _statistics(c, gap, None) for way, c in measured.items()}
-            for kind, measured in by_kind.items()
+            kind: {way: _statistics(c, gap, None) for way, c in of_kind.items()}
+            for kind, of_kind in by_kind.items()
             if kind is not None
         },
         "donors": {way: _by(c, attrgetter("donor")) for way, c in changes.items()},
@@ -110,10 +111,13 @@ def gain_cells(
 
 
 def _ways(matrix: Matrix) -> dict[str, Take]:
-    """The ways to choose lambda that all cells know, by name; each picks a score of a cell."""
+    """The ways to choose lambda that all cells know, by name; each picks a score of a cell.
+
+    A cell has none at a fixed lambda at which its network is not finite.
+    """
     cells, ways = matrix.cells.values(), dict[str, Take]()
-    for place, lam in enumerate(matrix.fixed):
-        ways[f"lambda {lam:g}"] = partial(_fixed, place)
+    for lam in matrix.fixed:
+        ways[f"lambda {lam:g}"] = partial(_fixed, lam)
     for name in matrix.selectors:
         if all(name in cell.chosen for cell in cells):
             ways[name] = partial(_chosen, name)
@@ -122,8 +126,8 @@ def _ways(matrix: Matrix) -> dict[str, Take]:
     return ways
 
 
-def _fixed(place: int, cell: Cell) -> Score:
-    return cell.fixed[place].test
+def _fixed(lam: float, cell: Cell) -> Score | None:
+    return next((row.test for row in cell.fixed if row.lam == lam), None)
 
 
 def _chosen(name: str, cell: Cell) -> Score:
@@ -131,7 +135,10 @@ def _chosen(name: str, cell: Cell) -> Score:
 
 
 def _changes(cells: Iterable[Cell], matrix: Matrix, take: Take) -> list[Change]:
-    return [Change(c.receiver, c.donor, matrix.plain(c.receiver), take(c)) for c in cells]
+    scores = ((cell, take(cell)) for cell in cells)
+    return [
+        Change(c.receiver, c.donor, matrix.plain(c.receiver), score) for c, score in scores if score
+    ]
 
 
 def _statistics(
@@ -179,8 +186,10 @@ def _regret(changes: Sequence[Change], best: Sequence[Change] | None) -> Facts |
     """What the best lambda on test would have given more, in all and as a share of its gain."""
     if best is None:
         return None
-    lost = [top.gain - change.gain for top, change in zip(best, changes, strict=True)]
-    gain = fmean(top.gain for top in best)
+    tops = {(top.receiver, top.donor): top.gain for top in best}
+    known = [(tops[change.receiver, change.donor], change.gain) for change in changes]
+    lost = [top - gain for top, gain in known]
+    gain = fmean(top for top, _ in known)
     share = fmean(lost) / gain if gain > 0 else None
     return {"mean": fmean(lost), "most": max(lost), "share": share}
 

@@ -13,7 +13,7 @@ import numpy as np
 from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target
-from qvec_cli.errors import NotFiniteError, QvecError, SpecError
+from qvec_cli.errors import NotFiniteError, SpecError, located
 from qvec_cli.inputs.files import InputFiles
 from qvec_cli.inputs.images import ProxyOptions
 from qvec_cli.inputs.lambdas import AUTO, LambdaChoice
@@ -22,7 +22,16 @@ from qvec_cli.inputs.receiver import PairedVector, Receiver, ReceiverOptions, re
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.outputs.metrics import Input, Metrics, Plan
 from qvec_cli.selection.by_labels import UNIT, fates_of
-from qvec_cli.selection.choose import NEGATIVE, Average, beats, choose_lambda, fit, removed
+from qvec_cli.selection.choose import (
+    NEGATIVE,
+    Average,
+    LeftOut,
+    beats,
+    choose_lambda,
+    fit,
+    removed,
+    skipped,
+)
 from qvec_cli.specs import GridOptions, Listener, Measure, Method, Objective, Part, Use, spent
 from qvec_cli.vector.pairing import select
 
@@ -93,6 +102,7 @@ class Curve:
     place: int  # of the chosen lambda
     explained: float  # share of the damage that one coefficient would cancel, were changes linear
     fitted: float  # that coefficient
+    skipped: tuple[Point, ...] = ()  # lambdas at which the network is not finite, with the reason
 
     @property
     def lam(self) -> float:
@@ -111,6 +121,10 @@ class Curve:
             for lam, average in zip(self.lambdas, map(Average.of, self.distances), strict=True)
         ]
 
+    def to_json(self) -> Point:
+        """The curve, and what is left out of it, as metrics hold them."""
+        return {"curve": self.points(), **skipped(self.skipped)}
+
     def score(self) -> Point:
         """The donor's score."""
         return {"removed": self.removed, "explained": self.explained, "fitted_lambda": self.fitted}
@@ -119,11 +133,13 @@ class Curve:
 def curve_of(judge: Judge, answers: Mapping[float, Outputs]) -> Curve:
     """The distances and the choice that follow from a receiver's answers at each lambda.
 
-    The lambdas ascend; 0 and a positive one are among them.
+    The lambdas ascend, 0 among them; alone it is chosen, and explains nothing.
     """
     lambdas, plain = tuple(answers), answers[0.0]
     distances = tuple(judge.distances(outputs) for outputs in answers.values())
-    step = min((lam for lam in lambdas if lam > 0), key=lambda lam: abs(lam - UNIT))
+    if len(lambdas) == 1:
+        return Curve(lambdas, distances, 0, 0.0, 0.0)
+    step = min(filter(None, lambdas), key=lambda lam: (lam < 0, abs(lam - UNIT)))
     change = (answers[step].logits - plain.logits)[None] / step
     line = fit(change, plain.logits - judge.teacher.logits, judge.chances, ridge=0.0)
     place = choose_lambda(lambdas, distances)
@@ -144,29 +160,24 @@ class AgreementRun:
         self.plain = self.judge.answers_at(self.trial, 0.0)
         self.use = receiver.proxies.use
 
-    def trace(self, trial: Trial, lambdas: tuple[float, ...]) -> Curve:
-        """Measures the trial of a vector at every lambda: ascending, 0 and a positive one there."""
-        at = self.judge.answers_at
-        return curve_of(self.judge, {lam: at(trial, lam) if lam else self.plain for lam in lambdas})
+    def trace(self, trial: Trial, lambdas: tuple[float, ...], name: str) -> Curve:
+        """Measures the trial of a vector of some name at every lambda: ascending, 0 among them."""
+        left_out = LeftOut(self._listener, name)
+        answers: dict[float, Outputs] = {}
+        for lam in lambdas:
+            with left_out.skipping(lam):
+                answers[lam] = self.judge.answers_at(trial, lam) if lam else self.plain
+        return replace(curve_of(self.judge, answers), skipped=tuple(left_out.points()))
 
     def curve(self, vector: PairedVector) -> tuple[Curve, Trial]:
-        """The curve of one vector, and its trial.
-
-        Raises QvecError: a lambda at which the network is no longer finite.
-        """
+        """The curve of one vector, and its trial."""
         from qvec_cli.selection.trial import resident
 
         theta = self._receiver.theta
         chosen = select(vector.pairing.names, theta, self._options.parts)
         rho = {name: block for name, block in resident(vector.rho).items() if name in chosen}
         trial = replace(self.trial, rho=rho)
-        try:
-            return self.trace(trial, self._options.points), trial
-        except NotFiniteError:
-            raise QvecError(
-                f"{theta.path} + lambda * {vector.rho.path} is no longer finite",
-                hint="Leave the largest values out of --lambdas.",
-            ) from None
+        return self.trace(trial, self._options.points, str(vector.rho.path)), trial
 
     def donor(self, vector: PairedVector) -> Point:
         """One vector's row of the report."""
@@ -175,13 +186,21 @@ class AgreementRun:
         use = spent(patched_use(self._receiver.theta, rho), self.use)
         chosen = {**points[curve.place], "data_use": use.level}
         if self._receiver.labelled:
-            for point in points:
-                point["val"] = trial.score(point["lambda"], "val").to_json()
-            chosen = {**chosen, "val": points[curve.place]["val"]}
-            chosen["test"] = trial.score(curve.lam, "test").to_json()
+            points = [{**p, **self._judged(trial, p["lambda"], "val")} for p in points]
+            chosen = {**points[curve.place], "data_use": use.level}
+            chosen |= self._judged(trial, curve.lam, "test")
         self._listener.milestone(f"{rho.path}: lambda {curve.lam:g}")
         name = {"rho": str(rho.path), "digest": rho.settle()}
-        return {**name, "curve": points, "chosen": {**chosen, **name}, "score": curve.score()}
+        row = {**name, **curve.to_json(), "curve": points}
+        return {**row, "chosen": {**chosen, **name}, "score": curve.score()}
+
+    def _judged(self, trial: Trial, lam: float, split: str) -> Point:
+        """The score on labels, which take no part in the choice; none if it is not finite."""
+        try:
+            return {split: trial.score(lam, split).to_json()}
+        except NotFiniteError as error:
+            self._listener.note(f"lambda {lam:g} has no score on {split}: {error}")
+            return {}
 
     def labelled_baselines(self) -> Point:
         """Test accuracy of the float receiver and of its plain quantization, if it has labels."""
@@ -224,8 +243,10 @@ def agree(request: AgreementRequest, listener: Listener) -> Metrics:
             images = {"proxy": proxies.count}
             planned = Plan("sweep-lambda", request.out, fates, theta, parameters, images)
             return planned.metrics((theta, *rhos), started)
-        run = AgreementRun(receiver, options, listener)
-        donors = [run.donor(vector) for vector in receiver.vectors]
+        with located(theta.path, NotFiniteError):
+            run = AgreementRun(receiver, options, listener)
+            donors = [run.donor(vector) for vector in receiver.vectors]
+            baselines = run.labelled_baselines()
         order = sorted(range(len(donors)), key=lambda i: -donors[i]["score"]["explained"])
         useful = [i for i in order if donors[i]["chosen"]["lambda"] != 0]
         first = (useful or order)[0]
@@ -235,8 +256,9 @@ def agree(request: AgreementRequest, listener: Listener) -> Metrics:
             "proxies": run.judge.proxy_facts(listener),
             "curve": donors[first]["curve"],
             "chosen": donors[first]["chosen"],
+            **skipped(donors[first].get("skipped", ())),
             "donors": [donors[i] for i in order],
-            **run.labelled_baselines(),
+            **baselines,
         }
         inputs = (Input.of(theta), *map(Input.of, rhos), *proxies.inputs)
         use = spent(patched_use(theta, rhos[first]), run.use)
@@ -256,15 +278,17 @@ def choose(
 ) -> tuple[LambdaChoice, Curve | None]:
     """The lambda for one receiver and one vector; no curve in a dry run.
 
-    Raises MismatchError: files, grids or images that do not belong together.
+    Raises MismatchError: files, grids or images that do not belong together; NotFiniteError: the
+    receiver, as it is or rounded.
     """
     receiver = options.resolved(theta, (rho,), listener)
     assert receiver.proxies is not None
     assert receiver.grid is not None
     curve = None
     if not dry_run:
-        run = AgreementRun(receiver, options, listener)
-        curve, _ = run.curve(receiver.vectors[0])
+        with located(theta.path, NotFiniteError):
+            run = AgreementRun(receiver, options, listener)
+            curve, _ = run.curve(receiver.vectors[0])
         run.judge.proxy_facts(listener)
     lam = curve.lam if curve else 0.0
     return LambdaChoice(lam, AUTO, receiver.proxies.use, receiver.grid.to_json()), curve
@@ -302,16 +326,14 @@ def fit_mix(
 ) -> Fitted:
     """Fits on the proxies; takes the mean vector at a lambda of its own where that is as good.
 
-    Raises MismatchError: files, grids or images that do not belong together; QvecError: a
-    combination that is no longer finite.
+    Raises MismatchError: files, grids or images that do not belong together; NotFiniteError: the
+    receiver, as it is or rounded.
     """
     theta = files.open(options.receiver)
     receiver = options.agreement.resolved(theta, vectors, listener)
-    run = AgreementRun(receiver, options.agreement, listener)
-    try:
+    with located(theta.path, NotFiniteError):
+        run = AgreementRun(receiver, options.agreement, listener)
         mix, facts = _fitted(run, vectors, options.agreement.points, listener)
-    except NotFiniteError:
-        raise QvecError(f"{theta.path}: a combination of the vectors is not finite") from None
     about = {
         "receiver": {"name": theta.name, "digest": theta.settle()},
         "grid": run.trial.grid.to_json(),
@@ -325,19 +347,25 @@ def _fitted(
     run: AgreementRun, vectors: Sequence[Checkpoint], lambdas: tuple[float, ...], listener: Listener
 ) -> tuple[tuple[float, ...], dict[str, Any]]:
     """The coefficients, and how they came about."""
-    evenly, changes = [1 / len(vectors)] * len(vectors), []
-    mean = run.trace(replace(run.trial, rho=_mixed(vectors, evenly)), lambdas)
+    evenly, names = [1 / len(vectors)] * len(vectors), ("mean vector", "fitted vectors")
+    mean = run.trace(replace(run.trial, rho=_mixed(vectors, evenly)), lambdas, names[0])
     step = abs(mean.lam) or RAY[1]
+    changes, left_out = [], [LeftOut(listener, str(vector.path)) for vector in vectors]
     for done, vector in enumerate(vectors, start=1):
-        answers = run.judge.answers_at(replace(run.trial, rho=_mixed((vector,), (1.0,))), step)
-        changes.append((answers.logits - run.plain.logits) / step)
+        change = np.zeros_like(run.plain.logits)  # where it is not finite: its coefficient is 0
+        with left_out[done - 1].skipping(step):
+            answers = run.judge.answers_at(replace(run.trial, rho=_mixed((vector,), (1.0,))), step)
+            change = (answers.logits - run.plain.logits) / step
+        changes.append(change)
         listener.progress("vectors", done, len(vectors))
     damage = run.plain.logits - run.judge.teacher.logits
     line = fit(np.stack(changes), damage, run.judge.chances)
     coefficients = [float(part) for part in line.mix]
-    ray = run.trace(replace(run.trial, rho=_mixed(vectors, coefficients)), RAY)
+    ray = run.trace(replace(run.trial, rho=_mixed(vectors, coefficients)), RAY, names[1])
     better = ray.lam != 0 and beats(ray.distances[ray.place], mean.distances[mean.place], 1.0)
     taken, unit = (ray, coefficients) if better else (mean, evenly)
+    lost = [*zip(names, (mean.skipped, ray.skipped), strict=True)]
+    lost += [(one.name, tuple(one.points())) for one in left_out]
     return tuple(taken.lam * part + 0.0 for part in unit), {
         "explained": line.explained,
         "removed": taken.removed,
@@ -347,6 +375,7 @@ def _fitted(
         "mean_lambda": mean.lam,
         "ray": ray.points(),
         "mean": mean.points(),
+        **skipped([{"vector": name, **point} for name, points in lost for point in points]),
     }
 
 
@@ -356,4 +385,5 @@ def _mixed(vectors: Iterable[Checkpoint], mix: Sequence[float]) -> dict[str, Arr
     for vector, share in zip(vectors, mix, strict=True):
         for name in vector:
             total[name] = total.get(name, 0.0) + share * vector.finite(name).astype(np.float64)
-    return {name: numbers.astype(np.float32) for name, numbers in total.items()}
+    with np.errstate(over="ignore"):  # what is too large for float32 is left out
+        return {name: numbers.astype(np.float32) for name, numbers in total.items()}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import Struct
 
 from qvec_cli.checkpoint.replace import check_target, check_unfinished, unfinished
-from qvec_cli.errors import NotFiniteError, QvecError
+from qvec_cli.errors import NotFiniteError, located
 from qvec_cli.inputs.files import InputFiles
 from qvec_cli.inputs.lineage import inherited_use, patched_use
 from qvec_cli.inputs.receiver import Receiver, ReceiverOptions, resolve
@@ -19,6 +19,7 @@ from qvec_cli.model.build import NetworkOptions
 from qvec_cli.outputs.metrics import Input, Metrics, Plan
 from qvec_cli.results.journal import Journal, Line
 from qvec_cli.results.records import Record, Score
+from qvec_cli.selection.choose import LeftOut, skipped
 from qvec_cli.specs import DataUse, GridOptions, Listener, Loading, Method, Use, spent
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ class SweepRequest:
 def sweep(request: SweepRequest, listener: Listener) -> Metrics:
     """Measures the curve on validation, its best point, lambda 0 and lambda 1 on test.
 
-    Ties go to the smaller |lambda|; lambda = 0, which is plain quantization, always takes part.
+    Ties go to the smaller |lambda|; lambda = 0, which is plain quantization, always takes part. A
+    lambda at which the network is not finite is left out. NotFiniteError: it is not at lambda 0.
     Raises MismatchError: files, grid or data that do not belong together; CheckpointError: an
     unfinished sweep of something else.
     """
@@ -78,7 +80,8 @@ def sweep(request: SweepRequest, listener: Listener) -> Metrics:
             return planned.metrics((theta, rho), started)
         with Journal(unfinished(request.out), _header(request, receiver, grid)) as journal:
             _recall(request, journal, listener)
-            return _measured(request, receiver, journal, started, listener)
+            with located(theta.path, NotFiniteError):
+                return _measured(request, receiver, journal, started, listener)
 
 
 def fates_of(receiver: Receiver, device: str) -> dict[str, str]:
@@ -138,12 +141,13 @@ def _measured(
     plain = load_trial(receiver, ("val", "test"), request.device, listener, request.method)
     trial = replace(plain, rho=resident(rho))
     curve: list[dict[str, Any]] = []
+    left_out = LeftOut(listener)
     for done, lam in enumerate(request.points, start=1):
-        val = _score(trial, journal, lam, "val")
-        curve.append({"lambda": lam, "val": val})
-        listener.progress(
-            "sweep", done, len(request.points), **{"lambda": lam, "top1": val["top1"]}
-        )
+        with left_out.skipping(lam):
+            val = _score(trial, journal, lam, "val")
+            curve.append({"lambda": lam, "val": val})
+            shown = {"lambda": lam, "top1": val["top1"]}
+            listener.progress("sweep", done, len(request.points), **shown)
     fp = _kept(journal, "test of float", lambda: trial.float_score("test").to_json())
 
     def on_test(point: dict[str, Any], use: Use) -> dict[str, Any]:
@@ -152,10 +156,18 @@ def _measured(
 
     inherited, patched = inherited_use(theta), patched_use(theta, rho)
     use = spent(patched, Use(DataUse.RECEIVER_LABELS, {"val": curve[0]["val"]["n"]}))
+    tests: dict[str, dict[str, Any]] = {}
+    while "chosen" not in tests:  # a lambda may be finite on validation only
+        best = choose(left_out.kept(curve))
+        with left_out.skipping(best["lambda"]):
+            tests["chosen"] = on_test(best, use)
+    if UNIT not in left_out.reasons:
+        with left_out.skipping(UNIT):
+            tests["zero_shot"] = on_test({"lambda": UNIT}, patched)
     results = {
-        "curve": curve,
-        "chosen": on_test(choose(curve), use),
-        "zero_shot": on_test({"lambda": UNIT}, patched),
+        "curve": left_out.kept(curve),
+        **tests,
+        **skipped(left_out.points()),
         "baselines": {
             "fp": {"test": fp, "data_use": inherited.level},
             "ptq": on_test(next(point for point in curve if point["lambda"] == 0), inherited),
@@ -173,13 +185,7 @@ def _measured(
 
 
 def _score(trial: Trial, journal: Journal, lam: float, split: str) -> dict[str, Any]:
-    try:
-        return _kept(journal, f"{split} at {lam!r}", lambda: trial.score(lam, split).to_json())
-    except NotFiniteError:
-        raise QvecError(
-            f"at lambda {lam:g} the patched model is no longer finite",
-            hint="Leave it out of --lambdas; the points before it are kept for --resume.",
-        ) from None
+    return _kept(journal, f"{split} at {lam!r}", lambda: trial.score(lam, split).to_json())
 
 
 def _kept(journal: Journal, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

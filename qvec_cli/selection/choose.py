@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
+
+from qvec_cli.errors import NotFiniteError
+from qvec_cli.specs import Listener
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -20,6 +24,43 @@ a little, and helps nobody."""
 
 NEGATIVE: Final = (-0.5, -0.25)
 """Lambdas below 0 that always take part: some donors help with the other sign."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """The lambdas at which a network is not finite: no points of its curve, each told once."""
+
+    listener: Listener
+    name: str = ""  # of the vector, for the listener
+    reasons: dict[float, str] = field(default_factory=dict)  # by lambda
+
+    @contextlib.contextmanager
+    def skipping(self, lam: float) -> Iterator[None]:
+        """Leaves a lambda out where the block finds the network not finite.
+
+        Raises NotFiniteError: at lambda 0, without which there is no choice.
+        """
+        try:
+            yield
+        except NotFiniteError as error:
+            if lam == 0:
+                raise
+            self.reasons[lam] = str(error)
+            name = f"{self.name}: " if self.name else ""
+            self.listener.note(f"{name}lambda {lam:g} is left out: {error}")
+
+    def kept(self, curve: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The points of a curve that are not left out."""
+        return [point for point in curve if point["lambda"] not in self.reasons]
+
+    def points(self) -> list[dict[str, Any]]:
+        """What is left out, as metrics hold it."""
+        return [{"lambda": lam, "reason": text} for lam, text in sorted(self.reasons.items())]
+
+
+def skipped(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The entry of metrics on what is left out; none where that is nothing."""
+    return {"skipped": [*points]} if points else {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.data.noise import noise
 from qvec_cli.data.samples import Subset, Task
-from qvec_cli.errors import NotFiniteError
+from qvec_cli.errors import MismatchError, NotFiniteError
 from qvec_cli.inputs.images import Examples, Proxies
 from qvec_cli.inputs.network import load_network
 from qvec_cli.inputs.receiver import Receiver
@@ -67,7 +67,10 @@ class Trial:
         return self.measured(split)
 
     def place(self, lam: float | None) -> None:
-        """Makes the network Q(theta_R + lambda * rho), or for None theta_R itself."""
+        """Makes the network Q(theta_R + lambda * rho), or for None theta_R itself.
+
+        Raises NotFiniteError: a weight that is beyond its number format, or beyond the grid's.
+        """
         weights = self.theta.items() if lam is None else self._quantized(lam)
         place = self.network.state_dict()
         with torch.no_grad():
@@ -84,10 +87,19 @@ class Trial:
                     exact = apply(theta, self.rho[name], lam)
                 weight = to_float32(from_float32(exact, dtype), dtype)
             if not np.isfinite(weight).all():
-                raise NotFiniteError(f"{name}: overflows")
+                raise NotFiniteError(f"{name} overflows {self.dtypes[name]}")
             if name in self.targets:
-                weight = quantize_weight(name, weight, self.grid, self.method).restored
+                weight = self._rounded(name, weight, lam)
             yield name, weight
+
+    def _rounded(self, name: str, weight: Array, lam: float) -> Array:
+        """A weight on the grid; what a vector makes too large for it is not finite."""
+        try:
+            return quantize_weight(name, weight, self.grid, self.method).restored
+        except MismatchError as error:
+            if lam == 0:
+                raise
+            raise NotFiniteError(str(error)) from None
 
     def measured(self, split: str) -> Accuracy:
         """Accuracy of the network as it stands."""

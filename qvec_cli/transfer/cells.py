@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from qvec_cli.errors import NotFiniteError, QvecError
+from qvec_cli.errors import NotFiniteError, located
 from qvec_cli.inputs.files import InputFiles
 from qvec_cli.inputs.lineage import inherited_use, patched_use
 from qvec_cli.selection.by_agreement import curve_of
 from qvec_cli.selection.by_labels import choose
+from qvec_cli.selection.choose import LeftOut, skipped
 from qvec_cli.specs import DataUse, Grid, Listener, Scale, Use, spent
 from qvec_cli.transfer.grid_file import CellOptions, GridReceiver, Vector
 from qvec_cli.transfer.nulls import null
@@ -89,8 +90,12 @@ class MeasuredReceiver:
             "ptq": {"grid": own.to_json(), "test": ptq, "data_use": use},
         }
         for grid in other_grids(own):
-            test = _bare(replace(trial, grid=grid).score(0.0, "test"))
             name = f"rtn {grid.scale}{'' if grid.symmetric else ' asymmetric'}"
+            try:
+                test = _bare(replace(trial, grid=grid).score(0.0, "test"))
+            except NotFiniteError as error:
+                self._listener.note(f"{self._name}: {name} is left out: {error}")
+                continue
             rows[name] = {"grid": grid.to_json(), "test": test, "data_use": use}
         if self._member.qat is not None:
             rows["qat"] = self._own_qat(self._files.open(self._member.qat))
@@ -104,7 +109,8 @@ class MeasuredReceiver:
 
         twin = replace(self._trial, theta=resident(qat))
         qat.settle()
-        test, use = _bare(twin.score(0.0, "test")), inherited_use(qat).level
+        with located(qat.path, NotFiniteError):
+            test, use = _bare(twin.score(0.0, "test")), inherited_use(qat).level
         return {"grid": self._trial.grid.to_json(), "test": test, "data_use": use}
 
     def _file(self, model: Checkpoint) -> Point:
@@ -114,44 +120,65 @@ class MeasuredReceiver:
 
         load(self._trial.network, load_state(model), str(model.path))
         model.settle()
-        test, use = _bare(self._trial.measured("test")), inherited_use(model).level
+        with located(model.path, NotFiniteError):
+            test, use = _bare(self._trial.measured("test")), inherited_use(model).level
         return {"grid": model.card.quant, "test": test, "data_use": use}
 
     def cell(self, vector: Vector) -> Point:
         """The curve over lambda, its best point and the fixed lambdas, for one vector."""
         options = self._options
         trial, patched = self._loaded(vector)
-        splits = self._splits if options.oracle else ("val",)
-        curve: list[Point] = []
-        answers: dict[float, Outputs] = {}
-        for done, lam in enumerate(options.lambdas, start=1):
-            scores = self._scores(trial, vector, lam, splits)
-            curve.append({"lambda": lam, **{split: scores[split] for split in splits}})
-            if self._judge:
-                answers[lam] = self._judge.answers() if lam else self._answers
-            self._listener.progress(f"{self._name} + {vector.donor}", done, len(options.lambdas))
+        left_out = LeftOut(self._listener, f"{self._name} + {vector.donor}")
+        curve, answers = self._traced(trial, left_out)
         known = {point["lambda"]: point for point in curve if "test" in point}
 
         def on_test(lam: float, use: Use) -> Point:
-            point = known.get(lam) or self._scores(trial, vector, lam, ("test",))
+            point = known.get(lam) or self._scores(trial, lam, ("test",))
             return {"lambda": lam, "test": point["test"], "data_use": use.level}
 
-        best, use = choose(curve), spent(patched, self._labels)
-        chosen = {SELECTOR: {**on_test(best["lambda"], use), "val": best["val"]}}
+        fixed: list[Point] = []
+        for lam in options.fixed:
+            with left_out.skipping(lam):
+                if lam not in left_out.reasons:
+                    fixed.append(on_test(lam, patched if lam else self._use))
+        chosen: dict[str, Point] = {}
+        while SELECTOR not in chosen:  # a lambda may be finite on validation only
+            best, use = choose(left_out.kept(curve)), spent(patched, self._labels)
+            with left_out.skipping(best["lambda"]):
+                chosen[SELECTOR] = {**on_test(best["lambda"], use), "val": best["val"]}
         facts: Point = {}
-        if self._judge:
-            agreement = curve_of(self._judge, answers)
-            curve = [{**p, **q} for p, q in zip(curve, agreement.points(), strict=True)]
-            use = spent(patched, self._judge.proxies.use)
-            chosen[LABEL_FREE] = on_test(agreement.lam, use)
-            facts = {"score": agreement.score()}
+        while self._judge and LABEL_FREE not in chosen:
+            points = left_out.kept(curve)
+            agreement = curve_of(self._judge, {p["lambda"]: answers[p["lambda"]] for p in points})
+            with left_out.skipping(agreement.lam):
+                use = spent(patched, self._judge.proxies.use)
+                chosen[LABEL_FREE] = on_test(agreement.lam, use)
+                curve = [{**p, **q} for p, q in zip(points, agreement.points(), strict=True)]
+                facts = {"score": agreement.score()}
+        curve = left_out.kept(curve)
         return {
             "curve": curve,
-            "fixed": [on_test(lam, patched if lam else self._use) for lam in options.fixed],
+            "fixed": fixed,
             "chosen": chosen,
             **facts,
+            **skipped(left_out.points()),
             "oracle": _oracle(curve) if options.oracle else None,
         }
+
+    def _traced(self, trial: Trial, left_out: LeftOut) -> tuple[list[Point], dict[float, Outputs]]:
+        """The curve of a vector by labels, and where there are proxies its answers to them."""
+        lambdas = self._options.lambdas
+        splits = self._splits if self._options.oracle else ("val",)
+        curve: list[Point] = []
+        answers: dict[float, Outputs] = {}
+        for done, lam in enumerate(lambdas, start=1):
+            with left_out.skipping(lam):
+                scores = self._scores(trial, lam, splits)
+                if self._judge:
+                    answers[lam] = self._judge.answers() if lam else self._answers
+                curve.append({"lambda": lam, **{split: scores[split] for split in splits}})
+            self._listener.progress(left_out.name, done, len(lambdas))
+        return curve, answers
 
     def _loaded(self, vector: Vector) -> tuple[Trial, Use]:
         """The trial of a vector, and the receiver data that the two have used."""
@@ -165,18 +192,10 @@ class MeasuredReceiver:
         numbers = null(vector.null, numbers, _drift(vector, self._files), key)
         return replace(self._trial, rho=numbers), self._use
 
-    def _scores(
-        self, trial: Trial, vector: Vector, lam: float, splits: tuple[str, ...]
-    ) -> dict[str, Point]:
+    def _scores(self, trial: Trial, lam: float, splits: tuple[str, ...]) -> dict[str, Point]:
         if lam == 0:
             return self._plain
-        try:
-            return {split: _bare(score) for split, score in trial.scores(lam, splits).items()}
-        except NotFiniteError:
-            raise QvecError(
-                f"{self._name} + {lam:g} * {vector.rho} is no longer finite",
-                hint="Leave it out of lambdas; the lines before it are kept for --resume.",
-            ) from None
+        return {split: _bare(score) for split, score in trial.scores(lam, splits).items()}
 
 
 def other_grids(own: Grid) -> Iterator[Grid]:

@@ -18,7 +18,7 @@ from qvec_cli.checkpoint.replace import (
     replacing,
     unfinished,
 )
-from qvec_cli.errors import SpecError
+from qvec_cli.errors import NotFiniteError, SpecError, located
 from qvec_cli.inputs.files import InputFiles
 from qvec_cli.outputs.metrics import Input, Metrics, Plan
 from qvec_cli.results.journal import Journal, Line, encoded
@@ -131,16 +131,17 @@ def _measure(
     """The lines of a receiver that are missing; what is known costs nothing, not even torch."""
     if all(journal.get(line) is not None for line in grid.lines((name,))):
         return
-    member = grid.members.receivers[name]
-    receiver = MeasuredReceiver(name, member, grid.receivers[name], grid.options, files, listener)
-    line: Line = {"kind": "receiver", "receiver": name}
-    if journal.get(line) is None:
-        facts = {"device": receiver.device, **receiver.proxies()}
-        journal.add({**line, **facts, "baselines": receiver.baselines()})
-    for vector in grid.vectors[name]:
-        line = cell(name, vector)
+    member, options = grid.members.receivers[name], grid.options
+    with located(member.model, NotFiniteError):
+        receiver = MeasuredReceiver(name, member, grid.receivers[name], options, files, listener)
+        line: Line = {"kind": "receiver", "receiver": name}
         if journal.get(line) is None:
-            journal.add({**line, **receiver.cell(vector)})
+            facts = {"device": receiver.device, **receiver.proxies()}
+            journal.add({**line, **facts, "baselines": receiver.baselines()})
+        for vector in grid.vectors[name]:
+            line = cell(name, vector)
+            if journal.get(line) is None:
+                journal.add({**line, **receiver.cell(vector)})
     listener.milestone(f"{name}: {len(grid.vectors[name])} vectors")
     files.release(member.model)
 
