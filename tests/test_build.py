@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import constants
 from PIL import Image
 
-from qvec_cli.checkpoint import hub
+from qvec_cli.checkpoint import fetch
 from qvec_cli.errors import MismatchError, QvecError, SpecError
 from qvec_cli.model import build
 from qvec_cli.model.build import (
@@ -360,7 +360,7 @@ def test_without_a_network_the_hub_is_not_asked_again_and_again(kind, monkeypatc
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "_PATIENCE", 5.0 if kind == "answering" else 0.5)
+    monkeypatch.setattr(fetch, "_PATIENCE", 5.0 if kind == "answering" else 0.5)
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: None)
     if kind == "answering":
         server = HTTPServer(("127.0.0.1", 0), Portal)

@@ -42,7 +42,7 @@ FLOORS = {
 }
 """Every room and its floor; imports go down only. The room "" is the files beside the rooms."""
 ROOMS = {f"qvec_cli.{name}" for name in FLOORS}
-MOST_FILES, MOST_LINES = 145, 23_000
+MOST_FILES, MOST_LINES = 145, 25_500
 LARGEST_ROOM, MOST_FILES_IN_A_ROOM = 0.15, 16
 IMPORTS = 0.08
 SHORTEST, LONGEST = 60, 500
@@ -60,7 +60,7 @@ DOORS = {
     "msgspec": {"results", "selection/by_labels.py"},
     "onnxscript": {"export/graph.py"},
     "onnxruntime": {"export/onnx.py"},
-    "huggingface_hub": {"model/build.py"},
+    "huggingface_hub": {"checkpoint/fetch.py"},
     "safetensors": {"checkpoint/write.py"},
     "array_api_compat": {"quant"},
     "PIL": {"data", "learn/batches.py", "model/build.py"},

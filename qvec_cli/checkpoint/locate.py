@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from qvec_cli.checkpoint.card import refuse_constant
+from qvec_cli.checkpoint.fetch import fetched
 from qvec_cli.checkpoint.header import MAX_HEADER, Entry, read_header, require_moderate, unique
-from qvec_cli.checkpoint.hub import fetched
 from qvec_cli.checkpoint.source import STREAM, Contents, File, WeightsChoice, open_file
 from qvec_cli.errors import CheckpointError
 

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from qvec_cli.checkpoint.hub import notice_no_network
+from qvec_cli.checkpoint.fetch import notice_no_network
 from qvec_cli.checkpoint.source import WeightsChoice
 from qvec_cli.errors import MismatchError, QvecError, SpecError
 from qvec_cli.model.configuration import COLOURS, DATA_KEYS, FLAGS, Model

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-import torch
-
 from qvec_cli.errors import MismatchError, SpecError
 from qvec_cli.model.build import NetworkOptions, create
 from qvec_cli.model.configuration import Model
@@ -55,6 +53,8 @@ def fitted(options: NetworkOptions, shapes: Shapes) -> Fitting:
 
 
 def _built(options: NetworkOptions) -> tuple[nn.Module, Model]:
+    import torch
+
     with torch.device("meta"):
         return create(options)
 
