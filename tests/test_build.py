@@ -64,7 +64,7 @@ def test_a_configuration_is_json_and_the_whole_of_its_network(options):
     assert list(again.state_dict()) == list(network.state_dict())
     size = model.pretrained_cfg["input_size"]
     own = network.pretrained_cfg["input_size"][1:]
-    assert size == [options.in_chans, *((options.img_size,) * 2 if options.img_size else own)]
+    assert size == [options.in_chans or 3, *((options.img_size,) * 2 if options.img_size else own)]
     assert model.input_size[0] == options.in_chans
     assert model.architecture == options.name.split(".")[0]
     assert model.num_classes == model.pretrained_cfg["num_classes"] == options.num_classes
