@@ -129,7 +129,7 @@ def test_the_commands_that_a_recipe_opens_with_have_the_papers_values(
         assert (request.model, request.data) == (recipe.stem, "Cars")
         assert request.recipe == Recipe(epochs=35, seed=2038)  # all else is the paper's by default
         assert request.grid == (Grid(3) if name == "train-qat" else None)
-        assert request.pretrained
+        assert request.network.pretrained
 
 
 def test_timm_has_the_weights_that_a_recipe_starts_from_at_224_pixels() -> None:

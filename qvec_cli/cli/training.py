@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -23,7 +23,7 @@ Model = Annotated[
 
 Shape = Annotated[
     NetworkFlags,
-    Adapted(without=("model", "num_classes", "class_map", "mean", "std", "interpolation")),
+    Adapted(without=("model", "num_classes", "class_map")),
 ]
 Images = Annotated[ImageFlags, Adapted(without=("batch_size",))]
 
@@ -180,11 +180,7 @@ def _train(
         loading=images.loading(dry_run=writing.dry_run, batch_size=training.batch_size),
         grid=grid,
         initial_checkpoint=start.initial_checkpoint,
-        pretrained=start.pretrained,
-        img_size=shape.img_size,
-        in_chans=shape.in_chans,
-        crop_pct=shape.crop_pct,
-        args=shape.args,
+        network=replace(shape.options(), pretrained=start.pretrained),
         device=images.device,
         resume=resume,
         force=writing.force,

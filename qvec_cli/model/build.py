@@ -342,13 +342,18 @@ def _configuration(network: nn.Module, options: NetworkOptions, args: Mapping[st
         key: list(data[key]) if isinstance(data[key], tuple) else data[key] for key in DATA_KEYS
     }
     config = _with_channels(config) | options.prepared
-    for key in ("mean", "std"):
-        if len(config[key]) != channels:
-            raise SpecError(f"--{key} has {len(config[key])} numbers for {channels} channels")
+    check_channels(config, channels)
     name, classes = options.name or "", options.num_classes or 0
     config["classifier"] = _classifier(network, pretrained.get("classifier"), name)
     config["num_classes"] = classes
     return Model(name.split(".")[0], classes, dict(args), config)
+
+
+def check_channels(prepared: Mapping[str, Any], channels: int) -> None:
+    """Refuses a mean or a std of another number of channels; SpecError names the flag."""
+    for key in ("mean", "std"):
+        if len(prepared.get(key, ())) not in (0, channels):
+            raise SpecError(f"--{key} has {len(prepared[key])} numbers for {channels} channels")
 
 
 def _with_channels(config: dict[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def train(request: TrainRequest, listener: Listener, world: World = ALONE) -> Me
     if world.leads:
         check_target(request.out, force=request.force)
         check_unfinished(request.out, resume=request.resume, force=request.force)
-    with InputFiles(listener) as files:
+    with InputFiles(listener, request.network.weights) as files:
         check_start(request, files)
         with distributed.in_turn(world) if request.loading.download else nullcontext():
             task = open_data(request.data, request.loading, listener)
@@ -94,6 +94,6 @@ def _parameters(request: TrainRequest) -> dict[str, Any]:
         "data": request.data,
         **request.recipe.to_json(),
         "grid": request.grid.to_json() if request.grid else None,
-        "pretrained": request.pretrained,
-        "model_args": dict(request.args),
+        "pretrained": request.network.pretrained,
+        "model_args": dict(request.network.args),
     }

@@ -289,7 +289,7 @@ def _network(
     if base is None or request.initial_checkpoint is not None:
         return build.create(request.network_options(classes))
     stored = stored_model(request, base, classes)
-    return build.reshaped(stored, request.img_size, request.in_chans)
+    return build.reshaped(stored, request.network.img_size, request.network.in_chans)
 
 
 def _adapted(
@@ -361,7 +361,8 @@ def rehearse(
     device(request.device)
     base = files.open(request.source) if request.source else None
     with torch.device("meta"):
-        network, model = _network(replace(request, pretrained=False), base, len(task.classes))
+        unfetched = replace(request, network=replace(request.network, pretrained=False))
+        network, model = _network(unfetched, base, len(task.classes))
     if base is not None:
         state = _adapted(outline(base), network, model, base, listener)
         build.start_from(network, state, model, str(base.path))

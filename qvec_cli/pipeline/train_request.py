@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from qvec_cli.checkpoint.card import Kind
+from qvec_cli.checkpoint.fetch import NAMES as HUB
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import is_stream
 from qvec_cli.errors import CheckpointError, MismatchError, SpecError
 from qvec_cli.inputs.files import InputFiles, model_of, require
 from qvec_cli.inputs.grids import check_fit
-from qvec_cli.model.build import NetworkOptions, check_name
+from qvec_cli.model.build import NetworkOptions, check_channels, check_name
 from qvec_cli.model.configuration import Model
 from qvec_cli.specs import Grid, Loading, Recipe
 
@@ -29,11 +28,7 @@ class TrainRequest:
     loading: Loading
     grid: Grid | None = None  # train through this grid; None: plain fine-tuning
     initial_checkpoint: Path | None = None  # weights to start a named model from
-    pretrained: bool = False
-    img_size: int | None = None
-    in_chans: int | None = None
-    crop_pct: float | None = None
-    args: Mapping[str, Any] = field(default_factory=dict)
+    network: NetworkOptions = NetworkOptions()  # what flags say of it, but for its name
     device: str = "auto"
     resume: bool = False
     force: bool = False
@@ -45,20 +40,12 @@ class TrainRequest:
         if self.initial_checkpoint is not None:
             return self.initial_checkpoint
         path = Path(self.model)
-        named = path.suffix in (".st", ".safetensors")
+        named = path.suffix in (".st", ".safetensors") or self.model.startswith(HUB)
         return path if named or is_stream(path) or _is_file(path) else None
 
     def network_options(self, classes: int) -> NetworkOptions:
         """The network that is built, with a head for so many classes."""
-        return NetworkOptions(
-            self.model,
-            classes,
-            self.pretrained,
-            self.img_size,
-            self.in_chans or 3,
-            self.crop_pct,
-            self.args,
-        )
+        return replace(self.network, name=self.model, num_classes=classes)
 
 
 def check_start(request: TrainRequest, files: InputFiles) -> None:
@@ -68,7 +55,7 @@ def check_start(request: TrainRequest, files: InputFiles) -> None:
         check_name(request.model)
     if request.source is None:
         return
-    if request.pretrained:
+    if request.network.pretrained:
         raise SpecError("--pretrained goes with a timm name, not with a checkpoint file")
     checkpoint = files.open(request.source)
     require(checkpoint, Kind.CHECKPOINT)
@@ -91,18 +78,20 @@ def stored_model(request: TrainRequest, checkpoint: Checkpoint, classes: int) ->
         stored = model_of(checkpoint)
     except CheckpointError as error:
         raise CheckpointError(
-            str(error), hint="Name it: qvec finetune NAME --initial-checkpoint FILE ..."
+            str(error),
+            hint="qvec import FILE -o NEW.st finds it out and writes it down; or name it: qvec "
+            "finetune NAME --initial-checkpoint FILE ...",
         ) from None
     args = stored.model_args
-    for key, value in request.args.items():
+    for key, value in request.network.args.items():
         if value is not None and args.get(key) != value:
             raise MismatchError(
                 f"{checkpoint.path} was made with {key} {args.get(key)}, not {value}",
                 hint="A checkpoint file brings its own architecture.",
             )
-    config = {**stored.pretrained_cfg, "num_classes": classes}
-    if request.crop_pct is not None:
-        config["crop_pct"] = request.crop_pct
+    prepared = request.network.prepared
+    check_channels(prepared, request.network.in_chans or stored.input_size[0])
+    config = {**stored.pretrained_cfg, "num_classes": classes, **prepared}
     return replace(stored, num_classes=classes, pretrained_cfg=config)
 
 
