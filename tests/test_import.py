@@ -53,6 +53,7 @@ def as_state_dict(state: State, path: Path) -> Path:
 def as_timm(state: State, path: Path) -> Path:
     """What timm's train.py saves: the average is good, the last weights are not."""
     arguments = argparse.Namespace(model="test_vit", img_size=32, num_classes=4, mean=None, gp=None)
+    arguments.interpolation, arguments.crop_pct, arguments.model_kwargs = "", None, {}
     saved = {"epoch": 9, "arch": "test_vit", "state_dict": spoiled(state), "version": 2}
     saved |= {"args": arguments, "state_dict_ema": state, "metric": np.float64(81.25)}
     torch.save(saved | {"optimizer": {"state": {}, "param_groups": []}}, path / "best.pth.tar")

@@ -16,14 +16,14 @@ from qvec_cli.errors import CheckpointError, MismatchError, QvecError, located
 from qvec_cli.inputs.files import DOOR, model_of, stated_model
 from qvec_cli.model import build
 from qvec_cli.model.build import NetworkOptions
-from qvec_cli.model.configuration import Model
+from qvec_cli.model.configuration import FLAGS, Model
 from qvec_cli.model.recognise import recognise
-from qvec_cli.specs import Listener
+from qvec_cli.specs import Interpolation, Listener
 
 if TYPE_CHECKING:
     from qvec_cli.model.fit_shapes import Fitting
 
-_SCRIPT: Final = {"img_size": int, "crop_pct": float, "interpolation": str}
+_SCRIPT: Final = {"img_size": (int,), "crop_pct": (int, float), "interpolation": (str,)}
 """Arguments of timm's training script that have the names of our options, and their types."""
 
 _SHOWN: Final = 12  # names in a list
@@ -126,22 +126,27 @@ def _of_script(checkpoint: Checkpoint, listener: Listener) -> NetworkOptions:
     """What a training script has kept beside the weights, if it is timm's or like it."""
     if not tells_network(checkpoint):
         return NetworkOptions()
-    script = checkpoint.script
-    name = script["arch"]
-    facts = {key: script[key] for key, kind in _SCRIPT.items() if type(script.get(key)) is kind}
-    args = script.get("model_kwargs")
-    args = dict(args) if isinstance(args, Mapping) else {}
+    script = dict(checkpoint.script)
+    named = script.get("model_kwargs")
+    args = dict(named) if isinstance(named, Mapping) else {}
     args |= {"global_pool": script["gp"]} if isinstance(script.get("gp"), str) else {}
-    size = script.get("input_size")
-    if isinstance(size, (list, tuple)) and len(size) == 3:
-        facts["img_size"] = size[1]
-    for key in ("mean", "std"):
-        if isinstance(script.get(key), (list, tuple)) and script[key]:
-            facts[key] = tuple(script[key])
+    if _are_numbers(size := script.get("input_size")) and len(size) == 3:
+        script["img_size"] = size[1]
+    script["img_size"] = args.get("img_size", script.get("img_size"))
+    facts = {key: script[key] for key, kinds in _SCRIPT.items() if type(script.get(key)) in kinds}
+    facts |= {key: tuple(script[key]) for key in ("mean", "std") if _are_numbers(script.get(key))}
+    if facts.get("interpolation") not in {None, *Interpolation}:  # timm's own default is no word
+        del facts["interpolation"]
+    args = {key: value for key, value in args.items() if key not in FLAGS}
     said = "".join(f", {key} {value}" for key, value in {**facts, **args}.items())
-    listener.note(f"{checkpoint.path}: its training script says {name}{said}")
-    with located(checkpoint.path):
-        return NetworkOptions(name, args=args, **facts)
+    listener.note(f"{checkpoint.path}: its training script says {script['arch']}{said}")
+    return NetworkOptions(script["arch"], args=args, **facts)
+
+
+def _are_numbers(value: Any) -> bool:
+    """Whether it is a list of some numbers."""
+    listed = isinstance(value, (list, tuple)) and len(value) > 0
+    return listed and all(type(number) in (int, float) for number in value)
 
 
 def _merged(options: NetworkOptions, known: NetworkOptions) -> NetworkOptions:

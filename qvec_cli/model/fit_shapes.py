@@ -52,11 +52,18 @@ def fitted(options: NetworkOptions, shapes: Shapes) -> Fitting:
     return Fitting(network, model, options, sized)
 
 
+_known: dict[str, tuple[nn.Module, Model]] = {}
+"""Networks without numbers that were built already, by their options."""
+
+
 def _built(options: NetworkOptions) -> tuple[nn.Module, Model]:
     import torch
 
-    with torch.device("meta"):
-        return create(options)
+    key = repr(options)
+    if key not in _known:
+        with torch.device("meta"):
+            _known[key] = create(options)
+    return _known[key]
 
 
 def _own_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -141,13 +148,23 @@ def _image_size(options: NetworkOptions, shapes: Shapes) -> NetworkOptions:
             return 0  # too small to be made
         return math.prod(sized[grown[0]])
 
-    patches = _first(size_at, math.prod(shapes[grown[0]]))
+    long = math.prod(shapes[grown[0]])
+    guess = _square(ours[grown[0]], shapes[grown[0]])
+    patches = guess if guess and size_at(guess) == long else _first(size_at, long)
     return replace(options, img_size=unit * patches) if patches else options
 
 
 def _only_longer(ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
     """Whether two shapes differ in one of their sides."""
     return len(ours) == len(theirs) and sum(a != b for a, b in zip(ours, theirs, strict=True)) == 1
+
+
+def _square(ours: tuple[int, ...], theirs: tuple[int, ...]) -> int:
+    """Patches along a side, were both tokens of a square behind as many others; 0: they are not."""
+    (old, new) = next((a, b) for a, b in zip(ours, theirs, strict=True) if a != b)
+    others = old - math.isqrt(old) ** 2
+    side = math.isqrt(max(new - others, 0))
+    return side if side**2 + others == new else 0
 
 
 def _first(grows: Callable[[int], int], wanted: int) -> int | None:
