@@ -271,8 +271,7 @@ def _start(
     network, model = _network(request, base, classes)
     if base is None:
         return _Start(network, model, provenance(op, {}, use, **facts))
-    state = _adapted(load_state(base), network, model, base, listener)
-    fresh = build.start_from(network, state, model, str(base.path))
+    fresh = _load(network, load_state(base), model, base, listener)
     fate = f"is replaced by a new one with {classes} classes" if fresh else "is kept"
     listener.note(f"{base.path}: its head {fate}")
     if base.card.data_digest == task.digest:
@@ -292,18 +291,19 @@ def _network(
     return build.reshaped(stored, request.network.img_size, request.network.in_chans)
 
 
-def _adapted(
-    state: Mapping[str, torch.Tensor],
+def _load(
     network: torch.nn.Module,
+    state: Mapping[str, torch.Tensor],
     model: Model,
     base: Checkpoint,
     listener: Listener,
-) -> dict[str, torch.Tensor]:
-    """The weights of the base at the image size and channels of the network, as it is told."""
-    state, notes = build.adapted(state, network, model)
+) -> tuple[str, ...]:
+    """Loads the base at the network's image size and channels; returns the head left new."""
+    fitted, notes = build.adapted(state, network, model)
+    fresh = build.start_from(network, fitted, model, str(base.path))
     for note in notes:
         listener.note(f"{base.path}: {note}")
-    return state
+    return fresh
 
 
 def _labels_used(request: TrainRequest, task: Task) -> Use:
@@ -364,8 +364,7 @@ def rehearse(
         unfetched = replace(request, network=replace(request.network, pretrained=False))
         network, model = _network(unfetched, base, len(task.classes))
     if base is not None:
-        state = _adapted(outline(base), network, model, base, listener)
-        build.start_from(network, state, model, str(base.path))
+        _load(network, outline(base), model, base, listener)
     _check_forward(request, task, network, model, world)
     inputs = () if base is None else (base,)
     return _plan(request, task, network, model).metrics(inputs, started)
