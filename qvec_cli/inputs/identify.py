@@ -130,7 +130,8 @@ def _of_script(checkpoint: Checkpoint, listener: Listener) -> NetworkOptions:
     named = script.get("model_kwargs")
     args = dict(named) if isinstance(named, Mapping) else {}
     args |= {"global_pool": script["gp"]} if isinstance(script.get("gp"), str) else {}
-    if _are_numbers(size := script.get("input_size")) and len(size) == 3:
+    size = script.get("input_size")
+    if size is not None and _are_numbers(size) and len(size) == 3:
         script["img_size"] = size[1]
     script["img_size"] = args.get("img_size", script.get("img_size"))
     facts = {key: script[key] for key, kinds in _SCRIPT.items() if type(script.get(key)) in kinds}
