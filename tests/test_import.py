@@ -6,6 +6,7 @@ import argparse
 import datetime
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,11 @@ from safetensors.torch import load_file, save_file
 from timm.data import create_transform, resolve_data_config
 
 from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.errors import SpecError
+from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.recognise import recognise
+from qvec_cli.pipeline.train_request import TrainRequest, stored_model
+from qvec_cli.specs import Loading, Recipe
 
 State = dict[str, torch.Tensor]
 DIGITS = {"class_to_idx": {"a": 0, "b": 1, "c": 2, "d": 3}}
@@ -393,3 +398,22 @@ def test_harmless_things_beside_the_weights_are_passed_over(tmp_path: Path) -> N
         torch.save({"state_dict": state, **beside}, file, _use_new_zipfile_serialization=not old)
         with Checkpoint(file) as ours:
             assert np.array_equal(ours.array("a.weight"), state["a.weight"].numpy())
+
+
+def test_training_takes_the_same_words_for_its_images(drawer: Drawer, tmp_path: Path) -> None:
+    words = NetworkOptions(mean=(0.1, 0.2, 0.3), interpolation="nearest", crop_pct=0.5)
+    request = TrainRequest(
+        str(drawer.base), "images", tmp_path / "x.st", Recipe(), Loading(), network=words
+    )
+    with Checkpoint(drawer.base) as base:
+        data = stored_model(request, base, 3).pretrained_cfg
+        before = base.card.model["pretrained_cfg"] if base.card.model else {}
+        assert data == before | {
+            "mean": [0.1, 0.2, 0.3],
+            "interpolation": "nearest",
+            "crop_pct": 0.5,
+            "num_classes": 3,
+        }
+        wrong = replace(request, network=NetworkOptions(mean=(0.1,)))
+        with pytest.raises(SpecError, match="--mean has 1 numbers for 3 channels"):
+            stored_model(wrong, base, 3)
