@@ -172,7 +172,7 @@ def test_a_plan_with_an_anchor_foretells_the_size(drawer: Drawer, tmp_path: Path
     assert plan["bytes_out"] == out.stat().st_size
     fates = {tensor["name"]: tensor["fate"] for tensor in plan["tensors"]}
     assert fates["norm.weight"] == "patched: no target"
-    assert fates["head.weight"] == "kept: no target"
+    assert fates["head.weight"] == "kept: the classifier's"
 
 
 def test_a_bare_file_is_anchored_too(drawer: Drawer, tmp_path: Path) -> None:

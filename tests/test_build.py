@@ -65,11 +65,11 @@ def test_a_configuration_is_json_and_the_whole_of_its_network(options):
     size = model.pretrained_cfg["input_size"]
     own = network.pretrained_cfg["input_size"][1:]
     assert size == [options.in_chans or 3, *((options.img_size,) * 2 if options.img_size else own)]
-    assert model.input_size[0] == options.in_chans
+    assert model.input_size[0] == (options.in_chans or 3)
     assert model.architecture == options.name.split(".")[0]
     assert model.num_classes == model.pretrained_cfg["num_classes"] == options.num_classes
-    assert len(model.pretrained_cfg["mean"]) == options.in_chans
-    assert len(model.pretrained_cfg["std"]) == options.in_chans
+    assert len(model.pretrained_cfg["mean"]) == (options.in_chans or 3)
+    assert len(model.pretrained_cfg["std"]) == (options.in_chans or 3)
     for head in model.classifier:
         assert network.get_submodule(head).out_features == options.num_classes
 

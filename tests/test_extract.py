@@ -86,8 +86,8 @@ def test_tensors_longer_than_a_block_are_the_same_formula(tmp_path: Path) -> Non
         for _ in range(3)
     )
     paths = [save(tmp_path / f"{i}.st", arrays) for i, arrays in enumerate((fp, qat, receiver))]
-    call("extract", *paths[:2], "-o", tmp_path / "rho.st")
-    call("patch", paths[2], tmp_path / "rho.st", "-l", "0.3", "-o", tmp_path / "p.st")
+    call("extract", *paths[:2], "--no-head", "-o", tmp_path / "rho.st")
+    call("patch", paths[2], tmp_path / "rho.st", "--no-head", "-l", "0.3", "-o", tmp_path / "p.st")
     for name, array in load_file(tmp_path / "p.st").items():
         assert np.array_equal(array, receiver[name] + np.float32(0.3) * (qat[name] - fp[name]))
 
@@ -141,10 +141,26 @@ def test_both_heads_of_a_distilled_deit_stay_the_receivers(
 def test_the_receiver_keeps_its_number_format(dtype: type, tmp_path: Path) -> None:
     """Arithmetic in float32, the result rounded once to nearest."""
     fp, qat = random(1), random(2)
-    call("extract", save(tmp_path / "a", fp), save(tmp_path / "b", qat), "-o", tmp_path / "rho.st")
+    call(
+        "extract",
+        "--no-head",
+        save(tmp_path / "a", fp),
+        save(tmp_path / "b", qat),
+        "-o",
+        tmp_path / "rho.st",
+    )
     receiver = {name: array.astype(dtype) for name, array in random(3).items()}
     save(tmp_path / "r.st", receiver)
-    call("patch", tmp_path / "r.st", tmp_path / "rho.st", "-l", "0.7", "-o", tmp_path / "p.st")
+    call(
+        "patch",
+        "--no-head",
+        tmp_path / "r.st",
+        tmp_path / "rho.st",
+        "-l",
+        "0.7",
+        "-o",
+        tmp_path / "p.st",
+    )
     for name, array in load_file(tmp_path / "p.st").items():
         exact = receiver[name].astype(np.float32) + np.float32(0.7) * (qat[name] - fp[name])
         assert array.dtype == dtype
@@ -156,7 +172,7 @@ def test_half_precision_donors_get_a_warning(tmp_path: Path) -> None:
         save(tmp_path / f"{seed}.st", {n: a.astype(np.float16) for n, a in random(seed).items()})
         for seed in (1, 2)
     ]
-    result = call("extract", *halves, "-o", tmp_path / "rho.st")
+    result = call("extract", "--no-head", *halves, "-o", tmp_path / "rho.st")
     assert "rho from half precision is mostly rounding error" in result.err
     assert load_file(tmp_path / "rho.st")["pos_embed"].dtype == np.float32
 
@@ -164,9 +180,9 @@ def test_half_precision_donors_get_a_warning(tmp_path: Path) -> None:
 def test_buffers_are_the_receivers(tmp_path: Path) -> None:
     buffers = [{"index": np.array([i, 9]), "mask": np.array([i == 1])} for i in range(3)]
     files = [save(tmp_path / f"{i}.st", random(i, **buffers[i])) for i in range(3)]
-    call("extract", *files[:2], "-o", tmp_path / "rho.st")
+    call("extract", "--no-head", *files[:2], "-o", tmp_path / "rho.st")
     assert "index" not in load_file(tmp_path / "rho.st")
-    call("patch", files[2], tmp_path / "rho.st", "-o", tmp_path / "p.st")
+    call("patch", "--no-head", files[2], tmp_path / "rho.st", "-o", tmp_path / "p.st")
     patched = load_file(tmp_path / "p.st")
     assert patched["index"].tolist() == [2, 9]
     assert patched["mask"].tolist() == [False]
@@ -210,16 +226,16 @@ def test_weights_that_are_no_numbers_are_refused_by_name(
     files = {n: save(tmp_path / f"{n}.st", random(i)) for i, n in enumerate(names)}
     files["rho"] = tmp_path / "rho.st"
     if where in ("receiver", "rho"):
-        call("extract", files["donor"], files["donor_qat"], "-o", files["rho"])
+        call("extract", "--no-head", files["donor"], files["donor_qat"], "-o", files["rho"])
     raw = bytearray(files[where].read_bytes())
     with Checkpoint(files[where]) as checkpoint:
         start = checkpoint["pos_embed"].start + 4 * 11
     raw[start : start + 4] = np.float32(bad).tobytes()
     files[where].write_bytes(raw)
     out = tmp_path / "out.st"
-    args = ("patch", files["receiver"], files["rho"], "-l", 0)
+    args = ("patch", "--no-head", files["receiver"], files["rho"], "-l", 0)
     if where.startswith("donor"):
-        args = ("extract", files["donor"], files["donor_qat"])
+        args = ("extract", "--no-head", files["donor"], files["donor_qat"])
     result = call(*args, "-o", out, code=1)
     assert f"{files[where]}: pos_embed: {bad} at element 11" in result.errors[0]
     assert not out.exists()
@@ -227,16 +243,18 @@ def test_weights_that_are_no_numbers_are_refused_by_name(
 
 def test_a_patch_that_overflows_the_receivers_format_is_refused(tmp_path: Path) -> None:
     a, b = save(tmp_path / "a", random(1)), save(tmp_path / "b", random(2, scale=1e6))
-    call("extract", a, b, "-o", tmp_path / "rho.st")
+    call("extract", "--no-head", a, b, "-o", tmp_path / "rho.st")
     half = {name: array.astype(np.float16) for name, array in random(3).items()}
     save(tmp_path / "r.st", half)
-    result = call("patch", tmp_path / "r.st", tmp_path / "rho.st", "-o", tmp_path / "p.st", code=1)
+    args = (tmp_path / "r.st", tmp_path / "rho.st", "-o", tmp_path / "p.st")
+    result = call("patch", "--no-head", *args, code=1)
     assert "overflows F16 at lambda 1" in result.errors[0]
 
 
 def test_equal_files_without_cards_are_refused(tmp_path: Path) -> None:
     a, b = save(tmp_path / "a.st", random(1)), save(tmp_path / "b.st", random(1))
-    assert "rho would be zero" in call("extract", a, b, "-o", tmp_path / "r.st", code=1).errors[0]
+    refused = call("extract", "--no-head", a, b, "-o", tmp_path / "r.st", code=1)
+    assert "rho would be zero" in refused.errors[0]
 
 
 def test_another_base_is_refused(drawer: Drawer, tmp_path: Path) -> None:

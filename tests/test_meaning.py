@@ -55,7 +55,7 @@ def test_a_vector_that_would_overflow_is_refused(tmp_path: Path) -> None:
     for name, value in (("a", -3e38), ("b", 3e38)):
         save_file({"w": np.full(4, value, np.float32)}, tmp_path / f"{name}.st")
     pair = (tmp_path / "a.st", tmp_path / "b.st")
-    refused = call("extract", *pair, "-o", tmp_path / "rho.st", code=1)
+    refused = call("extract", *pair, "--no-head", "-o", tmp_path / "rho.st", code=1)
     assert "b.st: w: rho overflows float32" in refused.errors[0]
 
 
@@ -65,8 +65,8 @@ def test_doubles_take_part_in_float32_and_stay_doubles_in_the_receiver(tmp_path:
     for name, array in (("donor", donor), ("qat", qat), ("receiver", receiver)):
         save_file({"w": array}, tmp_path / f"{name}.st")
     rho, out = tmp_path / "rho.st", tmp_path / "p.st"
-    call("extract", tmp_path / "donor.st", tmp_path / "qat.st", "-o", rho)
-    call("patch", tmp_path / "receiver.st", rho, "-o", out)
+    call("extract", tmp_path / "donor.st", tmp_path / "qat.st", "--no-head", "-o", rho)
+    call("patch", tmp_path / "receiver.st", rho, "--no-head", "-o", out)
     found = load_file(rho)["w"]
     assert found.dtype == np.float32
     assert np.array_equal(found, qat.astype(np.float32) - donor.astype(np.float32))
@@ -82,8 +82,8 @@ def test_scalars_and_empty_tensors_go_through_every_step(tmp_path: Path) -> None
         tensors = {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
         save_file(tensors, tmp_path / f"{name}.st")
     rho, out, packed = (tmp_path / f"{name}.st" for name in ("rho", "p", "q"))
-    call("extract", tmp_path / "donor.st", tmp_path / "qat.st", "-o", rho)
-    call("patch", tmp_path / "donor.st", rho, "-o", out)
+    call("extract", tmp_path / "donor.st", tmp_path / "qat.st", "--no-head", "-o", rho)
+    call("patch", tmp_path / "donor.st", rho, "--no-head", "-o", out)
     call("quantize", out, "--bits", 3, "-o", packed)
     assert {n: a.shape for n, a in load_file(out).items()} == shapes
     assert load_file(packed)["empty"].shape == (0, 3)
@@ -93,7 +93,7 @@ def test_a_weight_that_is_no_number_is_never_rounded(tmp_path: Path) -> None:
     weight = np.ones((4, 6), np.float32)
     weight[2, 3] = np.nan
     save_file({"w.weight": weight}, tmp_path / "r.st")
-    bits = ("--bits", 3, "-o", tmp_path / "q.st")
+    bits = ("--bits", 3, "--no-head", "-o", tmp_path / "q.st")
     refused = call("quantize", tmp_path / "r.st", *bits, code=1)
     assert "w.weight: nan at element 15" in refused.errors[0]
     assert not (tmp_path / "q.st").exists()
@@ -315,7 +315,8 @@ def test_a_matrix_that_cannot_be_packed_is_named(
 ) -> None:
     tensors, flags, reason = UNFIT[case]
     save_file(tensors, tmp_path / "x.st")
-    args = ("quantize", tmp_path / "x.st", "--bits", 3, *flags, *plan, "-o", tmp_path / "q.st")
+    flags += ("--bits", "3", "--no-head", *plan)
+    args = ("quantize", tmp_path / "x.st", *flags, "-o", tmp_path / "q.st")
     assert reason in call(*args, code=1).errors[0]
 
 
@@ -430,7 +431,8 @@ def test_thousands_of_tensors_are_subtracted_within_bounds(tmp_path: Path) -> No
         data = np.full(4 * count, value, np.float32).tobytes()
         (tmp_path / f"{name}.st").write_bytes(len(text).to_bytes(8, "little") + text + data)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    made = spawn("extract", tmp_path / "a.st", tmp_path / "b.st", "-o", tmp_path / "rho", "--json")
+    pair = (tmp_path / "a.st", tmp_path / "b.st")
+    made = spawn("extract", *pair, "--no-head", "-o", tmp_path / "rho", "--json")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert made.json["results"]["tensors"] == count
     assert made.json["timing"]["peak_rss_bytes"] < 250e6

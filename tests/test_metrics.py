@@ -9,7 +9,9 @@ from typing import Any
 
 import jsonschema
 import pytest
+import torch
 from conftest import FAST, Drawer, call
+from safetensors.torch import load_file
 
 from qvec_cli.errors import CheckpointError
 from qvec_cli.outputs.metrics import SCHEMA_FILE
@@ -36,7 +38,9 @@ def documents(drawer: Drawer, tmp_path_factory: pytest.TempPathFactory) -> dict[
     grid = out / "grid.yaml"
     names = f"{{r: {{model: {drawer.receiver}, data: {drawer.receiver_data}}}}}"
     grid.write_text(f"receivers: {names}\ndonors: {{d: {drawer.rho}}}\nlambdas: 0,1\n")
+    torch.save(load_file(drawer.receiver), out / "bare.pth")
     commands: dict[str, tuple[object, ...]] = {
+        "import": (out / "bare.pth",),
         "finetune": (drawer.base, *donor, *FAST),
         "train-qat": (drawer.base, *donor, *FAST, "--bits", 2),
         "extract": (drawer.donor, drawer.donor_qat),

@@ -117,7 +117,8 @@ def test_what_is_typed_holds_for_every_row(
 def test_a_network_that_takes_no_usual_group_is_compared_without_groups(tmp_path: Path) -> None:
     bare = tmp_path / "bare.st"
     save_file({"fc1.weight": np.eye(7, dtype=np.float32)}, bare)
-    rows = call("quantize", bare, "--bits", 3, "--compare", "--json").json["results"]["compared"]
+    args = ("quantize", bare, "--no-head", "--bits", 3, "--compare", "--json")
+    rows = call(*args).json["results"]["compared"]
     assert len(rows) == 7
 
 

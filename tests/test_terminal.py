@@ -59,7 +59,7 @@ def errors(done: subprocess.CompletedProcess[bytes]) -> list[str]:
 def test_a_pipeline_makes_the_tensors_that_files_make(folder: Path) -> None:
     line = "qvec extract donor.st donor_qat.st -o - | qvec patch receiver.st - -o - | "
     done = shell(line + "qvec quantize - -o q.st", folder)
-    assert (done.returncode, done.stdout.count(b"\n")) == (0, 4)
+    assert (done.returncode, done.stdout.count(b"\n")) == (0, 5)
     call("patch", folder / "receiver.st", folder / "rho.st", "-o", folder / "p.st")
     call("quantize", folder / "p.st", "-o", folder / "wanted.st")
     found = call("inspect", folder / "q.st", folder / "wanted.st", "--json").json["results"]

@@ -143,7 +143,7 @@ def _shared(names: tuple[str, ...]) -> Iterator[str]:
         if not words:
             return
         word, count = words.most_common(1)[0]
-        if 2 * count <= len(names):
+        if 2 * count <= len(names) or word.isdigit():  # no wrapper is a list of layers
             return
         prefix += f"{word}."
         inside = tuple(name for name in inside if name.startswith(prefix))

@@ -346,7 +346,8 @@ def _configuration(network: nn.Module, options: NetworkOptions, args: Mapping[st
     name, classes = options.name or "", options.num_classes or 0
     config["classifier"] = _classifier(network, pretrained.get("classifier"), name)
     config["num_classes"] = classes
-    return Model(name.split(".")[0], classes, dict(args), config)
+    plain = {key: list(v) if isinstance(v, tuple) else v for key, v in args.items()}  # as in JSON
+    return Model(name.split(".")[0], classes, plain, config)
 
 
 def check_channels(prepared: Mapping[str, Any], channels: int) -> None:
