@@ -331,7 +331,7 @@ def test_import_refuses_what_needs_no_door_or_has_none(drawer: Drawer, tmp_path:
     wrong = call("import", file, "--model", "test_vit2", *out, code=1)
     assert "do not fit the network" in wrong.err
     assert "hf-hub:ORG/NAME" in call("import", "hf-hub:nothing", *out, code=1).err
-    for flag, value in (("--mean", "much"), ("--std", "0,1,1"), ("--mean", "0.5")):
+    for flag, value in (("--mean", "much"), ("--std", "0,1,1"), ("--mean", "0.5,1"), ("--std", "")):
         assert call("import", file, flag, value, *out, code=2).errors
     assert not (tmp_path / "x.st").exists()
 
@@ -417,3 +417,117 @@ def test_training_takes_the_same_words_for_its_images(drawer: Drawer, tmp_path: 
         wrong = replace(request, network=NetworkOptions(mean=(0.1,)))
         with pytest.raises(SpecError, match="--mean has 1 numbers for 3 channels"):
             stored_model(wrong, base, 3)
+
+
+# --- what users and attackers have found ----------------------------------------------------------
+
+
+def test_odd_arguments_of_a_training_script_are_taken_or_left(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    """What timm's own script may hold, and what another's may."""
+    state = load_file(drawer.receiver)
+    cases: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "test_vit": ({"crop_pct": 1, "mean": [0.3]}, {"crop_pct": 1, "mean": [0.3] * 3}),
+        "hf-hub:timm/test_vit.r160_in1k": ({"std": [0.1, 0.2, 0.3]}, {"std": [0.1, 0.2, 0.3]}),
+        "none_of_timms": ({"interpolation": "nearest"}, {"interpolation": "nearest"}),
+        "timm/test_vit": ({"interpolation": "", "model_kwargs": {"img_size": 32}, "gp": "avg"}, {}),
+        "a/test_vit": ({"mean": ["a"], "std": None, "crop_pct": float("nan"), "img_size": "x"}, {}),
+    }
+    for arch, (said, wanted) in cases.items():
+        file = tmp_path / "x.pth"
+        torch.save({"arch": arch, "args": argparse.Namespace(**said), "state_dict": state}, file)
+        _, facts = imported(file)
+        data = facts["model"]["pretrained_cfg"]
+        assert {key: data[key] for key in wanted} == wanted, arch
+        assert facts["model"]["architecture"] == "test_vit"
+        call("eval", file.with_name("out.st"), "--data", drawer.receiver_data)
+    flat = argparse.Namespace(input_size=[3, 32, 48])
+    torch.save({"arch": "test_vit", "args": flat, "state_dict": state}, tmp_path / "x.pth")
+    out = ("-o", tmp_path / "y.st")
+    assert "32 x 48 px" in call("import", tmp_path / "x.pth", *out, code=1).err
+
+
+def test_a_folder_is_taken_at_its_word(drawer: Drawer, tmp_path: Path) -> None:
+    """The order of its classes and the mode of its crop, with and without the door."""
+    folder, data = tmp_path / "timm", drawer.receiver_data
+    call("export", drawer.receiver, "--to", "timm", "-o", folder)
+    state = load_file(folder / "model.safetensors")
+    save_file(state, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    right = call("eval", folder, "--data", data, "--json").json["results"]["n_correct"]
+    config["label_names"] = ["b", "a", "d", "c"]
+    config["pretrained_cfg"] |= {"crop_mode": "border", "crop_pct": 0.5, "mean": [0.1, 0.9, 0.4]}
+    (folder / "config.json").write_text(json.dumps(config))
+    words = {"crop_mode": "border", "crop_pct": 0.5, "mean": (0.1, 0.9, 0.4)}
+    mirrored = {
+        name: tensor[[1, 0, 3, 2]] if name.startswith("head.") else tensor
+        for name, tensor in state.items()
+    }
+    wanted = right_in_timm(mirrored, data, **words)
+    call("import", folder, "-o", tmp_path / "x.st")
+    for path in (folder, tmp_path / "x.st"):
+        result = call("eval", path, "--data", data, "--json").json["results"]
+        assert result["n_correct"] == wanted
+    assert wanted != right
+    for key, value in (("mean", None), ("std", ["a"]), ("crop_pct", -1), ("interpolation", "x")):
+        config["pretrained_cfg"][key] = value
+        (folder / "config.json").write_text(json.dumps(config))
+        assert call("import", folder, "-o", tmp_path / "y.st", code=None).code in (0, 1)
+        assert call("eval", folder, "--data", data, code=1).errors
+
+
+def test_a_head_is_named_where_no_network_tells_it_and_nowhere_else(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    file, out = as_state_dict(load_file(drawer.receiver), tmp_path), tmp_path / "o.st"
+    for line in (
+        ("quantize", drawer.receiver, "--bits", 3),
+        ("quantize", file, "--model", "test_vit", "--bits", 3),
+        ("patch", drawer.receiver, drawer.rho),
+        ("extract", drawer.donor, drawer.donor_qat),
+    ):
+        for flag in (("--head", "blocks.0.*"), ("--no-head",)):
+            assert "tells its classifier" in call(*line, *flag, "-o", out, code=1).err
+    args = ("quantize", file, "--head", "blocks.0.*", "--bits", 3, "-o", out, "--json")
+    results = call(*args).json["results"]
+    assert not [name for name in results["quantized"] if name.startswith("blocks.0.")]
+
+
+def test_an_imported_file_is_a_donor_and_a_base(drawer: Drawer, tmp_path: Path) -> None:
+    donor, qat = (tmp_path / name for name in ("donor.st", "qat.st"))
+    call("import", as_state_dict(load_file(drawer.donor), tmp_path), "-o", donor)
+    call("extract", donor, drawer.donor_qat, "-o", tmp_path / "rho.st")
+    ours, theirs = load_file(tmp_path / "rho.st"), load_file(drawer.rho)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    swapped = ("extract", drawer.donor_qat, donor, "-o", qat)
+    assert "role" in call(*swapped, code=1).err
+
+
+def test_a_named_vit_and_a_file_that_is_none_are_told_apart(tmp_path: Path) -> None:
+    for name, state in (("a", {"head.weight": torch.ones(2, 2)}), ("b", {})):
+        torch.save(state, tmp_path / f"{name}.pth")
+        args = ("import", tmp_path / f"{name}.pth", "--model", "test_vit", "-o", tmp_path / "x.st")
+        assert len(call(*args, code=1).errors) == 1
+
+
+def test_transfer_takes_the_weights_that_are_asked_for(drawer: Drawer, tmp_path: Path) -> None:
+    state = load_file(drawer.receiver)
+    saved = {"state_dict": state, "state_dict_ema": spoiled(state), "arch": "test_vit"}
+    torch.save(saved, tmp_path / "r.pth")
+    found = []
+    for model, flags in ((drawer.receiver, ()), (tmp_path / "r.pth", ("--no-use-ema",))):
+        grid = tmp_path / "grid.yaml"
+        receiver = f"{{model: {model}, data: {drawer.receiver_data}}}"
+        grid.write_text(f"receivers: {{r: {receiver}}}\ndonors: {{d: {drawer.rho}}}\n")
+        out = tmp_path / "grid.jsonl"
+        call("transfer", grid, "--lambdas", "0,1", *flags, "-o", out, "--force")
+        lines = map(json.loads, out.read_text().splitlines())
+        found.append(
+            [
+                [point["val"]["n_correct"] for point in line["curve"]]
+                for line in lines
+                if line["kind"] == "cell"
+            ]
+        )
+    assert found[0] == found[1]

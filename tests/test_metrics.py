@@ -192,6 +192,7 @@ def test_keys_that_a_later_version_adds_are_passed_over(old: Path, tmp_path: Pat
 def test_what_a_number_has_cost_is_told(documents: dict[str, Any]) -> None:
     levels = {command: document["data_use"]["level"] for command, document in documents.items()}
     assert levels == {
+        "import": "none",
         "finetune": "none",
         "train-qat": "receiver_labels",
         "extract": "none",

@@ -276,6 +276,26 @@ def transposes() -> dict[str, torch.Tensor]:
     return {f"w{i}": numbers[i : i + 1_000_000].view(1000, 1000).T for i in range(100)}
 
 
+def lists(depth: int) -> list[Any]:
+    """A few kilobytes that stand for a billion numbers."""
+    inner: Any = lists(depth - 1) if depth else 1.0
+    return [inner] * 1000
+
+
+def nested(depth: int) -> dict[str, Any]:
+    """Each holds the next one twice."""
+    inner: Any = {"a": 1}
+    for _ in range(depth):
+        inner = {"a": inner, "b": inner}
+    return inner
+
+
+def endless() -> dict[str, Any]:
+    itself: dict[str, Any] = {}
+    itself["a"] = itself
+    return itself
+
+
 BOMBS: dict[str, Callable[[Path], None]] = {
     "a compressed archive": compressed,
     "an archive with two directories": two_directories,
@@ -286,6 +306,9 @@ BOMBS: dict[str, Callable[[Path], None]] = {
     "as many bytes as it asks for": lambda p: torch.save({"w": Call(bytearray, 4 * 10**8)}, p),
     "more bytes than there are": lambda p: torch.save({"w": Call(bytearray, 10**16)}, p),
     "text that is doubled again and again": lambda p: torch.save({"w": doubled(28)}, p),
+    "a list of itself": lambda p: torch.save({"w": Call(torch.Tensor, lists(3))}, p),
+    "dictionaries in one another": lambda p: torch.save({"args": nested(60), "x": nested(60)}, p),
+    "a dictionary of itself": lambda p: torch.save({"args": endless(), "x": endless()}, p),
 }
 OPENS = """
 import contextlib, sys

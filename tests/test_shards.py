@@ -250,13 +250,14 @@ def test_a_link_within_the_folder_is_followed(tmp_path: Path) -> None:
 
 def test_the_cache_of_the_hub_is_read_through_its_links(tmp_path: Path) -> None:
     """snapshots/REVISION/NAME is a link to blobs/DIGEST beside it."""
-    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
+    cache = tmp_path / "models--org--name"
+    blobs, snapshot = cache / "blobs", cache / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     index = sharded(blobs)
     (blobs / "config.json").write_text('{"model_type": "vit"}')
     for i, path in enumerate([*blobs.iterdir()]):
-        path.rename(blobs / f"blob{i}")
-        (snapshot / path.name).symlink_to(f"../../blobs/blob{i}")
+        path.rename(blobs / f"{i:040x}")
+        (snapshot / path.name).symlink_to(f"../../blobs/{i:040x}")
     with Checkpoint(snapshot) as ours:
         assert set(ours) == set(TENSORS)
         assert ours.config == {"model_type": "vit"}

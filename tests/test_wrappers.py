@@ -92,6 +92,18 @@ NETWORKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("mlp_head.1.weight", "mlp_head.1.bias"),
     ),
+    "layers of a head": (
+        (*VIT, *BLOCKS, "head.0.weight", "head.3.weight", "head.3.bias", "heads.1.weight"),
+        ("head.0.weight", "head.3.weight", "head.3.bias", "heads.1.weight"),
+    ),
+    "a student and a teacher": (
+        tuple(f"{who}.{name}" for who in ("s", "t") for name in (*VIT, *BLOCKS, "head.weight")),
+        ("s.head.weight", "t.head.weight"),
+    ),
+    "a network with a head inside another with its own": (
+        (*(f"vit.{name}" for name in (*VIT, *BLOCKS, "head.weight")), "classifier.weight"),
+        ("vit.head.weight", "classifier.weight"),
+    ),
     "layers that are called so": (
         (*BLOCKS, "blocks.0.mlp.fc.weight", "pre_logits.fc.weight", "blocks.1.head.weight"),
         (),
@@ -300,6 +312,11 @@ def test_sets_of_weights_are_named_and_taken_by_key(tmp_path: Path) -> None:
             Checkpoint(path, WeightsChoice(key="no"))
     both = {f"{name}.a.weight": torch.ones(2, 2) for name in ("s", "t")}
     save_file(both, tmp_path / "x.st")
+    torch.save({"state_dict": {f"model.{n}": t for n, t in both.items()}}, tmp_path / "l.ckpt")
+    with Checkpoint(tmp_path / "l.ckpt", WeightsChoice(key="model.t")) as file:
+        assert {*file} == {"a.weight"}
+    torch.save({"ema": {"shadow": state, "decay": 0.9}}, tmp_path / "e.pth")
+    assert "--weights-key ema.shadow" in refusal(tmp_path / "e.pth")[1]
     with Checkpoint(tmp_path / "x.st", WeightsChoice(key="t")) as file:
         assert {*file} == {"a.weight"}
     with pytest.raises(CheckpointError, match="no tensor has a name that begins with 'no'"):

@@ -16,10 +16,21 @@ from typing import Any, Final
 from qvec_cli.checkpoint.header import MAX_HEADER
 from qvec_cli.errors import CheckpointError
 
+_KINDS: Final = (
+    *("Float", "Double", "Half", "BFloat16", "Byte", "Char", "Short", "Int", "Long", "Bool"),
+)
+
 _SLACK: Final = 1 << 20  # letters that the pickle of a small file may encode
 
 _PICKLES: Final = 5
 """Pickles in a row at the start of a file of torch's old form; raw numbers follow them."""
+
+_MAKERS: Final = (
+    *(b"bytearray", b"_rebuild_device_tensor", b"ctorch\nTensor\n", b"ctorch._tensor\nTensor\n"),
+    *(f"ctorch\n{kind}Tensor\n".encode() for kind in _KINDS),
+    *(f"ctorch.cuda\n{kind}Tensor\n".encode() for kind in _KINDS),
+)
+"""What torch's loader calls when a pickle says so, and what may be of any size then."""
 
 _MANY: Final = 1 << 40  # letters, from which on they are not told apart
 
@@ -119,14 +130,15 @@ def _whole(path: Path) -> Iterator[None]:
 def _refuse_growth(path: Path, stream: Any, size: int) -> None:
     """Refuses a pickle with a word that makes gigabytes of a few letters, and does.
 
-    ``bytearray`` is never allowed. Encoding a text is, as numpy's numbers and dates need it, while
-    all texts that are encoded are no longer than the file and a bit.
+    What makes tensors or bytes of a number is never allowed. Encoding a text is, as numpy's numbers
+    and dates need it, while all texts that are encoded are no longer than the file and a bit.
     """
     encodes = _holds(stream, b"_codecs")
-    for word in (b"bytearray", *(_WIDENING if encodes else ())):
+    for word in (*_MAKERS, *(_WIDENING if encodes else ())):
         if _holds(stream, word):
             raise CheckpointError(
-                f"{path}: a pickle that calls {word.decode()}, which no state dict needs"
+                f"{path}: a pickle that calls {' '.join(word.decode().split())}, which no state "
+                "dict needs"
             )
     if encodes and _letters(stream) > size + _SLACK:
         raise CheckpointError(

@@ -37,7 +37,8 @@ _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.(
 """How transformers and the hub name a part of a checkpoint."""
 
 _BLOB: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-"""What a file is called in the hub's cache, where all links lead."""
+_CACHES: Final = ("models--", "datasets--", "spaces--")
+"""What a file is called in the hub's cache, where all links lead, and how folders of it begin."""
 
 _ADAPTER: Final = re.compile(r"(^|\.)(lora_(A|B|embedding_A|embedding_B)|hada_w[12]_[ab])($|\.)")
 """How peft names low-rank updates."""
@@ -242,21 +243,17 @@ def inside(folder: Path, name: str) -> Path:
             for above in place.parents
             if above.name == "snapshots"
         }
-        allowed = [home, *((cache / "blobs").resolve() for cache in caches)]
+        blobs = [(c / "blobs").resolve() for c in caches if c.name.startswith(_CACHES)]
     except (OSError, RuntimeError):
         raise CheckpointError(f"{folder / name}: is a link to itself") from None
-    if path.parent not in allowed and (caches or not _is_blob(path)):
+    linked = path.parent in blobs if caches else path.parent.name == "blobs"
+    cached = linked and (caches or path.parents[1].name.startswith(_CACHES))
+    if path.parent != home and not (cached and _BLOB.fullmatch(path.name)):
         raise CheckpointError(
             f"{folder / name}: is a link that leads out of the folder",
             hint="Name the file itself that it leads to.",
         )
     return path
-
-
-def _is_blob(path: Path) -> bool:
-    """Whether a file lies in a cache of the hub, by its name and its folders' names."""
-    cached = path.parent.name == "blobs" and path.parents[1].name.startswith("models--")
-    return cached and _BLOB.fullmatch(path.name) is not None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -8,47 +8,14 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 HEADS: Final = (
-    "aux_head",
-    "head.0",
-    "head.1",
-    "head.l",
-    "head.head.l",
-    "head.head_dist.l",
-    "head.classifier.4",
-    "head.classifier.linear",
-    "head",
-    "head.fc",
-    "head.fc.fc2",
-    "head.fc2",
-    "head.linear",
-    "head.layers.head",
-    "head_dist",
-    "head_dist.linear",
-    "heads",
-    "heads.0",
-    "heads.head",
-    "cls_head",
-    "cls_head.fc",
-    "mlp_head",
-    "mlp_head.0",
-    "mlp_head.1",
-    "fc",
-    "fc.0",
-    "fc.1",
-    "linear",
-    "last_linear",
-    "logits",
-    "output",
-    "score",
-    "classifier",
-    "classifier.0",
-    "classifier.1",
-    "classifier.out_proj",
-    "cls_classifier",
-    "distillation_classifier",
-    "classification_head",
+    *("head", "head.l", "head.head.l", "head.head_dist.l", "head.classifier"),
+    *("head.classifier.linear", "head.fc", "head.fc.fc2", "head.fc2", "head.linear", "head.proj"),
+    *("head.layers.head", "head_dist", "head_dist.linear", "aux_head", "heads", "heads_dist"),
+    *("heads.head", "cls_head", "cls_head.fc", "mlp_head", "fc", "linear", "last_linear"),
+    *("logits", "output", "score", "classif", "classifier", "classifier.out_proj"),
+    *("cls_classifier", "distillation_classifier", "classification_head"),
 )
-"""What timm, its neighbours and people's own scripts call the classifier."""
+"""What timm, its neighbours and people's scripts call the classifier, or a list of its layers."""
 
 WRAPPED: Final = "timm_model."
 """What stands before every name of timm's inside transformers' wrapper."""
@@ -59,11 +26,21 @@ _AROUND: Final = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_mo
 _WRAPPERS: Final = ("module.", "model.", WRAPPED, "_forward_module.", *_AROUND)
 """What DDP, Lightning, the paper's own code and transformers, too, put before every name."""
 
-_STRAY: Final = re.compile(r"(n_averaged|criterion|loss|loss_f(n|unc|unction))($|\.)")
-"""What averaging and weighted losses leave beside a network."""
+_STRAY: Final = re.compile(
+    r"(n_averaged|criterion|loss|loss_f(n|unc|unction))($|\.)|(epoch|lr|step|global_step)$"
+)
+"""What averaging, weighted losses and the state of a run leave beside a network."""
+
+_NUMBERS: Final = re.compile(r"(\.\d+)+$")
 
 _MOST: Final = 0.9
 """Share of the names that a wrapper's prefix is before, where others stand beside the network."""
+
+
+_DEEPEST: Final = 6  # words before a head
+
+_PART: Final = 0.2
+"""The same, of one of several networks that a file holds."""
 
 
 class Unwrapped(NamedTuple):
@@ -112,41 +89,38 @@ def _wrapper(names: Iterable[str]) -> str:
         return ""
     if any(part[0].isdigit() for part in inside):  # a list of layers
         return ""
+    if heads(name for name in names if not name.startswith(prefix)):  # a network around it
+        return ""
     whole = count == len(names) and prefix in _WRAPPERS
     return prefix if whole or heads(inside) else ""
-
-
-def _module(name: str) -> str | None:
-    """The module of a weight or a bias."""
-    module, _, leaf = name.rpartition(".")
-    return module if leaf in ("weight", "bias") else None
 
 
 def heads(names: Iterable[str]) -> tuple[str, ...]:
     """The tensors of the classifier, by whole words at the end of their names.
 
-    Before these words nothing may stand but what most of the names begin with.
+    Before these words nothing may stand but what a part of all names begins with; after them,
+    numbers of layers.
     """
     names = tuple(names)
-    before = ("", *_shared(names))
-    modules = {f"{prefix}{head}" for prefix in before for head in HEADS}
+    modules = {f"{prefix}{head}" for prefix in _shared(names, "") for head in HEADS}
     return tuple(name for name in names if _module(name) in modules)
 
 
-def _shared(names: tuple[str, ...]) -> Iterator[str]:
-    """What more than half of the names begin with, word by word."""
-    prefix, inside = "", names
-    while True:
-        words = Counter(
-            name.removeprefix(prefix).split(".", 1)[0] for name in inside if name != prefix
-        )
-        if not words:
-            return
-        word, count = words.most_common(1)[0]
-        if 2 * count <= len(names) or word.isdigit():  # no wrapper is a list of layers
-            return
-        prefix += f"{word}."
-        inside = tuple(name for name in inside if name.startswith(prefix))
-        if not inside:
-            return
-        yield prefix
+def _module(name: str) -> str | None:
+    """The module of a weight or a bias, or the list that it is in."""
+    module, _, leaf = name.rpartition(".")
+    return _NUMBERS.sub("", module) if leaf in ("weight", "bias") else None
+
+
+def _shared(names: tuple[str, ...], prefix: str, total: int | None = None) -> Iterator[str]:
+    """Nothing, and what a good part of the names begins with, word by word."""
+    yield prefix
+    if prefix.count(".") >= _DEEPEST:
+        return
+    total = total or len(names)
+    words = Counter(name.removeprefix(prefix).split(".", 1)[0] for name in names)
+    for word, count in words.items():
+        longer = f"{prefix}{word}."
+        inside = tuple(name for name in names if name.startswith(longer))
+        if count == len(inside) and count >= _PART * total and not word.isdigit():
+            yield from _shared(inside, longer, total)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ _PLAIN: Final = (
 """Where training scripts keep a running average of the weights, and the weights themselves."""
 
 _DEEPEST: Final = 4  # dictionaries in one another
+_LONGEST: Final = 64  # values of an argument of a training script
 
 _NAMES: Final = ("arch", "model", "model_name", "architecture")
 """What training scripts call the name of a network."""
@@ -157,7 +159,11 @@ def _state_dict(
 ) -> dict[str, Tensor]:
     """The state dict itself, or the one that a training script has put inside a dictionary."""
     if not isinstance(saved, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(saved).__name__}, not a state dict")
+        raise CheckpointError(
+            f"{path}: holds {_kind(saved)}, not a state dict",
+            hint="A state dict is a dictionary of tensors by name: torch.save(model.state_dict(), "
+            "FILE).",
+        )
     if {"state", "param_groups"} <= saved.keys():
         raise CheckpointError(
             f"{path}: the state of an optimizer, not a state dict",
@@ -165,27 +171,30 @@ def _state_dict(
         )
     if choice.key:
         saved = _under(saved, choice.key, path)
-    saved = _inner(saved, contents, choice)
+    inner, place = _inner(saved, contents, choice)
     import torch
 
-    if odd := [name for name in saved if not isinstance(saved[name], torch.Tensor)]:
-        raise _no_tensor(saved, odd[0], path)
-    for name in saved:
+    if odd := [name for name in inner if not isinstance(inner[name], torch.Tensor)]:
+        raise _no_tensor(inner, odd[0], path, place)
+    for name in inner:
         if not isinstance(name, str) or not _nameable(name):
             raise CheckpointError(f"{path}: {str(name)[:50]!r}: no name for a tensor")
-    return dict(saved)
+    return dict(inner)
+
+
+def _kind(value: Any) -> str:
+    return "something that is not read" if isinstance(value, _Inert) else type(value).__name__
 
 
 def _under(saved: Mapping[Any, Any], key: str, path: Path) -> Mapping[Any, Any]:
-    """What a dictionary holds under a key, or under dotted keys in one another, or before names."""
-    if isinstance(saved.get(key), Mapping):
-        return dict(saved[key])
-    first, _, rest = key.partition(".")
-    if rest and isinstance(saved.get(first), Mapping):
-        return _under(saved[first], rest, path)
-    prefix = f"{key}."
-    if inside := {n.removeprefix(prefix): t for n, t in saved.items() if _starts(n, prefix)}:
-        return inside
+    """What a dictionary holds under a key, or under dotted keys in one another, or before names.
+
+    Names are those of the dictionary itself, or of what stands under one of the usual keys.
+    """
+    usual = [saved[name] for name in (*_PLAIN, *_AVERAGED) if isinstance(saved.get(name), Mapping)]
+    for table in (saved, *usual):
+        if (found := _at(table, key)) is not None:
+            return found
     keys = [str(k) for k, value in saved.items() if isinstance(value, Mapping)]
     raise CheckpointError(
         f"{path}: holds nothing under {key!r}",
@@ -193,47 +202,60 @@ def _under(saved: Mapping[Any, Any], key: str, path: Path) -> Mapping[Any, Any]:
     )
 
 
-def _starts(name: Any, prefix: str) -> bool:
-    return isinstance(name, str) and name.startswith(prefix)
+def _at(table: Mapping[Any, Any], key: str) -> Mapping[Any, Any] | None:
+    """What one dictionary holds under a key, see above."""
+    if isinstance(table.get(key), Mapping):
+        return dict(table[key])
+    first, _, rest = key.partition(".")
+    if rest and isinstance(table.get(first), Mapping):
+        return _at(table[first], rest)
+    prefix = f"{key}."
+    behind = {n: t for n, t in table.items() if isinstance(n, str) and n.startswith(prefix)}
+    return {n.removeprefix(prefix): t for n, t in behind.items()} or None
 
 
 def _inner(
     saved: Mapping[Any, Any], contents: Contents, choice: WeightsChoice
-) -> Mapping[Any, Any]:
-    """The state dict under one of the usual keys, if there is any."""
+) -> tuple[Mapping[Any, Any], str]:
+    """The state dict under one of the usual keys, if there is any; and these keys, with dots."""
     usual = (*_AVERAGED, *_PLAIN) if choice.use_ema else (*_PLAIN, *_AVERAGED)
+    place = ""
     for _ in range(_DEEPEST):
         keys = [key for key in usual if isinstance(saved.get(key), Mapping) and saved[key]]
         if not keys:
-            return saved
+            break
         also = f"; {', '.join(keys[1:])} left out" if keys[1:] else ""
         flag = " (--no-use-ema takes them)" if also and keys[0] in _AVERAGED else ""
         contents.notes.append(f"the weights are those under {keys[0]!r}{also}{flag}")
-        saved = saved[keys[0]]
-    return saved
+        saved, place = saved[keys[0]], f"{place}{keys[0]}."
+    return saved, place
 
 
-def _no_tensor(saved: Mapping[Any, Any], name: Any, path: Path) -> CheckpointError:
+def _no_tensor(saved: Mapping[Any, Any], name: Any, path: Path, place: str) -> CheckpointError:
     """What a dictionary holds in place of tensors, and where its weights may be."""
-    import torch
-
-    def nests(table: Mapping[Any, Any], before: str) -> Iterator[str]:
-        for key, value in table.items():
-            if isinstance(value, Mapping):
-                if any(isinstance(tensor, torch.Tensor) for tensor in value.values()):
-                    yield f"{before}{key}"
-                elif before.count(".") < _DEEPEST:
-                    yield from nests(value, f"{before}{key}.")
-
-    if keys := [*nests(saved, "")]:
+    if keys := [*_nests(saved, place, set())]:
+        key = shlex.quote(keys[0])
         return CheckpointError(
             f"{path}: its weights may be those under {', '.join(map(repr, keys[:9]))}",
-            hint=f"Say which: --weights-key {keys[0]}, of qvec import and all that reads weights.",
+            hint=f"Say which: --weights-key {key}, of qvec import and all that reads weights.",
         )
     return CheckpointError(
-        f"{path}: {str(name)[:50]}: is {type(saved[name]).__name__}, not a tensor",
+        f"{path}: {str(name)[:50]}: is {_kind(saved[name])}, not a tensor",
         hint="A state dict holds tensors only.",
     )
+
+
+def _nests(table: Mapping[Any, Any], before: str, seen: set[int]) -> Iterator[str]:
+    """Where dictionaries with tensors are, each once."""
+    import torch
+
+    seen.add(id(table))
+    for key, value in table.items():
+        if isinstance(value, Mapping) and id(value) not in seen:
+            if any(isinstance(tensor, torch.Tensor) for tensor in value.values()):
+                yield f"{before}{key}"
+            elif before.count(".") < _DEEPEST:
+                yield from _nests(value, f"{before}{key}.", seen)
 
 
 def _script(saved: Any) -> dict[str, Any]:
@@ -254,11 +276,15 @@ def _script(saved: Any) -> dict[str, Any]:
     return {**facts, "arch": name} if name else facts
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: Any, deep: int = 2) -> bool:
+    """Whether it is a text or a number, or a short list or dictionary of some."""
     if isinstance(value, Mapping):
-        return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
+        fits = deep > 0 and len(value) <= _LONGEST
+        return fits and all(
+            isinstance(key, str) and _is_plain(held, deep - 1) for key, held in value.items()
+        )
     if isinstance(value, (list, tuple)):
-        return all(isinstance(item, (str, int, float, bool, type(None))) for item in value)
+        return deep > 0 and len(value) <= _LONGEST and all(_is_plain(v, deep - 1) for v in value)
     return value is None or isinstance(value, (str, int, float, bool))
 
 

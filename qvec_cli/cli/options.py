@@ -224,7 +224,7 @@ class ImageFlags:
 def check_numbers(text: str | None) -> str | None:
     """Refuses what is no list of finite numbers."""
     try:
-        if text is None or all(map(math.isfinite, _numbers(text))):
+        if text is None or (_numbers(text) and all(map(math.isfinite, _numbers(text)))):
             return text
     except ValueError:
         pass

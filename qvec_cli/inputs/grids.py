@@ -29,7 +29,7 @@ def choose_targets(
     if patterns:
         targets = matching(patterns, shapes)
     elif theta.card.targets is not None:
-        targets = tuple(dict.fromkeys(theta.card.targets))
+        targets = tuple(name for name in dict.fromkeys(theta.card.targets) if name not in head)
         if missing := [name for name in targets if len(shapes.get(name, ())) != 2]:
             raise CheckpointError(
                 f"{theta.path}: {missing[0]}: its card names it a target, "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.checkpoint.card import Card, Kind
@@ -42,10 +43,13 @@ def network_of(checkpoint: Checkpoint, options: NetworkOptions, listener: Listen
     model = model_of(checkpoint)
     if checkpoint.completed:  # now, or earlier in the run
         return model
+    if checkpoint.bare and (names := _class_names(checkpoint, model, None)):
+        checkpoint.card = replace(checkpoint.card, data=_named(checkpoint, names))
     if options.shaped:
+        also = "; qvec import FILE overrules what a folder says" if checkpoint.bare else ""
         raise MismatchError(
             f"{checkpoint.path} knows its own --img-size, --crop-pct, --mean and the like",
-            hint="Leave them out, and --model too.",
+            hint=f"Leave them out, and --model too{also}.",
         )
     if options.name and options.name.split(".", maxsplit=1)[0] != model.architecture:
         raise MismatchError(
@@ -57,8 +61,14 @@ def network_of(checkpoint: Checkpoint, options: NetworkOptions, listener: Listen
 
 def tells_network(checkpoint: Checkpoint) -> bool:
     """Whether a training script has kept the name of a network of timm's beside the weights."""
+    return _script_name(checkpoint) is not None
+
+
+def _script_name(checkpoint: Checkpoint) -> str | None:
+    """That name; one of the hub's is timm's if what follows the last slash is."""
     name = checkpoint.script.get("arch")
-    return isinstance(name, str) and _plain(name) in build.known_names()
+    last = name.rpartition("/")[2] if isinstance(name, str) else ""
+    return last if _plain(last) in build.known_names() else None
 
 
 def identified(
@@ -88,21 +98,25 @@ def identified(
         known = replace(known, name=_searched(checkpoint, listener))
     if known.name is None:
         raise CheckpointError(f"{checkpoint.path}: does not say its architecture", hint=DOOR)
-    with located(checkpoint.path):
-        build.check_name(known.name)
-        fitting = _fitting(checkpoint, known)
-        if stated and not fitting.sized:
-            fitting = _fitting(checkpoint, replace(known, img_size=stated.input_size[1]))
+    build.check_name(known.name)
+    fitting = _fitting(checkpoint, known)
+    if stated and not fitting.sized:
+        fitting = _fitting(checkpoint, replace(known, img_size=stated.input_size[1]))
     _tell(checkpoint, known, fitting, listener)
     model = fitting.model
     names = _class_names(checkpoint, model, classes)
     return Card(
         Kind.CHECKPOINT,
         model=model.to_json(),
-        data={"name": checkpoint.name, "classes": names} if names else None,
+        data=_named(checkpoint, names) if names else None,
         targets=_targets(checkpoint, fitting),
         aliases=checkpoint.aliases,
     )
+
+
+def _named(checkpoint: Checkpoint, classes: list[str]) -> dict[str, Any]:
+    """What a card has to say of data of which the classes alone are known."""
+    return {"name": checkpoint.name, "classes": classes}
 
 
 def _of_config(model: Model) -> NetworkOptions:
@@ -119,45 +133,54 @@ def _of_config(model: Model) -> NetworkOptions:
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
         interpolation=data["interpolation"],
+        crop_mode=data["crop_mode"],
     )
 
 
 def _of_script(checkpoint: Checkpoint, listener: Listener) -> NetworkOptions:
     """What a training script has kept beside the weights, if it is timm's or like it."""
-    if not tells_network(checkpoint):
-        return NetworkOptions()
-    script = dict(checkpoint.script)
+    script, name = dict(checkpoint.script), _script_name(checkpoint)
     named = script.get("model_kwargs")
     args = dict(named) if isinstance(named, Mapping) else {}
-    args |= {"global_pool": script["gp"]} if isinstance(script.get("gp"), str) else {}
+    if isinstance(script.get("gp"), str) and "fc_norm.weight" in checkpoint:  # shapes tell others
+        args["global_pool"] = script["gp"]
     size = script.get("input_size")
     if size is not None and _are_numbers(size) and len(size) == 3:
+        if size[1] != size[2]:
+            raise MismatchError(
+                f"{checkpoint.path}: its training script says images of {size[1]} x {size[2]} px",
+                hint="Only networks of square images are read.",
+            )
         script["img_size"] = size[1]
     script["img_size"] = args.get("img_size", script.get("img_size"))
     facts = {key: script[key] for key, kinds in _SCRIPT.items() if type(script.get(key)) in kinds}
     facts |= {key: tuple(script[key]) for key in ("mean", "std") if _are_numbers(script.get(key))}
     if facts.get("interpolation") not in {None, *Interpolation}:  # timm's own default is no word
         del facts["interpolation"]
-    args = {key: value for key, value in args.items() if key not in FLAGS}
-    said = "".join(f", {key} {value}" for key, value in {**facts, **args}.items())
-    listener.note(f"{checkpoint.path}: its training script says {script['arch']}{said}")
-    return NetworkOptions(script["arch"], args=args, **facts)
+    if not 0 < facts.get("crop_pct", 1) <= 1:
+        del facts["crop_pct"]
+    args = {key: value for key, value in args.items() if key not in FLAGS} if name else {}
+    said = [f"{key} {value}" for key, value in {**facts, **args}.items()]
+    if name or said:
+        words = ", ".join(filter(None, (name, *said)))
+        listener.note(f"{checkpoint.path}: its training script says {words}")
+    return NetworkOptions(name, args=args, **facts)
 
 
 def _are_numbers(value: Any) -> bool:
     """Whether it is a list of some numbers."""
     listed = isinstance(value, (list, tuple)) and len(value) > 0
-    return listed and all(type(number) in (int, float) for number in value)
+    return listed and all(type(number) in (int, float) and isfinite(number) for number in value)
 
 
 def _merged(options: NetworkOptions, known: NetworkOptions) -> NetworkOptions:
     """What is known, where the user has not said otherwise; of another network nothing is."""
     if options.name and known.name and _plain(options.name) != _plain(known.name):
         return options
-    fields = ("name", "num_classes", "img_size", "in_chans", "crop_pct", "mean", "std")
+    fields = ("name", "num_classes", "img_size", "in_chans", "mean", "std")
     taken: dict[str, Any] = {
         key: getattr(options, key) if getattr(options, key) is not None else getattr(known, key)
-        for key in (*fields, "interpolation")
+        for key in (*fields, "crop_pct", "crop_mode", "interpolation")
     }
     return replace(options, **taken, args={**known.args, **options.args})
 
@@ -216,7 +239,8 @@ def _fitting(checkpoint: Checkpoint, options: NetworkOptions) -> Fitting:
     from qvec_cli.inputs.network import outline
     from qvec_cli.model.fit_shapes import fitted
 
-    fitting = fitted(options, _shapes(checkpoint))
+    with located(checkpoint.path):
+        fitting = fitted(options, _shapes(checkpoint))
     build.load(fitting.network, outline(checkpoint), str(checkpoint.path))
     return fitting
 

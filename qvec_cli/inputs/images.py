@@ -245,8 +245,9 @@ def open_for(
     """
     task = open_data(spec, loading, listener)
     known: Sequence[str] | None = checkpoint.classes
-    if known is not None and loading.class_map:
+    if known is not None and loading.class_map and not checkpoint.bare:
         raise MismatchError(f"{checkpoint.path} names its classes itself: leave --class-map out")
+    known = None if loading.class_map else known
     if known is None:
         known = _unnamed(task, model.num_classes, spec, checkpoint, loading)
     return Examples(task, model, _relabel(task, known, spec, checkpoint), loading)

@@ -100,9 +100,8 @@ def require_twins(donor: Checkpoint, donor_qat: Checkpoint, listener: Listener) 
     if donor.is_file_of(donor_qat):
         raise MismatchError(f"{donor.path} and {donor_qat.path} are one file: rho would be zero")
     roles = donor.card.role, donor_qat.card.role
-    if donor.bare or donor_qat.bare or not any(roles):
+    if donor.bare or donor_qat.bare or "" in roles:
         listener.note("without cards, nothing tells the donor from its QAT twin: mind their order")
-        return
     if roles == ("qat", "fp"):
         raise MismatchError(
             f"{donor.path} is the QAT checkpoint and {donor_qat.path} the plain "
@@ -110,12 +109,14 @@ def require_twins(donor: Checkpoint, donor_qat: Checkpoint, listener: Listener) 
             hint=f"qvec extract {donor_qat.path} {donor.path} ...",
         )
     for checkpoint, expected in ((donor, "fp"), (donor_qat, "qat")):
-        if checkpoint.card.role != expected:
+        if checkpoint.card.role not in ("", expected):
             raise MismatchError(
                 f"{checkpoint.path}: its role is {checkpoint.card.role!r}, "
                 f"{expected!r} belongs here",
                 hint="rho = QAT checkpoint - plain checkpoint of one task.",
             )
+    if not (donor.card.recipe and donor_qat.card.recipe):
+        return
     ours, theirs = _run(donor.card), _run(donor_qat.card)
     if differences := [
         f"{key} {ours.get(key)} vs {theirs.get(key)}"

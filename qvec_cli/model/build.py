@@ -36,8 +36,6 @@ _WRONG_ARGUMENTS: Final = (
 )
 """What timm's constructors raise for impossible arguments."""
 
-_LARGEST: Final = 1e6
-
 
 @dataclass(frozen=True, slots=True)
 class NetworkOptions:
@@ -53,12 +51,13 @@ class NetworkOptions:
     mean: tuple[float, ...] | None = None  # of pixels between 0 and 1, by channel
     std: tuple[float, ...] | None = None
     interpolation: str | None = None
+    crop_mode: str | None = None  # of timm's: center, squash or border
     weights: WeightsChoice = field(default_factory=WeightsChoice)  # which of those in a file
 
     def __post_init__(self) -> None:
         for name in sorted(self.args.keys() & FLAGS.keys()):
             raise SpecError(f"--model-arg {name} has a word of its own: {FLAGS[name]}")
-        if self.std is not None and not all(0 < value < _LARGEST for value in self.std):
+        if self.std is not None and min(self.std, default=0) <= 0:
             raise SpecError("--std must be above 0")
 
     @property
@@ -78,6 +77,7 @@ class NetworkOptions:
         said = {
             "interpolation": self.interpolation,
             "crop_pct": self.crop_pct,
+            "crop_mode": self.crop_mode,
             "mean": list(self.mean) if self.mean else None,
             "std": list(self.std) if self.std else None,
         }
@@ -163,7 +163,7 @@ def load(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     if faults:
         raise MismatchError(
             f"{source}: {len(faults)} tensors do not fit the network: {'; '.join(faults[:5])}",
-            hint="Was it trained at another --img-size, or with another --model-arg?",
+            hint="Is it of another network, --img-size or --model-arg?",
         )
     network.load_state_dict(state)
 
@@ -281,6 +281,8 @@ def transform(model: Model, *, augment: bool) -> Callable[[Image.Image], Tensor]
         interpolation=data["interpolation"],
         crop_pct=data["crop_pct"],
         crop_mode=data["crop_mode"],
+        mean=tuple(data["mean"]),  # with which timm fills what lies outside of an image
+        std=tuple(data["std"]),
     )
     return prepare
 
@@ -341,7 +343,11 @@ def _configuration(network: nn.Module, options: NetworkOptions, args: Mapping[st
     config = {
         key: list(data[key]) if isinstance(data[key], tuple) else data[key] for key in DATA_KEYS
     }
-    config = _with_channels(config) | options.prepared
+    prepared = options.prepared
+    for key in ("mean", "std"):
+        if len(prepared.get(key, ())) == 1:  # timm takes it for every channel
+            prepared[key] *= channels
+    config = _with_channels(config) | prepared
     check_channels(config, channels)
     name, classes = options.name or "", options.num_classes or 0
     config["classifier"] = _classifier(network, pretrained.get("classifier"), name)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from qvec_cli.errors import MismatchError
+from qvec_cli.specs import Interpolation
 
 FLAGS: Final = {
     "img_size": "--img-size",
@@ -23,6 +25,24 @@ COLOURS: Final = 3
 """The channels of a network of timm's where nothing else is said."""
 
 DATA_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+
+
+def _numbers(value: Any) -> bool:
+    """Whether it is a list of finite numbers."""
+    listed = isinstance(value, (list, tuple)) and len(value) > 0
+    return listed and all(type(n) in (int, float) and math.isfinite(n) for n in value)
+
+
+_PREPARED: Final[Mapping[str, Callable[[Any], bool]]] = {
+    "mean": _numbers,
+    "std": lambda value: _numbers(value) and min(value) > 0,
+    "crop_pct": lambda value: type(value) in (int, float) and 0 < value <= _LARGEST_CROP,
+    "crop_mode": lambda value: value in ("center", "squash", "border"),
+    "interpolation": lambda value: value in (*Interpolation, "random"),
+}
+"""What each word about the preparation of images may be."""
+
+_LARGEST_CROP: Final = 4  # times the image; timm has some above 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +73,7 @@ class Model:
         size = data.get("input_size")
         if not (isinstance(size, list) and len(size) == 3 and all(type(n) is int for n in size)):
             raise _damaged("input_size")
-        if missing := [key for key in DATA_KEYS if key not in data]:
-            raise _damaged(f"{missing[0]} is missing")
+        _check_preparation(data, size[0])
         return cls(value["architecture"], value["num_classes"], value["model_args"], data)
 
     def to_json(self) -> dict[str, Any]:
@@ -80,6 +99,17 @@ class Model:
         mean, std = (" ".join(f"{value:g}" for value in data[key]) for key in ("mean", "std"))
         crop = f"crop {data['crop_pct']:g}"
         return f"mean {mean}, std {std}, {data['interpolation']}, {crop}"
+
+
+def _check_preparation(data: Mapping[str, Any], channels: int) -> None:
+    """Refuses what says nothing, or no sense, of how images are prepared: MismatchError."""
+    if missing := [key for key in DATA_KEYS if key not in data]:
+        raise _damaged(f"{missing[0]} is missing")
+    for key, holds in _PREPARED.items():
+        if not holds(data[key]):
+            raise _damaged(key)
+    if not len(data["mean"]) == len(data["std"]) == channels:
+        raise _damaged("mean and std are of another number of channels")
 
 
 def _damaged(what: str) -> MismatchError:

@@ -90,7 +90,10 @@ def _channels(options: NetworkOptions, shapes: Shapes) -> NetworkOptions:
     if len(theirs) != 4 or len(ours) != 4 or theirs[1] == ours[1]:
         return options
     if not 1 <= theirs[1] <= 3:
-        raise MismatchError(f"{first}.weight takes {theirs[1]} channels, and images have 1 to 3")
+        raise MismatchError(
+            f"{first}.weight takes {theirs[1]} channels, and images have 1 to 3",
+            hint="Such a network cannot be fed with images here.",
+        )
     return replace(options, in_chans=theirs[1])
 
 
@@ -100,7 +103,12 @@ def _geometry(options: NetworkOptions, shapes: Shapes) -> NetworkOptions:
     blocks, patch = getattr(network, "blocks", None), shapes.get("patch_embed.proj.weight", ())
     ours = _own_shapes(network)
     stem = ours.get("patch_embed.proj.weight", ())
-    if "blocks.0.attn.qkv.weight" not in ours or blocks is None or len(patch) != 4 != len(stem):
+    if (
+        "blocks.0.attn.qkv.weight" not in ours
+        or blocks is None
+        or len(patch) != 4
+        or len(stem) != 4
+    ):
         return options
     depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
     found: dict[str, Any] = {}
@@ -110,9 +118,9 @@ def _geometry(options: NetworkOptions, shapes: Shapes) -> NetworkOptions:
         found["embed_dim"] = patch[0]
         if "num_heads" not in options.args:
             raise SpecError(
-                f"{options.name} is {stem[0]} wide, the file {patch[0]}: how many heads it has, no "
-                "tensor tells",
-                hint="Say it: --model-arg num_heads=N.",
+                f"{options.name} is {stem[0]} wide, the file {patch[0]}: it is another network, or "
+                "one whose number of heads no tensor tells",
+                hint="Name another --model, or say it: --model-arg num_heads=N.",
             )
     return replace(options, args={**found, **options.args})
 

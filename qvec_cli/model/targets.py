@@ -58,6 +58,11 @@ class HeadChoice:
         classifier's, and nothing is said of it.
         """
         names = tuple(names)
+        if model is not None and (self.none or self.globs):
+            raise MismatchError(
+                f"{where}: its network tells its classifier",
+                hint="Leave --head and --no-head out.",
+            )
         if self.none:
             return ()
         if not self.globs:

@@ -92,7 +92,7 @@ def quantize(
             "bytes_before": theta.nbytes,
             "bytes_after": size_of_output(plan, written, config),
             **_sizes(theta, job.quantizer.targets, job.quantizer.grid),
-            "head": [*job.head],
+            "head": [name for name in job.head if name not in job.quantizer.targets],
             "changed": sorted(quantized.floats),
             "sqnr_db": quantized.sqnr_db,
             **refined,

@@ -79,8 +79,8 @@ def stored_model(request: TrainRequest, checkpoint: Checkpoint, classes: int) ->
     except CheckpointError as error:
         raise CheckpointError(
             str(error),
-            hint="qvec import FILE -o NEW.st finds it out and writes it down; or name it: qvec "
-            "finetune NAME --initial-checkpoint FILE ...",
+            hint="qvec import FILE -o NEW.st finds it out and writes it down; or name it: NAME "
+            "--initial-checkpoint FILE in place of FILE.",
         ) from None
     args = stored.model_args
     for key, value in request.network.args.items():

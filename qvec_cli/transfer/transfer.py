@@ -79,7 +79,7 @@ def transfer(request: TransferRequest, listener: Listener) -> Metrics:
         slurm.check_executor(request.out, request.executor)
     members = read_grid_file(request.grid_file)
     check_apart([request.out], members.files)
-    with InputFiles(listener) as files:
+    with InputFiles(listener, request.options.network.weights) as files:
         grid = resolve_grid(members, request.options, files, listener)
         receivers = request.of_shard(members.receivers)
         if not receivers:
