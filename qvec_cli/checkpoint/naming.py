@@ -26,10 +26,8 @@ _AROUND: Final = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_mo
 _WRAPPERS: Final = ("module.", "model.", WRAPPED, "_forward_module.", *_AROUND)
 """What DDP, Lightning, the paper's own code and transformers, too, put before every name."""
 
-_STRAY: Final = re.compile(
-    r"(n_averaged|criterion|loss|loss_f(n|unc|unction))($|\.)|(epoch|lr|step|global_step)$"
-)
-"""What averaging, weighted losses and the state of a run leave beside a network."""
+_STRAY: Final = re.compile(r"(n_averaged|criterion|loss|loss_f(n|unc|unction))($|\.)")
+"""What averaging and weighted losses leave beside a network."""
 
 _NUMBERS: Final = re.compile(r"(\.\d+)+$")
 

@@ -281,8 +281,8 @@ def transform(model: Model, *, augment: bool) -> Callable[[Image.Image], Tensor]
         interpolation=data["interpolation"],
         crop_pct=data["crop_pct"],
         crop_mode=data["crop_mode"],
-        mean=tuple(data["mean"]),  # with which timm fills what lies outside of an image
-        std=tuple(data["std"]),
+        # with which timm fills what lies outside of an image
+        **{key: tuple(data[key]) for key in ("mean", "std") if key in data},
     )
     return prepare
 
