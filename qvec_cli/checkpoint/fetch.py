@@ -29,7 +29,7 @@ def fetched(path: Path) -> Path:
     identity, _, revision = name.split(":", 1)[1].partition("@")
     if identity.count("/") != 1 or not all(identity.split("/")):
         raise CheckpointError(f"{name}: is not hf-hub:ORG/NAME")
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     notice_no_network()
     try:
@@ -43,6 +43,8 @@ def fetched(path: Path) -> Path:
                 return folder
     except Exception as fault:  # of whichever client the library has
         line = next(iter(str(fault).splitlines()), type(fault).__name__)
+        if constants.HF_HUB_OFFLINE:
+            line = "the hub does not answer, and its cache here does not hold it"
         raise CheckpointError(
             f"{name}: cannot be fetched: {line}",
             hint="Without a network, name a file or folder that is here.",
