@@ -54,6 +54,7 @@ def documents(drawer: Drawer, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "advise": (drawer.receiver, "--bits", 2, "--proxy-samples", 8),
         "eval": (drawer.receiver, *receiver),
         "inspect": (drawer.rho,),
+        "pictures": ("--samples", 2, "--img-size", 16),
         "plot": (out / "sweep-lambda.json",),
         "report": (out / "sweep-lambda.json",),
     }
@@ -206,6 +207,7 @@ def test_what_a_number_has_cost_is_told(documents: dict[str, Any]) -> None:
         "advise": "none",
         "eval": "none",
         "inspect": "none",
+        "pictures": "none",
         "plot": "receiver_labels",
         "report": "receiver_labels",
     }

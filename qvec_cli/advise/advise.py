@@ -12,13 +12,14 @@ from typing import Any, Final
 from qvec_cli.advise.candidates import AdviseInputs, AdviseRequest, Candidate, VectorOffers, Ways
 from qvec_cli.advise.decision import Family, Judged, Verdict, decide
 from qvec_cli.checkpoint.card import Kind
+from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target
-from qvec_cli.data.noise import NOISE
+from qvec_cli.data.generated import GENERATED
 from qvec_cli.errors import MismatchError, NotFiniteError, QvecError, located
 from qvec_cli.inputs.files import InputFiles, opened, require
 from qvec_cli.inputs.identify import network_of
-from qvec_cli.inputs.images import find_proxies
+from qvec_cli.inputs.images import Proxies, find_proxies
 from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.inputs.receiver import ReceiverOptions, resolve
 from qvec_cli.outputs.metrics import Input, Metrics, Plan
@@ -31,6 +32,9 @@ Facts = dict[str, Any]
 
 PLACEHOLDER: Final = "OUT.st"
 """Stands for the output in commands, where none is named."""
+
+_CALIBRATED: Final = (Family.MOMENTS, Family.NOISE, Family.GENERATED, Family.IMAGES)
+"""Families whose candidates went through GPTQ."""
 
 CHOSEN: Final = frozenset({"chosen", "anchored"})
 """Ways whose lambda was chosen on images, which the number in their commands does not tell."""
@@ -88,9 +92,13 @@ def _resolve(
             f"{rhos[0].path} was made for {receiver.grid}, not for {request.bits} bits",
             hint="A vector serves the grid that it was made for; leave --rho out.",
         )
-    assert receiver.proxies is not None
-    learned = find_proxies(theta, receiver.model, proxy, listener)
-    return AdviseInputs(receiver, receiver.proxies, learned.use)
+    judging, model = receiver.proxies, receiver.model
+    assert judging is not None
+    if judging.real and GENERATED not in proxy.specs:  # far pictures flatter; these are far for all
+        drawn = replace(proxy, specs=(GENERATED,), samples=judging.count)
+        others = find_proxies(theta, model, drawn, listener, held_back=True)
+        judging = Proxies((*judging.sources, *others.sources))
+    return AdviseInputs(receiver, judging, find_proxies(theta, model, proxy, listener).use)
 
 
 def _plan(request: AdviseRequest, inputs: AdviseInputs, parameters: Facts) -> Plan:
@@ -119,23 +127,31 @@ def _candidates(
     moments, before = vectors.moments()
     if moments is not None:
         yield from (ways.on_moments(grid, moments, before) for grid in grids)
-    pictures = not inputs.judging.only_noise
     images = Calibration(proxy.specs, proxy.samples, proxy.loading, request.device)
     if trials.best(Family.MOMENTS) is None:
-        moments, name = None, "proxies" if pictures else NOISE
-        yield from (ways.on_images(grid, images, name) for grid in grids)
-    best = trials.best(Family.MOMENTS, Family.IMAGES, Family.NOISE)
-    if best is None or not pictures:  # each was left out, with its reason; or noise has been tried
+        moments = None
+        yield from (ways.on_images(grid, images) for grid in grids)
+    best = trials.best(*_CALIBRATED)
+    if best is None or inputs.judging.only_noise:  # each was left out, or noise has been tried
         return
-    grid = best.grid
-    yield ways.on_images(grid, replace(images, specs=(NOISE,)), NOISE)
     if moments is not None:
-        yield ways.on_images(grid, images, "proxies")
-    aimed = ways.on_images(grid, replace(images, target=Target.FLOAT), "proxies")
-    yield aimed
+        yield ways.on_images(best.grid, images)
+    yield from _aimed(ways, best.grid, images, mixed=bool(inputs.judging.real))
+    last = trials.best(*_CALIBRATED)
+    if last is None or last.request.calibration is None:
+        last = ways.on_images(best.grid, replace(images, target=Target.FLOAT))
     if request.steps:
-        yield ways.refined(aimed)
-    yield from vectors.anchored(aimed)
+        yield ways.refined(last)
+    yield from vectors.anchored(last)
+
+
+def _aimed(ways: Ways, grid: Grid, images: Calibration, *, mixed: bool) -> Iterator[Candidate]:
+    """GPTQ that aims at the float outputs: on the proxies, generated pictures, and both."""
+    aimed = replace(images, target=Target.FLOAT)
+    yield ways.on_images(grid, aimed)
+    if mixed and GENERATED not in images.specs:
+        yield ways.on_images(grid, replace(aimed, specs=(GENERATED,)))
+        yield ways.on_images(grid, replace(aimed, specs=(GENERATED, *images.specs)))
 
 
 class Trials:
@@ -218,7 +234,7 @@ class Trials:
         same = answers.logits.argmax(axis=1) == self._judge.teacher.logits.argmax(axis=1)
         self._candidates[candidate.name] = candidate
         bits = bits_per_weight(candidate.grid, self._inputs.shapes)
-        distances, kept = self._judge.distances(answers), float(same.mean())
+        distances, kept = self._judge.distances(answers), self._kept(same)
         return Judged(candidate.name, candidate.family, bits, distances, kept)
 
     def _on_test(self, name: str) -> Facts:
@@ -228,6 +244,16 @@ class Trials:
         except NotFiniteError as error:
             self._listener.note(f"{name}: no score on test: {error}")
             return {}
+
+    def _kept(self, same: Array) -> float:
+        """Share of the float answers that are kept: on the pictures that keep fewest."""
+        shares: dict[str | None, list[bool]] = {}
+        start = 0
+        for source in self._inputs.judging.sources:
+            part = same[start : start + source.count]
+            shares.setdefault(source.kind, []).extend(part.tolist())
+            start += source.count
+        return min(sum(part) / len(part) for part in shares.values())
 
     def leave_out(self, name: str, reason: str) -> None:
         """Records what is no candidate, and why."""
@@ -259,7 +285,8 @@ class Trials:
         if self.best(Family.PLAIN) is None:
             reasons = self._skipped[0]["reason"]
             raise QvecError(f"{self._path}: no plain grid can be measured: {reasons}")
-        verdict = decide(self._judged, allowed, trusted=not self._proxies["close_to_noise"])
+        trusted, real = not self._proxies["close_to_noise"], bool(self._inputs.judging.real)
+        verdict = decide(self._judged, allowed, trusted=trusted, real=real)
         chosen = self._candidates[verdict.chosen.name]
         facts: Facts = {
             **_decision(verdict),

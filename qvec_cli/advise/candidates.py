@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from qvec_cli.advise.decision import Family
 from qvec_cli.calibration.moments_file import MomentsOptions
 from qvec_cli.calibration.refine import RefinementOptions
+from qvec_cli.data.generated import GENERATED
 from qvec_cli.data.noise import NOISE
 from qvec_cli.errors import QvecError
 from qvec_cli.inputs.files import InputFiles
@@ -60,6 +61,13 @@ class Candidate:
         return [*self.before, shlex.join([*words, "-o", out])]
 
 
+_KINDS: Final[Mapping[tuple[str, ...], tuple[Family, str]]] = {
+    (NOISE,): (Family.NOISE, NOISE),
+    (GENERATED,): (Family.GENERATED, "generated pictures"),
+}
+"""Family and name of images that are drawn from numbers."""
+
+
 class Ways:
     """Makes candidates of one receiver, all of which write the same temporary file."""
 
@@ -89,12 +97,14 @@ class Ways:
         name = f"gptq on moments, {_short(grid)}"
         return Candidate(name, "moments", Family.MOMENTS, grid, request, before)
 
-    def on_images(self, grid: Grid, images: Calibration, name: str) -> Candidate:
-        """GPTQ on images: noise, or pictures that are not the receiver's."""
-        family = Family.NOISE if images.specs == (NOISE,) else Family.IMAGES
+    def on_images(self, grid: Grid, images: Calibration) -> Candidate:
+        """GPTQ on images: noise, generated pictures, or pictures that are not the receiver's."""
+        family, name = _KINDS.get(images.specs, (Family.IMAGES, "proxies"))
+        if family is Family.IMAGES and GENERATED in images.specs:
+            name = "generated and proxies"
         aim = ", float target" if images.target is Target.FLOAT else ""
         request = replace(self.onto(grid), method=Method.GPTQ, calibration=images)
-        way = "float" if aim else str(family)
+        way = ("float" if aim else str(family)) + (" mixed" if " and " in name else "")
         return Candidate(f"gptq on {name}{aim}, {_short(grid)}", way, family, grid, request)
 
     def refined(self, candidate: Candidate) -> Candidate:
@@ -308,7 +318,7 @@ class AdviseRequest:
     bits: int
     vectors: tuple[Path, ...] = ()
     moments: Path | None = None  # None: those that the vectors carry
-    proxy: ProxyOptions = field(default_factory=lambda: ProxyOptions((NOISE,)))
+    proxy: ProxyOptions = field(default_factory=lambda: ProxyOptions((GENERATED,)))
     data: str | None = None  # labels, to judge the decision by; they take no part in it
     steps: int = 60  # of refinement; 0: it is not tried
     out: Path | None = None  # where the recommended model is written

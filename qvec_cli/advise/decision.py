@@ -51,6 +51,7 @@ class Family(StrEnum):
     PATCH = "patch"  # a vector
     MOMENTS = "moments"  # statistics that came in a file
     NOISE = "noise"  # through the receiver
+    GENERATED = "generated"  # pictures that nobody took
     IMAGES = "images"  # that are not the receiver's
     REFINED = "refined"  # short training on them
 
@@ -82,7 +83,9 @@ class Verdict:
     why: str
 
 
-def decide(candidates: Sequence[Judged], bits: float, *, trusted: bool) -> Verdict:
+def decide(
+    candidates: Sequence[Judged], bits: float, *, trusted: bool, real: bool = True
+) -> Verdict:
     """The candidate to take, never one that is measured worse than the best plain grid.
 
     Args:
@@ -90,12 +93,17 @@ def decide(candidates: Sequence[Judged], bits: float, *, trusted: bool) -> Verdi
         bits: per weight, that candidates may cost.
         trusted: whether the images are pictures to the model; noise is no judge, and then only
             what needs no choice between families is recommended: the best plain grid, or moments.
+        real: whether somebody took some of them; generated ones alone leave no choice sure.
     """
     equal = [c for c in candidates if c.bits_per_weight <= bits + EQUAL_BITS]
     plain = min((c for c in equal if c.family is Family.PLAIN), key=_rank)
     if plain.kept >= NOTHING_LOST and plain.mean < UNMOVED:
         why = f"plain quantization keeps {plain.kept:.1%} of the float answers"
-        sure = "sure" if trusted else "likely, by noise alone"
+        sure = (
+            "sure"
+            if trusted and real
+            else f"likely, by {'generated pictures' if trusted else 'noise'} alone"
+        )
         return Verdict(Decision.NOTHING, plain, plain, sure, why)
     if not trusted:
         return _untrusted(equal, plain)
@@ -107,7 +115,10 @@ def decide(candidates: Sequence[Judged], bits: float, *, trusted: bool) -> Verdi
         why = f"the best plain grid keeps {plain.kept:.1%} of the float answers"
     if chosen.kept < WEAK:
         decision, why = Decision.QAT, f"{why}: too few"
-    return Verdict(decision, chosen, plain, _sure(chosen, plain), why)
+    sure = _sure(chosen, plain)
+    if sure == "sure" and not real:
+        sure = "likely, by generated pictures alone"
+    return Verdict(decision, chosen, plain, sure, why)
 
 
 _DECISIONS: Final = {Family.PLAIN: Decision.GRID, Family.PATCH: Decision.PATCH}

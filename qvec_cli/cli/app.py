@@ -53,6 +53,7 @@ COMMANDS: Final[dict[str, dict[str, Callable[..., None]]]] = {
     "Study": {"transfer": study.transfer},
     "Look": {
         "inspect": look.inspect,
+        "pictures": look.pictures,
         "plot": look.plot,
         "report": look.report,
         "help": help_text.manual,

@@ -21,6 +21,35 @@ _LONGEST: Final = 1000
 """Characters of a line that a card may fill."""
 
 
+def pictures(
+    *,
+    samples: Annotated[int, typer.Option(help="How many of them, the first ones.", min=1)] = 64,
+    img_size: Annotated[
+        int, typer.Option(help="Side of the square pictures.", min=8, metavar="PIXELS")
+    ] = 224,
+    output: Annotated[Path, options.output_option("Folder to write.", metavar="FOLDER")],
+    writing: OutputFlags,
+) -> None:
+    """Write the generated pictures as files, to look at.
+
+    They are what --calib generated and --proxy generated use: drawn from numbers, without data.
+
+    Examples:
+        qvec pictures -o drawn
+        qvec pictures --samples 16 --img-size 64 -o drawn
+    """
+    from qvec_cli.pipeline import pictures as verb
+
+    request = verb.PicturesRequest(output, samples, img_size, **writing.for_request)
+    work = partial(verb.pictures, request)
+    show.deliver(work, pictures_text, writing, out=output)
+
+
+def pictures_text(results: Facts) -> Iterator[str]:
+    """How many pictures there are, and how large they are."""
+    yield f"{results['output']}: {results['images']} pictures, {size(results['bytes'])}"
+
+
 def inspect(
     file: Annotated[Path, typer.Argument(help="Any checkpoint, or - for stdin.")],
     other: Annotated[Path | None, typer.Argument(help="A second one, to compare.")] = None,

@@ -344,7 +344,7 @@ class ProxyFlags:
     proxy: list[str] | None = flag(
         None,
         "Images without labels that are not the receiver's: named as --data is, any "
-        "folder, or noise. Repeat it to mix.",
+        "folder, generated or noise. Repeat it to mix.",
         metavar="SPEC",
     )
     proxy_samples: int | None = flag(

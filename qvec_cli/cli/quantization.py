@@ -42,7 +42,8 @@ class CalibrationFlags:
     fake: bool = flag(False, "Write float32 weights on the grid, not packed codes.")
     calib: list[str] | None = flag(
         None,
-        "Images to calibrate with, named as --data is; labels are not read. Repeat it to mix.",
+        "Images to calibrate with, named as --data is, any folder, generated or noise; "
+        "labels are not read. Repeat it to mix.",
         metavar="SPEC",
     )
     calib_samples: int | None = flag(

@@ -37,7 +37,7 @@ def advise(
     *,
     bits: Annotated[int, typer.Option(min=2, max=8, help="Width of a code, 2 to 8.")],
     ways: WayFlags,
-    proxy: Annotated[ProxyFlags, Adapted(without=("measure",), defaults={"proxy": ("noise",)})],
+    proxy: Annotated[ProxyFlags, Adapted(without=("measure",), defaults={"proxy": ("generated",)})],
     images: ImageFlags,
     network: NetworkFlags,
     output: Annotated[
@@ -47,8 +47,8 @@ def advise(
 ) -> None:
     """Say how to bring RECEIVER to so many bits without its data.
 
-    Every way is carried out: grids without data, the vectors, GPTQ on moments, on noise and on
-    --proxy images. As many other images of --proxy then tell which follows the float answers best.
+    Every way is carried out: grids without data, the vectors, GPTQ on moments, on --proxy images
+    and on generated pictures. Other images of both then tell which follows the float answers best.
 
     Examples:
         qvec advise receiver.st --bits 3 --proxy pictures/ -o receiver_w3.st

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qvec_cli.data import hub, torchvision_sets
 from qvec_cli.data.folders import has_splits, layout, read_flat, read_folder
+from qvec_cli.data.generated import GENERATED, generated
 from qvec_cli.data.idx import find_idx, open_idx
 from qvec_cli.data.noise import NOISE, noise
 from qvec_cli.data.pixels import to_mode
@@ -193,15 +194,18 @@ def open_unlabelled(spec: str, folder: Path | None, side: int, *, download: bool
     """Opens images as ``open_task`` does, and also what it does not take.
 
     Args:
-        spec: ``noise``, a folder with pictures at any depth, or what ``--data`` may name.
+        spec: ``generated``, ``noise``, a folder with pictures at any depth, or what ``--data``
+            may name.
         folder: where named data sets lie.
-        side: of noise images, in pixels.
+        side: of generated images and noise, in pixels.
         download: whether the network may be used.
 
     Raises SpecError: nothing has that name; DataError: it is not there, or holds no image.
     """
     if spec == NOISE:
         return noise(side)
+    if spec == GENERATED:
+        return generated(side)
     place = Path(spec)
     if spec and place.is_dir() and not has_splits(place):
         source = read_flat(place)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.data.datasets import any_split, open_task, open_unlabelled
-from qvec_cli.data.noise import NOISE
+from qvec_cli.data.generated import GeneratedImages
+from qvec_cli.data.noise import NOISE, NoiseImages
 from qvec_cli.data.samples import Subset, Task, composed
 from qvec_cli.errors import DataError, MismatchError, SpecError
 from qvec_cli.inputs.lineage import digest_of, has_seen
@@ -48,7 +49,7 @@ class ProxyOptions:
         if not self.specs:
             raise SpecError(
                 "--proxy is missing",
-                hint="Some hundred images of anything do, without labels; or --proxy noise.",
+                hint="Some hundred images of anything do, without labels; or --proxy generated.",
             )
         check_pool("--proxy", self.specs, self.samples, 2)
 
@@ -65,6 +66,11 @@ class ProxySource:
     def count(self) -> int:
         """Images that will be decoded."""
         return len(self.examples.task.split("train"))
+
+    @property
+    def kind(self) -> str | None:
+        """The name of images that are drawn from numbers; None: somebody has taken them."""
+        return self.spec if self.use.level is DataUse.NONE else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +105,12 @@ class Proxies:
     @property
     def only_noise(self) -> bool:
         """Whether no picture is among them."""
-        return all(source.examples.task.name == NOISE for source in self.sources)
+        return all(source.kind == NOISE for source in self.sources)
+
+    @property
+    def real(self) -> tuple[ProxySource, ...]:
+        """Those that somebody has taken."""
+        return tuple(source for source in self.sources if source.kind is None)
 
     def facts(self) -> list[dict[str, Any]]:
         """As cards and metrics name them."""
@@ -180,8 +191,8 @@ def draw(
     count = min(count, len(samples) - start)
     chosen = Task(task.name, task.classes, {"train": Subset(samples, start, start + count)})
     use = Use(DataUse.PROXY_IMAGES, {"proxy": count})
-    if task.name == NOISE:
-        use = Use(DataUse.NONE, {NOISE: count})
+    if isinstance(samples, (NoiseImages, GeneratedImages)):
+        use = Use(DataUse.NONE, {task.name: count})
     elif has_seen(theta, task.digest, digest_of(task.classes)):
         use = Use(DataUse.RECEIVER_IMAGES, {"train": count})
     labels = tuple(range(len(task.classes)))

@@ -113,7 +113,7 @@ def check_method(request: QuantizeRequest) -> None:
     if images is None and needs:
         raise SpecError(
             f"--method {method} needs images: --calib is missing",
-            hint="Some hundred of any data set do, without labels too: DIR/train/any/*.png."
+            hint="--calib generated needs no data; images of any data set may do better."
             + (" gptq also takes --moments FILE." if method is Method.GPTQ else ""),
         )
     if images and images.target is Target.FLOAT and QUANTIZERS[method].aim is None:

@@ -352,7 +352,9 @@ class AdviceCandidate(Struct, frozen=True):
     """One way to low bits that advise has tried."""
 
     name: str
-    family: Annotated[str, one_of("plain", "patch", "moments", "noise", "images", "refined")]
+    family: Annotated[
+        str, one_of(*("plain", "patch", "moments", "noise", "generated", "images", "refined"))
+    ]
     grid: records.GridRecord
     bits_per_weight: NonNegative
     distance: float
@@ -386,6 +388,14 @@ class AdviceResults(Struct, frozen=True):
     proxies: ProxiesRecord
     candidates: Annotated[tuple[AdviceCandidate, ...], Meta(min_length=1)]
     skipped: tuple[SkippedCandidate, ...]
+
+
+class PicturesResults(Struct, frozen=True):
+    """pictures: the folder that was written."""
+
+    output: records.Name
+    images: records.Positive
+    bytes: records.Positive
 
 
 class PlotResults(Struct, frozen=True):
@@ -422,6 +432,7 @@ RESULTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "transfer": {"": Json},
     "advise": {"": AdviceResults},
     "inspect": {"": Json},
+    "pictures": {"": PicturesResults},
     "plot": {"": PlotResults},
     "report": {"": ReportResults},
 }

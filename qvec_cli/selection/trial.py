@@ -267,7 +267,7 @@ class Judge:
         images, _ = Examples(task, model, (0,), Loading()).decoded("train", Silence())
         self.trial.place(None)
         floor, of_proxies = diversity(self.trial.answers(images)), diversity(self.teacher)
-        close = of_proxies < _CLOSE * floor
+        close = bool(proxies.real) and of_proxies < _CLOSE * floor
         if proxies.only_noise:
             listener.note("--proxy noise: a choice by noise is a rough one; any pictures do better")
         elif close:
