@@ -201,7 +201,7 @@ def test_what_is_recommended_is_measured_no_worse_than_the_best_plain_grid(run: 
 
 
 def test_a_repair_by_vectors_is_seen(full: Run) -> None:
-    """Where it is: of plain absmax, on which the vectors put the receiver, more answers are kept."""
+    """More answers are kept than by plain absmax, on whose grid they put the receiver."""
     rows = {row["way"]: row for row in full.results["candidates"]}
     plain = full.rows["rtn, channel absmax"]
     assert max(rows[way]["kept"] for way in ("unit", "chosen", "fitted")) >= plain["kept"]

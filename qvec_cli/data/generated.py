@@ -2,8 +2,8 @@
 
 A photograph is little more than things in front of one another, of all sizes, lit from somewhere
 and partly out of focus; of these "dead leaves" (Lee, Mumford and Huang 2001, doi:
-10.1023/A:1011109015675) half of the pictures are made. The others are drawings: coloured shapes,
-strokes of a pen, grey silhouettes, and 1/f noise.
+10.1023/A:1011109015675) two of five pictures are made. The others are drawings: coloured shapes,
+strokes of a pen, grey silhouettes.
 
 Whole numbers decide every pixel, so that the same number gives the same bytes on any machine: no
 sine, no Fourier transform, no sum whose order a machine may choose.
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from qvec_cli.data.noise import NoiseImages
 from qvec_cli.data.samples import Task
 
 if TYPE_CHECKING:
@@ -63,8 +62,7 @@ class GeneratedImages:
     def load(self, index: int) -> Image.Image:
         """Draws one picture."""
         stream = np.random.default_rng((1, index))
-        style = _style(index)
-        return style(stream, self.side, index)
+        return _style(index)(stream, self.side)
 
     def identity(self) -> Iterator[str]:
         """The generator's version and the side."""
@@ -76,15 +74,14 @@ def generated(side: int) -> Task:
     return Task(GENERATED, (GENERATED,), {"train": GeneratedImages(side)})
 
 
-_Style = Callable[[np.random.Generator, int, int], "Image.Image"]
+_Style = Callable[[np.random.Generator, int], "Image.Image"]
 
 
 def _style(index: int) -> _Style:
-    """Every second picture is of leaves; the others take turns."""
-    if index % 2 == 0:
-        return _leaves
-    turn = index // 2 % 20
-    return _shapes if turn < 9 else _strokes if turn < 15 else _silhouette if turn < 18 else _noise
+    """Of ten four are of leaves, three of strokes, two of shapes, one is a silhouette."""
+    leaves, strokes, shapes = _leaves, _strokes, _shapes
+    turns = (leaves, strokes, leaves, shapes, strokes, leaves, shapes, strokes, leaves)
+    return (*turns, _silhouette)[index % 10]
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -148,7 +145,7 @@ def _outline(stream: np.random.Generator, x: int, y: int, size: int) -> list[tup
     return turned
 
 
-def _leaves(stream: np.random.Generator, side: int, _: int) -> Image.Image:
+def _leaves(stream: np.random.Generator, side: int) -> Image.Image:
     """Things in front of one another, textured, shaded, lit, and half of them out of focus."""
     from PIL import Image, ImageDraw, ImageFilter
 
@@ -157,7 +154,7 @@ def _leaves(stream: np.random.Generator, side: int, _: int) -> Image.Image:
     draw = ImageDraw.Draw(labels)
     for label in range(1, count + 1):
         x, y = (_below(stream, 0, side) for _ in range(2))
-        size = _size(stream, max(2, side // 40), side)
+        size = _size(stream, max(2, side // 9), side)
         draw.polygon(_outline(stream, x, y, size), fill=label)
     place = np.asarray(labels, np.intp)
     pixels = _palette(stream, count + 1)[place].astype(np.int32)  # [H, W, 3]
@@ -211,7 +208,7 @@ def _drawn(
     return canvas.reduce(larger) if larger > 1 else canvas
 
 
-def _shapes(stream: np.random.Generator, side: int, _: int) -> Image.Image:
+def _shapes(stream: np.random.Generator, side: int) -> Image.Image:
     """Coloured shapes of all sizes, lines, arcs and stripes; some pictures are blurred."""
     from PIL import ImageFilter
 
@@ -224,7 +221,7 @@ def _shapes(stream: np.random.Generator, side: int, _: int) -> Image.Image:
 def _coloured(stream: np.random.Generator, draw: ImageDraw.ImageDraw, side: int) -> None:
     for _ in range(_below(stream, 1, 16)):
         x, y = (_below(stream, 0, side) for _ in range(2))
-        size, colour = _size(stream, max(2, side // 16), side), _colour(stream)
+        size, colour = _size(stream, max(2, side // 6), side), _colour(stream)
         kind = _below(stream, 0, 5)
         width = 1 + size // _below(stream, 3, 12)
         if kind < 2:
@@ -242,7 +239,7 @@ def _coloured(stream: np.random.Generator, draw: ImageDraw.ImageDraw, side: int)
                 draw.line([(x - size, y - size + step), (x + size, y - size + step)], colour, width)
 
 
-def _strokes(stream: np.random.Generator, side: int, _: int) -> Image.Image:
+def _strokes(stream: np.random.Generator, side: int) -> Image.Image:
     """A sign of a few thick strokes, light on dark or the reverse, in grey, with some noise."""
     from PIL import Image
 
@@ -280,7 +277,7 @@ def _curve(points: Array, steps: int = 16) -> list[tuple[int, int]]:
     return path
 
 
-def _silhouette(stream: np.random.Generator, side: int, _: int) -> Image.Image:
+def _silhouette(stream: np.random.Generator, side: int) -> Image.Image:
     """A grey thing with a texture in the middle of a plain ground."""
     from PIL import Image, ImageDraw
 
@@ -296,7 +293,3 @@ def _silhouette(stream: np.random.Generator, side: int, _: int) -> Image.Image:
         ground, inside = 255 - ground, 255 - inside
     pixels = np.where(np.asarray(mask) > 0, inside, ground)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).convert("RGB")
-
-
-def _noise(_: np.random.Generator, side: int, index: int) -> Image.Image:
-    return NoiseImages(side).load(index)
