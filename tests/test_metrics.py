@@ -51,7 +51,7 @@ def documents(drawer: Drawer, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "export": (drawer.receiver, "--to", "timm"),
         "sweep-lambda": (drawer.receiver, drawer.rho, *receiver, "--lambdas", "0,1"),
         "transfer": (grid,),
-        "advise": (drawer.receiver, "--bits", 2, "--proxy-samples", 8),
+        "advise": (drawer.receiver, "--bits", 2, "--proxy-samples", 8, "--refine", 0),
         "eval": (drawer.receiver, *receiver),
         "inspect": (drawer.rho,),
         "pictures": ("--samples", 2, "--img-size", 16),
