@@ -16,21 +16,19 @@ from typing import Any, Final
 from qvec_cli.checkpoint.header import MAX_HEADER
 from qvec_cli.errors import CheckpointError
 
-_KINDS: Final = (
-    *("Float", "Double", "Half", "BFloat16", "Byte", "Char", "Short", "Int", "Long", "Bool"),
-)
-
 _SLACK: Final = 1 << 20  # letters that the pickle of a small file may encode
 
 _PICKLES: Final = 5
 """Pickles in a row at the start of a file of torch's old form; raw numbers follow them."""
 
-_MAKERS: Final = (
-    *(b"bytearray", b"_rebuild_device_tensor", b"ctorch\nTensor\n", b"ctorch._tensor\nTensor\n"),
-    *(f"ctorch\n{kind}Tensor\n".encode() for kind in _KINDS),
-    *(f"ctorch.cuda\n{kind}Tensor\n".encode() for kind in _KINDS),
-)
+_MAKERS: Final = (b"bytearray", b"_rebuild_device_tensor")
+_TENSOR: Final = b"Tensor\n"
+_TENSOR_CLASS: Final = re.compile(rb"ctorch(\.\w+)*\n\w*Tensor\n")
 """What torch's loader calls when a pickle says so, and what may be of any size then."""
+
+_ENCODES: Final = b"_codecs"
+
+_LONGEST: Final = 64  # bytes of such a word
 
 _MANY: Final = 1 << 40  # letters, from which on they are not told apart
 
@@ -133,29 +131,31 @@ def _refuse_growth(path: Path, stream: Any, size: int) -> None:
     What makes tensors or bytes of a number is never allowed. Encoding a text is, as numpy's numbers
     and dates need it, while all texts that are encoded are no longer than the file and a bit.
     """
-    encodes = _holds(stream, b"_codecs")
-    for word in (*_MAKERS, *(_WIDENING if encodes else ())):
-        if _holds(stream, word):
-            raise CheckpointError(
-                f"{path}: a pickle that calls {' '.join(word.decode().split())}, which no state "
-                "dict needs"
-            )
-    if encodes and _letters(stream) > size + _SLACK:
+    named = _words_in(stream)
+    makers = [word for word in (*_MAKERS, _TENSOR) if word in named]
+    makers += [word for word in _WIDENING if word in named and _ENCODES in named]
+    if makers:
+        word = "torch.Tensor" if makers[0] == _TENSOR else makers[0].decode()
+        raise CheckpointError(f"{path}: a pickle that calls {word}, which no state dict needs")
+    if _ENCODES in named and _letters(stream) > size + _SLACK:
         raise CheckpointError(
             f"{path}: a pickle that calls _codecs on more text than it holds, which no state "
             "dict needs"
         )
 
 
-def _holds(stream: Any, word: bytes) -> bool:
-    """Looks for a word in bytes that come in pieces, also where two pieces meet."""
+def _words_in(stream: Any) -> set[bytes]:
+    """Which of the words are in a pickle; it is read once, in pieces, and where two meet."""
+    found: set[bytes] = set()
     before = b""
     stream.seek(0)
     while chunk := stream.read(1 << 20):
-        if word in before + chunk:
-            return True
-        before = chunk[-len(word) :]
-    return False
+        piece = before + chunk
+        found |= {word for word in (*_MAKERS, *_WIDENING, _ENCODES) if word in piece}
+        if _TENSOR in piece and _TENSOR_CLASS.search(piece):
+            found.add(_TENSOR)
+        before = piece[-_LONGEST:]
+    return found
 
 
 def _letters(stream: Any) -> float:
