@@ -132,7 +132,7 @@ def _refuse_growth(path: Path, stream: Any, size: int) -> None:
     and dates need it, while all texts that are encoded are no longer than the file and a bit.
     """
     named = _words_in(stream)
-    makers = [word for word in (*_MAKERS, _TENSOR) if word in named]
+    makers: list[bytes] = [word for word in (*_MAKERS, _TENSOR) if word in named]
     makers += [word for word in _WIDENING if word in named and _ENCODES in named]
     if makers:
         word = "torch.Tensor" if makers[0] == _TENSOR else makers[0].decode()

@@ -29,16 +29,15 @@ _WRAPPERS: Final = ("module.", "model.", WRAPPED, "_forward_module.", *_AROUND)
 _STRAY: Final = re.compile(r"(n_averaged|criterion|loss|loss_f(n|unc|unction))($|\.)")
 """What averaging and weighted losses leave beside a network."""
 
-_NUMBERS: Final = re.compile(r"(\.\d+)+$")
+_NUMBERS: Final = re.compile(r"(\.\d+)+$")  # of layers, at the end of a module's name
 
 _MOST: Final = 0.9
 """Share of the names that a wrapper's prefix is before, where others stand beside the network."""
 
-
-_DEEPEST: Final = 6  # words before a head
-
 _PART: Final = 0.2
 """The same, of one of several networks that a file holds."""
+
+_DEEPEST: Final = 6  # words before a head
 
 
 class Unwrapped(NamedTuple):

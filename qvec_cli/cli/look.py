@@ -25,7 +25,7 @@ def pictures(
     *,
     samples: Annotated[int, typer.Option(help="How many of them, the first ones.", min=1)] = 64,
     img_size: Annotated[
-        int, typer.Option(help="Side of the square pictures.", min=8, metavar="PIXELS")
+        int, typer.Option(help="Side of the square pictures.", min=8, max=4096, metavar="PIXELS")
     ] = 224,
     output: Annotated[Path, options.output_option("Folder to write.", metavar="FOLDER")],
     writing: OutputFlags,

@@ -221,6 +221,23 @@ class ImageFlags:
         return Loading(data_dir, download, classes, self.workers, batch_size or self.batch_size)
 
 
+UseEma = Annotated[
+    bool | None,
+    typer.Option(
+        "--use-ema/--no-use-ema",
+        help="Take the running average of the weights, where there is one.",
+        show_default="--use-ema",
+    ),
+]
+
+WeightsKey = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY", help="Where the weights are in the file: a key, or a word before names."
+    ),
+]
+
+
 def check_numbers(text: str | None) -> str | None:
     """Refuses what is no list of finite numbers."""
     try:
@@ -260,15 +277,8 @@ class NetworkFlags:
         None, "Share of the image that evaluation crops, 0.01 to 1.", min=0.01, max=1.0
     )
     class_map: Path | None = flag(None, "Class names in the order of the head, one a line.")
-    use_ema: bool | None = flag(
-        None,
-        "Take the running average of the weights, where there is one.",
-        "--use-ema/--no-use-ema",
-        show_default="--use-ema",
-    )
-    weights_key: str | None = flag(
-        None, "Where the weights are in the file: a key, or a word before names.", metavar="KEY"
-    )
+    use_ema: UseEma = None
+    weights_key: WeightsKey = None
 
     @property
     def args(self) -> dict[str, Any]:
@@ -300,18 +310,11 @@ class NetworkFlags:
 
 @dataclass(frozen=True, slots=True)
 class WeightsFlags:
-    """Which weights of a file are meant, and which of them are its classifier's."""
+    """Which of several sets of weights in a file are meant."""
 
     heading: ClassVar[str] = "Files without a card"
-    use_ema: bool | None = flag(
-        None,
-        "Take the running average of the weights, where there is one.",
-        "--use-ema/--no-use-ema",
-        show_default="--use-ema",
-    )
-    weights_key: str | None = flag(
-        None, "Where the weights are in the file: a key, or a word before names.", metavar="KEY"
-    )
+    use_ema: UseEma = None
+    weights_key: WeightsKey = None
 
     @property
     def choice(self) -> WeightsChoice:

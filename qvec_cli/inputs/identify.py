@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.checkpoint.card import Card, Kind
@@ -17,7 +16,7 @@ from qvec_cli.errors import CheckpointError, MismatchError, QvecError, located
 from qvec_cli.inputs.files import DOOR, model_of, stated_model
 from qvec_cli.model import build
 from qvec_cli.model.build import NetworkOptions
-from qvec_cli.model.configuration import FLAGS, Model
+from qvec_cli.model.configuration import FLAGS, Model, are_numbers
 from qvec_cli.model.recognise import recognise
 from qvec_cli.specs import Interpolation, Listener
 
@@ -26,6 +25,10 @@ if TYPE_CHECKING:
 
 _SCRIPT: Final = {"img_size": (int,), "crop_pct": (int, float), "interpolation": (str,)}
 """Arguments of timm's training script that have the names of our options, and their types."""
+
+_FLAGGED: Final = ("mean", "std", "interpolation", "crop_pct")
+_PREPARATION: Final = (*_FLAGGED, "crop_mode")
+"""What is said of how images are prepared, by flags and otherwise."""
 
 _SHOWN: Final = 12  # names in a list
 
@@ -51,7 +54,7 @@ def network_of(checkpoint: Checkpoint, options: NetworkOptions, listener: Listen
             f"{checkpoint.path} knows its own --img-size, --crop-pct, --mean and the like",
             hint=f"Leave them out, and --model too{also}.",
         )
-    if options.name and options.name.split(".", maxsplit=1)[0] != model.architecture:
+    if options.name and _plain(options.name) != model.architecture:
         raise MismatchError(
             f"{checkpoint.path} is a {model.architecture}, not a {options.name}",
             hint="Leave --model out: the file knows.",
@@ -145,7 +148,7 @@ def _of_script(checkpoint: Checkpoint, listener: Listener) -> NetworkOptions:
     if isinstance(script.get("gp"), str) and "fc_norm.weight" in checkpoint:  # shapes tell others
         args["global_pool"] = script["gp"]
     size = script.get("input_size")
-    if size is not None and _are_numbers(size) and len(size) == 3:
+    if size is not None and are_numbers(size) and len(size) == 3:
         if size[1] != size[2]:
             raise MismatchError(
                 f"{checkpoint.path}: its training script says images of {size[1]} x {size[2]} px",
@@ -154,7 +157,7 @@ def _of_script(checkpoint: Checkpoint, listener: Listener) -> NetworkOptions:
         script["img_size"] = size[1]
     script["img_size"] = args.get("img_size", script.get("img_size"))
     facts = {key: script[key] for key, kinds in _SCRIPT.items() if type(script.get(key)) in kinds}
-    facts |= {key: tuple(script[key]) for key in ("mean", "std") if _are_numbers(script.get(key))}
+    facts |= {key: tuple(script[key]) for key in ("mean", "std") if are_numbers(script.get(key))}
     if facts.get("interpolation") not in {None, *Interpolation}:  # timm's own default is no word
         del facts["interpolation"]
     if not 0 < facts.get("crop_pct", 1) <= 1:
@@ -167,21 +170,13 @@ def _of_script(checkpoint: Checkpoint, listener: Listener) -> NetworkOptions:
     return NetworkOptions(name, args=args, **facts)
 
 
-def _are_numbers(value: Any) -> bool:
-    """Whether it is a list of some numbers."""
-    listed = isinstance(value, (list, tuple)) and len(value) > 0
-    return listed and all(type(number) in (int, float) and isfinite(number) for number in value)
-
-
 def _merged(options: NetworkOptions, known: NetworkOptions) -> NetworkOptions:
     """What is known, where the user has not said otherwise; of another network nothing is."""
     if options.name and known.name and _plain(options.name) != _plain(known.name):
         return options
-    fields = ("name", "num_classes", "img_size", "in_chans", "mean", "std")
-    taken: dict[str, Any] = {
-        key: getattr(options, key) if getattr(options, key) is not None else getattr(known, key)
-        for key in (*fields, "crop_pct", "crop_mode", "interpolation")
-    }
+    fields = ("name", "num_classes", "img_size", "in_chans", *_PREPARATION)
+    said = {key: getattr(options, key) for key in fields}
+    taken = {key: getattr(known, key) if value is None else value for key, value in said.items()}
     return replace(options, **taken, args={**known.args, **options.args})
 
 
@@ -267,8 +262,7 @@ def _tell(
             f"{checkpoint.path}: no tensor tells the size of its images: {side} px is timm's for "
             "the name (--img-size)"
         )
-    words = ("mean", "std", "interpolation", "crop_pct")
-    if lacking := [word for word in words if word not in known.prepared]:
+    if lacking := [word for word in _FLAGGED if word not in known.prepared]:
         flags = ", ".join(f"--{key.replace('_', '-')}" for key in lacking)
         listener.note(
             f"{checkpoint.path}: images are prepared as timm has it for {model.architecture}: "

@@ -27,15 +27,15 @@ COLOURS: Final = 3
 DATA_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 
 
-def _numbers(value: Any) -> bool:
-    """Whether it is a list of finite numbers."""
+def are_numbers(value: Any) -> bool:
+    """Whether it is a list of some finite numbers."""
     listed = isinstance(value, (list, tuple)) and len(value) > 0
     return listed and all(type(n) in (int, float) and math.isfinite(n) for n in value)
 
 
 _PREPARED: Final[Mapping[str, Callable[[Any], bool]]] = {
-    "mean": _numbers,
-    "std": lambda value: _numbers(value) and min(value) > 0,
+    "mean": are_numbers,
+    "std": lambda value: are_numbers(value) and min(value) > 0,
     "crop_pct": lambda value: type(value) in (int, float) and 0 < value <= _LARGEST_CROP,
     "crop_mode": lambda value: value in ("center", "squash", "border"),
     "interpolation": lambda value: value in (*Interpolation, "random"),
