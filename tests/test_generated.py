@@ -61,6 +61,8 @@ def test_a_network_of_one_channel_sees_them_in_grey(drawer: Drawer, tmp_path: Pa
     twice = call(
         "quantize", drawer.receiver, "--bits", 3, *args, "-o", out, "--force", "--json"
     ).json
+    line = (*line[:6], "--calib", "generatd", "-o", tmp_path / "x.st")
+    assert "Did you mean generated?" in call(*line, code=2).err
     assert twice["results"]["digest"] == found["results"]["digest"]
 
 

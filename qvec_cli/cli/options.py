@@ -238,14 +238,14 @@ WeightsKey = Annotated[
 ]
 
 
-def check_numbers(text: str | None) -> str | None:
-    """Refuses what is no list of finite numbers."""
+def check_numbers(param: typer.CallbackParam, text: str | None) -> str | None:
+    """Refuses what is no list of finite numbers; SpecError names the flag."""
     try:
         if text is None or (_numbers(text) and all(map(math.isfinite, _numbers(text)))):
             return text
     except ValueError:
         pass
-    raise SpecError(f"{text!r} is no list of numbers, as 0.5,0.5,0.5")
+    raise SpecError(f"--{param.name} {text!r} is no list of numbers, as 0.5,0.5,0.5")
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -211,7 +211,12 @@ def open_unlabelled(spec: str, folder: Path | None, side: int, *, download: bool
         source = read_flat(place)
         name = place.resolve().name or spec
         return Task(name, source.classes, source.splits, notes=source.notes)
-    return open_task(spec, folder, download=download)
+    try:
+        return open_task(spec, folder, download=download)
+    except SpecError as error:
+        if near := get_close_matches(spec, (GENERATED, NOISE), 1, 0.7):
+            raise SpecError(str(error), hint=f"Did you mean {near[0]}?") from None
+        raise
 
 
 def any_split(task: Task) -> Samples:
