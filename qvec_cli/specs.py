@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, Protocol, Self
 
@@ -32,6 +32,14 @@ class ScaleDtype(StrEnum):
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
+
+
+class Preset(StrEnum):
+    """What quantize does where neither flags nor the file say."""
+
+    PAPER = "paper"  # arXiv:2604.03420: absmax, symmetric, rounded to nearest
+    PLAIN = "plain"  # the best that needs nothing but the file
+    BEST = "best"  # calibrated on generated pictures
 
 
 class Method(StrEnum):
@@ -237,6 +245,14 @@ class Grid:
             raise SpecError(f"this version of qvec does not know the grid {dict(value)}") from None
 
 
+UNSAID: Final = {
+    Preset.PAPER: Grid(),
+    Preset.PLAIN: Grid(scale=Scale.MSE, symmetric=False),
+    Preset.BEST: Grid(scale=Scale.MSE, symmetric=False),
+}
+"""The grid of a file that was made for none, apart from its bits."""
+
+
 @dataclass(frozen=True, slots=True)
 class GridOptions:
     """The grid as a user types it; what is left out, the file's own grid fills in."""
@@ -248,6 +264,7 @@ class GridOptions:
     symmetric: bool | None = None
     scale_dtype: ScaleDtype | None = None
     cross: bool = False  # whether the file may have been made for another grid
+    preset: Preset = Preset.PAPER  # for a file made for no grid, if neither scale nor zero is said
 
     def __post_init__(self) -> None:
         self.grid(None if self.bits is not None else Grid())
@@ -259,7 +276,9 @@ class GridOptions:
         """
         if self.bits is None and own is None:
             raise SpecError("--bits is missing", hint="The file was not made for a grid.")
-        own = own if own and self.bits is None else Grid(self.bits or 0)
+        if own is None or self.bits is not None:
+            silent = own is None and self.scale is None and self.symmetric is None
+            own = replace(UNSAID[self.preset] if silent else Grid(), bits=self.bits or 0)
         granularity, size = self.granularity, self.group_size
         if (granularity, size) == (None, None):
             granularity, size = own.granularity, own.group_size

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 import warnings
 from typing import Any
@@ -44,9 +45,46 @@ def function(network: torch.nn.Module) -> str:
     return hashlib.sha256(json.dumps(lines, sort_keys=True).encode()).hexdigest()[:12]
 
 
+PRE_NORM = {
+    "vision_transformer.Block",
+    "vision_transformer_relpos.RelPosBlock",
+    "beit.Block",
+    "eva.EvaBlock",
+    "cait.LayerScaleBlock",
+    "cait.LayerScaleBlockClassAttn",
+    "swin_transformer.SwinTransformerBlock",
+}
+"""Blocks x + f(norm(x)) whose tensors qvec_cli/model/basis.py knows by name."""
+
+NETWORKS = {
+    "vision_transformer.VisionTransformer",
+    "deit.VisionTransformerDistilled",
+    "vision_transformer_relpos.VisionTransformerRelPos",
+    "beit.Beit",
+    "eva.Eva",
+    "cait.Cait",
+    "swin_transformer.SwinTransformer",
+}
+
+
+def qualified(module: torch.nn.Module) -> str:
+    """The class of one of timm's modules."""
+    return f"{type(module).__module__.rpartition('.')[2]}.{type(module).__qualname__}"
+
+
+def heads(network: torch.nn.Module) -> list[int | list[int]]:
+    """Numbers of attention heads where all blocks are of those kinds: one, or one a stage."""
+    blocks = [m for n, m in network.named_modules() if re.search(r"blocks\w*\.\d+$", n)]
+    known = qualified(network) in NETWORKS and {qualified(block) for block in blocks} <= PRE_NORM
+    counts = [int(block.attn.num_heads) for block in blocks if known]
+    if len({*counts}) < 2:
+        return [*dict.fromkeys(counts)]
+    return [[int(stage.blocks[0].attn.num_heads) for stage in network.layers]]
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
-    table: dict[str, list[str]] = {}
+    table: dict[str, list[str | int | list[int]]] = {}
     for name in timm.list_models():
         try:
             with torch.device("meta"):
@@ -55,7 +93,7 @@ def main() -> None:
             print(f"{name}: {fault}", file=sys.stderr)
             continue
         shapes = {n: tuple(t.shape) for n, t in network.state_dict().items()}
-        table[name] = [fingerprint(shapes), function(network)]
+        table[name] = [fingerprint(shapes), function(network), *heads(network)]
     rows = ",\n".join(f" {json.dumps(name)}: {json.dumps(row)}" for name, row in table.items())
     TABLE.write_text(f"{{\n{rows}\n}}\n", encoding="utf-8")
 

@@ -26,7 +26,7 @@ from qvec_cli.results.metrics_document import (
 
 SCHEMA = json.loads(SCHEMA_FILE.read_text())
 GOLDEN = Path(__file__).with_name("golden")
-UNDRAWN = {"advise.json", "mean.json", "moments.json", "patch.json"}
+UNDRAWN = {"advise.json", "mean.json", "moments.json", "patch.json", "rotate.json"}
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 
@@ -47,6 +47,7 @@ def documents(drawer: Drawer, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "combine": (drawer.rho, "--parts", "attn"),
         "moments": (drawer.donor, *donor, "--samples", 4),
         "patch": (drawer.receiver, drawer.rho),
+        "rotate": (drawer.receiver,),
         "quantize": (drawer.receiver, "--bits", 2),
         "export": (drawer.receiver, "--to", "timm"),
         "sweep-lambda": (drawer.receiver, drawer.rho, *receiver, "--lambdas", "0,1"),
@@ -200,6 +201,7 @@ def test_what_a_number_has_cost_is_told(documents: dict[str, Any]) -> None:
         "combine": "none",
         "moments": "none",
         "patch": "none",
+        "rotate": "none",
         "quantize": "none",
         "export": "none",
         "sweep-lambda": "receiver_labels",

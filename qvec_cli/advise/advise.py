@@ -137,6 +137,8 @@ def _candidates(
     if moments is not None:
         yield ways.on_images(best.grid, images)
     yield from _aimed(ways, best.grid, images, mixed=bool(inputs.judging.real))
+    if aimed := trials.best(*_CALIBRATED):
+        yield ways.rotated(aimed)
     last = trials.best(*_CALIBRATED)
     if last is None or last.request.calibration is None:
         last = ways.on_images(best.grid, replace(images, target=Target.FLOAT))

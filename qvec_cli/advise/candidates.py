@@ -87,9 +87,17 @@ class Ways:
         if size := next((size for size in _GROUPS if shared % size == 0), None):
             group = Granularity.GROUP
             yield self._rounded(Grid(bits, group, size, Scale.MSE, False, ScaleDtype.FLOAT16))
+        yield self.rotated(self._rounded(Grid(bits, scale=Scale.MSE, symmetric=False)))
 
     def _rounded(self, grid: Grid) -> Candidate:
         return Candidate(f"rtn, {_short(grid)}", "rtn", Family.PLAIN, grid, self.onto(grid))
+
+    def rotated(self, candidate: Candidate) -> Candidate:
+        """The same in a rotated basis."""
+        name, way = f"{candidate.name}, rotated", f"{candidate.way} rotated"
+        family = Family.ROTATED if candidate.family is Family.PLAIN else candidate.family
+        request = replace(candidate.request, rotate=True)
+        return replace(candidate, name=name, way=way, family=family, request=request)
 
     def on_moments(self, grid: Grid, file: Path, before: tuple[str, ...] = ()) -> Candidate:
         """GPTQ on moments from a file."""
@@ -136,6 +144,8 @@ def _words(request: QuantizeRequest, grid: Grid) -> Iterator[str]:
     yield from _grid_words(grid)
     if request.method is not Method.RTN:
         yield from ("--method", str(request.method))
+    if request.rotate:
+        yield "--rotate"
     if request.anchor:
         yield from ("--anchor", str(request.anchor.rho), "--lambda", request.anchor.lam)
     if request.moments:

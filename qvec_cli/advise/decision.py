@@ -39,6 +39,7 @@ class Decision(StrEnum):
 
     NOTHING = "nothing to recover"  # plain quantization keeps the answers
     GRID = "another grid"  # that costs no more bits
+    ROTATE = "rotate"  # and round
     PATCH = "patch"
     CALIBRATE = "calibrate"  # on statistics or images
     QAT = "QAT after all"  # nothing else comes near the float answers
@@ -48,6 +49,7 @@ class Family(StrEnum):
     """What kind of candidate it is, the cheapest first."""
 
     PLAIN = "plain"  # rounding: nothing but the receiver
+    ROTATED = "rotated"  # the same in a rotated basis
     PATCH = "patch"  # a vector
     MOMENTS = "moments"  # statistics that came in a file
     NOISE = "noise"  # through the receiver
@@ -121,7 +123,11 @@ def decide(
     return Verdict(decision, chosen, plain, sure, why)
 
 
-_DECISIONS: Final = {Family.PLAIN: Decision.GRID, Family.PATCH: Decision.PATCH}
+_DECISIONS: Final = {
+    Family.PLAIN: Decision.GRID,
+    Family.ROTATED: Decision.ROTATE,
+    Family.PATCH: Decision.PATCH,
+}
 """What a chosen family comes to; all others calibrate."""
 
 

@@ -107,6 +107,7 @@ def collect(request: MomentsRequest, listener: Listener) -> Metrics:
             base=theta.card.base,
             provenance=provenance("moments", {"model": theta}, job.use, of=facts.in_words()),
             moments=facts.to_json(),
+            rotation=theta.card.rotation,
         )
         written = write(request.out, entries, tensors, card, force=request.force)
         read = (Input.of(theta), Input(request.data, "data", job.task.digest))

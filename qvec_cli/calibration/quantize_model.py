@@ -12,6 +12,7 @@ from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import NotFiniteError
 from qvec_cli.inputs.receiver import Patched
+from qvec_cli.inputs.rotated import Rotated
 from qvec_cli.quant.methods import quantize_weight
 from qvec_cli.quant.qtensor import QTensor
 from qvec_cli.specs import Grid, Method
@@ -30,7 +31,7 @@ class QuantizedModel:
 class ModelQuantizer:
     """A float model, and how its targets are quantized."""
 
-    source: Checkpoint | Patched
+    source: Checkpoint | Patched | Rotated
     targets: tuple[str, ...]
     grid: Grid
     method: Method
@@ -39,7 +40,12 @@ class ModelQuantizer:
     @property
     def theta(self) -> Checkpoint:
         """The receiver's file, to which no vector is added."""
-        return self.source.theta if isinstance(self.source, Patched) else self.source
+        return self.source if isinstance(self.source, Checkpoint) else self.source.theta
+
+    @property
+    def receiver(self) -> Checkpoint | Rotated:
+        """The model without a vector, in the basis in which it is quantized."""
+        return self.source.unpatched if isinstance(self.source, Rotated) else self.theta
 
     def quantize(self, name: str, model: QuantizedModel) -> QTensor:
         """The codes of one target as its file has it; its error and new bias go into ``model``.
@@ -47,6 +53,8 @@ class ModelQuantizer:
         """
         weight = self.source.finite(name)
         inputs = self.moments.inputs(name) if self.moments else None
+        if inputs is not None and isinstance(self.source, Rotated):
+            inputs = self.source.inputs(name, inputs)
         quantized = quantize_weight(name, weight, self.grid, self.method, inputs)
         model.sqnr_db[name] = quantized.sqnr_db
         if inputs is not None and (bias := self._bias(name)):

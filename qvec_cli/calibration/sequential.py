@@ -14,6 +14,7 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, NotFiniteError, located
 from qvec_cli.inputs.images import Proxies, draw_each
 from qvec_cli.inputs.receiver import Patched
+from qvec_cli.inputs.rotated import Rotated
 from qvec_cli.model.configuration import Model
 from qvec_cli.quant.methods import QUANTIZERS, FloatTarget, quantize_weight
 from qvec_cli.quant.moments import Inputs
@@ -69,7 +70,7 @@ def calibrate(
         walk, twin = Walk(network, weights, batches), None
     goal = _Layers(network, weights)
     if options.target is Target.FLOAT:
-        receiver = load_float(theta, model, options.device)
+        receiver = load_float(quantizer.receiver, model, options.device)
         goal = _Layers(receiver, linear_weights(receiver, theta, targets))
         twin = Walk(receiver, goal.weights, batches)
     means: dict[str, Array] = {}
@@ -98,13 +99,13 @@ def check_images(theta: Checkpoint, targets: Iterable[str], model: Model, device
     linear_weights(network, theta, targets)
 
 
-def load_float(source: Checkpoint | Patched, model: Model, device: str) -> nn.Module:
-    """The network of a file, patched or not, computing in float32, in evaluation mode."""
+def load_float(source: Checkpoint | Patched | Rotated, model: Model, device: str) -> nn.Module:
+    """The network of a file, patched, rotated or not, in float32, in evaluation mode."""
     from qvec_cli.inputs import network as networks
 
-    theta = source.theta if isinstance(source, Patched) else source
+    theta = source if isinstance(source, Checkpoint) else source.theta
     network = networks.load_network(theta, model, device).float().eval()
-    if isinstance(source, Patched):
+    if not isinstance(source, Checkpoint):
         source.place(network)
     return network
 

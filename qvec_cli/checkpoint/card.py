@@ -45,6 +45,7 @@ class Card:
     provenance: dict[str, Any] = field(default_factory=dict)  # operation, parents, lambda, version
     aliases: dict[str, str] = field(default_factory=dict)  # tied names, and the one that is kept
     moments: dict[str, Any] | None = None  # of what, if it carries any (calibration/moments_file)
+    rotation: dict[str, Any] | None = None  # the basis of its tensors, if not the network's own
     digest: str = NO_DIGEST  # of names, shapes, dtypes and data; not of this card
 
     @property
@@ -88,6 +89,7 @@ class Card:
             provenance=_load(metadata, "qvec.provenance", dict) or {},
             aliases={k: str(v) for k, v in (_load(metadata, "qvec.aliases", dict) or {}).items()},
             moments=_load(metadata, "qvec.moments", dict),
+            rotation=_load(metadata, "qvec.rotation", dict),
             digest=metadata.get("qvec.digest", NO_DIGEST),
             **mappings,
         )

@@ -45,6 +45,7 @@ COMMANDS: Final[dict[str, dict[str, Callable[..., None]]]] = {
         "patch": vectors.patch,
     },
     "Quantize": {
+        "rotate": quantization.rotate,
         "quantize": quantization.quantize,
         "advise": study.advise,
         "export": quantization.export,

@@ -169,6 +169,9 @@ def _card_text(card: Facts) -> Iterator[str]:
         yield f"targets: {len(card['targets'])} weights"
     if recipe := card["recipe"]:
         yield "recipe: " + ", ".join(f"{key} {value}" for key, value in recipe.items())
+    if rotation := card["rotation"]:
+        kept = "".join(f"; {reason}" for reason in rotation.get("kept", ()))
+        yield f"rotated with seed {rotation.get('seed')}{kept}"
     yield f"base: {card['base'] or 'unknown'}"
     yield from _lineage_text(card["provenance"], "")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 
 import typer
 
@@ -23,8 +23,9 @@ from qvec_cli.cli.options import (
 )
 from qvec_cli.cli.signature import Adapted, flag
 from qvec_cli.cli.text import Facts, accuracy, size, some
+from qvec_cli.data.generated import GENERATED
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Calibration, ExportFormat, Listener, Loading, Method, Target
+from qvec_cli.specs import Calibration, ExportFormat, Listener, Loading, Method, Preset, Target
 
 if TYPE_CHECKING:
     from qvec_cli.calibration.moments_file import MomentsOptions
@@ -33,11 +34,20 @@ if TYPE_CHECKING:
     from qvec_cli.outputs.metrics import Metrics
 
 
+SAMPLES: Final = 256
+"""Generated pictures of the best preset."""
+
+
 @dataclass(frozen=True, slots=True)
 class CalibrationFlags:
     """By which method codes are chosen, and what it calibrates with."""
 
     heading: ClassVar[str] = options.METHOD
+    preset: Preset = flag(
+        Preset.PLAIN,
+        "What flags and file leave open: the paper's grid, the best grid without data, or that "
+        "and gptq on generated pictures, with the float target.",
+    )
     method: options.MethodChoice = Method.RTN
     fake: bool = flag(False, "Write float32 weights on the grid, not packed codes.")
     calib: list[str] | None = flag(
@@ -62,11 +72,27 @@ class CalibrationFlags:
     lam: str | None = flag(
         None, "Of --anchor.", "--lambda", "-l", metavar="NUMBER", show_default="1"
     )
+    rotate: bool = flag(
+        False,
+        "First fold LayerNorms and rotate the basis, as qvec rotate does.",
+    )
     refine: int | None = flag(
         None,
         "Then let scales, biases and norms learn the float network's outputs on --proxy.",
         metavar="STEPS",
     )
+
+    def completed(self) -> CalibrationFlags:
+        """These flags, with what the best preset says of the rest."""
+        if self.preset is not Preset.BEST:
+            return self
+        typed = self.method if self.method is not Method.RTN else None
+        why = "does not go with --preset best, which says how codes are chosen"
+        options.refuse(why, method=typed, moments=self.moments)
+        images, samples = self.calib or [GENERATED], self.calib_samples or SAMPLES
+        return replace(
+            self, method=Method.GPTQ, calib=images, calib_samples=samples, target=Target.FLOAT
+        )
 
     def calibration(self, loading: Loading, device: str) -> Calibration | None:
         """The images of --calib, for methods that look at some.
@@ -165,7 +191,9 @@ def quantize(
         qvec quantize receiver.st --bits 3 --scale mse-full -o receiver_w3.st
         qvec quantize patched.st --method gptq --moments moments.st -o patched_w3.st
     """
-    grid_options, named = grid.options(), network.options()
+    calibration = calibration.completed()
+    grid_options = replace(grid.options(), preset=calibration.preset)
+    named = network.options()
     patterns = tuple(targets or ())
     loading = images.loading(dry_run=writing.dry_run, class_map=network.class_map)
     if comparison.split is not None and comparison.data is None:
@@ -220,6 +248,7 @@ def quantize(
             network=named,
             head=head.options(),
             moments=moments,
+            rotate=calibration.rotate,
         )
         work = partial(verb.quantize, request)
     inputs = tuple(filter(None, (checkpoint, calibration.moments, calibration.anchor)))
@@ -280,6 +309,41 @@ def _compared_text(results: Facts) -> Iterator[str]:
         measured = f"\t{accuracy(row[split])}" if split else ""
         cost = f"{row['bits_per_weight']:.3f}\t{size(row['tensor_bytes'])}"
         yield f"{row['name']}\t{cost}\t{ratio}{measured}"
+
+
+def rotate(
+    checkpoint: Annotated[Path, typer.Argument(help="Float checkpoint, patched or not.")],
+    *,
+    seed: Annotated[int, typer.Option(min=0, help="Of the signs in the rotation.")] = 0,
+    network: Annotated[NetworkFlags, Adapted(without=("class_map",))],
+    output: options.OutputFile,
+    writing: OutputFlags,
+) -> None:
+    """Write the same function in a rotated basis, whose weights may round better.
+
+    LayerNorms and LayerScale are folded into the layers beside them. Vectors are added before.
+
+    Examples:
+        qvec rotate receiver.st -o rotated.st
+        qvec rotate patched.st --seed 1 -o rotated.st
+    """
+    from qvec_cli.pipeline import rotate as verb
+
+    request = verb.RotateRequest(
+        checkpoint, output, seed, network=network.options(), **writing.for_request
+    )
+    work = partial(verb.rotate, request)
+    show.deliver(work, rotate_text, writing, inputs=(checkpoint,), out=output)
+
+
+def rotate_text(results: Facts) -> Iterator[str]:
+    """How many tensors changed, and what of the network is in its old basis."""
+    widths = ", ".join(map(str, results["turned"])) or "none"
+    yield (
+        f"{results['output']}: {results['tensors']} tensors changed, seed {results['seed']}; "
+        f"streams turned, by width: {widths}"
+    )
+    yield from results["kept"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,11 +85,28 @@ def require_same_start(first: Checkpoint, second: Checkpoint, listener: Listener
 
 
 def require_same_architecture(first: Checkpoint, second: Checkpoint) -> None:
-    """Refuses models whose backbones differ, where both say theirs: MismatchError."""
+    """Refuses models whose backbones differ, where both say theirs: MismatchError.
+
+    Tensors that are rotated differently, too.
+    """
+    require_same_rotation(first, second)
     ours, theirs = stated_model(first), stated_model(second)
     if differences := same_backbone(ours, theirs) if ours and theirs else []:
         names = f"{first.path} and {second.path}"
         raise MismatchError(f"{names} differ in architecture: {', '.join(differences)}")
+
+
+def require_same_rotation(first: Checkpoint, second: Checkpoint) -> None:
+    """Refuses tensors in bases that are rotated differently: MismatchError names the order."""
+    ours, theirs = first.card.rotation, second.card.rotation
+    if ours == theirs:
+        return
+    turned, other = (first, second) if ours else (second, first)
+    how = "otherwise" if ours and theirs else "not"
+    raise MismatchError(
+        f"{turned.path} is rotated, {other.path} is {how}: their tensors do not belong together",
+        hint="Patch first, then rotate; quantize --rotate takes vectors and moments as they are.",
+    )
 
 
 def require_twins(donor: Checkpoint, donor_qat: Checkpoint, listener: Listener) -> None:

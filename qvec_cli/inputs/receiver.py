@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,14 +192,10 @@ class Patched:
 
     def place(self, network: nn.Module) -> None:
         """Gives the receiver's network these numbers, in float32."""
-        import torch
-
-        state, aliases = network.state_dict(), self.theta.aliases
         names = {name: name for name in self.names}
-        names |= {dropped: kept for dropped, kept in aliases.items() if kept in names}
-        with torch.no_grad():
-            for name, stored in names.items():
-                state[name].copy_(torch.from_numpy(self.finite(stored)))
+        aliases = self.theta.aliases.items()
+        names |= {dropped: kept for dropped, kept in aliases if kept in names}
+        place(network, ((name, self.finite(stored)) for name, stored in names.items()))
 
     def settle(self) -> None:
         """Both files are what their cards say; see ``Checkpoint.settle``."""
@@ -218,6 +214,16 @@ class Patched:
                 rho.require_finite(name)
                 raise CheckpointError(f"{theta.path}: {name}: overflows {dtype} at lambda {lam:g}")
             yield block
+
+
+def place(network: nn.Module, tensors: Iterable[tuple[str, Array]]) -> None:
+    """Gives a network these numbers, by the names of its state dict."""
+    import torch
+
+    state = network.state_dict()
+    with torch.no_grad():
+        for name, numbers in tensors:
+            state[name].copy_(torch.from_numpy(numbers))
 
 
 def patched_receiver(

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from qvec_cli.checkpoint.naming import heads
 
@@ -41,9 +41,9 @@ def fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 @cache
-def _table() -> dict[str, list[str]]:
-    """By name: the fingerprint, and a digest of the function."""
-    table: dict[str, list[str]] = json.loads(TABLE.read_text(encoding="utf-8"))
+def _table() -> dict[str, list[Any]]:
+    """By name: the fingerprint, a digest of the function and, of some, the attention heads."""
+    table: dict[str, list[Any]] = json.loads(TABLE.read_text(encoding="utf-8"))
     return table
 
 
@@ -54,7 +54,16 @@ def recognise(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[str, ...]]:
     """
     wanted = fingerprint(shapes)
     groups: dict[str, list[str]] = {}
-    for name, (tensors, function) in _table().items():
+    for name, (tensors, function, *_) in _table().items():
         if tensors == wanted:
             groups.setdefault(function, []).append(name)
     return sorted(tuple(sorted(names, key=lambda n: (len(n), n))) for names in groups.values())
+
+
+def heads_of(name: str) -> int | list[int] | None:
+    """Attention heads of a network of timm's, or those of each stage.
+
+    None: not all of its blocks are x + f(norm(x)), of the kinds that model/basis.py knows.
+    """
+    row = _table().get(name, [])
+    return row[2] if len(row) > 2 else None

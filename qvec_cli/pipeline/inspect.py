@@ -110,6 +110,7 @@ def _card(card: Card) -> dict[str, Any]:
         "targets": list(card.targets) if card.targets is not None else None,
         "base": card.base,
         "recipe": card.recipe,
+        "rotation": card.rotation,
         "provenance": card.provenance,
         "digest": card.digest,
     }

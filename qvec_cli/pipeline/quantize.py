@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from qvec_cli.calibration.moments_file import LayerMoments, MomentsOptions
 from qvec_cli.calibration.quantize_model import ModelQuantizer, QuantizedModel
@@ -22,6 +22,7 @@ from qvec_cli.inputs.identify import network_of, tells_network
 from qvec_cli.inputs.images import Proxies
 from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.inputs.receiver import Anchor, Patched, anchored
+from qvec_cli.inputs.rotated import Rotated, rotated
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import HeadChoice
@@ -30,6 +31,9 @@ from qvec_cli.outputs.metrics import Input, Metrics, Plan, provenance
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import parts, stored_bits
 from qvec_cli.specs import Calibration, Grid, GridOptions, Listener, Method, Target, Use, spent
+
+ROTATION: Final = 0
+"""The seed of the basis; all models of a base share it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class QuantizeRequest:
     network: NetworkOptions = NetworkOptions()  # for a file without a card
     head: HeadChoice = HeadChoice()  # the classifier, which stays float
     moments: MomentsOptions | None = None  # from a file, in place of images
+    rotate: bool = False  # whether the basis is rotated before
 
     @property
     def calibrated_on(self) -> Calibration | None:
@@ -162,6 +167,12 @@ class _Job:
     refinement: Proxies | None  # images
 
     @property
+    def rotation(self) -> dict[str, Any] | None:
+        """The basis of what is written, if it is another than the file's."""
+        source = self.quantizer.source
+        return source.basis.to_json() if isinstance(source, Rotated) else None
+
+    @property
     def parents(self) -> dict[str, Checkpoint]:
         """The files that are read, by their part in the output."""
         files = {"model": self.theta}
@@ -201,6 +212,8 @@ class _Job:
     def facts(self) -> dict[str, Any]:
         """What there is to say beside the grid and the method."""
         facts: dict[str, Any] = {}
+        if rotation := self.rotation:
+            facts["rotation"] = rotation
         if self.calibration:
             facts["calibration"] = self.calibration.facts()
         if self.quantizer.moments:
@@ -261,6 +274,7 @@ class _Job:
             model=self.model.to_json() if self.model else card.model,
             quant=self.quantizer.grid.to_json(),
             targets=self.quantizer.targets,
+            rotation=self.rotation or card.rotation,
             provenance=provenance("quantize", self.parents, self.use, **facts),
         )
 
@@ -301,7 +315,10 @@ def _prepared(request: QuantizeRequest, files: InputFiles, listener: Listener) -
     grid = choose_grid(request.grid, made_for, theta, targets, swept)
     if moments:
         moments.check(targets, listener)
-    quantizer = ModelQuantizer(patched or theta, targets, grid, request.method, moments)
+    source: Checkpoint | Patched | Rotated = patched or theta
+    if request.rotate:
+        source = rotated(patched or theta, model or stated_model(theta), ROTATION, listener)
+    quantizer = ModelQuantizer(source, targets, grid, request.method, moments)
     images = others = None
     if model and calibration:
         images = draw_images(theta, model, calibration, listener)

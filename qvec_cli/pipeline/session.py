@@ -161,6 +161,7 @@ class Session:
             base=backbone_digest(self.network, self.model),
             recipe=self.request.recipe.to_json(),
             provenance=self.start.lineage,
+            rotation=self.start.rotation,
         )
 
     def _validate(self) -> dict[str, Any]:
@@ -259,6 +260,7 @@ class _Start:
     model: Model
     lineage: dict[str, Any]
     inputs: tuple[Input, ...] = ()
+    rotation: dict[str, Any] | None = None  # the basis that it is trained in
 
 
 def _start(
@@ -278,7 +280,7 @@ def _start(
         use = spent(use, inherited_use(base))
     base.settle()
     lineage = provenance(op, {"base": base}, use, **facts)
-    return _Start(network, model, lineage, (Input.of(base),))
+    return _Start(network, model, lineage, (Input.of(base),), base.card.rotation)
 
 
 def _network(

@@ -221,6 +221,15 @@ class ExtractResults(OutputResults, frozen=True):
     """extract: the vector that was written."""
 
 
+class RotateResults(OutputResults, frozen=True):
+    """rotate: the checkpoint that was written, and what of it is in another basis."""
+
+    seed: records.Count
+    turned: tuple[records.Positive, ...]  # widths of the streams that are turned
+    kept: tuple[str, ...]  # what is not, in words
+    tensors: records.Count
+
+
 class QuantizeResults(OutputResults, frozen=True):
     """quantize: the file that was written, and the error of each weight."""
 
@@ -353,7 +362,10 @@ class AdviceCandidate(Struct, frozen=True):
 
     name: str
     family: Annotated[
-        str, one_of(*("plain", "patch", "moments", "noise", "generated", "images", "refined"))
+        str,
+        one_of(
+            *("plain", "rotated", "patch", "moments", "noise", "generated"), "images", "refined"
+        ),
     ]
     grid: records.GridRecord
     bits_per_weight: NonNegative
@@ -377,7 +389,10 @@ class AdviceResults(Struct, frozen=True):
     """advise: what to do with a receiver."""
 
     decision: Annotated[
-        str, one_of("nothing to recover", "another grid", "patch", "calibrate", "QAT after all")
+        str,
+        one_of(
+            *("nothing to recover", "another grid", "rotate", "patch", "calibrate", "QAT after all")
+        ),
     ]
     chosen: str
     best_plain: str
@@ -426,6 +441,7 @@ RESULTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "combine": {"": OutputResults},
     "patch": {"": OutputResults},
     "quantize": {"compared": ComparedResults, "": QuantizeResults},
+    "rotate": {"": RotateResults},
     "export": {"": ExportResults},
     "eval": {"": EvalResults},
     "sweep-lambda": {"objective": AgreementResults, "": SweepResults},
