@@ -319,9 +319,10 @@ def rotate(
     output: options.OutputFile,
     writing: OutputFlags,
 ) -> None:
-    """Write the same function in a rotated basis, whose weights may round better.
+    """Write the same function in a rotated basis.
 
-    LayerNorms and LayerScale are folded into the layers beside them. Vectors are added before.
+    Its weights may round better. LayerNorms and LayerScale are folded into the layers beside them.
+    Vectors are added before.
 
     Examples:
         qvec rotate receiver.st -o rotated.st

@@ -20,7 +20,6 @@ from qvec_cli.specs import DataUse, Measure, Use
 
 Parameters = TypeVar("Parameters")
 Results = TypeVar("Results")
-NonNegative = Annotated[float, Meta(ge=0)]
 Digest = Annotated[str, Meta(extra_json_schema={"pattern": "^[0-9a-f]{64}$"})]
 Json = dict[str, Any]
 
@@ -74,7 +73,7 @@ class EnvironmentRecord(Struct, frozen=True):
 class TimingRecord(Struct, frozen=True):
     """What the command took."""
 
-    wall_s: NonNegative
+    wall_s: records.NonNegative
     peak_rss_bytes: records.Count
 
 
@@ -124,7 +123,7 @@ class Distance(Struct, frozen=True):
 
     lam: float = field(name="lambda")
     mean: float = field(name="distance")
-    standard_error: NonNegative
+    standard_error: records.NonNegative
     val: records.Score | None = None  # where labels were there, which take no part in the choice
 
 
@@ -133,7 +132,7 @@ class AgreedLambda(Struct, frozen=True):
 
     lam: float = field(name="lambda")
     distance: float
-    standard_error: NonNegative
+    standard_error: records.NonNegative
     rho: records.Name
     digest: str
     use: DataUse = field(name="data_use")
@@ -178,8 +177,8 @@ class ProxiesRecord(Struct, frozen=True):
     sources: Annotated[tuple[ProxyFolder, ...], Meta(min_length=1)]
     n: Annotated[int, Meta(ge=2)]
     information: float
-    diversity: NonNegative
-    diversity_of_noise: NonNegative
+    diversity: records.NonNegative
+    diversity_of_noise: records.NonNegative
     close_to_noise: bool
 
 
@@ -235,7 +234,7 @@ class QuantizeResults(OutputResults, frozen=True):
 
     quantized: tuple[str, ...]  # in the network's order
     sqnr_db: dict[str, float | None]  # signal to quantization noise; None: no noise, or no signal
-    bits_per_weight: NonNegative
+    bits_per_weight: records.NonNegative
     bytes_before: records.Count
     bytes_after: records.Count
 
@@ -249,7 +248,7 @@ class ComparedGrid(Struct, frozen=True):
     """One grid of quantize --compare."""
 
     name: records.Name
-    bits_per_weight: NonNegative
+    bits_per_weight: records.NonNegative
     sqnr_db: float | None
     val: records.Score | None = None
     test: records.Score | None = None
@@ -276,9 +275,9 @@ class WrittenScore(Struct, frozen=True):
     top1: records.Share
     n_correct_top5: records.Count
     top5: records.Share
-    loss: Annotated[NonNegative, Meta(description="mean cross-entropy, nats")]
-    standard_error: NonNegative
-    images_per_second: NonNegative
+    loss: Annotated[records.NonNegative, Meta(description="mean cross-entropy, nats")]
+    standard_error: records.NonNegative
+    images_per_second: records.NonNegative
 
 
 class EvalResults(WrittenScore, frozen=True):
@@ -336,15 +335,6 @@ class MomentsResults(OutputResults, frozen=True):
     model_bytes: records.Positive
 
 
-class ExportCheck(Struct, frozen=True, forbid_unknown_fields=True):
-    """Logits of the exported form beside those of qvec's own network, on random images."""
-
-    images: records.Positive
-    max_abs_diff: NonNegative
-    max_abs_logit: NonNegative
-    bound: Annotated[NonNegative, Meta(description="the largest max_abs_diff that is taken")]
-
-
 class ExportResults(Struct, frozen=True):
     """export: the file or folder that was written."""
 
@@ -354,7 +344,7 @@ class ExportResults(Struct, frozen=True):
     grid: Any
     bytes_before: records.Count
     bytes_after: records.Count
-    check: ExportCheck | None
+    check: records.ExportCheck | None
 
 
 class AdviceCandidate(Struct, frozen=True):
@@ -368,12 +358,12 @@ class AdviceCandidate(Struct, frozen=True):
         ),
     ]
     grid: records.GridRecord
-    bits_per_weight: NonNegative
+    bits_per_weight: records.NonNegative
     distance: float
-    standard_error: NonNegative
+    standard_error: records.NonNegative
     kept: records.Share
     data_use: UseRecord
-    seconds: NonNegative
+    seconds: records.NonNegative
     commands: tuple[str, ...]
     test: records.Score | None = None
 

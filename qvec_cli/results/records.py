@@ -19,6 +19,7 @@ from qvec_cli.specs import DataUse, Granularity, Grid, Scale, ScaleDtype
 T = TypeVar("T")
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
+NonNegative = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Name = Annotated[str, Meta(min_length=1)]
 
@@ -194,3 +195,12 @@ class DonorScore(Struct, frozen=True):
 
     removed: float  # share that is gone at the chosen lambda
     explained: float  # share that one coefficient would cancel, were changes linear
+
+
+class ExportCheck(Struct, frozen=True, forbid_unknown_fields=True):
+    """Logits of the exported form beside those of qvec's own network, on random images."""
+
+    images: Positive
+    max_abs_diff: NonNegative
+    max_abs_logit: NonNegative
+    bound: Annotated[NonNegative, Meta(description="the largest max_abs_diff that is taken")]
