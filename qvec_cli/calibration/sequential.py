@@ -67,12 +67,13 @@ def calibrate(
     decoded = calibration.images.decoded(listener)
     batches = normalised_batches(network, model, decoded, options.loading.batch_size)
     with located(theta.path):
-        walk, twin = Walk(network, weights, batches), None
+        resumed = QUANTIZERS[quantizer.method].factors is None  # they change norms before a site
+        walk, twin = Walk(network, weights, batches, resumed=resumed), None
     goal = _Layers(network, weights)
     if options.target is Target.FLOAT:
         receiver = load_float(quantizer.receiver, model, options.device)
         goal = _Layers(receiver, linear_weights(receiver, theta, targets))
-        twin = Walk(receiver, goal.weights, batches)
+        twin = Walk(receiver, goal.weights, batches, resumed=True)
     means: dict[str, Array] = {}
     if options.bias_correction:
         inputs_of = mean_inputs(goal.network, goal.weights, batches)

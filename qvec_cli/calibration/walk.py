@@ -14,6 +14,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import queue
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -30,6 +32,10 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 _SAME: Final = 1e-4
 """Largest change of a block's output, relative to its largest number, that is only rounding."""
+
+
+_BAND: Final = 128
+"""Fewest rows of a moment that are worth a product of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +63,21 @@ class Walk:
     """Visits every one of ``weights``, by state-dict name, in execution order.
 
     The weights of the network, in evaluation mode, are read anew at each step, so that what the
-    caller has changed before is what the normalised images go through.
+    caller has changed before is what the normalised images go through. Whoever changes nothing but
+    the weights of the site at hand and what comes behind it may let forwards wait there
+    (``resumed``) in place of beginning them anew.
     Raises MismatchError: a weight that is not used exactly once in a forward.
     """
 
     def __init__(
-        self, network: nn.Module, weights: Mapping[str, nn.Parameter], batches: Sequence[Tensor]
+        self,
+        network: nn.Module,
+        weights: Mapping[str, nn.Parameter],
+        batches: Sequence[Tensor],
+        *,
+        resumed: bool = False,
     ) -> None:
-        self._network, self._batches = network, batches
+        self._network, self._batches, self._resumed = network, batches, resumed
         trace = _Trace(network, weights, batches[0][:2])
         self.segments, self._linked = trace.segments, trace.linked
 
@@ -76,24 +89,30 @@ class Walk:
         build, ``Inputs.cross`` are the moments with the inputs of its sites.
         """
         others = twin.places() if twin else None
-        for segment, site, calls in self.places():
+        for segment, site, calls, inputs in self.places():
             sums = MomentSums()
-            floats = _inputs_of(*next(others)) if others else itertools.repeat(None, len(calls))
-            for seen, beside in zip(_inputs_of(segment, site, calls), floats, strict=True):
+            floats = next(others)[-1] if others else itertools.repeat(None, len(calls))
+            for seen, beside in zip(inputs, floats, strict=True):
                 sums.add(seen, beside)
             yield segment, site, sums.inputs(), calls
 
     @torch.inference_mode()
-    def places(self) -> Iterator[tuple[Segment, Site, list[Call]]]:
-        """The same without moments."""
+    def places(self) -> Iterator[tuple[Segment, Site, list[Call], Iterator[Tensor]]]:
+        """The same with the inputs themselves, float32 [tokens, in], of each call."""
         calls: list[Call] | None = None
         for place, segment in enumerate(self.segments):
             if calls is None:
                 calls = self._reach(segment.module)
-            for site in segment.sites:
-                yield segment, site, calls
             linked = place + 1 < len(self.segments) and self._linked[place]
-            calls = [_after(segment.module, call) for call in calls] if linked else None
+            if not self._resumed:
+                for site in segment.sites:
+                    yield segment, site, calls, _inputs_of(segment, site, calls)
+                calls = [_after(segment.module, call) for call in calls] if linked else None
+                continue
+            with _Forwards(segment, calls) as forwards:
+                for site in segment.sites:
+                    yield segment, site, calls, forwards.inputs()
+                calls = forwards.outputs() if linked else None
 
     def _reach(self, module: nn.Module) -> list[Call]:
         """What a module is called with, batch by batch, by the network as it is now."""
@@ -115,6 +134,80 @@ class Walk:
         return calls
 
 
+class _Forwards:
+    """A segment's calls, each of which waits before its product with the next site's weight.
+
+    Use as a context: what still waits at its end is given up.
+    """
+
+    def __init__(self, segment: Segment, calls: Sequence[Call]) -> None:
+        watched = {id(site.weights[0]) for site in segment.sites}
+        self._calls = calls
+        self._forwards = [_Forward(segment.module, call, watched) for call in calls]
+
+    def __enter__(self) -> _Forwards:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for forward in self._forwards:
+            forward.stop()
+
+    def inputs(self) -> Iterator[Tensor]:
+        """What the next site is multiplied with in each call, float32 [tokens, in]."""
+        for forward in self._forwards:
+            seen = forward.go_on()
+            yield seen.reshape(-1, seen.shape[-1]).float()
+
+    def outputs(self) -> list[Call]:
+        """What the next segment is called with, where each output is its first argument."""
+        ends = (forward.go_on() for forward in self._forwards)
+        return [
+            ((end, *args[1:]), kwargs)
+            for end, (args, kwargs) in zip(ends, self._calls, strict=True)
+        ]
+
+
+class _Forward:
+    """One call of a module in a thread of its own, which never runs while its owner does."""
+
+    def __init__(self, module: nn.Module, call: Call, watched: set[int]) -> None:
+        self._module, self._call, self._watched = module, call, watched
+        self._orders: queue.SimpleQueue[bool] = queue.SimpleQueue()  # whether to go on
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def go_on(self) -> Any:
+        """What the next watched weight is multiplied with or, behind the last, the output."""
+        with linears(self._pause):
+            if self._thread.ident is None:
+                self._thread.start()
+            else:
+                self._orders.put(True)
+            answer = self._answers.get()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def stop(self) -> None:
+        """Gives the call up where it waits."""
+        if self._thread.is_alive():
+            self._orders.put(False)
+            self._thread.join()
+
+    def _pause(self, used: nn.Parameter, inputs: Tensor) -> None:
+        if id(used) in self._watched and threading.current_thread() is self._thread:
+            self._answers.put(inputs)
+            if not self._orders.get():
+                raise _Reached
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        try:
+            self._answers.put(self._module(*self._call[0], **self._call[1]))
+        except BaseException as fault:
+            self._answers.put(fault)
+
+
 class MomentSums:
     """Moments of vectors that come a batch at a time: sums in float32 of each, in float64 of all.
 
@@ -129,7 +222,7 @@ class MomentSums:
         """Adds inputs x [..., in] of a layer and, for ``cross``, those y of the float network."""
         flat = inputs.reshape(-1, inputs.shape[-1]).float()
         ones = flat.new_ones(len(flat))
-        parts = {"moment": flat.T @ flat, "mean": ones @ flat, "magnitude": ones @ flat.abs()}
+        parts = {"moment": _second(flat), "mean": ones @ flat, "magnitude": ones @ flat.abs()}
         if floats is not None:
             parts["cross"] = floats.T @ flat
         for name, part in parts.items():
@@ -140,6 +233,17 @@ class MomentSums:
         """The means over all vectors so far."""
         means = {name: (part / self.tokens).cpu().numpy() for name, part in self._sums.items()}
         return Inputs(**means)
+
+
+def _second(flat: Tensor) -> Tensor:
+    """Sums of x x^T over rows [tokens, in], of which only the upper blocks are computed."""
+    width = flat.shape[1]
+    sums, step = flat.new_empty(width, width), max(_BAND, -(-width // 4))
+    for start in range(0, width, step):
+        band = flat[:, start : start + step].T @ flat[:, start:]
+        sums[start : start + step, start:] = band
+        sums[start:, start : start + step] = band.T
+    return sums
 
 
 @torch.inference_mode()
