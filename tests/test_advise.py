@@ -185,7 +185,7 @@ def test_each_input_is_opened_once_and_hashed_once(
 def test_every_way_takes_part(full: Run) -> None:
     assert {row["way"] for row in full.results["candidates"]} == {
         *("rtn", "unit", "chosen", "fitted", "moments", "images", "float", "float mixed"),
-        *("refined", "anchored"),
+        *("refined", "anchored", "rtn rotated", "float rotated"),
     }
     families = {row["family"] for row in full.results["candidates"]}
     assert families == set(Family) - {Family.NOISE}  # of which generated pictures take the place
@@ -210,8 +210,10 @@ def test_a_repair_by_vectors_is_seen(full: Run) -> None:
 def test_data_use_stands_behind_each_row(full: Run, by_noise: Run) -> None:
     levels = {(row["way"], row["data_use"]["level"]) for row in full.results["candidates"]}
     costly = {way for way, level in levels if level == "proxy_images"}
-    assert costly == {"chosen", "fitted", "images", "float", "float mixed", "refined", "anchored"}
-    assert {way for way, level in levels if level == "none"} == {"rtn", "unit", "moments", "float"}
+    of_images = {"images", "float", "float mixed", "float rotated"}
+    assert costly - of_images == {"chosen", "fitted", "refined", "anchored"}
+    free = {way for way, level in levels if level == "none"}
+    assert free - of_images == {"rtn", "rtn rotated", "unit", "moments"}
     drawn = next(row for row in full.results["candidates"] if row["family"] == "generated")
     assert drawn["data_use"] == {"level": "none", "counts": {"generated": 40}}
     assert full.found.json["data_use"]["level"] == "proxy_images"
@@ -255,7 +257,9 @@ def test_with_nothing_but_the_receiver_generated_pictures_calibrate_and_judge(
     """Others than those that calibrate; no choice is called sure."""
     results = by_generated.results
     assert by_generated.found.json["data_use"] == {"level": "none", "counts": {"generated": 40}}
-    assert {row["family"] for row in results["candidates"]} == {"plain", "generated", "refined"}
+    assert {row["family"] for row in results["candidates"]} == {
+        *("plain", "rotated", "generated", "refined")
+    }
     assert results["sure"] != "sure"
     (source,) = results["proxies"]["sources"]
     assert source["name"] == "generated"

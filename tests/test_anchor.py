@@ -55,7 +55,8 @@ def test_an_anchor_is_patch_and_then_quantize(name: str, drawer: Drawer, tmp_pat
 
 def test_at_lambda_0_there_is_no_anchor(drawer: Drawer, tmp_path: Path) -> None:
     """Not even where each layer is to give the receiver's outputs."""
-    args = ("quantize", drawer.receiver, *flags("gptq", drawer), "--target", Target.FLOAT)
+    args = ("quantize", drawer.receiver, *flags("gptq", drawer), "--symmetric", "--target",
+            Target.FLOAT)  # fmt: skip
     call(*args, "-o", tmp_path / "plain.st")
     call(*args, "--anchor", drawer.rho, "--lambda", 0, "-o", tmp_path / "zero.st")
     assert equal(tmp_path / "plain.st", tmp_path / "zero.st")

@@ -25,12 +25,13 @@ from qvec_cli.inputs.foreign import stored_grid
 from qvec_cli.inputs.network import load_network
 from qvec_cli.model.configuration import of_config
 from qvec_cli.outputs import hf_folder as module
-from qvec_cli.specs import Grid
+from qvec_cli.specs import Grid, Scale
 
 FILES = ["config.json", "model.safetensors"]
 CLASSIFIERS = {"vit": {"head"}, "deit": {"head", "head_dist"}, "swin": {"head.fc"}}
+PAPER = ("--bits", 3, "--preset", "paper")
 FORMS = {
-    "packed": ("--bits", 3),
+    "packed": PAPER,
     "groups": ("--bits", 4, "--group-size", 16),
     "zero points": ("--bits", 2, "--asymmetric"),
     "fake": ("--bits", 3, "--fake"),
@@ -53,7 +54,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def made(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
     """A family, and the folder of its small network in 3 bits."""
     flags = bare(request.param, tmp_path / "bare.st")
-    call("quantize", tmp_path / "bare.st", *flags, "--bits", 3, "-o", f"{tmp_path}/q/")
+    call("quantize", tmp_path / "bare.st", *flags, *PAPER, "-o", f"{tmp_path}/q/")
     return request.param, tmp_path / "q"
 
 
@@ -479,7 +480,7 @@ def foreign(drawer: Drawer, folder: Path, *flags: object, **changes: Any) -> Pat
         ("--bits", 3),
         ("--bits", 4, "--group-size", 16, "--asymmetric"),
         ("--bits", 2, "--granularity", "tensor", "--asymmetric"),
-        ("--bits", 8, "--scale-dtype", "float16"),
+        ("--bits", 8, "--scale-dtype", "float16", "--symmetric"),
     ],
     ids=lambda flags: " ".join(map(str, flags)),
 )
@@ -533,4 +534,4 @@ def test_a_card_goes_before_config_json(drawer: Drawer, tmp_path: Path) -> None:
     (tmp_path / "q" / "config.json").write_text("{}")
     with Checkpoint(tmp_path / "q") as packed:
         assert packed.kind is Kind.QUANTIZED
-        assert stored_grid(packed) == Grid(3)
+        assert stored_grid(packed) == Grid(3, scale=Scale.MSE, symmetric=False)

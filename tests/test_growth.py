@@ -277,8 +277,8 @@ def test_a_quantizer_is_its_file_its_row_and_its_word(house: House) -> None:
     assert house.touched() == {words, table, "quant/floor.py"}
     usage, *_, about = house.qvec(
         "quantize --help",
-        "quantize receiver.st --bits 3 --cross-grid --method floor --fake -o f.st",
-        "quantize receiver.st --bits 3 --cross-grid --method floor -o q.st",
+        "quantize receiver.st --bits 3 --preset paper --method floor --fake -o f.st",
+        "quantize receiver.st --bits 3 --preset paper --method floor -o q.st",
         "inspect q.st --lineage --json",
     )
     assert "floor" in usage

@@ -95,7 +95,7 @@ def test_a_vector_that_is_applied_again_is_noticed(
 
 def test_a_fake_quantized_file_is_no_receiver(drawer: Drawer, tmp_path: Path) -> None:
     fake = tmp_path / "fake.st"
-    call("quantize", drawer.receiver, "--bits", 3, "--fake", "-o", fake)
+    call("quantize", drawer.receiver, "--bits", 3, "--preset", "paper", "--fake", "-o", fake)
     data = ("--data", drawer.receiver_data)
     for args in (("patch", fake, drawer.rho), ("sweep-lambda", fake, drawer.rho, *data)):
         result = call(*args, "-o", tmp_path / "x.json", code=1)

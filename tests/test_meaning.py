@@ -289,7 +289,7 @@ def test_a_card_that_tells_little_can_be_looked_at(
 def test_codes_of_another_width_are_not_read_as_ours(
     dtype: type, drawer: Drawer, tmp_path: Path
 ) -> None:
-    call("quantize", drawer.receiver, "--bits", 3, "-o", tmp_path / "q.st")
+    call("quantize", drawer.receiver, "--bits", 3, "--preset", "paper", "-o", tmp_path / "q.st")
     name = "blocks.0.attn.qkv.weight_packed"
     other = load_file(tmp_path / "q.st")[name].astype(dtype)
     path = altered(tmp_path / "q.st", tmp_path / "x.st", {name: other})

@@ -112,7 +112,7 @@ def test_more_bits_mean_less_noise(drawer: Drawer, tmp_path: Path) -> None:
 def test_quantizing_what_is_quantized_is_refused(drawer: Drawer, tmp_path: Path) -> None:
     for extra in ((), ("--fake",)):
         path = tmp_path / f"q{len(extra)}.st"
-        call("quantize", drawer.receiver, "--bits", 3, *extra, "-o", path)
+        call("quantize", drawer.receiver, "--bits", 3, "--preset", "paper", *extra, "-o", path)
         result = call("quantize", path, "--bits", 3, "-o", tmp_path / "x.st", code=1)
         assert "is quantized already, to 3-bit channel absmax" in result.errors[0]
 
@@ -148,7 +148,7 @@ def test_a_row_of_zeros_comes_back_as_zeros(tmp_path: Path) -> None:
     weight = np.zeros((4, 8), np.float32)
     weight[1] = np.linspace(-1, 1, 8)
     save_file({"blocks.0.fc.weight": weight}, tmp_path / "z.st")
-    args = ("--no-head", "--bits", 2, "--fake", "-o", tmp_path / "q.st")
+    args = ("--no-head", "--bits", 2, "--preset", "paper", "--fake", "-o", tmp_path / "q.st")
     call("quantize", tmp_path / "z.st", *args)
     after = load_file(tmp_path / "q.st")["blocks.0.fc.weight"]
     assert not after[[0, 2, 3]].any()

@@ -31,14 +31,17 @@ def test_each_row_is_what_the_file_would_be(
     found = call("quantize", drawer.receiver, "--bits", bits, "--compare", "--json", *held,
                  "--data", drawer.receiver_data, "--device", "cpu").json  # fmt: skip
     rows = found["results"]["compared"]
-    assert len({row["name"] for row in rows}) == len(rows) == (7 if held else 14)
+    assert len({row["name"] for row in rows}) == len(rows) == (9 if held else 18)
     assert found["data_use"] == {"level": "receiver_labels", "counts": {"val": 12}}
     float_ = call("eval", drawer.receiver, "--data", drawer.receiver_data, "--split", "val",
                   "--json").json["results"]  # fmt: skip
     assert found["results"]["fp"]["n_correct"] == float_["n_correct"]
-    for row in rows[::3]:
+    for row in (*rows[:-2:3], rows[-1]):
         out, grid = tmp_path / f"{row['name']}.st", Grid.from_json(row["grid"])
-        made = call("quantize", drawer.receiver, *typed(grid), "-o", out, "--json").json["results"]
+        basis = ("--rotate",) if row["rotated"] else ()
+        assert row["name"].endswith(", rotated") == bool(basis) == (row is rows[-1])
+        made = call("quantize", drawer.receiver, *typed(grid), *basis, "-o", out,
+                    "--json").json["results"]  # fmt: skip
         assert row["bits_per_weight"] == made["bits_per_weight"]
         sizes = {name: array.nbytes for name, array in load_file(out).items()}
         assert row["tensor_bytes"] == sum(n for k, n in sizes.items() if not k.endswith("_shape"))
@@ -68,7 +71,18 @@ def test_a_file_that_does_not_say_its_network_is_told(drawer: Drawer, tmp_path: 
 
 def test_the_noise_is_that_of_all_targets_together(drawer: Drawer, tmp_path: Path) -> None:
     fake = tmp_path / "f.st"
-    made = call("quantize", drawer.receiver, "--bits", 3, "--fake", "-o", fake, "--json").json
+    made = call(
+        "quantize",
+        drawer.receiver,
+        "--bits",
+        3,
+        "--scale",
+        "absmax",
+        "--fake",
+        "-o",
+        fake,
+        "--json",
+    ).json
     before, after = load_file(drawer.receiver), load_file(fake)
     names = made["results"]["quantized"]
     pairs = [(before[name].astype(np.float64), after[name]) for name in names]

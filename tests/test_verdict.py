@@ -199,4 +199,4 @@ def test_every_family_has_a_decision() -> None:
     for family in Family:
         rows = [judged("grid", Family.PLAIN, 2.0), judged("way", family, 0.5)]
         decisions.add(decide(rows, BITS, trusted=True).decision)
-    assert decisions == {Decision.GRID, Decision.PATCH, Decision.CALIBRATE}
+    assert decisions == {Decision.GRID, Decision.ROTATE, Decision.PATCH, Decision.CALIBRATE}

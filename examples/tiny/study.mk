@@ -10,7 +10,7 @@ export OMP_NUM_THREADS := 1
 BITS := 2
 SEEDS := 0 1 2
 GRIDS := absmax mse-full asymmetric
-absmax := --bits $(BITS)
+absmax := --bits $(BITS) --scale absmax
 mse-full := --bits $(BITS) --scale mse-full
 asymmetric := --bits $(BITS) --asymmetric
 

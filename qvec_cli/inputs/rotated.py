@@ -25,6 +25,9 @@ from qvec_cli.specs import Listener
 if TYPE_CHECKING:
     from torch import nn
 
+ROTATION: Final = 0
+"""The seed of the basis where none is named; all models of a base share it."""
+
 _OTHERWISE: Final = ("block_fn", "use_post_norm", "attn_layer")
 """Arguments of timm's that make other blocks of tensors with the same names."""
 

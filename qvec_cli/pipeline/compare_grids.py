@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 from qvec_cli import specs
 from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.errors import QvecError
 from qvec_cli.inputs.files import opened, require, stated_model
 from qvec_cli.inputs.grids import check_fit, targets_in
 from qvec_cli.inputs.identify import network_of, tells_network
 from qvec_cli.inputs.images import open_for
 from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.inputs.receiver import Receiver
+from qvec_cli.inputs.rotated import ROTATION, Rotated, rotated
 from qvec_cli.model.build import NetworkOptions
+from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import HeadChoice
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.quant.methods import quantize_weight
@@ -26,6 +29,9 @@ from qvec_cli.quant.qtensor import energy, ratio_db, stored_bits
 
 if TYPE_CHECKING:
     from qvec_cli.selection.trial import Trial
+
+_ROTATED: Final = {(specs.Scale.MSE_FULL, True), (specs.Scale.MSE, False)}
+"""Rules of scales, symmetric or not, that are tried in a rotated basis too."""
 
 _GROUPS: Final = (128, 64, 32, 16)
 """Group sizes that are tried for one that every layer takes."""
@@ -73,9 +79,10 @@ def compare_grids(request: CompareGridsRequest, listener: specs.Listener) -> Met
             receiver = Receiver(theta, model, targets, (), None, examples, None)
             trial = load_trial(receiver, (request.split,), request.device, listener)
         rows = []
-        for done, grid in enumerate(grids, start=1):
-            rows.append(_row(theta, targets, grid, trial, request.split))
-            listener.progress("compare grids", done, len(grids))
+        tries = [*_tries(theta, model, grids, trial, listener)]
+        for done, (source, grid, measured) in enumerate(tries, start=1):
+            rows.append(_row(source, targets, grid, measured, request.split))
+            listener.progress("compare grids", done, len(tries))
         inputs = [Input.of(theta)]
         use = inherited_use(theta)
     results: dict[str, Any] = {"compared": rows, "bytes_before": theta.nbytes}
@@ -87,6 +94,27 @@ def compare_grids(request: CompareGridsRequest, listener: specs.Listener) -> Met
         )
     parameters = {"bits": base.bits, "targets": list(targets), "split": request.split}
     return Metrics("quantize", tuple(inputs), parameters, results, use, started=started)
+
+
+def _tries(
+    theta: Checkpoint,
+    model: Model | None,
+    grids: Iterable[specs.Grid],
+    trial: Trial | None,
+    listener: specs.Listener,
+) -> Iterator[tuple[Checkpoint | Rotated, specs.Grid, Trial | None]]:
+    """Every grid and, where the file can be rotated, the best rules in a rotated basis."""
+    yield from ((theta, grid, trial) for grid in grids)
+    best = [grid for grid in grids if (grid.scale, grid.symmetric) in _ROTATED]
+    try:
+        turned = rotated(theta, model or stated_model(theta), ROTATION, specs.Silence())
+    except QvecError as error:
+        listener.note(f"no rows in a rotated basis: {error}")
+        return
+    if trial and best:
+        floating = [name for name, entry in theta.items() if entry.floating]
+        trial = replace(trial, theta={name: turned.finite(name) for name in floating})
+    yield from ((turned, grid, trial) for grid in best)
 
 
 def _grids(base: specs.Grid, typed: specs.GridOptions, columns: set[int]) -> Iterator[specs.Grid]:
@@ -107,12 +135,18 @@ def _grids(base: specs.Grid, typed: specs.GridOptions, columns: set[int]) -> Ite
 
 
 def _row(
-    theta: Checkpoint, targets: tuple[str, ...], grid: specs.Grid, trial: Trial | None, split: str
+    source: Checkpoint | Rotated,
+    targets: tuple[str, ...],
+    grid: specs.Grid,
+    trial: Trial | None,
+    split: str,
 ) -> dict[str, Any]:
     """One grid: the bits that it takes, and how far its weights are from the float ones."""
     signal, noise, stored, weights = 0.0, 0.0, 0, 0
+    theta = source if isinstance(source, Checkpoint) else source.theta
+    rotation = "" if isinstance(source, Checkpoint) else ", rotated"
     for name in targets:
-        quantized = quantize_weight(name, theta.finite(name), grid, specs.Method.RTN)
+        quantized = quantize_weight(name, source.finite(name), grid, specs.Method.RTN)
         signal += energy(quantized.original)
         noise += energy(quantized.restored - quantized.original)
         stored += stored_bits(quantized.original.shape, grid)
@@ -120,7 +154,8 @@ def _row(
     rest = sum(entry.nbytes for name, entry in theta.items() if name not in set(targets))
     row = {
         "grid": grid.to_json(),
-        "name": str(grid),
+        "name": f"{grid}{rotation}",
+        "rotated": bool(rotation),
         "bits_per_weight": stored / weights,
         "tensor_bytes": rest + stored // 8,
         "sqnr_db": ratio_db(signal, noise),

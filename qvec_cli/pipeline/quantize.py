@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from qvec_cli.calibration.moments_file import LayerMoments, MomentsOptions
 from qvec_cli.calibration.quantize_model import ModelQuantizer, QuantizedModel
@@ -22,7 +22,7 @@ from qvec_cli.inputs.identify import network_of, tells_network
 from qvec_cli.inputs.images import Proxies
 from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.inputs.receiver import Anchor, Patched, anchored
-from qvec_cli.inputs.rotated import Rotated, rotated
+from qvec_cli.inputs.rotated import ROTATION, Rotated, rotated
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import HeadChoice
@@ -31,9 +31,6 @@ from qvec_cli.outputs.metrics import Input, Metrics, Plan, provenance
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import parts, stored_bits
 from qvec_cli.specs import Calibration, Grid, GridOptions, Listener, Method, Target, Use, spent
-
-ROTATION: Final = 0
-"""The seed of the basis; all models of a base share it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from qvec_cli.checkpoint.write import Blocks, size_of, write
 from qvec_cli.inputs.files import InputFiles, card_of, require, stated_model
 from qvec_cli.inputs.identify import network_of, tells_network
 from qvec_cli.inputs.lineage import inherited_use
-from qvec_cli.inputs.rotated import Rotated, rotated
+from qvec_cli.inputs.rotated import ROTATION, Rotated, rotated
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.outputs.metrics import Input, Metrics, Plan, provenance
 from qvec_cli.specs import Listener
@@ -24,7 +24,7 @@ class RotateRequest:
 
     source: Path  # a float checkpoint, patched or not
     out: Path
-    seed: int = 0  # of the signs in R
+    seed: int = ROTATION  # of the signs in R
     network: NetworkOptions = NetworkOptions()  # for a file without a card
     force: bool = False
     dry_run: bool = False

@@ -88,9 +88,9 @@ patch receiver.st combined.st --lambda 0.5 -o new_patched.st --json
 patch receiver.st rho.st --lambda sweep.json -o new_best.st --json
 patch receiver.st rho_own.st --lambda agree.json -o new_agreed.st --json
 quantize patched.st --bits 2 --scale mse --cross-grid -o new_w2.st --json
-quantize receiver.st --bits 3 --method gptq --moments moments.st -o new_whole.st --json
-quantize receiver.st --bits 3 --method gptq --moments moments_rank.st -o new_rank.st --json
-quantize receiver.st --bits 3 --method gptq --moments rho_m.st -o new_carried.st --json
+quantize receiver.st --bits 3 --symmetric --method gptq --moments moments.st -o new_whole.st --json
+quantize receiver.st --bits 3 --symmetric --method gptq --moments moments_rank.st -o new_r.st --json
+quantize receiver.st --bits 3 --symmetric --method gptq --moments rho_m.st -o new_carried.st --json
 sweep-lambda receiver.st rho_m.st --data spots --bits 3 --lambdas 0,0.5 -o new_sweep.json --json
 transfer grid.yaml --bits 3 --lambdas 0,1 --nulls random -o cut.jsonl --resume --json
 {TRAINED} -o cut.st --resume --json
