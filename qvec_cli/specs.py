@@ -247,10 +247,11 @@ class Grid:
 
 UNSAID: Final = {
     Preset.PAPER: Grid(),
-    Preset.PLAIN: Grid(scale=Scale.MSE, symmetric=False),
+    Preset.PLAIN: Grid(symmetric=False),
     Preset.BEST: Grid(scale=Scale.MSE, symmetric=False),
 }
-"""The grid of a file that was made for none, apart from its bits."""
+"""The grid of a file that was made for none, apart from its bits: unless it is calibrated or
+rotated, nothing that clips was the best one in the studies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +270,11 @@ class GridOptions:
     def __post_init__(self) -> None:
         self.grid(None if self.bits is not None else Grid())
 
+    @property
+    def silent(self) -> bool:
+        """Whether neither scale nor zero is said."""
+        return self.scale is None and self.symmetric is None
+
     def grid(self, own: Grid | None) -> Grid:
         """The grid that is meant; SpecError where values are out of range or no bits anywhere.
 
@@ -277,8 +283,8 @@ class GridOptions:
         if self.bits is None and own is None:
             raise SpecError("--bits is missing", hint="The file was not made for a grid.")
         if own is None or self.bits is not None:
-            silent = own is None and self.scale is None and self.symmetric is None
-            own = replace(UNSAID[self.preset] if silent else Grid(), bits=self.bits or 0)
+            unsaid = own is None and self.silent
+            own = replace(UNSAID[self.preset] if unsaid else Grid(), bits=self.bits or 0)
         granularity, size = self.granularity, self.group_size
         if (granularity, size) == (None, None):
             granularity, size = own.granularity, own.group_size

@@ -25,7 +25,7 @@ from qvec_cli.inputs.foreign import stored_grid
 from qvec_cli.inputs.network import load_network
 from qvec_cli.model.configuration import of_config
 from qvec_cli.outputs import hf_folder as module
-from qvec_cli.specs import Grid, Scale
+from qvec_cli.specs import Grid
 
 FILES = ["config.json", "model.safetensors"]
 CLASSIFIERS = {"vit": {"head"}, "deit": {"head", "head_dist"}, "swin": {"head.fc"}}
@@ -534,4 +534,4 @@ def test_a_card_goes_before_config_json(drawer: Drawer, tmp_path: Path) -> None:
     (tmp_path / "q" / "config.json").write_text("{}")
     with Checkpoint(tmp_path / "q") as packed:
         assert packed.kind is Kind.QUANTIZED
-        assert stored_grid(packed) == Grid(3, scale=Scale.MSE, symmetric=False)
+        assert stored_grid(packed) == Grid(3, symmetric=False)

@@ -72,9 +72,11 @@ class CalibrationFlags:
     lam: str | None = flag(
         None, "Of --anchor.", "--lambda", "-l", metavar="NUMBER", show_default="1"
     )
-    rotate: bool = flag(
-        False,
+    rotate: bool | None = flag(
+        None,
         "First fold LayerNorms and rotate the basis, as qvec rotate does.",
+        "--rotate/--no-rotate",
+        show_default="where it leaves less noise",
     )
     refine: int | None = flag(
         None,

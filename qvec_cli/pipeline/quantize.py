@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from qvec_cli.inputs.identify import network_of, tells_network
 from qvec_cli.inputs.images import Proxies
 from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.inputs.receiver import Anchor, Patched, anchored
-from qvec_cli.inputs.rotated import ROTATION, Rotated, rotated
+from qvec_cli.inputs.rotated import ROTATION, Rotated, rotated, rotated_if_less_noise
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import HeadChoice
@@ -30,7 +30,17 @@ from qvec_cli.outputs.hf_folder import check_output, config_of, size_of_output, 
 from qvec_cli.outputs.metrics import Input, Metrics, Plan, provenance
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import parts, stored_bits
-from qvec_cli.specs import Calibration, Grid, GridOptions, Listener, Method, Target, Use, spent
+from qvec_cli.specs import (
+    Calibration,
+    Grid,
+    GridOptions,
+    Listener,
+    Method,
+    Preset,
+    Target,
+    Use,
+    spent,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +62,7 @@ class QuantizeRequest:
     network: NetworkOptions = NetworkOptions()  # for a file without a card
     head: HeadChoice = HeadChoice()  # the classifier, which stays float
     moments: MomentsOptions | None = None  # from a file, in place of images
-    rotate: bool = False  # whether the basis is rotated before
+    rotate: bool | None = False  # whether the basis is rotated before; None: where that helps
 
     @property
     def calibrated_on(self) -> Calibration | None:
@@ -309,12 +319,10 @@ def _prepared(request: QuantizeRequest, files: InputFiles, listener: Listener) -
     head = request.head.tensors(theta, stated_model(theta), str(theta.path), bare=theta.bare)
     targets = targets_in(theta, model, request.patterns, head, listener)
     made_for, swept = (patched.rho, patched.choice.grid) if patched else (theta, None)
-    grid = choose_grid(request.grid, made_for, theta, targets, swept)
+    source, options = _in_basis(request, patched or theta, model, targets, listener)
+    grid = choose_grid(options, made_for, theta, targets, swept)
     if moments:
         moments.check(targets, listener)
-    source: Checkpoint | Patched | Rotated = patched or theta
-    if request.rotate:
-        source = rotated(patched or theta, model or stated_model(theta), ROTATION, listener)
     quantizer = ModelQuantizer(source, targets, grid, request.method, moments)
     images = others = None
     if model and calibration:
@@ -322,6 +330,29 @@ def _prepared(request: QuantizeRequest, files: InputFiles, listener: Listener) -
     if model and refinement:
         others = find_refinement_images(theta, model, refinement, request.calibration, listener)
     return _Job(request, theta, patched, quantizer, head, model, images, others)
+
+
+def _in_basis(
+    request: QuantizeRequest,
+    source: Checkpoint | Patched,
+    model: Model | None,
+    targets: Sequence[str],
+    listener: Listener,
+) -> tuple[Checkpoint | Patched | Rotated, GridOptions]:
+    """The model in the basis to quantize it in, and the grid that goes with it if none is said."""
+    options, theta = request.grid, source.theta if isinstance(source, Patched) else source
+    calibrated = QUANTIZERS[request.method].calibrated
+    if options.preset is Preset.PLAIN and (calibrated or request.rotate):
+        options = replace(options, preset=Preset.BEST)
+    network = model or stated_model(theta)
+    if request.rotate:
+        return rotated(source, network, ROTATION, listener), options
+    free = options.preset is Preset.PLAIN and options.silent and not theta.card.quant
+    told = request.rotate is not None or calibrated or isinstance(source, Patched)
+    if told or not free or options.bits is None:
+        return source, options
+    turned = rotated_if_less_noise(theta, network, targets, options.bits, listener)
+    return (turned, replace(options, preset=Preset.BEST)) if turned else (source, options)
 
 
 def _sizes(theta: Checkpoint, targets: Iterable[str], grid: Grid) -> dict[str, Any]:
