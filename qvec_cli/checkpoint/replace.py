@@ -86,11 +86,8 @@ def replacing(path: Path, *, force: bool) -> Iterator[BinaryIO]:
     target = path.resolve()
     try:
         _sweep(target)
-        temporary, file = _create(target)
-    except OSError as fault:
-        raise refused(path, fault) from None
-    try:
-        with file:  # to the end, because its lock keeps others from sweeping it
+        # open to the end, because its lock keeps others from sweeping it
+        with _sibling(target) as (temporary, file):
             yield file
             if target.exists():
                 os.fchmod(file.fileno(), target.stat().st_mode & 0o7777)
@@ -101,9 +98,6 @@ def replacing(path: Path, *, force: bool) -> Iterator[BinaryIO]:
         raise CheckpointError(f"{path}: exists", hint="Pass --force to replace it.") from None
     except OSError as fault:
         raise refused(path, fault) from None
-    finally:
-        with contextlib.suppress(OSError):  # else the next writer sweeps it
-            temporary.unlink(missing_ok=True)
     _sync_folder(path, target.parent)
 
 
@@ -161,16 +155,23 @@ def _room(folder: Path) -> int:
     return disk.f_frsize * (disk.f_bavail if os.geteuid() else disk.f_bfree)
 
 
-def _create(target: Path) -> tuple[Path, BinaryIO]:
-    """A new sibling that is locked as long as its writer lives."""
+@contextlib.contextmanager
+def _sibling(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """A new sibling that is locked as long as its writer lives, and removed at the end.
+
+    Its name is known before it is made: a signal may come at any line.
+    """
     start = _start(target)
     while True:
         temporary = target.with_name(f"{start}{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
-        file = temporary.open("xb")
-        if lock(file.fileno()) is not False and os.fstat(file.fileno()).st_nlink:
-            return temporary, file
-        file.close()  # a sweeper was faster than the lock
-        temporary.unlink(missing_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                if lock(file.fileno()) is not False and os.fstat(file.fileno()).st_nlink:
+                    yield temporary, file
+                    return  # else a sweeper was faster than the lock
+        finally:
+            with contextlib.suppress(OSError):  # else the next writer sweeps it
+                temporary.unlink(missing_ok=True)
 
 
 def _start(target: Path) -> str:

@@ -319,6 +319,7 @@ def _prepared(request: QuantizeRequest, files: InputFiles, listener: Listener) -
     head = request.head.tensors(theta, stated_model(theta), str(theta.path), bare=theta.bare)
     targets = targets_in(theta, model, request.patterns, head, listener)
     made_for, swept = (patched.rho, patched.choice.grid) if patched else (theta, None)
+    choose_grid(request.grid, made_for, theta, targets, swept)  # refuses, before weights are read
     source, options = _in_basis(request, patched or theta, model, targets, listener)
     grid = choose_grid(options, made_for, theta, targets, swept)
     if moments:
