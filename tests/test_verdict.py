@@ -10,8 +10,11 @@ import pytest
 
 from qvec_cli.advise.decision import (
     EQUAL_BITS,
+    FAR,
     NOTHING_LOST,
+    RELIABLE,
     TIE,
+    UNKNOWN,
     UNMOVED,
     WEAK,
     Decision,
@@ -146,7 +149,7 @@ def test_answers_that_have_moved_far_are_not_kept_by_being_of_one_class() -> Non
 
 
 def test_qat_is_the_advice_where_all_is_weak() -> None:
-    plain = judged("grid", Family.PLAIN, 2.0, kept=0.3)
+    plain = judged("grid", Family.PLAIN, 2.0, kept=WEAK - 0.02)
     better = judged("images", Family.IMAGES, 1.0, kept=WEAK - 0.01)
     for rows in ([plain, better], [plain]):
         verdict = decide(rows, BITS, trusted=True)
@@ -155,6 +158,31 @@ def test_qat_is_the_advice_where_all_is_weak() -> None:
         assert "too few" in verdict.why
     enough = replace(better, kept=WEAK)
     assert decide([plain, enough], BITS, trusted=True).decision is Decision.CALIBRATE
+
+
+def test_what_pictures_cannot_tell_is_unknown() -> None:
+    """Few answers kept, or far more on one kind of pictures than on another."""
+    plain = judged("grid", Family.PLAIN, 2.0, kept=WEAK, spread=0.1)
+    for kept, apart, words in (
+        (UNKNOWN - 0.01, 0.0, "unknown: too few answers"),
+        (UNKNOWN, 0.0, "sure"),
+        (0.9, FAR + 0.01, "unknown: one kind of pictures"),
+        (0.9, FAR, "sure"),
+    ):
+        better = replace(judged("images", Family.IMAGES, 1.0, kept=kept), apart=apart)
+        assert decide([plain, better], BITS, trusted=True).sure.startswith(words)
+
+
+def test_the_expected_share_is_a_range_that_grows_with_what_is_kept() -> None:
+    ranges = []
+    for kept in (0.0, 0.29, 0.3, 0.5, 0.69, 0.7, 1.0):
+        low, high = decide(
+            [judged("grid", Family.PLAIN, 1.0, kept=kept)], BITS, trusted=True
+        ).expected
+        assert 0 <= low < high <= 1
+        ranges.append((low, high))
+    assert ranges == sorted(ranges)
+    assert len(set(ranges)) == len(RELIABLE)
 
 
 @pytest.mark.parametrize("family", Family)

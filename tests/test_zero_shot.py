@@ -179,7 +179,7 @@ def test_accuracy_is_averaged_over_the_candidates_that_keep_as_much(table: Modul
         return {"results": {"fp": {"n": 100, "n_correct": full}, "candidates": found}}
 
     files = [("s0", "a", told(80, (0.61, 40), (1.0, 80))), ("s0", "b", told(50, (0.69, 50)))]
-    assert table._kept(files).endswith("from: 0.6 0.75, 0.9 1.00")
+    assert table._kept(files).endswith("from: 0.6 0.75 (0.50 to 1.00), 0.9 1.00 (1.00 to 1.00)")
 
 
 def test_a_rules_row_has_each_receivers_chosen_vector_against_its_own_rounding(

@@ -331,7 +331,10 @@ def _kept(advised: Sequence[tuple[str, str, Json]]) -> str:
         full = _score(document["results"]["fp"]).top1
         for row in document["results"]["candidates"]:
             by_tenth[min(9, int(10 * row["kept"]))].append(_score(row["test"]).top1 / full)
-    shown = (f"{tenth / 10:.1f} {fmean(shares):.2f}" for tenth, shares in sorted(by_tenth.items()))
+    shown = (
+        f"{tenth / 10:.1f} {fmean(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
+        for tenth, shares in sorted(by_tenth.items())
+    )
     return f"share of float accuracy by share of float answers kept, from: {', '.join(shown)}"
 
 

@@ -213,6 +213,7 @@ class Trials:
             "distance": judged.mean,
             "standard_error": Average.of(judged.distances).standard_error,
             "kept": judged.kept,
+            "kept_apart": judged.apart,
             "data_use": self._uses[candidate.name].to_json(),
             "seconds": seconds,
             "commands": self._commands(candidate, PLACEHOLDER),
@@ -237,7 +238,8 @@ class Trials:
         self._candidates[candidate.name] = candidate
         bits = bits_per_weight(candidate.grid, self._inputs.shapes)
         distances, kept = self._judge.distances(answers), self._kept(same)
-        return Judged(candidate.name, candidate.family, bits, distances, kept)
+        apart = max(kept) - min(kept)
+        return Judged(candidate.name, candidate.family, bits, distances, min(kept), apart)
 
     def _on_test(self, name: str) -> Facts:
         """The score on labels, which take no part in the decision; none if it is not finite."""
@@ -247,15 +249,15 @@ class Trials:
             self._listener.note(f"{name}: no score on test: {error}")
             return {}
 
-    def _kept(self, same: Array) -> float:
-        """Share of the float answers that are kept: on the pictures that keep fewest."""
+    def _kept(self, same: Array) -> list[float]:
+        """Shares of the float answers that are kept, on each kind of pictures."""
         shares: dict[str | None, list[bool]] = {}
         start = 0
         for source in self._inputs.judging.sources:
             part = same[start : start + source.count]
             shares.setdefault(source.kind, []).extend(part.tolist())
             start += source.count
-        return min(sum(part) / len(part) for part in shares.values())
+        return [sum(part) / len(part) for part in shares.values()]
 
     def leave_out(self, name: str, reason: str) -> None:
         """Records what is no candidate, and why."""
@@ -314,6 +316,7 @@ def _decision(verdict: Verdict) -> Facts:
         "best_plain": verdict.plain.name,
         "sure": verdict.sure,
         "why": verdict.why,
+        "expected": list(verdict.expected),
     }
 
 

@@ -96,7 +96,12 @@ def advise_text(results: Facts) -> Iterator[str]:
     for row in results["skipped"]:
         yield f"left out: {row['name']}: {row['reason']}"
     yield f"decision: {results['decision']} ({results['sure']}): {results['chosen']}"
+    low, high = results["expected"]
     yield f"because {results['why']}"
+    yield (
+        f"on a receiver's own images, models of the studies that kept so much kept {low:.0%} to "
+        f"{high:.0%}"
+    )
     for command in results["commands"]:
         yield f"  {command}"
     if "output" in results:

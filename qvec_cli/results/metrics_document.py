@@ -365,6 +365,7 @@ class AdviceCandidate(Struct, frozen=True):
     data_use: UseRecord
     seconds: records.NonNegative
     commands: tuple[str, ...]
+    kept_apart: records.Share = 0.0
     test: records.Score | None = None
 
 
@@ -393,6 +394,7 @@ class AdviceResults(Struct, frozen=True):
     proxies: ProxiesRecord
     candidates: Annotated[tuple[AdviceCandidate, ...], Meta(min_length=1)]
     skipped: tuple[SkippedCandidate, ...]
+    expected: tuple[records.Share, records.Share] | None = None  # kept on the receiver's own
 
 
 class PicturesResults(Struct, frozen=True):
