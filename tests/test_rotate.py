@@ -240,9 +240,16 @@ def test_a_rotated_file_goes_through_every_command(drawer: Drawer, tmp_path: Pat
     network = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
     state = load_file(turned)
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
-    advice = call("advise", turned, "--bits", 3, "--proxy-samples", 16, "--refine", 0)
-    assert "nothing can be rotated" not in advice.err
-    assert advice.code == 0
+
+
+@pytest.mark.slow
+def test_advise_takes_a_rotated_receiver(drawer: Drawer, tmp_path: Path) -> None:
+    """And leaves out what would rotate it again."""
+    call("rotate", drawer.receiver, "-o", tmp_path / "r.st")
+    flags = ("--bits", 3, "--proxy-samples", 16, "--refine", 0, "--json")
+    results = call("advise", tmp_path / "r.st", *flags).json["results"]
+    assert all("is rotated already" in row["reason"] for row in results["skipped"])
+    assert len(results["skipped"]) == 2
 
 
 def test_what_is_trained_in_a_rotated_basis_stays_in_it(drawer: Drawer, tmp_path: Path) -> None:
