@@ -336,6 +336,7 @@ HEARD = (  # whatever the tests themselves were started with: nohup, a backgroun
 )
 
 
+@pytest.mark.slow
 def test_training_stopped_by_a_signal_leaves_no_half_file_and_resumes_to_the_same_bytes(
     drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,7 @@ from qvec_cli.specs import Loading, Method, Silence
 
 CALIBRATED = [method for method in Method if QUANTIZERS[method].calibrated]
 every_method = pytest.mark.parametrize("method", CALIBRATED)
-SMALL = ("--bits", 3, "--calib-samples", 24, "--batch-size", 16, "--device", "cpu")
+SMALL = ("--bits", 3, "--symmetric", "--calib-samples", 24, "--batch-size", 16, "--device", "cpu")
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_it_differs_from_rounding_and_only_where_it_says(
 ) -> None:
     out = tmp_path / "f.st"
     results = call(
-        "quantize", drawer.receiver, *SMALL, "--preset", "paper", "--method", method, "--fake",
+        "quantize", drawer.receiver, *SMALL, "--method", method, "--fake",
         "--calib", drawer.receiver_data, "-o", out, "--json",
     ).json["results"]  # fmt: skip
     before, after = load_file(drawer.receiver), load_file(out)
@@ -276,7 +276,7 @@ def test_more_images_than_there_are_cannot_be_had(drawer: Drawer, tmp_path: Path
 
 def test_awq_clips_no_layer_that_makes_queries_and_keys(drawer: Drawer, tmp_path: Path) -> None:
     out = tmp_path / "f.st"
-    call("quantize", drawer.receiver, *SMALL, "--preset", "paper", "--method", "awq", "--fake",
+    call("quantize", drawer.receiver, *SMALL, "--method", "awq", "--fake",
          "--calib", drawer.receiver_data, "-o", out)  # fmt: skip
     before, after = load_file(drawer.receiver), load_file(out)
     clipped = {}

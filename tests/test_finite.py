@@ -197,6 +197,7 @@ def test_a_fit_goes_on(files: Files, tmp_path: Path) -> None:
     assert any(note.startswith("mean vector: lambda 1.25 is left out") for note in listener.notes)
 
 
+@pytest.mark.slow
 def test_advise_goes_on(files: Files, tmp_path: Path) -> None:
     def advised(*words: object, out: str) -> Any:
         flags = (*files.images, "--bits", 3, "--refine", 0, "--json")

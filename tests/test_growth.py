@@ -147,6 +147,7 @@ def _city_block(teacher: Outputs, student: Outputs) -> Array:
 '''
 
 
+@pytest.mark.slow
 def test_a_label_free_measure_is_a_function_and_its_row(house: House) -> None:
     """From the outputs of two networks to distances [N]; sweeps, figures and advise take it."""
     words = home_of("Measure")

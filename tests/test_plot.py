@@ -543,6 +543,7 @@ for line in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_neither_settings_nor_hash_seeds_nor_a_pipe_change_the_bytes(folder: Path) -> None:
     """Each figure here, and in a process whose surroundings differ."""
     settings = folder / "matplotlibrc"

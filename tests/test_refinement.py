@@ -25,10 +25,10 @@ from qvec_cli.specs import Loading, Silence
 SMALL = ("--bits", 3, "--device", "cpu", "--batch-size", 16)
 STEPS = ("--refine", 20, "--proxy-samples", 48, "--proxy")
 WAYS: dict[str, tuple[object, ...]] = {
-    "rtn": (),
+    "rtn": ("--symmetric",),
     "zero points, float16": ("--asymmetric", "--scale-dtype", "float16"),
-    "awq": ("--method", "awq", "--group-size", 16),
-    "corrected": ("--bias-correction", "--granularity", "tensor"),
+    "awq": ("--method", "awq", "--group-size", 16, "--symmetric"),
+    "corrected": ("--bias-correction", "--granularity", "tensor", "--symmetric"),
 }
 
 
