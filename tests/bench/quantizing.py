@@ -71,7 +71,17 @@ def quantizing(folder: Path, qvec: list[str], write_pair: Callable[[Path, str], 
         ("ViT-L", "vit_large_patch16_224", 3),
     ):
         case = _prepared(folder / name, name, architecture, qvec, write_pair)
-        ours = [*qvec, "quantize", str(case.file), "--bits", "3", "-o", str(case.ours), "-f"]
+        ours = [
+            *qvec,
+            "quantize",
+            str(case.file),
+            "--bits",
+            "3",
+            "--symmetric",
+            "-o",
+            str(case.ours),
+            "-f",
+        ]
         if not PEER.exists():
             print("llm-compressor is not installed: make bench does it")
             _show(f"quantize --bits 3, {name}, qvec", [run(ours) for _ in range(pairs)])
@@ -103,7 +113,7 @@ def _prepared(
     file = (folder / "donor.st").rename(source / "model.safetensors")
     (source / "config.json").write_text("{}")
     out = ["-o", str(folder / "ours.safetensors"), "--metrics", str(plan)]
-    run([*qvec, "quantize", str(file), "--bits", "3", *out])
+    run([*qvec, "quantize", str(file), "--bits", "3", "--symmetric", *out])
     left = json.loads(plan.read_text())["results"]["left"]
     ignored = [n.removesuffix(".weight") for n in left if n.endswith(".weight")]
     return _Case(name, source, json.dumps(ignored))
@@ -172,9 +182,9 @@ def _squared(weight: Any, packed: Any, scale: Any) -> float:
 PARTS = {
     "qvec_cli.inputs.network:load_network": "building the network",
     "qvec_cli.inputs.images:Examples.decoded": "decoding images",
-    "qvec_cli.calibration.walk:Walk._reach": "forwards up to a layer",
-    "qvec_cli.calibration.walk:MomentSums.add": "forwards up to a layer",
-    "qvec_cli.calibration.walk:_after": "forwards to the next block",
+    "qvec_cli.calibration.walk:Walk._reach": "forwards",
+    "qvec_cli.calibration.walk:_Forward.go_on": "forwards",
+    "qvec_cli.calibration.walk:MomentSums.add": "moments of inputs",
     "qvec_cli.quant.gptq:_factor": "factorisation",
     "qvec_cli.quant.gptq:_tries": "scales to try",
     "qvec_cli.quant.gptq:_feed_back": "columns",
@@ -219,12 +229,9 @@ def watched(source: Path, images: Path, out: Path, scale: str) -> dict[str, floa
     for place, label in PARTS.items():
         clock.watch(place, label)
 
-    from qvec_cli.calibration import walk
     from qvec_cli.pipeline.quantize import QuantizeRequest, quantize
     from qvec_cli.specs import Calibration, GridOptions, Method, Scale, Silence
 
-    linears = walk.linears  # a forward tells it of each product; it takes the moments
-    walk.linears = lambda seen: linears(clock.timed("moments of inputs", seen))
     wanted, seen = GridOptions(3, scale=Scale(scale)), Calibration((str(images),), 512)
     quantize(
         QuantizeRequest(source, out, wanted, Method.GPTQ, calibration=seen, force=True), Silence()

@@ -2,7 +2,7 @@
 
     make bench, or: python tests/bench/run.py [PART]..., of
 
-    startup files hashing many peers pack sweep transfer qat quantize gptq zero
+    startup files rotate hashing many peers pack sweep transfer qat quantize gptq zero
 
 Ratios are medians over pairs taken in turn (A B A B ...), so that a machine that slows down slows
 both. Nothing is cached between the two sides but what the operating system caches for both.
@@ -109,6 +109,29 @@ def files(folder: Path) -> None:
                 lambda a=theirs, c=cold, t=timed: t(a, copy, cold=c),
             )
             report(f"{name} / (cat A > /dev/null; cp B C{end.format('C')}), {where}", found, goal)
+
+
+def rotating(folder: Path) -> None:
+    """rotate against reading a file and copying it; quantize with a rotation and without."""
+    donor, out, copy = folder / "donor.st", folder / "out.st", folder / "copy"
+    start = f"{sys.executable} -m qvec_cli rotate --help"
+    for name in ("vit_small_patch16_224", "vit_large_patch16_224"):
+        _pair(folder, name)
+        peak = run([*QVEC, "rotate", str(donor), "-o", str(out), "--force"]).peak / 1e6
+        report(f"rotate of {name}, peak memory MB", f"{peak:.0f}", "-")
+    theirs = ["sh", "-c", f"{start} > /dev/null; cat {donor} > /dev/null; cp {donor} {copy}"]
+    ours = [*QVEC, "rotate", str(donor), "-o", str(out), "--force"]
+    found = ratio(lambda: run(ours).wall, lambda: run(theirs).wall)
+    report("rotate of a ViT-L / (start-up; cat A > /dev/null; cp A B)", found, "3.0")
+    _pair(folder, "vit_base_patch16_224")
+    base = [*QVEC, "quantize", str(donor), "--bits", "3", "-o", str(out), "--force"]
+    mse = ("--scale", "mse", "--asymmetric")
+    for label, first, second, goal in (
+        ("quantize --rotate / quantize", (*mse, "--rotate"), mse, "1.5"),
+        ("quantize --scale mse --asymmetric / absmax", mse, ("--asymmetric",), "2.0"),
+    ):
+        found = ratio(lambda a=first: run([*base, *a]).wall, lambda a=second: run([*base, *a]).wall)
+        report(f"{label}, ViT-B", found, goal)
 
 
 def hashing(_: Path) -> None:
@@ -294,6 +317,7 @@ def qat(_: Path) -> None:
 PARTS = {
     "startup": startup,
     "files": files,
+    "rotate": rotating,
     "hashing": hashing,
     "many": many,
     "peers": lambda folder: peers(folder, QVEC, _pair),
