@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,65 @@ def test_what_is_not_of_such_blocks_is_refused_by_name(drawer: Drawer, tmp_path:
         assert "hint: " in result.err
     assert "Patch first, then rotate" in without_torch([out[-2]])[0].err
     assert not (tmp_path / "out.st").exists()
+
+
+ODD: dict[str, tuple[str, tuple[int, ...] | None]] = {
+    "no norm": ("blocks.0.norm1.weight", None),
+    "no reader": ("blocks.0.attn.qkv.weight", None),
+    "no projection": ("blocks.0.attn.proj.weight", None),
+    "a short norm": ("blocks.0.norm1.weight", (7,)),
+    "a short bias of a norm": ("blocks.0.norm1.bias", (7,)),
+    "a short bias": ("blocks.0.mlp.fc1.bias", (7,)),
+    "a narrow matrix": ("blocks.0.attn.qkv.weight", (192, 50)),
+    "a convolution": ("blocks.0.mlp.fc1.weight", (192, 64, 1, 1)),
+    "a number": ("blocks.0.norm1.weight", ()),
+    "nothing": ("blocks.0.norm1.weight", (0,)),
+}
+"""A tensor that is missing, or of another shape."""
+
+
+def test_tensors_that_do_not_fit_are_refused_by_name_and_quantized_as_they_are(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    with Checkpoint(drawer.receiver) as theta:
+        state = {name: torch.from_numpy(theta.array(name)) for name in theta}
+        header, args = theta.card.to_header(), dict(theta.card.model or {})
+    header.pop("qvec.digest"), header.pop("qvec.targets")
+    lines, named = [], []
+    for place, (name, shape) in enumerate(ODD.values()):
+        odd = {n: t for n, t in state.items() if n != name}
+        if shape is not None:
+            odd[name] = torch.ones(shape)
+        save_file(odd, tmp_path / f"{place}.st", header)
+        named.append("blocks.0.")
+    for heads in (0, -3, 2.5, True, "x", []):
+        model = {**args, "model_args": {**args["model_args"], "num_heads": heads}}
+        path = tmp_path / f"{len(named)}.st"
+        save_file(state, path, {**header, "timm": json.dumps(model)})
+        named.append(f"num_heads {heads!r}")
+    for place in range(len(named)):
+        file, out = tmp_path / f"{place}.st", tmp_path / f"{place}_out.st"
+        lines += [["rotate", file, "-o", out], ["quantize", file, "--bits", 3, "-o", out]]
+    results = without_torch(lines)
+    for name, refused, plain in zip(named, results[::2], results[1::2], strict=True):
+        assert refused.code == 1
+        assert refused.errors[0].startswith("error: ")
+        assert name in refused.errors[0]
+        assert (plain.code, "note: not rotated: " in plain.err) == (0, True), plain
+
+
+def test_what_overflows_if_rotated_is_quantized_as_it_is(drawer: Drawer, tmp_path: Path) -> None:
+    with Checkpoint(drawer.receiver) as theta:
+        state = {name: torch.from_numpy(theta.array(name)) for name in theta}
+        header = theta.card.to_header()
+    del header["qvec.digest"]
+    for name in theta.card.targets or ():
+        state[name] = state[name] / state[name].abs().max() * 3e38
+    save_file(state, tmp_path / "large.st", header)
+    refused = call("rotate", tmp_path / "large.st", "-o", tmp_path / "r.st", code=1)
+    assert "overflows F32 if rotated" in refused.errors[0]
+    done = call("quantize", tmp_path / "large.st", "--bits", 3, "-o", tmp_path / "q.st", code=None)
+    assert "not rotated: " in done.err
 
 
 def test_rotate_then_quantize_is_quantize_rotate(drawer: Drawer, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import BLOCK, Checkpoint, finite
-from qvec_cli.errors import CheckpointError, MismatchError, QvecError, located
+from qvec_cli.errors import CheckpointError, MismatchError, NotFiniteError, QvecError, located
 from qvec_cli.inputs.files import DOOR
 from qvec_cli.inputs.receiver import Patched, place
 from qvec_cli.model.basis import Basis, TensorChange, basis_of
@@ -43,8 +43,7 @@ Measured: .8 at 2 and 1.2 at 3 bits on seven receivers of the real base, all of 
 at 3 bits; at most .1 on seven of the tiny base, which gain nothing or lose.
 """
 
-_LEAST: Final = 1e-30
-_NONE: Final = np.zeros(1, np.float32)
+_LEAST: Final = 1e-30  # noise and power of zeros
 
 _SMALL: Final = 1e-3
 """Share of the median below which a LayerNorm's weight tells nothing of what it multiplies."""
@@ -121,7 +120,7 @@ class Rotated:
     def _changed(self, name: str) -> Array:
         """The tensor in its new basis, float32.
 
-        Raises CheckpointError: numbers beyond the file's format.
+        Raises NotFiniteError: numbers beyond the file's format.
         """
         change, dtype = self.basis.changes[name], self.theta[name].dtype
         if change.fill is not None:
@@ -130,7 +129,10 @@ class Rotated:
         with np.errstate(all="ignore"):  # found below, by name
             values = self._rows(name, self._columns(values, change), change)
             if not finite(to_float32(from_float32(values, dtype), dtype)):
-                raise CheckpointError(f"{self.theta.path}: {name}: overflows {dtype} if rotated")
+                raise NotFiniteError(
+                    f"{self.theta.path}: {name}: overflows {dtype} if rotated",
+                    hint="qvec quantize --no-rotate takes it as it is.",
+                )
         return values
 
     def _columns(self, values: Array, change: TensorChange) -> Array:
@@ -194,7 +196,7 @@ def rotated(
             f"{theta.path}: is rotated already", hint="Once is enough: a second time gains nothing."
         )
     with located(theta.path):
-        shapes = {name: entry.shape for name, entry in theta.items()}
+        shapes = {name: entry.shape for name, entry in theta.items() if entry.floating}
         pool = (model.model_args if model else {}).get("global_pool")
         basis = basis_of(shapes, _heads(shapes, model), pool, seed)
         tied = {*theta.aliases, *theta.aliases.values()} & basis.changes.keys()
@@ -208,27 +210,30 @@ def rotated(
 
 
 def _heads(shapes: Mapping[str, tuple[int, ...]], model: Model | None) -> int | Sequence[int]:
-    """Numbers of attention heads of a network of blocks x + f(norm(x)).
+    """Numbers of attention heads of a network of blocks x + f(norm(x)), or those of each stage.
 
     Raises MismatchError: a network of another kind; CheckpointError: nothing tells it.
     """
-    if model is None:
-        groups = recognise(shapes)
-        counts = [heads_of(names[0]) for names in groups]
-        if not counts or any(count != counts[0] for count in counts):
-            raise CheckpointError("does not say its architecture", hint=DOOR)
-        names = [groups[0][0]]
-    else:
-        names, counts = [model.architecture], [heads_of(model.architecture)]
-        if counts[0] is not None:
-            counts = [model.model_args.get("num_heads", counts[0])]
-    heads, args = counts[0], model.model_args if model else {}
-    if heads is None or any(args.get(word) for word in _OTHERWISE):
+    name, args = (model.architecture, model.model_args) if model else (_recognised(shapes), {})
+    known = heads_of(name)
+    if known is None or any(args.get(word) for word in _OTHERWISE):
         raise MismatchError(
-            f"{names[0]} cannot be rotated: its blocks are not x + f(norm(x)), or not known here",
+            f"{name} cannot be rotated: its blocks are not x + f(norm(x)), or not known here",
             hint="ViT, DeiT, BEiT, EVA, CaiT and Swin can be.",
         )
+    heads: int | Sequence[int] = args.get("num_heads", known)
+    counts = heads if isinstance(heads, list) else [heads]
+    if not counts or not all(type(count) is int and count > 0 for count in counts):
+        raise MismatchError(f"num_heads {heads!r} on its card is no number of attention heads")
     return heads
+
+
+def _recognised(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """A network of timm's that has these tensors; all that have them have as many heads."""
+    names = [group[0] for group in recognise(shapes)]
+    if not names or any(heads_of(name) != heads_of(names[0]) for name in names):
+        raise CheckpointError("does not say its architecture", hint=DOOR)
+    return names[0]
 
 
 def rotated_if_less_noise(
@@ -248,32 +253,46 @@ def rotated_if_less_noise(
     except QvecError as error:
         listener.note(f"not rotated: {error}")
         return None
-    grid = replace(UNSAID[Preset.BEST], bits=bits)
-    told = [name for name in targets if name in turned.basis.changes]
-    told = told[:: len(told) // _SAMPLED | 1]  # odd: of every kind, which are four in a block
-    ratios = [_noise_ratio(theta, turned, name, grid) for name in told]
-    gain = 10 * float(np.mean(np.log10(ratios))) if ratios else 0.0
-    better = gain >= _CLEAR
-    fate = "rotated" if better else "not rotated"
+    try:
+        gain = _gain(theta, turned, targets, replace(UNSAID[Preset.BEST], bits=bits))
+    except NotFiniteError as error:
+        listener.note(f"not rotated: {error}")
+        return None
+    fate = "rotated" if gain >= _CLEAR else "not rotated"
     listener.note(
         f"{theta.path}: {fate}: rounding leaves {gain:.1f} dB less noise in a rotated basis "
         "(--rotate and --no-rotate overrule it)"
     )
-    for reason in turned.basis.kept if better else ():
+    if gain < _CLEAR:
+        return None
+    for reason in turned.basis.kept:
         listener.note(f"{theta.path}: {reason}")
-    return turned if better else None
+    return turned
 
 
-def _noise_ratio(theta: Checkpoint, turned: Rotated, name: str, grid: Grid) -> float:
-    """Noise that rounding leaves in a layer's outputs, of their own power: plain over rotated."""
-    gamma = turned.basis.changes[name].gamma
-    weight, there = theta.finite(name)[:_ROWS], turned.finite(name)[:_ROWS]
-    apart = np.asarray(rtn(weight, grid).weight()) - weight
-    if gamma is None:
-        plain = energy(apart) / max(energy(weight), _LEAST)
-    else:
-        scale, beta = theta.finite(gamma), theta.get(f"{gamma.removesuffix('weight')}bias")
-        mean = apart @ theta.finite(f"{gamma.removesuffix('weight')}bias") if beta else _NONE
-        plain = (energy(apart * scale) + energy(mean)) / max(energy(weight * scale), _LEAST)
-    noise = energy(np.asarray(rtn(there, grid).weight()) - there) / max(energy(there), _LEAST)
-    return float(max(plain, _LEAST) / max(noise, _LEAST))
+def _gain(theta: Checkpoint, turned: Rotated, targets: Sequence[str], grid: Grid) -> float:
+    """Decibels by which rounding leaves less noise in the outputs of some layers if rotated."""
+    changed = [name for name in targets if name in turned.basis.changes]
+    gains = []
+    for name in changed[:: len(changed) // _SAMPLED | 1]:  # odd: a block has four kinds of layers
+        plain, there = theta.finite(name)[:_ROWS], turned.finite(name)[:_ROWS]
+        ones, zeros = np.ones(plain.shape[1]), np.zeros(plain.shape[1])
+        deviation, mean = ones, zeros
+        if gamma := turned.basis.changes[name].gamma:
+            beta, deviation = f"{gamma.removesuffix('weight')}bias", theta.finite(gamma)
+            mean = theta.finite(beta) if beta in theta else zeros
+        noise = _noise(plain, deviation, mean, grid)
+        gains.append(noise - _noise(there, ones, zeros, grid))
+    return float(np.nan_to_num(np.mean(gains))) if gains else 0.0
+
+
+def _noise(weight: Array, deviation: Array, mean: Array, grid: Grid) -> float:
+    """Noise that rounding leaves in outputs, of the power that inputs' deviations give; decibels.
+
+    ``weight`` [out, in]; its inputs are independent, of these deviations and means [in].
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        apart = np.asarray(rtn(weight, grid).weight()) - weight
+        noise = energy(apart * deviation) + energy(apart @ mean)
+        power = energy(weight * deviation)
+    return 10 * float(np.log10(max(noise, _LEAST) / max(power, _LEAST)))

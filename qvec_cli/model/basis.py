@@ -33,6 +33,9 @@ _MLP: Final = ("fc1", "fc1_g", "fc1_x")
 _SCALES: Final = {"attn.proj": ("ls1.gamma", "gamma_1"), "mlp.fc2": ("ls2.gamma", "gamma_2")}
 """Layers that write, and what timm calls the LayerScale behind each."""
 
+_PARTS: Final = ("norm1.weight", "attn.proj.weight", "norm2.weight", "mlp.fc2.weight")
+"""What each block has."""
+
 _TOKENS: Final = ("cls_token", "reg_token", "dist_token", "mask_token", "pos_embed")
 _CLASSIFIERS: Final = ("head", "head_dist", "head.fc")
 _BEFORE: Final = ("norm_pre", "patch_embed.norm")
@@ -92,14 +95,33 @@ def basis_of(shapes: Shapes, heads: int | Sequence[int], pool: str | None, seed:
         pool: how it makes one vector of all tokens, in timm's word.
         seed: of the signs in R.
 
-    Raises MismatchError: no part of it can change.
+    Raises MismatchError: it has no such blocks, or lacks a part of one, or tensors do not fit.
     """
     plan = _Plan(shapes, heads, pool, seed)
     for stream in plan.streams():
         plan.add(stream)
-    if not plan.changes:
-        raise MismatchError(f"nothing of it can be rotated: {'; '.join(plan.kept)}")
+    for name, change in plan.changes.items():
+        _require_fit(name, change, shapes)
     return Basis(plan.changes, tuple(plan.turned), tuple(plan.kept), seed)
+
+
+def _require_fit(name: str, change: TensorChange, shapes: Shapes) -> None:
+    """Refuses a tensor whose shape does not go with those that it is changed with."""
+    shape = shapes[name]
+    fits = bool(shape) and min(shape) > 0
+    if fits:
+        first, last = shape[0], shape[-1]
+        beside: list[tuple[str | None, tuple[int, ...]]]
+        beside = [(change.gamma, (last,)), (change.over, (last,)), (change.scale, (first,))]
+        if change.beta is not None:
+            weight, norm = change.beta
+            beside += [(weight, (first, *shapes[norm]))]
+        fits = all(other is None or shapes[other] == wanted for other, wanted in beside)
+        fits &= len(shape) == 2 or change.gamma is None
+        fits &= change.columns is None or last % change.columns.order == 0
+        fits &= change.rows is None or (first - change.rows.start) % change.rows.order == 0
+    if not fits:
+        raise MismatchError(f"{name}: {list(shape)} does not fit the tensors beside it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,17 +156,30 @@ class _Plan:
         """The one of a plain transformer; those of Swin's stages, in order."""
         matches = [match for name in self.shapes if (match := _BLOCK.match(name))]
         stages = sorted({int(match[2]) for match in matches if match[2]})
-        prefixes = dict.fromkeys(match[0] for match in matches)
-        blocks = [block for block in prefixes if f"{block}norm1.weight" in self.shapes]
+        blocks = [*dict.fromkeys(match[0] for match in matches)]
         if not blocks:
-            self.kept.append("it has no blocks with a norm1")
-            return []
+            raise MismatchError("it has no blocks x + f(norm(x))")
+        self._require_parts(blocks)
         if not stages:
             sources = [name for name in self.shapes if name in _TOKENS]
             sources += self._present("patch_embed.proj.weight", "patch_embed.proj.bias")
-            heads = self.heads if isinstance(self.heads, int) else self.heads[0]
-            return [_Stream(tuple(blocks), tuple(sources), *self._end(), heads)]
+            return [_Stream(tuple(blocks), tuple(sources), *self._end(), self._heads_of(0))]
         return [self._stage(n, blocks, last=n == stages[-1]) for n in stages]
+
+    def _require_parts(self, blocks: Iterable[str]) -> None:
+        """Refuses a block without norms or writers: MismatchError names the tensor."""
+        for name in (f"{block}{part}" for block in blocks for part in _PARTS):
+            dimensions = 1 if "norm" in name.split(".")[-2] else 2
+            shape = self.shapes.get(name, ())
+            if len(shape) != dimensions or min(shape) < 1:
+                raise MismatchError(f"{name}: is missing, or no part of a block x + f(norm(x))")
+
+    def _heads_of(self, stage: int) -> int:
+        if isinstance(self.heads, int):
+            return self.heads
+        if stage >= len(self.heads):
+            raise MismatchError(f"stage {stage} has no number of attention heads")
+        return self.heads[stage]
 
     def _stage(self, stage: int, blocks: Iterable[str], *, last: bool) -> _Stream:
         """A stage, whose last norm is the one before four neighbours are merged for the next."""
@@ -152,7 +187,7 @@ class _Plan:
         sources = self._present(f"layers.{stage}.downsample.reduction.weight")
         following = f"layers.{stage + 1}.downsample"
         end = self._end() if last else (f"{following}.norm", (f"{following}.reduction",))
-        heads = self.heads if isinstance(self.heads, int) else self.heads[stage]
+        heads = self._heads_of(stage)
         return _Stream(inside, tuple(sources), *end, heads, f"stage {stage}: ")
 
     def _end(self) -> tuple[str, tuple[str, ...]]:
@@ -204,6 +239,8 @@ class _Plan:
     ) -> None:
         """A LayerNorm, and the layers that read it; where one has no bias, it keeps its own."""
         readers = [module for module in modules if f"{module}.weight" in self.shapes]
+        if not readers:
+            raise MismatchError(f"{norm}: no layer is there that reads it")
         gamma, beta = f"{norm}.weight", f"{norm}.bias"
         has_beta = beta in self.shapes
         absorbed = has_beta and all(f"{module}.bias" in self.shapes for module in readers)

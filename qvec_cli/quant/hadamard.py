@@ -93,7 +93,7 @@ def _copy_transposed(to: Array, source: Array) -> None:
 
 def has_hadamard(order: int) -> bool:
     """Whether a matrix of this order can be made here."""
-    return _core(order) is not None
+    return order > 0 and _core(order) is not None
 
 
 @cache
