@@ -33,7 +33,6 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 _SAME: Final = 1e-4
 """Largest change of a block's output, relative to its largest number, that is only rounding."""
 
-
 _BAND: Final = 128
 """Fewest rows of a moment that are worth a product of their own."""
 

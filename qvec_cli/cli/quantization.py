@@ -23,7 +23,6 @@ from qvec_cli.cli.options import (
 )
 from qvec_cli.cli.signature import Adapted, flag
 from qvec_cli.cli.text import Facts, accuracy, size, some
-from qvec_cli.data.generated import GENERATED
 from qvec_cli.errors import SpecError
 from qvec_cli.specs import Calibration, ExportFormat, Listener, Loading, Method, Preset, Target
 
@@ -86,6 +85,8 @@ class CalibrationFlags:
 
     def completed(self) -> CalibrationFlags:
         """These flags, with what the best preset says of the rest."""
+        from qvec_cli.data.generated import GENERATED
+
         if self.preset is not Preset.BEST:
             return self
         typed = self.method if self.method is not Method.RTN else None
