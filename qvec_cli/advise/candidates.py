@@ -192,6 +192,8 @@ def _loading_words(loading: Loading, device: str) -> Iterator[str]:
     """How images are read and where they are run, as far as it is not the default."""
     if loading.data_dir:
         yield from ("--data-dir", loading.data_dir)
+    if loading.draw:
+        yield from ("--draw", str(loading.draw))
     if loading.batch_size != Loading().batch_size:
         yield from ("--batch-size", str(loading.batch_size))
     if device != "auto":

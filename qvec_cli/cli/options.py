@@ -207,6 +207,7 @@ class ImageFlags:
     dataset_download: bool = flag(False, "Let a named data set be downloaded.")
     batch_size: int = flag(128, "Images per forward pass.", "--batch-size", "-b", min=1)
     workers: int = flag(0, "Processes that decode images; 0: this one.", "--workers", "-j", min=0)
+    draw: int = flag(0, "Which images are drawn of many; another number, others.", min=0)
     device: str = flag(
         "auto", "cpu, cuda, cuda:N, mps or auto.", callback=check_device, metavar="DEVICE"
     )
@@ -218,7 +219,8 @@ class ImageFlags:
         data_dir = str(self.data_dir) if self.data_dir is not None else None
         classes = str(class_map) if class_map is not None else None
         download = self.dataset_download and not dry_run
-        return Loading(data_dir, download, classes, self.workers, batch_size or self.batch_size)
+        size = batch_size or self.batch_size
+        return Loading(data_dir, download, classes, self.workers, size, self.draw)
 
 
 UseEma = Annotated[
@@ -351,7 +353,7 @@ class ProxyFlags:
         metavar="SPEC",
     )
     proxy_samples: int | None = flag(
-        None, "How many of them in all, at least 2, drawn with seed 0.", min=2, show_default="256"
+        None, "How many of them in all, at least 2.", min=2, show_default="256"
     )
     measure: Measure | None = flag(
         None, "How answers are compared.", show_default="kl, or features where classes say little"

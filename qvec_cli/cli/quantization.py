@@ -56,7 +56,7 @@ class CalibrationFlags:
         metavar="SPEC",
     )
     calib_samples: int | None = flag(
-        None, "How many of the train splits in all, drawn with seed 0.", min=1, show_default="512"
+        None, "How many of the train splits in all.", min=1, show_default="512"
     )
     moments: Path | None = flag(
         None, "What qvec moments wrote, or a vector that carries it; in place of images."

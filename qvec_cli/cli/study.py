@@ -178,7 +178,7 @@ def transfer(
     method: options.MethodChoice = Method.RTN,
     nulls: NullFlags,
     proxy: Annotated[ProxyFlags, Adapted(without=("measure",))],
-    images: ImageFlags,
+    images: Annotated[ImageFlags, Adapted(without=("draw",))],
     network: NetworkFlags,
     jobs: JobFlags,
     output: options.OutputFile,

@@ -105,7 +105,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Subset:
-    """The samples at places ``start`` to ``stop`` of a set that was shuffled with seed 0.
+    """The samples at places ``start`` to ``stop`` of a set that was shuffled with a seed.
 
     The shuffle waits until a label or an image is asked for, because it imports torch.
     """
@@ -113,13 +113,14 @@ class Subset:
     whole: Samples
     start: int
     stop: int
+    seed: int = 0
 
     @cached_property
     def indices(self) -> list[int]:
         """Where the samples are in the whole: ``torch.utils.data.random_split``'s permutation."""
         import torch
 
-        order = torch.randperm(len(self.whole), generator=torch.Generator().manual_seed(0))
+        order = torch.randperm(len(self.whole), generator=torch.Generator().manual_seed(self.seed))
         drawn: list[int] = order[self.start : self.stop].tolist()
         return drawn
 
@@ -138,7 +139,7 @@ class Subset:
 
     def identity(self) -> Iterator[str]:
         """Of the whole, and which part."""
-        yield f"{self.start}:{self.stop}"
+        yield f"{self.start}:{self.stop}" + (f" of draw {self.seed}" if self.seed else "")
         yield from self.whole.identity()
 
 

@@ -132,7 +132,7 @@ def find_proxies(
     *,
     held_back: bool = False,
 ) -> Proxies:
-    """Images of each data set for a receiver and its model, drawn with seed 0; not yet decoded.
+    """Images of each data set for a receiver and its model, in one draw; not yet decoded.
 
     ``held_back`` asks for as many others, which come after them in the draw. DataError, SpecError:
     no such data set, or a single image.
@@ -189,7 +189,7 @@ def draw(
             hint=f"--proxy-samples {half} leaves as many to judge by." if half > 1 else None,
         )
     count = min(count, len(samples) - start)
-    chosen = Task(task.name, task.classes, {"train": Subset(samples, start, start + count)})
+    chosen = Task(task.name, task.classes, {"train": Subset(samples, start, start + count, loading.draw)})
     use = Use(DataUse.PROXY_IMAGES, {"proxy": count})
     if isinstance(samples, (NoiseImages, GeneratedImages)):
         use = Use(DataUse.NONE, {task.name: count})
