@@ -342,6 +342,7 @@ class Loading:
     workers: int = 0  # processes that decode; 0: this one
     batch_size: int = 128
     draw: int = 0  # the seed with which some of many unlabelled images are drawn
+    diversify: bool = False  # whether those that somebody took are made to differ
 
     def __post_init__(self) -> None:
         _at_least("batch_size", self.batch_size, 1)

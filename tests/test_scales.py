@@ -10,6 +10,7 @@ import torch
 from covers import Cases, covered
 
 from qvec_cli.errors import SpecError
+from qvec_cli.quant import scales
 from qvec_cli.quant.affine import dequantize, min_and_max, quantize
 from qvec_cli.quant.scales import SCALES, choose_qparams, fake_quantize, ratios, rtn
 from qvec_cli.specs import Granularity, Grid, Scale, ScaleDtype
@@ -223,3 +224,27 @@ def test_a_group_is_searched_on_its_own(scale: Scale) -> None:
 def test_a_grid_survives_its_card() -> None:
     for grid in GRIDS:
         assert Grid.from_json(grid.to_json()) == grid
+
+
+def test_a_search_by_places_finds_what_rounding_to_every_candidate_does() -> None:
+    """Wide rows are searched in sorted order; the few that are in doubt are rounded after all."""
+    rng = np.random.default_rng(1)
+    kinds = [
+        rng.standard_normal((40, 300)),
+        rng.standard_t(2, (40, 300)),
+        np.abs(rng.standard_normal((40, 300))),
+        rng.uniform(-1, 1, (40, 300)),
+        (rng.random((40, 300)) < 0.01) * 1.0,
+        rng.integers(-2, 2, (40, 300)) * 0.1,
+        np.zeros((3, 300)),
+        np.ones((3, 300)) * 1e-30,
+        rng.standard_normal((8, 300)) * 1e37,
+    ]
+    searched = [g for g in GRIDS if g.scale in {Scale.MSE, Scale.MSE_FULL}]
+    for grid in (g for g in searched if g.scale_dtype is ScaleDtype.FLOAT32):
+        for blocks in (kind.astype(np.float32) for kind in kinds):
+            for rows in (blocks, rtn(blocks, grid).weight()):
+                quick, slow = scales.least_error(rows, grid), scales._tried(rows, grid)
+                assert np.array_equal(quick.scale, slow.scale)
+                if slow.zero_point is not None:
+                    assert np.array_equal(quick.zero_point, slow.zero_point)

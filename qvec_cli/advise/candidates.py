@@ -194,6 +194,8 @@ def _loading_words(loading: Loading, device: str) -> Iterator[str]:
         yield from ("--data-dir", loading.data_dir)
     if loading.draw:
         yield from ("--draw", str(loading.draw))
+    if loading.diversify:
+        yield "--diversify"
     if loading.batch_size != Loading().batch_size:
         yield from ("--batch-size", str(loading.batch_size))
     if device != "auto":

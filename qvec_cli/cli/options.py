@@ -208,6 +208,9 @@ class ImageFlags:
     batch_size: int = flag(128, "Images per forward pass.", "--batch-size", "-b", min=1)
     workers: int = flag(0, "Processes that decode images; 0: this one.", "--workers", "-j", min=0)
     draw: int = flag(0, "Which images are drawn of many; another number, others.", min=0)
+    diversify: bool = flag(
+        False, "Change colours and grounds of unlabelled images, and cut them into each other."
+    )
     device: str = flag(
         "auto", "cpu, cuda, cuda:N, mps or auto.", callback=check_device, metavar="DEVICE"
     )
@@ -219,8 +222,8 @@ class ImageFlags:
         data_dir = str(self.data_dir) if self.data_dir is not None else None
         classes = str(class_map) if class_map is not None else None
         download = self.dataset_download and not dry_run
-        size = batch_size or self.batch_size
-        return Loading(data_dir, download, classes, self.workers, size, self.draw)
+        size, workers = batch_size or self.batch_size, self.workers
+        return Loading(data_dir, download, classes, workers, size, self.draw, self.diversify)
 
 
 UseEma = Annotated[

@@ -178,7 +178,15 @@ def transfer(
     method: options.MethodChoice = Method.RTN,
     nulls: NullFlags,
     proxy: Annotated[ProxyFlags, Adapted(without=("measure",))],
-    images: Annotated[ImageFlags, Adapted(without=("draw",))],
+    images: Annotated[
+        ImageFlags,
+        Adapted(
+            without=(
+                "draw",
+                "diversify",
+            )
+        ),
+    ],
     network: NetworkFlags,
     jobs: JobFlags,
     output: options.OutputFile,

@@ -25,7 +25,7 @@ Shape = Annotated[
     NetworkFlags,
     Adapted(without=("model", "num_classes", "class_map")),
 ]
-Images = Annotated[ImageFlags, Adapted(without=("batch_size", "draw"))]
+Images = Annotated[ImageFlags, Adapted(without=("batch_size", "draw", "diversify"))]
 
 
 def import_file(

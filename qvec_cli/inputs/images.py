@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.data.datasets import any_split, open_task, open_unlabelled
+from qvec_cli.data.diversified import DiversifiedImages
 from qvec_cli.data.generated import GeneratedImages
 from qvec_cli.data.noise import NOISE, NoiseImages
 from qvec_cli.data.samples import Subset, Task, composed
@@ -189,7 +190,11 @@ def draw(
             hint=f"--proxy-samples {half} leaves as many to judge by." if half > 1 else None,
         )
     count = min(count, len(samples) - start)
-    chosen = Task(task.name, task.classes, {"train": Subset(samples, start, start + count, loading.draw)})
+    if loading.diversify and not isinstance(samples, (NoiseImages, GeneratedImages)):
+        samples = DiversifiedImages(samples, model.input_size[-1])
+    chosen = Task(
+        task.name, task.classes, {"train": Subset(samples, start, start + count, loading.draw)}
+    )
     use = Use(DataUse.PROXY_IMAGES, {"proxy": count})
     if isinstance(samples, (NoiseImages, GeneratedImages)):
         use = Use(DataUse.NONE, {task.name: count})

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from qvec_cli.quant.affine import (
@@ -48,6 +49,15 @@ BETA: Final = 10.0
 KAPPA: Final = 1.01
 """Its growth from turn to turn; both are the official code's."""
 
+_NEAR: Final = 1e-4
+"""Share of the least error by which float32 cannot turn one error into another."""
+
+_NOISE: Final = 1e-10
+"""Share of the power of a block's weights that is nothing to its error."""
+
+_IN_CACHE: Final = 1 << 16
+"""Weights that a search looks at together, so that its steps find them in a cache."""
+
 
 def choose_qparams(blocks: Array, grid: Grid) -> QParams:
     """The scale and zero point of each of the blocks [n_blocks, block_len]: float32 [n_blocks, 1].
@@ -75,6 +85,25 @@ def least_error(blocks: Array, grid: Grid) -> QParams:
 
     Ties go to the first, which is that of the whole range unless all codes are in use.
     """
+    if not isinstance(blocks, np.ndarray) or blocks.shape[-1] < STEPS * grid.quant_max:
+        return _tried(blocks, grid)
+    columns = zip(*candidates(blocks, grid), strict=True)
+    tried = QParams(*(None if c[0] is None else np.concatenate(c, axis=-1) for c in columns))
+    place, sure = np.empty((len(blocks), 1), np.int64), np.empty(len(blocks), bool)
+    step = max(1, _IN_CACHE // blocks.shape[-1])
+    for some in (slice(start, start + step) for start in range(0, len(blocks), step)):
+        part = QParams(*(None if p is None else p[some] for p in tried))
+        place[some], sure[some] = _by_places(blocks[some], part, grid)
+    best = QParams(*(None if p is None else np.take_along_axis(p, place, -1) for p in tried))
+    if not sure.all():
+        for params, exact in zip(best, _tried(blocks[~sure], grid), strict=True):
+            if params is not None:
+                params[~sure] = exact
+    return best
+
+
+def _tried(blocks: Array, grid: Grid) -> QParams:
+    """The same by rounding to every candidate."""
     xp = array_namespace(blocks)
     largest = absmax(blocks)
     share = xp.ones_like(largest) / largest  # errors without unit: no square overflows
@@ -89,6 +118,36 @@ def least_error(blocks: Array, grid: Grid) -> QParams:
             least = xp.where(error < least, error, least)
     assert best is not None
     return best
+
+
+def _by_places(blocks: Array, tried: QParams, grid: Grid) -> tuple[Array, Array]:
+    """Which of the parameters [n_blocks, candidates] have the least error, and whether surely.
+
+    The error is sum_k n_k q_k^2 - 2 q_k s_k + sum w^2, where n_k weights with the sum s_k are
+    nearest to q_k: places in the sorted block tell both, and no weight is rounded. Gives
+    [n_blocks, 1] and bool [n_blocks], false where another is too near for float64 to tell what
+    ``_tried`` would choose.
+    """
+    (rows, columns), largest = blocks.shape, absmax(blocks)
+    scaled = np.sort(blocks / largest, axis=-1).astype(np.float64)
+    sums = np.zeros((rows, columns + 1))
+    np.cumsum(scaled, axis=-1, out=sums[:, 1:])
+    power = np.square(scaled).sum(axis=-1, keepdims=True)
+    codes = np.arange(grid.quant_min, grid.quant_max + 1.0)
+    steps = codes if tried.zero_point is None else codes - tried.zero_point[..., None]
+    levels = np.sort(steps * (tried.scale / largest)[..., None], axis=-1)
+    between = ((levels[..., 1:] + levels[..., :-1]) / 2).clip(-1.5, 1.5)
+    row = np.arange(rows)[:, None, None]
+    scaled += 4.0 * row[..., 0]  # one sorted line, in which rows do not meet
+    cuts = np.empty((*levels.shape[:-1], len(codes) + 1), np.int64)
+    cuts[..., :1], cuts[..., -1:] = row * columns, (row + 1) * columns
+    cuts[..., 1:-1] = np.searchsorted(scaled.ravel(), between + 4.0 * row)
+    count, total = np.diff(cuts), np.diff(sums.ravel()[cuts + row])
+    errors = (levels * (levels * count - 2 * total)).sum(axis=-1)
+    first = errors.argmin(axis=-1)[:, None]
+    least = np.take_along_axis(errors, first, axis=-1)
+    near = errors <= least + _NEAR * (least + power).clip(min=0) + _NOISE * power
+    return first, near.sum(axis=-1) == 1
 
 
 def candidates(blocks: Array, grid: Grid) -> Iterator[QParams]:
