@@ -14,7 +14,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
+import numpy as np
+
 from qvec_cli.results.records import Score, difference_error
+from qvec_cli.results.summary import spearman
 
 Json = dict[str, Any]
 
@@ -84,6 +87,7 @@ def main(out: Path, widths: Sequence[str]) -> None:
         for line in (*fixed(advised), *ways(advised), *files(out / bits, names)):
             print(line)
         print(verdicts(advised))
+        print(ranks(advised))
         print(shares(advised))
 
 
@@ -158,6 +162,19 @@ def verdicts(advised: Sequence[Advised]) -> str:
         taken = score(one.named(one.results["chosen"])["test"])
         worse += taken.top1 < best.top1 - difference_error(best, taken)
     return f"advise: worse than the best plain grid on test in {worse} of {len(advised)}"
+
+
+def ranks(advised: Sequence[Advised]) -> str:
+    """How each kind of pictures orders the candidates, beside the order of their test accuracy."""
+    kinds = [*next(iter(advised[0].rows))["distance_by"], "both"]
+    over: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for one in advised:
+        tops = np.array([score(row["test"]).top1 for row in one.rows])
+        for kind in kinds:
+            near = [r["distance"] if kind == "both" else r["distance_by"][kind] for r in one.rows]
+            over[kind].append(spearman(-np.array(near), tops) or 0.0)
+    shown = ", ".join(f"{kind} {fmean(each):+.2f}" for kind, each in over.items())
+    return f"rank correlation of the measure with test accuracy over candidates, by: {shown}"
 
 
 def shares(advised: Sequence[Advised]) -> str:

@@ -121,39 +121,43 @@ def _candidates(
     yield from ways.plain(bits, inputs.shapes)
     vectors = VectorOffers(request, inputs, ways, files, trials.leave_out)
     yield from vectors.candidates()
-    clipped = Grid(bits, scale=Scale.MSE_FULL), Grid(bits, scale=Scale.MSE, symmetric=False)
-    of_vectors = [inputs.receiver.grid] if inputs.receiver.grid else []
-    grids = dict.fromkeys([*clipped, *of_vectors])
+    grids = Grid(bits, scale=Scale.MSE_FULL), Grid(bits, scale=Scale.MSE, symmetric=False)
     moments, before = vectors.moments()
     if moments is not None:
         yield from (ways.on_moments(grid, moments, before) for grid in grids)
     images = Calibration(proxy.specs, proxy.samples, proxy.loading, request.device)
-    if trials.best(Family.MOMENTS) is None:
-        moments = None
-        yield from (ways.on_images(grid, images) for grid in grids)
-    best = trials.best(*_CALIBRATED)
-    if best is None or inputs.judging.only_noise:  # each was left out, or noise has been tried
+    if inputs.judging.only_noise:
+        if trials.best(Family.MOMENTS) is None:
+            yield from (ways.on_images(grid, images) for grid in grids)
         return
-    if moments is not None:
-        yield ways.on_images(best.grid, images)
-    yield from _aimed(ways, best.grid, images, mixed=bool(inputs.judging.real))
-    if aimed := trials.best(*_CALIBRATED):
-        yield ways.rotated(aimed)
+    first, *others = _pools(replace(images, target=Target.FLOAT), real=bool(inputs.judging.real))
+    yield from (ways.on_images(grid, first) for grid in grids)
+    best = trials.best(*_CALIBRATED)
+    if best is None:  # each was left out
+        return
+    yield from (ways.on_images(best.grid, pool) for pool in others)
+    yield ways.rotated(trials.best(*_CALIBRATED) or best)
     last = trials.best(*_CALIBRATED)
     if last is None or last.request.calibration is None:
-        last = ways.on_images(best.grid, replace(images, target=Target.FLOAT))
+        last = ways.on_images(best.grid, first)
     if request.steps:
         yield ways.refined(last)
     yield from vectors.anchored(last)
 
 
-def _aimed(ways: Ways, grid: Grid, images: Calibration, *, mixed: bool) -> Iterator[Candidate]:
-    """GPTQ that aims at the float outputs: on the proxies, generated pictures, and both."""
-    aimed = replace(images, target=Target.FLOAT)
-    yield ways.on_images(grid, aimed)
-    if mixed and GENERATED not in images.specs:
-        yield ways.on_images(grid, replace(aimed, specs=(GENERATED,)))
-        yield ways.on_images(grid, replace(aimed, specs=(GENERATED, *images.specs)))
+def _pools(images: Calibration, *, real: bool) -> Iterator[Calibration]:
+    """Pictures to calibrate on, the best on average first: generated ones beside real ones.
+
+    The real ones are made to differ, because a few of one kind say little of the receiver's.
+    """
+    if not real:
+        yield images
+        return
+    taken = tuple(spec for spec in images.specs if spec != GENERATED)
+    apart = replace(images.loading, diversify=True)
+    yield replace(images, specs=(GENERATED, *taken), loading=apart)
+    yield replace(images, specs=(GENERATED,))
+    yield replace(images, specs=taken)
 
 
 class Trials:
@@ -186,6 +190,7 @@ class Trials:
         self._skipped: list[Facts] = []
         self._candidates: dict[str, Candidate] = {}
         self._uses: dict[str, Use] = {}
+        self._by_kind: dict[str, Facts] = {}
 
     def add(self, candidate: Candidate) -> None:
         """Makes and measures one; one that cannot be made is left out, with the reason.
@@ -213,7 +218,7 @@ class Trials:
             "distance": judged.mean,
             "standard_error": Average.of(judged.distances).standard_error,
             "kept": judged.kept,
-            "kept_apart": judged.apart,
+            **self._by_kind[candidate.name],
             "data_use": self._uses[candidate.name].to_json(),
             "seconds": seconds,
             "commands": self._commands(candidate, PLACEHOLDER),
@@ -237,9 +242,14 @@ class Trials:
         same = answers.logits.argmax(axis=1) == self._judge.teacher.logits.argmax(axis=1)
         self._candidates[candidate.name] = candidate
         bits = bits_per_weight(candidate.grid, self._inputs.shapes)
-        distances, kept = self._judge.distances(answers), self._kept(same)
-        apart = max(kept) - min(kept)
-        return Judged(candidate.name, candidate.family, bits, distances, min(kept), apart)
+        distances = self._judge.distances(answers)
+        kept = self._by_kinds(same)
+        self._by_kind[candidate.name] = {
+            "kept_by": kept,
+            "distance_by": self._by_kinds(distances),
+        }
+        least, most = min(kept.values()), max(kept.values())
+        return Judged(candidate.name, candidate.family, bits, distances, least, most - least)
 
     def _on_test(self, name: str) -> Facts:
         """The score on labels, which take no part in the decision; none if it is not finite."""
@@ -249,15 +259,15 @@ class Trials:
             self._listener.note(f"{name}: no score on test: {error}")
             return {}
 
-    def _kept(self, same: Array) -> list[float]:
-        """Shares of the float answers that are kept, on each kind of pictures."""
-        shares: dict[str | None, list[bool]] = {}
+    def _by_kinds(self, values: Array) -> dict[str, float]:
+        """Means over each kind of pictures: those that somebody took, or what drew them."""
+        kinds: dict[str, list[float]] = {}
         start = 0
         for source in self._inputs.judging.sources:
-            part = same[start : start + source.count]
-            shares.setdefault(source.kind, []).extend(part.tolist())
+            part = values[start : start + source.count]
+            kinds.setdefault(source.kind or "pictures", []).extend(part.tolist())
             start += source.count
-        return [sum(part) / len(part) for part in shares.values()]
+        return {kind: sum(part) / len(part) for kind, part in kinds.items()}
 
     def leave_out(self, name: str, reason: str) -> None:
         """Records what is no candidate, and why."""

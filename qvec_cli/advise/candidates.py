@@ -108,8 +108,10 @@ class Ways:
     def on_images(self, grid: Grid, images: Calibration) -> Candidate:
         """GPTQ on images: noise, generated pictures, or pictures that are not the receiver's."""
         family, name = _KINDS.get(images.specs, (Family.IMAGES, "proxies"))
+        if images.loading.diversify and family is Family.IMAGES:
+            name = "diversified proxies"
         if family is Family.IMAGES and GENERATED in images.specs:
-            name = "generated and proxies"
+            name = f"generated and {name}"
         aim = ", float target" if images.target is Target.FLOAT else ""
         request = replace(self.onto(grid), method=Method.GPTQ, calibration=images)
         way = ("float" if aim else str(family)) + (" mixed" if " and " in name else "")

@@ -365,7 +365,8 @@ class AdviceCandidate(Struct, frozen=True):
     data_use: UseRecord
     seconds: records.NonNegative
     commands: tuple[str, ...]
-    kept_apart: records.Share = 0.0
+    kept_by: dict[str, records.Share] = {}  # by kind of pictures: drawn from numbers, or taken
+    distance_by: dict[str, float] = {}
     test: records.Score | None = None
 
 
