@@ -185,7 +185,7 @@ def test_each_input_is_opened_once_and_hashed_once(
 def test_every_way_takes_part(full: Run) -> None:
     assert {row["way"] for row in full.results["candidates"]} == {
         *("rtn", "unit", "chosen", "fitted", "moments", "float", "float mixed"),
-        *("refined", "anchored", "rtn rotated", "float rotated"),
+        *("refined", "anchored", "rtn rotated", "float mixed rotated"),
     }
     families = {row["family"] for row in full.results["candidates"]}
     assert families == set(Family) - {Family.NOISE}  # of which generated pictures take the place
@@ -210,7 +210,7 @@ def test_a_repair_by_vectors_is_seen(full: Run) -> None:
 def test_data_use_stands_behind_each_row(full: Run, by_noise: Run) -> None:
     levels = {(row["way"], row["data_use"]["level"]) for row in full.results["candidates"]}
     costly = {way for way, level in levels if level == "proxy_images"}
-    of_images = {"float", "float mixed", "float rotated"}
+    of_images = {"float", "float mixed", "float mixed rotated"}
     assert costly - of_images == {"chosen", "fitted", "refined", "anchored"}
     free = {way for way, level in levels if level == "none"}
     assert free - of_images == {"rtn", "rtn rotated", "unit", "moments"}
@@ -317,7 +317,7 @@ def test_a_way_that_fails_is_left_out_and_the_others_go_on(
     args = ("advise", drawer.receiver, "--bits", 2, *rhos, *FLAGS)
     shown = call(*args)
     assert "left out: fitted vectors: no combination is surely better" in shown.out
-    assert "left out: gptq on generated pictures, channel mse-full: a moment is" in shown.out
+    assert "left out: gptq on generated pictures, float target, channel mse-full: a moment is" in shown.out
     assert "decision: " in shown.out
     assert shown.out.count("\t<-") == 1
 

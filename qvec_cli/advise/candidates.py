@@ -119,8 +119,11 @@ class Ways:
 
     def refined(self, candidate: Candidate) -> Candidate:
         """The same, and then scales, biases and norms moved on the proxies."""
-        options = self._request
-        refinement = RefinementOptions(options.steps, options.device, options.proxy)
+        options, calibrated = self._request, candidate.request.calibration
+        proxy = options.proxy
+        if calibrated:  # one flag says for both how images are read
+            proxy = replace(proxy, loading=calibrated.loading)
+        refinement = RefinementOptions(options.steps, options.device, proxy)
         request = replace(candidate.request, refinement=refinement)
         name, family = f"{candidate.name}, refined", Family.REFINED
         return replace(candidate, name=name, way="refined", family=family, request=request)
