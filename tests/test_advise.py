@@ -317,7 +317,8 @@ def test_a_way_that_fails_is_left_out_and_the_others_go_on(
     args = ("advise", drawer.receiver, "--bits", 2, *rhos, *FLAGS)
     shown = call(*args)
     assert "left out: fitted vectors: no combination is surely better" in shown.out
-    assert "left out: gptq on generated pictures, float target, channel mse-full: a moment is" in shown.out
+    lost = "gptq on generated pictures, float target, channel mse-full"
+    assert f"left out: {lost}: a moment is" in shown.out
     assert "decision: " in shown.out
     assert shown.out.count("\t<-") == 1
 
