@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -168,3 +169,67 @@ def test_every_figure_of_a_study_is_there_and_shown(study: str) -> None:
     shown = re.findall(r"\]\(results/([\w-]+\.svg)\)", page.read_text())
     assert shown
     assert set(shown) <= {path.name for path in results.glob("*.svg")}
+
+
+def test_the_far_receivers_are_advised_without_their_images(tmp_path: Path) -> None:
+    """Three draws of the other tasks' pictures for each receiver and width; labels only judge."""
+    far = Study("real", "Makefile", "far-all", 1, {})
+    commands = far.commands(tmp_path / "out")
+    require_known_flags(commands)
+    advised = [words for command, *words in commands if command == "advise"]
+    draws = {
+        (words[0], *(words[words.index(k) + 1] for k in ("--bits", "--draw"))) for words in advised
+    }
+    receivers = {receiver for receiver, _, _ in draws}
+    assert len(receivers) == 3
+    assert len(draws) == len(advised) == 3 * 2 * 3
+    for words in advised:
+        assert Path(words[words.index("--proxy") + 1]).name == "far"
+        assert Path(words[words.index("--data") + 1]).name == Path(words[0]).stem
+    mixed = next(
+        line
+        for line in far.make("-n", f"OUT={tmp_path}/o", f"{tmp_path}/o/others/far").splitlines()
+        if "ln -s" in line
+    )
+    assert not any(Path(receiver).stem in mixed for receiver in receivers)
+
+
+def test_the_far_table_is_what_its_documents_say(tmp_path: Path) -> None:
+    """Means over draws and receivers, the range of draws, and how often a choice is a loss."""
+    grid = {"granularity": "channel"}
+
+    def row(name: str, way: str, family: str, distance: float, correct: int) -> dict[str, object]:
+        test = {"n": 100, "n_correct": correct}
+        by = {"pictures": distance, "generated": 1 - distance}
+        facts = {"name": name, "way": way, "family": family, "grid": grid, "test": test}
+        more = {"distance": distance, "kept": 0.9, "bits_per_weight": 3.0, "distance_by": by}
+        return {**facts, **more, "data_use": {"level": "none"}}
+
+    folder = tmp_path / "3"
+    folder.mkdir()
+    for receiver, draws in {"a": (80, 60), "b": (50, 46)}.items():
+        for draw, correct in enumerate(draws):
+            rows = [
+                row("rtn, channel absmax", "rtn", "plain", 0.9, 10),
+                row("rtn, channel mse", "rtn", "plain", 0.5, 45),
+                row("gptq", "float", "generated", 0.1, correct),
+            ]
+            results = {"candidates": rows, "chosen": "gptq", "expected": [0.8, 1.0]}
+            results["fp"] = {"n": 100, "n_correct": 90}
+            path = folder / f"{receiver}_advise_{draw}.json"
+            path.write_text(json.dumps({"results": results}))
+        for kind in ("default", "own", "qat"):
+            scored = {"results": {"n": 100, "n_correct": 70}}
+            (folder / f"{receiver}_{kind}.json").write_text(json.dumps(scored))
+    command = [sys.executable, str(EXAMPLES / "real/far.py"), str(tmp_path), "3"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    table = {line.split("\t")[0]: line.split("\t")[1:] for line in told.splitlines()}
+    assert table["float"] == ["0.900", "0.900", "0.900", "-", "none"]
+    assert table["RTN"][2] == "0.100"
+    assert table["best plain grid"][:3] == ["0.450", "0.450", "0.450"]
+    generated = ["0.700", "0.480", "0.590", "0.530 to 0.650", "none"]
+    assert table["GPTQ, generated pictures, float target"] == table["advise"] == generated
+    assert table["own QAT"][:2] == ["0.700", "0.700"]
+    assert "worse than the best plain grid on test in 0 of 4" in told
+    assert "pictures +1.00, generated -1.00, both +1.00" in told
+    assert "a 0.90, 0.80 to 1.00: 0.89 (in); a 0.90, 0.80 to 1.00: 0.67 (out of)" in told
