@@ -90,6 +90,7 @@ def document(right: int, level: str = "none") -> dict[str, Any]:
 def written(out: Path, unit: int) -> None:
     """The files of one receiver and one donor, as the commands would leave them."""
     rows = {"fp": 480, "w2": 250, "other_w2": 280, "qat_w2": 470, "unit_w2": 300, "best_w2": 320}
+    rows |= {"plain_w2": 410, "pictures_w2": 460}
     for name, right in rows.items():
         (out / f"r_{name}.json").write_text(json.dumps(document(right)))
     point = {
@@ -122,6 +123,8 @@ def test_the_summary_holds_what_was_measured(tmp_path: Path) -> None:
         "0.940",
     ]
     assert lines[-1] == "pairs that beat RTN absmax: 1 of 1 at lambda 1, 1 at lambda*"
+    cells = [line.split()[-2:] for line in summary.alone({"r": found}, 2, "absmax")[1:]]
+    assert cells == [[top1, "none"] for top1 in ("0.960", "0.500", "0.820", "0.920", "0.940")]
 
 
 def test_the_summary_refuses_numbers_that_disagree(tmp_path: Path) -> None:

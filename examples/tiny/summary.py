@@ -28,6 +28,8 @@ def rows(out: Path, receiver: str, bits: int) -> dict[str, dict[str, Any]]:
         "patched_unit": f"unit_w{bits}",
         "patched_best": f"best_w{bits}",
         "qat": f"qat_w{bits}",
+        "plain": f"plain_w{bits}",
+        "pictures": f"pictures_w{bits}",
     }
     return {key: read(out / f"{receiver}_{name}.json") for key, name in names.items()}
 
@@ -96,8 +98,26 @@ def table(receivers: dict[str, dict[str, Any]], bits: int, scales: list[str]) ->
     return lines
 
 
+def alone(receivers: dict[str, dict[str, Any]], bits: int, scale: str) -> list[str]:
+    """What a receiver keeps without any donor, a line a way."""
+    ways = {
+        "fp": "float",
+        "ptq": f"RTN {scale}, the paper's way" if scale == "absmax" else f"RTN {scale}",
+        "plain": "qvec quantize, told no grid",
+        "pictures": "qvec quantize --preset best",
+        "qat": "own QAT",
+    }
+    title = f"{bits} bits without a donor"
+    lines = [f"{title:<32}{''.join(f'{name:>9}' for name in receivers)}  receiver data used"]
+    for key, way in ways.items():
+        cells = "".join(f"{facts[key]:>9.3f}" for facts in receivers.values())
+        uses = {facts["data_use"][key] for facts in receivers.values()}
+        lines.append(f"{way:<32}{cells}  {'/'.join(sorted(uses)).replace('receiver_', '')}")
+    return lines
+
+
 def main() -> None:
-    """Parses the command line, prints the table and writes the summary."""
+    """Parses the command line, prints the tables and writes the summary."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--bits", type=int, required=True)
@@ -108,6 +128,7 @@ def main() -> None:
     receivers = {name: summary(args.out, name, args.donors, args.bits) for name in args.receivers}
     (args.out / "summary.json").write_text(json.dumps(receivers, indent=2, sort_keys=True) + "\n")
     print("\n".join(table(receivers, args.bits, args.scales)))
+    print("\n".join(["", *alone(receivers, args.bits, args.scales[0])]))
 
 
 if __name__ == "__main__":
