@@ -25,6 +25,7 @@ BLOCK: Final = 1 << 18
 """Elements in a block: memory stays the same for any model, and a block fits into a cache."""
 
 _SMALL: Final = 1 << 15  # bytes that are hashed sooner than handed to a thread
+_WAITING: Final = 4  # blocks that wait for the thread, at most
 
 
 class Checkpoint(Mapping[str, Entry]):
@@ -233,13 +234,17 @@ class Hasher:
     """Hashes tensors on a thread of its own while their blocks stream by.
 
     Blocks of one tensor arrive in order and must not be changed afterwards. Use as a context, or
-    ``finish``.
+    ``finish``. Hand-overs are single steps of the interpreter: an exception that a signal raises
+    leaves no lock behind.
     """
 
     def __init__(self) -> None:
         self._hashes: dict[str, hashlib._Hash] = {}
         self._waiting: set[str] = set()  # tensors with blocks that went to the thread
-        self._queue: queue.Queue[tuple[hashlib._Hash, Array] | None] = queue.Queue(4)
+        self._queue: queue.SimpleQueue[tuple[hashlib._Hash, Array] | None] = queue.SimpleQueue()
+        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()  # of blocks that may wait
+        for _ in range(_WAITING):
+            self._room.put(None)
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Hasher:
@@ -270,6 +275,7 @@ class Hasher:
             thread.start()
             self._thread = thread  # last: a signal may come at any line
         self._waiting.add(name)
+        self._room.get()
         self._queue.put((self._hashes[name], block))
 
     def digests(self) -> dict[str, str]:
@@ -285,3 +291,4 @@ class Hasher:
     def _work(self) -> None:
         while (item := self._queue.get()) is not None:
             item[0].update(item[1].data)
+            self._room.put(None)
