@@ -110,13 +110,28 @@ def test_the_function_stays_in_every_family(family: str, tmp_path: Path) -> None
     save_file(state, path)
     side = args.get("img_size") or network.default_cfg["input_size"][-1]
     images = torch.randn(2, 3, side, side)
+    listed = network.default_cfg["classifier"]
+    heads = [listed] if isinstance(listed, str) else list(listed)
+    seen: dict[str, torch.Tensor] = {}
+    for head in (h for h in heads if isinstance(network.get_submodule(h), torch.nn.Linear)):
+        network.get_submodule(head).register_forward_pre_hook(
+            lambda _, args, head=head: seen.update({head: args[0]})
+        )
     with torch.inference_mode():
         before = network(images)
+    features, seen = seen, {}
     with Checkpoint(path) as theta:
         turned = rotated(theta, Model(name, 5, args, {}), 0, Silence())
         assert not kept or any(kept in reason for reason in turned.basis.kept)
         assert bool(turned.basis.turned) == (not kept or family in ("swin", "norm after values"))
         turned.place(network)
+        with torch.inference_mode():
+            network(images)
+        for head, ours in seen.items():
+            restored = torch.from_numpy(turned.restored(f"{head}.weight", ours.numpy()))
+            assert torch.allclose(
+                restored, features[head], rtol=0, atol=1e-5 * features[head].abs().max()
+            )
     changed = [n for n, t in network.state_dict().items() if not torch.equal(t, state[n])]
     with torch.inference_mode():
         apart = (network(images) - before).abs().max() / before.abs().max()

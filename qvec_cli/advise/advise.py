@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.advise.candidates import AdviseInputs, AdviseRequest, Candidate, VectorOffers, Ways
 from qvec_cli.advise.decision import Family, Judged, Verdict, decide
@@ -22,11 +22,17 @@ from qvec_cli.inputs.identify import network_of
 from qvec_cli.inputs.images import Proxies, find_proxies
 from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.inputs.receiver import ReceiverOptions, resolve
+from qvec_cli.inputs.rotated import ROTATION
+from qvec_cli.inputs.rotated import rotated as in_rotated_basis
+from qvec_cli.model.targets import head_tensors
 from qvec_cli.outputs.metrics import Input, Metrics, Plan
 from qvec_cli.pipeline.quantize import quantize
 from qvec_cli.quant.qtensor import stored_bits
 from qvec_cli.selection.choose import Average
 from qvec_cli.specs import Calibration, Grid, Listener, Scale, Silence, Target, Use, spent
+
+if TYPE_CHECKING:
+    from qvec_cli.learn.forward import Outputs
 
 Facts = dict[str, Any]
 
@@ -238,7 +244,7 @@ class Trials:
             load(self._trial.network, load_state(file), str(path))
             chosen = (self._inputs.seen,) if candidate.way in CHOSEN else ()
             self._uses[candidate.name] = spent(inherited_use(file), *chosen)
-        answers = self._judge.answers()
+        answers = self._answers(rotated=candidate.request.rotate is True)
         same = answers.logits.argmax(axis=1) == self._judge.teacher.logits.argmax(axis=1)
         self._candidates[candidate.name] = candidate
         bits = bits_per_weight(candidate.grid, self._inputs.shapes)
@@ -250,6 +256,18 @@ class Trials:
         }
         least, most = min(kept.values()), max(kept.values())
         return Judged(candidate.name, candidate.family, bits, distances, least, most - least)
+
+    def _answers(self, *, rotated: bool) -> Outputs:
+        """Of the network as it stands, its features in the basis of the receiver's."""
+        answers, receiver = self._judge.answers(), self._inputs.receiver
+        if not rotated:
+            return answers
+        theta, features = receiver.theta, answers.features
+        basis = in_rotated_basis(theta, receiver.model, ROTATION, Silence())
+        for name in head_tensors(theta, receiver.model):
+            if name.endswith("weight"):
+                features = basis.restored(name, features)
+        return replace(answers, features=features)
 
     def _on_test(self, name: str) -> Facts:
         """The score on labels, which take no part in the decision; none if it is not finite."""

@@ -111,6 +111,21 @@ class Rotated:
         moment = whole.T @ inputs.moment @ whole
         return Inputs(moment, inputs.mean @ whole, np.sqrt(np.maximum(np.diag(moment), 0)))
 
+    def restored(self, weight: str, vectors: Array) -> Array:
+        """What a weight was multiplied with in the file's own basis, from what it is in this.
+
+        Takes and gives vectors, float32 [n, in].
+        """
+        change = self.basis.changes.get(weight)
+        if change is None:
+            return vectors
+        if change.columns is not None:
+            vectors = vectors @ change.columns.matrix().T.astype(np.float32)
+        if change.gamma is not None:
+            beta = self._beta_before(weight)
+            vectors = vectors * self.source.finite(change.gamma) + (0 if beta is None else beta)
+        return vectors
+
     def _beta_before(self, weight: str) -> Array | None:
         """What the LayerNorm before a weight has added and the weight's bias adds now."""
         bias = f"{weight.removesuffix('weight')}bias"
