@@ -55,7 +55,7 @@ _NEAR: Final = 1e-4
 _NOISE: Final = 1e-10
 """Share of the power of a block's weights that is nothing to its error."""
 
-_IN_CACHE: Final = 1 << 16
+_IN_CACHE: Final = 1 << 18
 """Weights that a search looks at together, so that its steps find them in a cache."""
 
 
@@ -66,7 +66,12 @@ def choose_qparams(blocks: Array, grid: Grid) -> QParams:
     the lowest code, which has no counterpart, serves the largest weights. The zero point is a code
     of the grid, None on a symmetric one.
     """
-    return SCALES[grid.scale](blocks, grid)
+    choose, step = SCALES[grid.scale], max(1, _IN_CACHE // blocks.shape[-1])
+    if not isinstance(blocks, np.ndarray) or len(blocks) <= step:
+        return choose(blocks, grid)
+    parts = [choose(blocks[start : start + step], grid) for start in range(0, len(blocks), step)]
+    scales, zeros = zip(*parts, strict=True)  # blocks do not meet: the same bits
+    return QParams(np.concatenate(scales), None if zeros[0] is None else np.concatenate(zeros))
 
 
 def whole_range(blocks: Array, grid: Grid) -> QParams:
@@ -89,11 +94,7 @@ def least_error(blocks: Array, grid: Grid) -> QParams:
         return _tried(blocks, grid)
     columns = zip(*candidates(blocks, grid), strict=True)
     tried = QParams(*(None if c[0] is None else np.concatenate(c, axis=-1) for c in columns))
-    place, sure = np.empty((len(blocks), 1), np.int64), np.empty(len(blocks), bool)
-    step = max(1, _IN_CACHE // blocks.shape[-1])
-    for some in (slice(start, start + step) for start in range(0, len(blocks), step)):
-        part = QParams(*(None if p is None else p[some] for p in tried))
-        place[some], sure[some] = _by_places(blocks[some], part, grid)
+    place, sure = _by_places(blocks, tried, grid)
     best = QParams(*(None if p is None else np.take_along_axis(p, place, -1) for p in tried))
     if not sure.all():
         for params, exact in zip(best, _tried(blocks[~sure], grid), strict=True):
