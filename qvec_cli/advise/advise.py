@@ -127,25 +127,25 @@ def _candidates(
     yield from ways.plain(bits, inputs.shapes)
     vectors = VectorOffers(request, inputs, ways, files, trials.leave_out)
     yield from vectors.candidates()
-    grids = Grid(bits, scale=Scale.MSE_FULL), Grid(bits, scale=Scale.MSE, symmetric=False)
+    grid = Grid(bits, scale=Scale.MSE, symmetric=False)
     moments, before = vectors.moments()
     if moments is not None:
-        yield from (ways.on_moments(grid, moments, before) for grid in grids)
+        yield ways.on_moments(grid, moments, before)
     images = Calibration(proxy.specs, proxy.samples, proxy.loading, request.device)
     if inputs.judging.only_noise:
         if trials.best(Family.MOMENTS) is None:
-            yield from (ways.on_images(grid, images) for grid in grids)
+            yield ways.on_images(grid, images)
         return
     first, *others = _pools(replace(images, target=Target.FLOAT), real=bool(inputs.judging.real))
-    yield from (ways.on_images(grid, first) for grid in grids)
+    yield from (ways.on_images(grid, pool) for pool in (first, *others))
     best = trials.best(*_CALIBRATED)
     if best is None:  # each was left out
         return
-    yield from (ways.on_images(best.grid, pool) for pool in others)
-    yield ways.rotated(trials.best(*_CALIBRATED) or best)
+    if trials.best(Family.PLAIN, Family.ROTATED) == trials.best(Family.ROTATED):
+        yield ways.rotated(best)
     last = trials.best(*_CALIBRATED)
     if last is None or last.request.calibration is None:
-        last = ways.on_images(best.grid, first)
+        last = ways.on_images(grid, first)
     if request.steps:
         yield ways.refined(last)
     yield from vectors.anchored(last)
@@ -156,14 +156,12 @@ def _pools(images: Calibration, *, real: bool) -> Iterator[Calibration]:
 
     The real ones are made to differ, because a few of one kind say little of the receiver's.
     """
-    if not real:
-        yield images
-        return
-    taken = tuple(spec for spec in images.specs if spec != GENERATED)
-    apart = replace(images.loading, diversify=True)
-    yield replace(images, specs=(GENERATED, *taken), loading=apart)
-    yield replace(images, specs=(GENERATED,))
-    yield replace(images, specs=taken)
+    if real:
+        taken = tuple(spec for spec in images.specs if spec != GENERATED)
+        apart = replace(images.loading, diversify=True)
+        yield replace(images, specs=(GENERATED, *taken), loading=apart)
+        images = replace(images, specs=taken)
+    yield images
 
 
 class Trials:
