@@ -4,6 +4,7 @@
 
 FAR_BITS := 3 2
 FAR_DRAWS := 0 1 2
+FAR_SAMPLES := 256
 # the grid of own QAT, by bits: the paper's, and one with a zero point
 FAR_QAT_3 := absmax
 FAR_QAT_2 := asymmetric2
@@ -17,7 +18,7 @@ far:
 	@cat $(RESULTS)/far.txt
 
 FAR_CELLS := $(foreach b,$(FAR_BITS),$(FAR:%=$(OUT)/far/$(b)/%))
-far-all: $(foreach k,$(FAR_DRAWS:%=advise_%) qat own default,$(FAR_CELLS:%=%_$(k).json))
+far-all: $(foreach k,$(FAR_DRAWS:%=advise_%) $(FAR_DRAWS:%=best_%) qat own default,$(FAR_CELLS:%=%_$(k).json))
 
 # the pictures of all tasks, mixed
 $(OUT)/others/far: | $(TASKS:%=$(OUT)/images/%)
@@ -28,16 +29,20 @@ $(OUT)/others/far: | $(TASKS:%=$(OUT)/images/%)
 define distant
 $(OUT)/far/$(1)/$(2)_advise_%.json: $(OUT)/$(2).st | $(OUT)/others/far
 	mkdir -p $$(@D)
-	qvec advise $$< --bits $(1) --proxy $(OUT)/others/far --proxy-samples $(ZERO_SAMPLES) --draw $$* --refine 0 --data $(OUT)/images/$(2) --device cpu --metrics $$@ --force
+	qvec advise $$< --bits $(1) --proxy $(OUT)/others/far --proxy-samples $(FAR_SAMPLES) --draw $$* --refine 0 --data $(OUT)/images/$(2) --device cpu --metrics $$@ --force
 
 $(OUT)/far/$(1)/$(2)_default.st: $(OUT)/$(2).st
 	mkdir -p $$(@D)
 	qvec quantize $$< --bits $(1) -o $$@ --force
 
+$(OUT)/far/$(1)/$(2)_best_%.st: $(OUT)/$(2).st
+	mkdir -p $$(@D)
+	qvec quantize $$< --bits $(1) --preset best --draw $$* -o $$@ --force
+
 # for comparison only: the receiver's own images, and its labels
 $(OUT)/far/$(1)/$(2)_own.st: $(OUT)/$(2).st
 	mkdir -p $$(@D)
-	qvec quantize $$< --bits $(1) --scale mse --asymmetric --method gptq --target float --calib $(OUT)/images/$(2) --calib-samples $(ZERO_SAMPLES) -o $$@ --force
+	qvec quantize $$< --bits $(1) --scale mse --asymmetric --method gptq --target float --calib $(OUT)/images/$(2) --calib-samples $(FAR_SAMPLES) -o $$@ --force
 
 $(OUT)/far/$(1)/$(2)_qat.st: $(OUT)/$(2)_$(FAR_QAT_$(1)).st
 	mkdir -p $$(@D)
