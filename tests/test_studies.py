@@ -212,13 +212,13 @@ def test_the_far_table_is_what_its_documents_say(tmp_path: Path) -> None:
             rows = [
                 row("rtn, channel absmax", "rtn", "plain", 0.9, 10),
                 row("rtn, channel mse", "rtn", "plain", 0.5, 45),
-                row("gptq", "float", "generated", 0.1, correct),
+                row("gptq", "float", "images", 0.1, correct),
             ]
             results = {"candidates": rows, "chosen": "gptq", "expected": [0.8, 1.0]}
             results["fp"] = {"n": 100, "n_correct": 90}
             path = folder / f"{receiver}_advise_{draw}.json"
             path.write_text(json.dumps({"results": results}))
-        for kind in ("default", "own", "qat"):
+        for kind in ("default", "own", "qat", "best_0", "best_1"):
             scored = {"results": {"n": 100, "n_correct": 70}}
             (folder / f"{receiver}_{kind}.json").write_text(json.dumps(scored))
     command = [sys.executable, str(EXAMPLES / "real/far.py"), str(tmp_path), "3"]
@@ -227,8 +227,8 @@ def test_the_far_table_is_what_its_documents_say(tmp_path: Path) -> None:
     assert table["float"] == ["0.900", "0.900", "0.900", "-", "none"]
     assert table["RTN"][2] == "0.100"
     assert table["best plain grid"][:3] == ["0.450", "0.450", "0.450"]
-    generated = ["0.700", "0.480", "0.590", "0.530 to 0.650", "none"]
-    assert table["GPTQ, generated pictures, float target"] == table["advise"] == generated
+    taken = ["0.700", "0.480", "0.590", "0.530 to 0.650", "none"]
+    assert table["GPTQ, others' images"] == table["advise"] == taken
     assert table["own QAT"][:2] == ["0.700", "0.700"]
     assert "worse than the best plain grid on test in 0 of 4" in told
     assert "pictures +1.00, generated -1.00, both +1.00" in told

@@ -34,19 +34,15 @@ def of(way: str, family: str) -> Pick:
 WAYS: Final[dict[str, Pick]] = {
     "best plain grid": of("rtn", "plain"),
     "rounding, rotated": of("rtn rotated", "rotated"),
-    "GPTQ, others' images": of("images", "images"),
-    "GPTQ, others' images, float target": of("float", "images"),
-    "GPTQ, generated pictures, float target": of("float", "generated"),
-    "GPTQ, generated and others', float target": of("float mixed", "images"),
-    "the best of these, rotated": lambda row: (
-        row["way"].endswith(" rotated") and row["family"] != "rotated"
-    ),
+    "GPTQ, others' images": of("float", "images"),
+    "GPTQ, generated and others', diversified": of("float mixed", "images"),
 }
 """Candidates of advise; of several, the one that it measures nearest to the float answers."""
 
 KINDS: Final = {
     "default": ("qvec quantize, no other flag", "none"),
-    "own": ("GPTQ, own images, float target", "receiver images"),
+    "best_*": ("qvec quantize --preset best", "none"),
+    "own": ("GPTQ, own images", "receiver images"),
     "qat": ("own QAT", "receiver labels"),
 }
 """Files that qvec eval has measured."""
@@ -145,12 +141,14 @@ def ways(advised: Sequence[Advised]) -> Iterator[str]:
 def files(folder: Path, names: Sequence[str]) -> Iterator[str]:
     """What quantize writes without being asked for more, and what own images and labels give."""
     for kind, (title, use) in KINDS.items():
-        yield line(title, [[measured(folder, name, kind).top1] for name in names], use)
+        cells = [measured(folder, name, kind) for name in names]
+        yield line(title, [[each.top1 for each in cell] for cell in cells], use)
 
 
-def measured(folder: Path, name: str, kind: str) -> Score:
-    """What qvec eval says of a file."""
-    return score(json.loads((folder / f"{name}_{kind}.json").read_text())["results"])
+def measured(folder: Path, name: str, kind: str) -> list[Score]:
+    """What qvec eval says of a file, or of those of each draw."""
+    paths = sorted(folder.glob(f"{name}_{kind}.json"))
+    return [score(json.loads(path.read_text())["results"]) for path in paths]
 
 
 def verdicts(advised: Sequence[Advised]) -> str:
