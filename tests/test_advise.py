@@ -340,7 +340,7 @@ def test_a_dry_run_plans_and_writes_nothing(
     out = ("-o", tmp_path / "out.st", "--dry-run", "--json")
     found = call("advise", drawer.receiver, *args, *out).json
     VALIDATOR.validate(found)
-    assert found["results"]["plan"]["images"] == {"proxy": 120}  # 40 of them are generated
+    assert found["results"]["plan"]["images"] == {"proxy": 80}  # 20 of them are generated
     assert list(tmp_path.iterdir()) == []
     assert list(own_temp.iterdir()) == []
 

@@ -44,6 +44,15 @@ $(OUT)/zero/$(1)/$(2)_rho.st: $(OUT)/$(2).st $(OUT)/$(2)_$(1).st $(OUT)/$(2)_mom
 	mkdir -p $$(@D)
 	qvec extract $$(wordlist 1,2,$$^) --moments $$(lastword $$^) -o $$@ --force
 
+# what quantize does if it is told no more, and what it makes of generated pictures
+$(OUT)/zero/$(1)/$(2)_default.st: $(OUT)/$(2).st
+	mkdir -p $$(@D)
+	qvec quantize $$< $(firstword $($(1))) $(word 2,$($(1))) -o $$@ --force
+
+$(OUT)/zero/$(1)/$(2)_best.st: $(OUT)/$(2).st
+	mkdir -p $$(@D)
+	qvec quantize $$< $(firstword $($(1))) $(word 2,$($(1))) --preset best -o $$@ --force
+
 # for comparison only: the receiver's own images
 $(OUT)/zero/$(1)/$(2)_own.st: $(OUT)/$(2).st
 	mkdir -p $$(@D)
@@ -66,11 +75,11 @@ $(OUT)/zero/$(1)/grid.yaml: zero.mk
 	echo "proxy-samples: $(ZERO_SAMPLES)"; \
 	echo "device: cpu"; \
 	echo "receivers:"; \
-	$(foreach t,$(TASKS),echo "  $(t): {model: $(OUT)/$(t).st, data: $(OUT)/images/$(t), qat: $(OUT)/$(t)_$(1).st, baselines: {gptq own images: $(OUT)/zero/$(1)/$(t)_own.st}}";) \
+	$(foreach t,$(TASKS),echo "  $(t): {model: $(OUT)/$(t).st, data: $(OUT)/images/$(t), qat: $(OUT)/$(t)_$(1).st, baselines: {gptq own images: $(OUT)/zero/$(1)/$(t)_own.st, quantize: $(OUT)/zero/$(1)/$(t)_default.st, quantize --preset best: $(OUT)/zero/$(1)/$(t)_best.st}}";) \
 	echo "donors:"; \
 	$(foreach t,$(ZERO_DONORS),echo "  $(t): $(OUT)/zero/$(1)/$(t)_rho.st";) } > $$@
 
-$(OUT)/zero/$(1)/grid.jsonl: $(OUT)/zero/$(1)/grid.yaml $(foreach k,rho own,$(TASKS:%=$(OUT)/zero/$(1)/%_$(k).st))
+$(OUT)/zero/$(1)/grid.jsonl: $(OUT)/zero/$(1)/grid.yaml $(foreach k,rho own default best,$(TASKS:%=$(OUT)/zero/$(1)/%_$(k).st))
 	qvec transfer $$< -o $$@ --resume --force
 endef
 $(foreach g,$(ZERO),$(eval $(call matrix,$(g))))

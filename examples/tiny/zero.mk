@@ -108,6 +108,13 @@ $(OUT)/s$(1)/$(2)_card_$(3).st: $(OUT)/s$(1)/$(2).st $(OUT)/card.st
 $(OUT)/s$(1)/$(2)_float_$(3).st: $(OUT)/s$(1)/$(2).st | $(OUT)/others/$(2)
 	$(GPTQ) --calib $(OUT)/others/$(2) --calib-samples 256 --target float
 
+# what quantize does if it is told no more, and what it makes of generated pictures
+$(OUT)/s$(1)/$(2)_default_$(3).st: $(OUT)/s$(1)/$(2).st
+	qvec quantize $$< --bits $(3) -o $$@ --force
+
+$(OUT)/s$(1)/$(2)_best_$(3).st: $(OUT)/s$(1)/$(2).st
+	qvec quantize $$< --bits $(3) --preset best -o $$@ --force
+
 # for comparison only: the receiver's own images
 $(OUT)/s$(1)/$(2)_own_$(3).st: $(OUT)/s$(1)/$(2).st | $(OUT)/images
 	$(GPTQ) --calib $(OUT)/images/$(2) --calib-samples 256
@@ -135,7 +142,7 @@ endef
 $(foreach s,$(SEEDS),$(foreach g,$(GRIDS),$(foreach t,$(TASKS),$(eval $(call made,$(s),$(t),$(g),$(OUT)/s$(s)/$(g))))))
 
 # baselines by name: $(1) is the seed, $(2) the task, $(3) the bits
-named = gptq moments: $(OUT)/s$(1)/$(2)_moments_$(3).st, gptq rank $(RANK): $(OUT)/s$(1)/$(2)_ranked_$(3).st, gptq base card: $(OUT)/s$(1)/$(2)_card_$(3).st, gptq float target: $(OUT)/s$(1)/$(2)_float_$(3).st, gptq own images: $(OUT)/s$(1)/$(2)_own_$(3).st
+named = gptq moments: $(OUT)/s$(1)/$(2)_moments_$(3).st, gptq rank $(RANK): $(OUT)/s$(1)/$(2)_ranked_$(3).st, gptq base card: $(OUT)/s$(1)/$(2)_card_$(3).st, gptq float target: $(OUT)/s$(1)/$(2)_float_$(3).st, gptq own images: $(OUT)/s$(1)/$(2)_own_$(3).st, quantize: $(OUT)/s$(1)/$(2)_default_$(3).st, quantize --preset best: $(OUT)/s$(1)/$(2)_best_$(3).st
 
 # the matrix: $(1) is the seed, $(2) the grid, $(3) their folder
 define grid
@@ -152,7 +159,7 @@ $(3)/grid.yaml: zero.mk
 	echo "donors:"; \
 	$(foreach t,$(TASKS),echo "  $(t): {rho: $(3)/$(t)_rho.st, model: $(OUT)/s$(1)/$(t).st}";) } > $$@
 
-$(3)/grid.jsonl: $(3)/grid.yaml $(TASKS:%=$(3)/%_rho.st) $(TASKS:%=$(3)/%_qat.st) $(foreach k,moments ranked card float own,$(TASKS:%=$(OUT)/s$(1)/%_$(k)_$(call bits,$(2)).st))
+$(3)/grid.jsonl: $(3)/grid.yaml $(TASKS:%=$(3)/%_rho.st) $(TASKS:%=$(3)/%_qat.st) $(foreach k,moments ranked card float own default best,$(TASKS:%=$(OUT)/s$(1)/%_$(k)_$(call bits,$(2)).st))
 	qvec transfer $$< -o $$@ --resume --force
 endef
 comma := ,

@@ -31,8 +31,8 @@ WAYS = {
     "fitted": "vectors, fitted",
     "moments": "GPTQ, donors' moments",
     "noise": "GPTQ, 1/f noise",
-    "images": "GPTQ, others' images",
-    "float": "GPTQ, others' images, float target",
+    "float": "GPTQ, others' images",
+    "float mixed": "GPTQ, generated and others', diversified",
     "refined": "the same, refined",
     "anchored": "the same, anchored on the vector",
 }
@@ -46,6 +46,7 @@ BARS = {
     "best plain grid by agreement": "rounding, best plain grid",
     "own QAT": "the receiver's own QAT",
     "GPTQ, donors' moments": "GPTQ on donors' moments",
+    "quantize --preset best": "GPTQ on generated pictures",
     "GPTQ, others' images": "GPTQ on others' images",
     "advise": "qvec advise",
 }
@@ -126,7 +127,9 @@ def document(table: Path, title: str) -> Json:
             row["interval"] = [_share(end) for end in span.split(" to ")] if span != "-" else None
             row |= {"worse": _share(worse), "data_use": USES.get(use, use.replace(" ", "_"))}
             tables[-1]["ways"].append(row)
-    tables[0]["bars"] = [{"way": way, "label": label} for way, label in BARS.items()]
+    known = {row["way"] for row in tables[0]["ways"]}
+    bars = [{"way": way, "label": label} for way, label in BARS.items() if way in known]
+    tables[0]["bars"] = bars
     tables[0]["reference"] = "float"
     return {"kind": "ways", "schema": 1, "title": title, "tables": tables}
 

@@ -101,9 +101,9 @@ def _resolve(
     judging, model = receiver.proxies, receiver.model
     assert judging is not None
     if judging.real and GENERATED not in proxy.specs:  # far pictures flatter; these are far for all
-        drawn = replace(proxy, specs=(GENERATED,), samples=judging.count)
-        others = find_proxies(theta, model, drawn, listener, held_back=True)
-        judging = Proxies((*judging.sources, *others.sources))
+        judging, drawn = judging.half(), replace(proxy, specs=(GENERATED,))
+        (pictures,) = find_proxies(theta, model, drawn, listener, held_back=True).sources
+        judging = Proxies((*judging.sources, pictures.first(judging.count)))
     return AdviseInputs(receiver, judging, find_proxies(theta, model, proxy, listener).use)
 
 

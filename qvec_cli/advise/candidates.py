@@ -79,7 +79,7 @@ class Ways:
 
         HQQ, the slowest, is tried where it is at home, with a zero point.
         """
-        for scale in (Scale.ABSMAX, Scale.MSE, Scale.MSE_FULL):
+        for scale in (Scale.ABSMAX, Scale.MSE_FULL):
             yield self._rounded(Grid(bits, scale=scale))
         for scale in (Scale.ABSMAX, Scale.MSE, Scale.HQQ):
             yield self._rounded(Grid(bits, scale=scale, symmetric=False))

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
 from hashlib import sha256
@@ -136,6 +136,10 @@ class Subset:
     def load(self, index: int) -> Image.Image:
         """Decode one image."""
         return self.whole.load(self.indices[index])
+
+    def first(self, count: int) -> Subset:
+        """So many of them."""
+        return replace(self, stop=self.start + count)
 
     def identity(self) -> Iterator[str]:
         """Of the whole, and which part."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -68,6 +68,15 @@ class ProxySource:
         """Images that will be decoded."""
         return len(self.examples.task.split("train"))
 
+    def first(self, count: int) -> ProxySource:
+        """So many of the images, those that were drawn first."""
+        task, (kind,) = self.examples.task, self.use.counts
+        whole = task.splits["train"]
+        assert isinstance(whole, Subset)
+        some = Task(task.name, task.classes, {"train": whole.first(count)})
+        use = Use(self.use.level, {kind: count})
+        return ProxySource(self.spec, replace(self.examples, task=some), use)
+
     @property
     def kind(self) -> str | None:
         """The name of images that are drawn from numbers; None: somebody has taken them."""
@@ -112,6 +121,10 @@ class Proxies:
     def real(self) -> tuple[ProxySource, ...]:
         """Those that somebody has taken."""
         return tuple(source for source in self.sources if source.kind is None)
+
+    def half(self) -> Proxies:
+        """The first half of the images of each data set, one of them at least."""
+        return Proxies(tuple(source.first(-(-source.count // 2)) for source in self.sources))
 
     def facts(self) -> list[dict[str, Any]]:
         """As cards and metrics name them."""
