@@ -95,6 +95,9 @@ FAULTS = {
         "a plain value belongs here",
     ),
     "too much": (b"#" * (MAX_BYTES + 1), "is not read"),
+    "an output": ("output: x.st", "--output is for the command line"),
+    "metrics": ("metrics: x.json", "--metrics is for the command line"),
+    "what may be lost": ("force: true", "--force is for the command line"),
 }
 
 

@@ -64,6 +64,9 @@ def output_option(text: str, **more: Any) -> Any:
 
 _LISTED: Final = "--help lists the flags of a command."
 
+_TYPED: Final = ("output", "metrics", "force")
+"""Flags that no recipe may have: which files come to be, and which may be lost."""
+
 
 def apply_recipe(context: typer.Context, path: Path | None) -> Path | None:
     """Makes a recipe's values the defaults of the command at hand; flags still win."""
@@ -102,6 +105,10 @@ def load_recipe(path: Path, names: dict[str, str], parts: Container[str] = ()) -
             continue
         flag = key.value.replace("_", "-")
         where = line(path, key)
+        if flag in _TYPED:
+            raise SpecError(
+                f"{where}: --{flag} is for the command line: no file says what is written"
+            )
         if flag not in names or flag == "recipe":
             raise SpecError(
                 f"{where}: {key.value!r} is no flag here", hint=near(flag, names, _LISTED)
