@@ -153,6 +153,16 @@ def test_a_cell_is_worse_by_more_than_a_standard_error_only(table: ModuleType) -
     assert table.Cell("a", plain, Score.of(100, 42)).worse
 
 
+def test_what_agreement_gains_is_told_as_a_share_of_what_labels_gain(table: ModuleType) -> None:
+    plain = Score.of(100, 50)
+    pairs = [(plain, Score.of(100, 56), Score.of(100, 60)), (plain, plain, Score.of(100, 50))]
+    told = table._of_labels(pairs)
+    assert told.startswith("lambda by agreement: +3.0 points where labels gain +5.0 (60%)")
+    assert "worse than lambda 0 in 0%" in told
+    lost = (plain, Score.of(100, 30), Score.of(100, 45))
+    assert "(-); worse than lambda 0 in 100%" in table._of_labels([lost])
+
+
 def candidate(name: str, bits: float, correct: int, granularity: str = "channel") -> dict:  # type: ignore[type-arg]
     grid = {"granularity": granularity}
     test = {"n": 100, "n_correct": correct}
