@@ -4,7 +4,7 @@
 
 FAR_BITS := 3 2
 FAR_DRAWS := 0 1 2
-FAR_SAMPLES := 256
+FAR_SAMPLES := 128
 # the grid of own QAT, by bits: the paper's, and one with a zero point
 FAR_QAT_3 := absmax
 FAR_QAT_2 := asymmetric2
