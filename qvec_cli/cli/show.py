@@ -6,9 +6,10 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -77,8 +78,8 @@ def deliver(
         if document is not None:
             write_json(document, whole, force=flags.force)
         written()
-    lines = _lines(metrics, words, data_use=data_use)
-    text = dump(whole) if flags.as_json else "".join(map(_row, lines))
+    lines = map(_row, _lines(metrics, words, data_use=data_use))
+    text = dump(whole) if flags.as_json else "\n".join(_for_people(lines)) + "\n"
     if streamed and not flags.dry_run:
         explain(text.rstrip("\n"))  # stdout has the artefact
     else:
@@ -156,7 +157,16 @@ def clean(text: str) -> str:
 
 def _row(text: str) -> str:
     """A line of a result, which no name in it can break into two."""
-    return clean(text).replace("\n", "\\n") + "\n"
+    return clean(text).replace("\n", "\\n")
+
+
+def _for_people(lines: Iterable[str]) -> Iterable[str]:
+    """Tables in columns on a terminal; in a pipe their tabs stay."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return lines
+    from qvec_cli.cli.table import aligned
+
+    return aligned(lines, shutil.get_terminal_size().columns)
 
 
 def complain(message: str, hint: str | None) -> None:
@@ -222,7 +232,7 @@ class Terminal:
         assert self._bar is not None
         if self._task is not None:
             self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(_row(label).rstrip("\n"), total=total, facts="")
+        self._task = self._bar.add_task(_row(label), total=total, facts="")
 
 
 def _bar() -> Progress | None:
