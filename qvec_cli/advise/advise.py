@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.advise.candidates import AdviseInputs, AdviseRequest, Candidate, VectorOffers, Ways
-from qvec_cli.advise.decision import Family, Judged, Verdict, decide
+from qvec_cli.advise.decision import EQUAL_BITS, Family, Judged, Verdict, decide
 from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.read import Checkpoint
@@ -184,6 +184,8 @@ class Trials:
         self._folder, self._listener = folder, listener
         splits = ("test",) if inputs.receiver.labelled else ()
         self._path = inputs.receiver.theta.path
+        # as much as a scale and a zero point a row
+        self._allowed = bits_per_weight(Grid(request.bits, symmetric=False), inputs.shapes)
         self._trial = load_trial(inputs.receiver, splits, request.device, listener)
         with located(self._path, NotFiniteError):
             self._judge = load_judge(self._trial, inputs.judging, listener)
@@ -290,8 +292,9 @@ class Trials:
         self._skipped.append({"name": name, "reason": reason})
 
     def best(self, *families: Family) -> Candidate | None:
-        """The candidate of some families that is nearest to the float answers so far."""
+        """The candidate of some families and equal bits that is nearest to the float answers."""
         judged = [one for one in self._judged if one.family in families]
+        judged = [one for one in judged if one.bits_per_weight <= self._allowed + EQUAL_BITS]
         return self._candidates[min(judged, key=lambda one: one.mean).name] if judged else None
 
     def _commands(self, candidate: Candidate, out: str) -> list[str]:
@@ -310,13 +313,11 @@ class Trials:
         The recommended model is written where an output is named: the bytes of its commands.
         """
         out = self._request.out
-        # as much as a scale and a zero point a row
-        allowed = bits_per_weight(Grid(self._request.bits, symmetric=False), self._inputs.shapes)
         if self.best(Family.PLAIN) is None:
             reasons = self._skipped[0]["reason"]
             raise QvecError(f"{self._path}: no plain grid can be measured: {reasons}")
         trusted, real = not self._proxies["close_to_noise"], bool(self._inputs.judging.real)
-        verdict = decide(self._judged, allowed, trusted=trusted, real=real)
+        verdict = decide(self._judged, self._allowed, trusted=trusted, real=real)
         chosen = self._candidates[verdict.chosen.name]
         facts: Facts = {
             **_decision(verdict),
