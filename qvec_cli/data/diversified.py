@@ -8,13 +8,13 @@ at large. Whole numbers decide every pixel, as in ``generated``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from qvec_cli.data.generated import GeneratedImages
-from qvec_cli.data.samples import Samples
+from qvec_cli.data.samples import Subset
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,7 +32,7 @@ _GROUND: Final = 128
 class DiversifiedImages:
     """Other pictures, each changed by its number alone, in colour, squares of one side."""
 
-    pictures: Samples
+    pictures: Subset  # pieces of which are cut into each other
     side: int
 
     def __len__(self) -> int:
@@ -59,6 +59,10 @@ class DiversifiedImages:
             drawn = np.asarray(GeneratedImages(self.side).load(index)).astype(np.int64)
             pixels = (pixels * (256 - share) + drawn * share) // 256
         return Image.fromarray(pixels.astype(np.uint8))
+
+    def first(self, count: int) -> DiversifiedImages:
+        """So many of them."""
+        return replace(self, pictures=self.pictures.first(count))
 
     def identity(self) -> Iterator[str]:
         """Of the pictures, and that they are changed."""

@@ -72,7 +72,7 @@ class ProxySource:
         """So many of the images, those that were drawn first."""
         task, (kind,) = self.examples.task, self.use.counts
         whole = task.splits["train"]
-        assert isinstance(whole, Subset)
+        assert isinstance(whole, (Subset, DiversifiedImages))
         some = Task(task.name, task.classes, {"train": whole.first(count)})
         use = Use(self.use.level, {kind: count})
         return ProxySource(self.spec, replace(self.examples, task=some), use)
@@ -203,15 +203,15 @@ def draw(
             hint=f"--proxy-samples {half} leaves as many to judge by." if half > 1 else None,
         )
     count = min(count, len(samples) - start)
-    if loading.diversify and not isinstance(samples, (NoiseImages, GeneratedImages)):
-        samples = DiversifiedImages(samples, model.input_size[-1])
-    chosen = Task(
-        task.name, task.classes, {"train": Subset(samples, start, start + count, loading.draw)}
-    )
+    some = Subset(samples, start, start + count, loading.draw)
+    drawn: Subset | DiversifiedImages = some
     use = Use(DataUse.PROXY_IMAGES, {"proxy": count})
     if isinstance(samples, (NoiseImages, GeneratedImages)):
         use = Use(DataUse.NONE, {task.name: count})
-    elif has_seen(theta, task.digest, digest_of(task.classes)):
+    elif loading.diversify:
+        drawn = DiversifiedImages(some, model.input_size[-1])
+    chosen = Task(task.name, task.classes, {"train": drawn})
+    if use.level is not DataUse.NONE and has_seen(theta, task.digest, digest_of(task.classes)):
         use = Use(DataUse.RECEIVER_IMAGES, {"train": count})
     labels = tuple(range(len(task.classes)))
     return ProxySource(spec, Examples(chosen, model, labels, loading), use)
