@@ -246,7 +246,10 @@ def test_rotate_then_quantize_is_quantize_rotate(drawer: Drawer, tmp_path: Path)
 def test_by_itself_quantize_rotates_where_that_leaves_less_noise(
     drawer: Drawer, tmp_path: Path
 ) -> None:
-    """And says so; few weights of a trained pico ViT are large, a column in eight here is."""
+    """And says so; few weights of a trained pico ViT are large, a column in eight here is.
+
+    At 2 bits it never does.
+    """
     with Checkpoint(drawer.receiver) as theta:
         targets = theta.card.targets or ()
         state = {name: theta.array(name) for name in theta}
@@ -262,6 +265,8 @@ def test_by_itself_quantize_rotates_where_that_leaves_less_noise(
         assert first.keys() == second.keys()
         assert all(torch.equal(first[name], second[name]) for name in first)
     noise = ("--calib", "noise", "--model", "test_vit", "--img-size", 32)
+    two = call("quantize", tmp_path / "large.st", "--bits", 2, "-o", tmp_path / "two.st")
+    assert "rotated: rounding" not in two.err
     for words in (("--scale", "mse"), ("--preset", "paper"), ("--method", "gptq", *noise)):
         said = call("quantize", tmp_path / "large.st", "--bits", 3, *words, "--dry-run", "-o",
                     tmp_path / "x.st")  # fmt: skip
@@ -323,7 +328,7 @@ def test_advise_takes_a_rotated_receiver(drawer: Drawer, tmp_path: Path) -> None
     flags = ("--bits", 3, "--proxy-samples", 16, "--refine", 0, "--json")
     results = call("advise", tmp_path / "r.st", *flags).json["results"]
     assert all("is rotated already" in row["reason"] for row in results["skipped"])
-    assert len(results["skipped"]) == 2
+    assert len(results["skipped"]) == 1
 
 
 def test_what_is_trained_in_a_rotated_basis_stays_in_it(drawer: Drawer, tmp_path: Path) -> None:
