@@ -233,3 +233,17 @@ def test_the_far_table_is_what_its_documents_say(tmp_path: Path) -> None:
     assert "worse than the best plain grid on test in 0 of 4" in told
     assert "pictures +1.00, generated -1.00, both +1.00" in told
     assert "a 0.90, 0.80 to 1.00: 0.89 (in); a 0.90, 0.80 to 1.00: 0.67 (out of)" in told
+
+
+def test_the_readmes_far_table_is_the_one_that_is_kept() -> None:
+    def cells(line: str) -> list[str]:
+        return re.split(r"\t|  +", line.strip())
+
+    kept = (EXAMPLES / "real/results/far.txt").read_text().splitlines()
+    page = (EXAMPLES / "real/README.md").read_text()
+    (block,) = (
+        b for b in re.findall(r"```text\n(.*?)```", page, re.DOTALL) if "far receivers" in b
+    )
+    shown = [cells(line) for line in block.splitlines() if line]
+    told = [cells(line) for line in kept if not line.startswith("kept on the pictures")]
+    assert shown == told
