@@ -62,6 +62,14 @@ def test_a_table_of_another_width_begins_anew() -> None:
     assert shown(80, lines) == ["a  b", "1  2", "long name  x  y  z", "2          3  4  5"]
 
 
+def test_a_row_without_its_score_stays_in_its_table() -> None:
+    assert shown(80, ["a\tb\tc", "long name\t2", "1\t2\t3\t<-"]) == [
+        "a          b  c",
+        "long name  2",
+        "1          2  3  <-",
+    ]
+
+
 def test_wide_letters_count_as_what_they_take() -> None:
     first, second = shown(80, ["名前\tx", "ab\tx"])
     assert first == "名前  x"

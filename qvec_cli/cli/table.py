@@ -26,8 +26,8 @@ _NUMBER: Final = re.compile(r"[+-]?[\d,]*(?=[.%\s]|$)")
 def aligned(lines: Iterable[str], width: int) -> Iterator[str]:
     """The same lines, their tables in columns that fit so many characters if they can.
 
-    Lines with tabs that follow each other are a table; one of another number of cells, a mark at
-    the end apart, begins the next.
+    Lines with tabs that follow each other are a table; one whose number of cells differs by more
+    than a mark, or a score that is missing, begins the next.
     """
     for tabbed, group in groupby(lines, lambda line: "\t" in line):
         if tabbed:
@@ -41,7 +41,7 @@ def _tables(rows: Sequence[list[str]]) -> Iterator[list[list[str]]]:
     """Rows that belong together; each table begins with its head."""
     table: list[list[str]] = []
     for row in rows:
-        if table and not 0 <= len(row) - len(table[0]) <= 1 and len(row) != 2:
+        if table and abs(len(row) - len(table[0])) > 1:
             yield table
             table = []
         table.append(row)
