@@ -193,6 +193,8 @@ def test_data_sets_that_do_not_go_together_cost_a_line(
     [
         (("--method", "gptq"), "--method gptq needs images: --calib is missing"),
         (("--method", "awq"), "--method awq needs images: --calib is missing"),
+        (("--draw", 1), "--draw needs images: --calib is missing"),
+        (("--diversify",), "--diversify needs images: --calib is missing"),
         (("--method", "rtn", "--calib", "DATA"), "--calib is of no use to --method rtn"),
         (("--bias-correction",), "--bias-correction needs images"),
         (("--calib-samples", "9"), "--calib-samples needs images"),

@@ -110,6 +110,8 @@ class CalibrationFlags:
             "--bias-correction": correction,
             "--calib-samples": self.calib_samples,
             "--target float": self.target is Target.FLOAT,
+            "--draw": loading.draw and self.refine is None,
+            "--diversify": loading.diversify and self.refine is None,
         }
         for name in (name for name, typed in needing.items() if typed):
             hint = "Or --moments FILE." if name == "--bias-correction" else None
