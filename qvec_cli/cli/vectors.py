@@ -211,7 +211,7 @@ def moments(
     data: options.Data,
     targets: options.Targets = None,
     sample: SampleFlags,
-    images: ImageFlags,
+    images: Annotated[ImageFlags, Adapted(without=("diversify",))],
     network: Nameless,
     output: options.OutputFile,
     writing: OutputFlags,
