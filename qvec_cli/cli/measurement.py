@@ -28,15 +28,7 @@ def evaluate(
     *,
     data: options.Data,
     split: Annotated[str, typer.Option(metavar="train|val|test", help="Of --data.")] = "test",
-    images: Annotated[
-        ImageFlags,
-        Adapted(
-            without=(
-                "draw",
-                "diversify",
-            )
-        ),
-    ],
+    images: options.WholeImages,
     network: NetworkFlags,
     output: Annotated[Path | None, options.output_option("JSON file for the metrics.")] = None,
     writing: Writing,

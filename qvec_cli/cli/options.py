@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, TypedDict, Ty
 import typer
 
 from qvec_cli.checkpoint.source import WeightsChoice
-from qvec_cli.cli.signature import flag, typed_flags
+from qvec_cli.cli.signature import Adapted, flag, typed_flags
 from qvec_cli.errors import SpecError
 from qvec_cli.inputs.yaml_text import Value, entries, line, near, value
 from qvec_cli.specs import (
@@ -232,6 +232,9 @@ class ImageFlags:
         size, workers = batch_size or self.batch_size, self.workers
         return Loading(data_dir, download, classes, workers, size, self.draw, self.diversify)
 
+
+WholeImages = Annotated[ImageFlags, Adapted(without=("draw", "diversify"))]
+"""The same for commands that choose and change no unlabelled images."""
 
 UseEma = Annotated[
     bool | None,

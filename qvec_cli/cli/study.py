@@ -178,15 +178,7 @@ def transfer(
     method: options.MethodChoice = Method.RTN,
     nulls: NullFlags,
     proxy: Annotated[ProxyFlags, Adapted(without=("measure",))],
-    images: Annotated[
-        ImageFlags,
-        Adapted(
-            without=(
-                "draw",
-                "diversify",
-            )
-        ),
-    ],
+    images: options.WholeImages,
     network: NetworkFlags,
     jobs: JobFlags,
     output: options.OutputFile,
