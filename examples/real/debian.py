@@ -76,6 +76,8 @@ def files(package: str, folder: Path, under: str) -> Iterator[tuple[str, bytes]]
                 content = tar.extractfile(member)
                 assert content is not None
                 yield name.removeprefix(under), content.read()
+    if unpacked.returncode != 0:
+        raise SystemExit(f"error: {archive}: cannot be unpacked; remove it to fetch it again")
 
 
 def clipart(split: str, folder: Path) -> Iterator[Picture]:
