@@ -222,7 +222,7 @@ def test_runs_that_are_pooled_have_mean_scores_where_all_have_one(files: Files) 
 
 def test_the_summary_has_the_way_and_the_scores_need_three_pairs(files: Files) -> None:
     assert {*files.document["results"]["summary"]["ways"]} == {
-        *("lambda 1", "val", "agreement", "oracle")
+        *("lambda 1", "val", "agreement", "oracle", "crossed")
     }
     assert summarise(matrix(files.lines))["donor_score"] is None  # two pairs
 

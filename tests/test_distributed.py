@@ -118,6 +118,10 @@ def test_a_score_that_ranks_measure_together_is_that_of_one_process_to_the_bit(
     images, labels = torch.randint(0, 256, (23, 3, 8, 8), dtype=torch.uint8), torch.arange(23) % 7
     flags: Any = {"normalise": normalise, "batch_size": 4}
     alone = forward.accuracy_of(forward.batch_counts(network, images, labels, **flags), 1.0)
+    even = forward.batch_counts(network, images[::2], labels[::2], **{**flags, "batch_size": 23})
+    odd_batches = forward.batch_counts(network, images, labels, **{**flags, "batch_size": 5})
+    assert alone.n_correct_even == sum(batch.n_correct for batch in even)
+    assert sum(batch.n_correct_even for batch in odd_batches) == alone.n_correct_even
     for size in SIZES:
         of_all = []
         for world in worlds(size):

@@ -119,6 +119,7 @@ def test_the_oracle_is_the_best_point_on_test(files: Files) -> None:
     for cell in (line for line in files.lines if line["kind"] == "cell"):
         right = [point["test"]["n_correct"] for point in cell["curve"]]
         assert cell["oracle"]["test"]["n_correct"] == max(right)
+        assert cell["oracle"]["crossed"]["n_correct"] <= max(right)
         at = {point["lambda"]: point["test"] for point in cell["curve"]}
         assert at[cell["chosen"]["val"]["lambda"]] == cell["chosen"]["val"]["test"]
 
@@ -140,6 +141,14 @@ def test_a_baseline_is_what_eval_gives(name: str, files: Files, tmp_path: Path) 
     assert baselines[name]["grid"] == found["grid"]
 
 
+def test_each_half_of_the_test_images_is_scored_at_the_lambda_that_is_best_on_the_other() -> None:
+    right = {0.0: 12, 0.5: 13, 1.0: 15}
+    curve = [{"lambda": lam, "test": {"n": 20, "n_correct": count}} for lam, count in right.items()]
+    oracle = cells._oracle(curve, {0.0: 5, 0.5: 9, 1.0: 7})  # at odd places 7, 4, 8
+    assert oracle["lambda"] == 1.0
+    assert oracle["crossed"] == {"n": 20, "n_correct": 4 + 7, "top1": 11 / 20}
+
+
 def test_the_diagonal_is_told_by_data_and_kept_out_of_the_statistics(files: Files) -> None:
     own = {(x["receiver"], x["donor"]): x["diagonal"] for x in files.lines if x["kind"] == "cell"}
     assert own == {
@@ -150,7 +159,7 @@ def test_the_diagonal_is_told_by_data_and_kept_out_of_the_statistics(files: File
     }
     summary = files.document["results"]["summary"]
     assert {way["pairs"] for way in summary["ways"].values()} == {2}
-    assert set(summary["own_vector"]) == {"lambda 1", "val", "oracle"}
+    assert set(summary["own_vector"]) == {"lambda 1", "val", "oracle", "crossed"}
 
 
 def test_an_own_vector_has_cost_the_receivers_labels(files: Files) -> None:

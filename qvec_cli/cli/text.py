@@ -18,6 +18,7 @@ _WAYS: Final = {
     "val": "lambda* (labels)",
     "agreement": "lambda by agreement",
     "oracle": "best on test",
+    "crossed": "best on test, cross-fitted",
 }
 
 _HEAD: Final = ("with a vector", "gain", "95 %", "median", "wins", "losses", "gap closed", "regret")

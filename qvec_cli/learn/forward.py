@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -39,6 +39,7 @@ class Accuracy:
     n_correct_top5: int  # among the k highest logits, k = min(5, classes)
     loss: float  # mean cross-entropy, nats
     seconds: float
+    n_correct_even: int = field(default=0, compare=False)  # of images 0, 2, 4, ... as they came
 
     @property
     def top1(self) -> float:
@@ -76,6 +77,7 @@ class BatchCounts(NamedTuple):
     n_correct: int
     n_correct_top5: int
     loss: float  # summed over images
+    n_correct_even: int  # of images 0, 2, 4, ...
 
 
 @torch.no_grad()
@@ -156,7 +158,8 @@ def accuracy_of(counts: Sequence[BatchCounts], seconds: float) -> Accuracy:
         raise _broken()
     n = sum(batch.n for batch in counts)
     right, right5 = sum(b.n_correct for b in counts), sum(b.n_correct_top5 for b in counts)
-    return Accuracy(n, right, right5, loss / n, seconds)
+    even = sum(batch.n_correct_even for batch in counts)
+    return Accuracy(n, right, right5, loss / n, seconds, even)
 
 
 @torch.inference_mode()
@@ -188,7 +191,9 @@ def batch_counts(
             scores = network(batch).float()
             loss = float(functional.cross_entropy(scores, target, reduction="sum"))
             best = scores.topk(min(5, scores.shape[1])).indices == target[:, None]
-            counts.append(BatchCounts(len(batch), int(best[:, 0].sum()), int(best.sum()), loss))
+            first, even = best[:, 0], best[start % 2 :: 2, 0]
+            right = int(first.sum()), int(best.sum())
+            counts.append(BatchCounts(len(batch), *right, loss, int(even.sum())))
             progress(min(start + batch_size, len(images)))
     return counts
 

@@ -14,7 +14,7 @@ from qvec_cli.results import metrics_document as metrics
 from qvec_cli.results.documents import Document, ResultFiles, WaysTable, stem
 from qvec_cli.results.matrix import Cell, Matrix
 from qvec_cli.results.records import ChosenLambda, Score
-from qvec_cli.results.summary import ORACLE, gain_cells, summarise
+from qvec_cli.results.summary import CROSSED, ORACLE, gain_cells, summarise
 from qvec_cli.specs import DataUse
 
 NONE: Final = "-"
@@ -84,7 +84,8 @@ def _way(key: str) -> str:
     """A way to choose lambda by the summary's key."""
     if key.startswith("lambda "):
         return f"{LAMBDA} = {key.removeprefix('lambda ')}"
-    return f"{LAMBDA} best on test" if key == ORACLE else ways.chosen_name(key)
+    best = {ORACLE: "best on test", CROSSED: "best on test, cross-fitted"}
+    return f"{LAMBDA} {best[key]}" if key in best else ways.chosen_name(key)
 
 
 def _picked(cells: Iterable[Cell], pick: ways.Chooser) -> list[tuple[Cell, ChosenLambda]]:

@@ -51,6 +51,7 @@ class Oracle(Struct, frozen=True):
 
     lam: float = msgspec.field(name="lambda")
     test: Score
+    crossed: Score | None = None  # chosen on each half of the images, scored on the other
 
 
 class Cell(Struct, frozen=True, tag_field="kind", tag="cell"):
@@ -386,12 +387,19 @@ def _mean_cell(cells: Sequence[Cell]) -> Cell:
         curve=tuple(map(_mean_point, _aligned(cell.curve for cell in cells))),
         fixed=tuple(map(_mean_choice, _aligned(cell.fixed for cell in cells))),
         chosen={key: _mean_choice([cell.chosen[key] for cell in cells]) for key in selectors},
-        oracle=Oracle(median(o.lam for o in oracles), _mean_score(o.test for o in oracles))
-        if len(oracles) == len(cells)
-        else None,
+        oracle=_mean_oracle(oracles) if len(oracles) == len(cells) else None,
         score=DonorScore(fmean(s.removed for s in scores), fmean(s.explained for s in scores))
         if len(scores) == len(cells)
         else None,
+    )
+
+
+def _mean_oracle(oracles: Sequence[Oracle]) -> Oracle:
+    crossed = [oracle.crossed for oracle in oracles if oracle.crossed]
+    return Oracle(
+        median(oracle.lam for oracle in oracles),
+        _mean_score(oracle.test for oracle in oracles),
+        _mean_score(crossed) if len(crossed) == len(oracles) else None,
     )
 
 

@@ -6,9 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import structs
+
 from qvec_cli.errors import NotFiniteError, located
 from qvec_cli.inputs.files import InputFiles
 from qvec_cli.inputs.lineage import inherited_use, patched_use
+from qvec_cli.results.records import Score
 from qvec_cli.selection.by_agreement import curve_of
 from qvec_cli.selection.by_labels import choose
 from qvec_cli.selection.choose import LeftOut, skipped
@@ -67,6 +70,7 @@ class MeasuredReceiver:
         self.device = self._trial.device  # the last bits of a product may hang on that
         scores = self._trial.scores(0.0, self._splits)
         self._plain = {split: _bare(score) for split, score in scores.items()}
+        self._evens = {0.0: scores["test"].n_correct_even}  # by lambda
         self._labels = Use(DataUse.RECEIVER_LABELS, {"val": self._plain["val"]["n"]})
         self._judge = None
         if receiver.proxies:
@@ -162,7 +166,7 @@ class MeasuredReceiver:
             "chosen": chosen,
             **facts,
             **skipped(left_out.points()),
-            "oracle": _oracle(curve) if options.oracle else None,
+            "oracle": _oracle(curve, self._evens) if options.oracle else None,
         }
 
     def _traced(self, trial: Trial, left_out: LeftOut) -> tuple[list[Point], dict[float, Outputs]]:
@@ -195,7 +199,10 @@ class MeasuredReceiver:
     def _scores(self, trial: Trial, lam: float, splits: tuple[str, ...]) -> dict[str, Point]:
         if lam == 0:
             return self._plain
-        return {split: _bare(score) for split, score in trial.scores(lam, splits).items()}
+        scores = trial.scores(lam, splits)
+        if "test" in scores:
+            self._evens[lam] = scores["test"].n_correct_even
+        return {split: _bare(score) for split, score in scores.items()}
 
 
 def other_grids(own: Grid) -> Iterator[Grid]:
@@ -206,10 +213,25 @@ def other_grids(own: Grid) -> Iterator[Grid]:
             yield grid
 
 
-def _oracle(curve: list[Point]) -> Point:
-    """The lambda that nobody can choose: the best on test, ties to the smaller |lambda|."""
-    best = max(curve, key=lambda point: (point["test"]["n_correct"], -abs(point["lambda"])))
-    return {"lambda": best["lambda"], "test": best["test"]}
+def _oracle(curve: list[Point], evens: Mapping[float, int]) -> Point:
+    """The lambda that nobody can choose: the best on test, ties to the smaller |lambda|.
+
+    The best of several noisy scores flatters itself; ``crossed`` does not: of the images at even
+    places and of the others, each half is scored at the lambda that is best on the other half.
+    ``evens`` are the right answers at even places, by lambda.
+    """
+    right = {point["lambda"]: point["test"]["n_correct"] for point in curve}
+    halves = [{lam: evens[lam] for lam in right}]
+    halves.append({lam: right[lam] - evens[lam] for lam in right})
+    best, one, other = (_most_right(counts) for counts in (right, *halves))
+    images = curve[0]["test"]["n"]
+    test = next(point["test"] for point in curve if point["lambda"] == best)
+    crossed = Score.of(images, halves[0][other] + halves[1][one])
+    return {"lambda": best, "test": test, "crossed": structs.asdict(crossed)}
+
+
+def _most_right(counts: Mapping[float, int]) -> float:
+    return max(counts, key=lambda lam: (counts[lam], -abs(lam)))
 
 
 def _drift(vector: Vector, files: InputFiles) -> Mapping[str, Any] | None:
