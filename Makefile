@@ -4,6 +4,8 @@ PYTHON ?= python3
 # A pair that is known to work; pyproject.toml states the lower bounds.
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
+# modules are compiled when they are first imported: most of the 12,000 never are
+PIP := --quiet --disable-pip-version-check --no-compile
 WORKERS ?= 2
 # The tests start hundreds of processes: each module is compiled once, not by every one of them.
 unexport PYTHONDONTWRITEBYTECODE
@@ -77,6 +79,5 @@ clean:
 
 .venv/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install $(PIP) $(TORCH) --editable '.[dev]'
 	touch $@

@@ -173,11 +173,16 @@ def _one_donor(runs: Sequence[Matrix]) -> Iterator[Row]:
     for key, use in uses.items():
         name = "lambda* (labels)" if key == "val" else "lambda by agreement"
         yield row(f"one vector, {name}", [(r, c, c.chosen[key].test) for r, c in cells], use)
-    yield row("one vector, best on test", [(r, c, c.oracle.test) for r, c in cells], "-")
+    yield row("one vector, best on test", [(r, c, _best(c)) for r, c in cells], "-")
     for null in runs[0].run["nulls"]:
         kept = [(r, c) for r in runs for c in r.cells.values() if c.null == null and not c.diagonal]
         chosen = [(r, c, c.chosen["agreement"].test) for r, c in kept]
         yield row(f"null {null}, lambda by agreement", chosen, "proxies")
+
+
+def _best(cell: Any) -> Score:
+    """At the lambda that is best on test, chosen on each half of the images for the other."""
+    return cell.oracle.crossed
 
 
 def _baselines(runs: Sequence[Matrix]) -> Iterator[Row]:
@@ -259,17 +264,14 @@ def _regret(runs: Sequence[Matrix]) -> Iterator[str]:
     by_run = [summarise(run)["ways"] for run in runs]
     for way, name in (("lambda 1", "lambda 1"), ("val", "labels"), ("agreement", "agreement")):
         lost = fmean(ways[way]["regret"]["mean"] for ways in by_run)
-        gain = fmean(ways["oracle"]["mean"] for ways in by_run)
+        gain = fmean(ways["crossed"]["mean"] for ways in by_run)
         yield f"regret of lambda by {name}: {100 * lost:.1f} points, {lost / gain:.0%} of the gain"
     cells = [(run.plain(c.receiver), c.chosen) for run in runs for c in run.transfers]
     yield _of_labels([(p, way["agreement"].test, way["val"].test) for p, way in cells])
 
 
 def _of_labels(chosen: Sequence[tuple[Score, Score, Score]]) -> str:
-    """What agreement gains of what labels do: rounding, by agreement, by labels on validation.
-
-    The best lambda on test is no measure: the best of several noisy scores flatters itself.
-    """
+    """What agreement gains of what labels do: rounding, by agreement, by labels on validation."""
     ours, theirs = (fmean(c[place].top1 - c[0].top1 for c in chosen) for place in (1, 2))
     worse = fmean(Cell("", plain, agreed).worse for plain, agreed, _ in chosen)
     share = f"{ours / theirs:.0%}" if theirs > 0 else "-"
@@ -280,36 +282,49 @@ def _of_labels(chosen: Sequence[tuple[Score, Score, Score]]) -> str:
 
 
 def _ranks(runs: Sequence[Matrix]) -> Iterator[str]:
-    """How donors rank, without labels and with those of validation, by what they gain on test."""
+    """How donors rank by what they gain on test, and as a share of how labels rank them."""
+    labels = "gain on validation (labels)"
     scores: dict[str, Callable[[Matrix, Any], float]] = {
         "damage explained": lambda run, cell: cell.score.explained,
         "damage removed": lambda run, cell: cell.score.removed,
         "cosine of the vectors": _cosine,
-        "gain on validation (labels)": lambda run, cell: (
+        labels: lambda run, cell: (
             max(p.val.top1 for p in cell.curve) - next(p.val.top1 for p in cell.curve if p.lam == 0)
         ),
     }
-    for name, score in scores.items():
-        over: list[float | None] = []
-        within: list[float | None] = []
-        for run in runs:
-            cells = run.transfers
-            gains = np.array([run.gain(c.receiver, c.oracle.test) for c in cells])
-            values = np.array([score(run, cell) for cell in cells])
-            names = np.array([cell.receiver for cell in cells])
-            over.append(spearman(values, gains))
-            each = [n for n in dict.fromkeys(names) if (names == n).sum() > 2]
-            within += [spearman(values[names == n], gains[names == n]) for n in each]
+    found = {name: _rank(runs, score) for name, score in scores.items()}
+    for name, ranks in found.items():
+        over, within = (
+            "-" if rank is None else f"{rank:+.2f}" + (f" ({rank / top:.0%})" if top else "")
+            for rank, top in zip(ranks, found[labels], strict=True)
+        )
         yield (
-            f"donors ranked by {name}: {_mean(over)} with the best gain on test over all pairs, "
-            f"{_mean(within)} within a receiver"
+            f"donors ranked by {name}: {over} with the best gain on test over all pairs, "
+            f"{within} within a receiver"
         )
 
 
-def _mean(ranks: Sequence[float | None]) -> str:
+def _rank(
+    runs: Sequence[Matrix], score: Callable[[Matrix, Any], float]
+) -> tuple[float | None, float | None]:
+    """Mean rank correlation of a score with the best gain: over all pairs, within a receiver."""
+    over: list[float | None] = []
+    within: list[float | None] = []
+    for run in runs:
+        cells = run.transfers
+        gains = np.array([run.gain(c.receiver, _best(c)) for c in cells])
+        values = np.array([score(run, cell) for cell in cells])
+        names = np.array([cell.receiver for cell in cells])
+        over.append(spearman(values, gains))
+        each = [n for n in dict.fromkeys(names) if (names == n).sum() > 2]
+        within += [spearman(values[names == n], gains[names == n]) for n in each]
+    return _mean(over), _mean(within)
+
+
+def _mean(ranks: Sequence[float | None]) -> float | None:
     """Of those that there are: two donors have no rank, nor have scores that do not vary."""
     known = [rank for rank in ranks if rank is not None]
-    return f"{fmean(known):+.2f}" if known else "-"
+    return fmean(known) if known else None
 
 
 def _cosine(run: Matrix, cell: Any) -> float:
