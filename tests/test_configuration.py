@@ -1,7 +1,11 @@
 """timm's configurations: refused where they cannot be, and compared by what shapes a backbone."""
 
+import contextlib
 import json
+import math
+import random
 from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 import timm
@@ -40,6 +44,68 @@ def test_what_was_created_passes_and_any_field_that_is_damaged_does_not():
             Model.from_json({**PICO.to_json(), name: None})
     with pytest.raises(MismatchError, match="checkpoint_path"):
         Model.from_json(with_args(checkpoint_path="evil.pt").to_json())
+
+
+HOSTILE: dict[str, list[Any]] = {
+    "num_classes": [-1, 10**30, True, 1.5, "3"],
+    "architecture": [7, None, []],
+    "model_args": [
+        {"embed_dim": 10**9},
+        {"embed_dim": -(10**400)},
+        {"depth": 10**7},
+        {"depths": [2, 10**5]},
+        {"img_size": [10**6, 224]},
+        {"mlp_ratio": 1e300},
+        {"mlp_ratio": math.inf},
+        {"drop_rate": math.nan},
+        {"act_layer": "x" * 10**6},
+        {"norm_kwargs": {"a": {"b": {"c": {"d": {"e": 1}}}}}},
+        {"blocks": [[]] * 10**5},
+    ],
+    "pretrained_cfg.input_size": [
+        None,
+        [3, 10**6, 10**6],
+        [3, 0, 32],
+        [10**6, 32, 32],
+        [3, 32.0, 32],
+    ],
+    "pretrained_cfg.crop_pct": ["x", 1e308, 1e-300, 0, math.nan, 10**400],
+    "pretrained_cfg.interpolation": [5, None, "x" * 10**6],
+    "pretrained_cfg.mean": ["a", [1, 2], [math.inf] * 3, [10**400] * 3, []],
+    "pretrained_cfg.std": [[0.0] * 3, [-1] * 3, [1, 2]],
+    "pretrained_cfg.classifier": [5, [None], {}],
+}
+
+
+def replaced(path: str, value: Any) -> dict[str, Any]:
+    """PICO's JSON with one field of another value."""
+    whole = json.loads(json.dumps(PICO.to_json()))
+    *outer, name = path.split(".")
+    place = whole[outer[0]] if outer else whole
+    place[name] = value
+    return dict(whole)
+
+
+@pytest.mark.parametrize("path", HOSTILE)
+def test_a_card_asks_for_nothing_that_a_machine_would_choke_on(path: str) -> None:
+    for value in HOSTILE[path]:
+        with pytest.raises(MismatchError, match="damaged"):
+            Model.from_json(replaced(path, value))
+
+
+def test_no_mutation_of_a_card_is_anything_but_a_model_or_a_mismatch() -> None:
+    dice = random.Random(0)
+    values = [v for each in HOSTILE.values() for v in each] + [0, 3, 1e-9, "head", [3, 8, 8], {}]
+    paths = [*HOSTILE, *(f"pretrained_cfg.{key}" for key in PICO.pretrained_cfg)]
+    kept = 0
+    for _ in range(2000):
+        card = replaced(dice.choice(paths), dice.choice(values))
+        with contextlib.suppress(MismatchError):
+            model = Model.from_json(card)
+            assert max(model.input_size) <= 8192
+            assert 0 <= model.num_classes <= 10**7
+            kept += 1
+    assert 0 < kept < 1000
 
 
 @pytest.mark.parametrize("name", ["test_vit", "deit_tiny_patch16_224"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -27,22 +27,35 @@ COLOURS: Final = 3
 DATA_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 
 
+_LARGEST_FLOAT: Final = sys.float_info.max
+
+
 def are_numbers(value: Any) -> bool:
     """Whether it is a list of some finite numbers."""
     listed = isinstance(value, (list, tuple)) and len(value) > 0
-    return listed and all(type(n) in (int, float) and math.isfinite(n) for n in value)
+    return listed and all(type(n) in (int, float) and abs(n) <= _LARGEST_FLOAT for n in value)
 
 
 _PREPARED: Final[Mapping[str, Callable[[Any], bool]]] = {
     "mean": are_numbers,
     "std": lambda value: are_numbers(value) and min(value) > 0,
-    "crop_pct": lambda value: type(value) in (int, float) and 0 < value <= _LARGEST_CROP,
+    "crop_pct": lambda value: type(value) in (int, float) and _SMALLEST_CROP <= value <= 4,
     "crop_mode": lambda value: value in ("center", "squash", "border"),
     "interpolation": lambda value: value in (*Interpolation, "random"),
 }
 """What each word about the preparation of images may be."""
 
-_LARGEST_CROP: Final = 4  # times the image; timm has some above 1
+_SMALLEST_CROP: Final = 0.01  # an image is resized to its size over this; timm has 0.8 to 1.1
+
+_MOST_CHANNELS, _LARGEST_SIDE, _MOST_CLASSES = 1024, 8192, 10_000_000
+
+_LARGEST_NUMBER: Final = 1 << 16
+"""Of what timm's constructors take. A card is text from anywhere: what it asks for is built."""
+
+_MOST_BLOCKS: Final = 1024
+"""The same, of words that count blocks or layers."""
+
+_MOST_ARGUMENTS, _LONGEST_TEXT, _DEEPEST = 256, 256, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +84,14 @@ class Model:
         if not all(isinstance(n, str) for n in (named if isinstance(named, list) else [named])):
             raise _damaged("classifier")
         size = data.get("input_size")
-        if not (isinstance(size, list) and len(size) == 3 and all(type(n) is int for n in size)):
+        most = (_MOST_CHANNELS, _LARGEST_SIDE, _LARGEST_SIDE)
+        if not (isinstance(size, list) and [type(n) for n in size] == [int] * 3):
             raise _damaged("input_size")
+        if not all(0 < n <= limit for n, limit in zip(size, most, strict=True)):
+            raise _damaged(f"input_size {size}")
+        if type(value["num_classes"]) is not int or not 0 <= value["num_classes"] <= _MOST_CLASSES:
+            raise _damaged("num_classes")
+        _check_arguments(value["model_args"])
         _check_preparation(data, size[0])
         return cls(value["architecture"], value["num_classes"], value["model_args"], data)
 
@@ -110,6 +129,29 @@ def _check_preparation(data: Mapping[str, Any], channels: int) -> None:
             raise _damaged(key)
     if not len(data["mean"]) == len(data["std"]) == channels:
         raise _damaged("mean and std are of another number of channels")
+
+
+def _check_arguments(args: Mapping[str, Any]) -> None:
+    """Refuses numbers, texts and nesting that no network of timm's has: MismatchError."""
+    left: list[tuple[str, Any, int]] = [(f"model_args.{key}", args[key], 1) for key in args]
+    for seen, (name, value, depth) in enumerate(left):
+        if seen >= _MOST_ARGUMENTS or depth > _DEEPEST:
+            raise _damaged("model_args has more in it than any network takes")
+        if isinstance(value, dict):
+            left += [(f"{name}.{key}", inner, depth + 1) for key, inner in value.items()]
+        elif isinstance(value, list):
+            left += [(name, inner, depth + 1) for inner in value]
+        elif not _is_moderate(name, value):
+            raise _damaged(name)
+
+
+def _is_moderate(name: str, value: Any) -> bool:
+    """Whether a text is short, and a number one that some network has."""
+    if isinstance(value, str):
+        return len(value) <= _LONGEST_TEXT
+    counts_blocks = any(word in name for word in ("depth", "layers", "blocks"))
+    most = _MOST_BLOCKS if counts_blocks else _LARGEST_NUMBER
+    return not isinstance(value, int | float) or abs(value) <= most
 
 
 def _damaged(what: str) -> MismatchError:
