@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,17 @@ def test_it_solves_the_ridge_problem(pull: Any, shift: Any) -> None:
     expected = np.linalg.lstsq(*rows, rcond=None)[0].T
     found, _ = aim(RECEIVER, pull, inputs, shift)
     assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-6 * abs(expected).max())
+
+
+def test_what_the_stream_lacks_is_asked_of_the_layer_too() -> None:
+    missing = RNG.standard_normal((len(BEHIND), 7)) + BEHIND[:, :7]
+    inputs = replace(seen(BEHIND, FLOATS), missing=missing.T @ BEHIND / len(BEHIND))
+    held = np.sqrt(PULL * np.diag(inputs.moment).mean() * len(BEHIND)) * np.eye(12)
+    wanted = FLOATS @ RECEIVER.T.astype(float) + missing
+    rows = np.vstack([BEHIND, held]), np.vstack([wanted, held @ RECEIVER.T])
+    expected = np.linalg.lstsq(*rows, rcond=None)[0].T
+    found, _ = aim(RECEIVER, RECEIVER, inputs)
     np.testing.assert_allclose(found, expected, atol=1e-6 * abs(expected).max())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -317,3 +318,69 @@ def test_the_watch_on_products_ends_with_the_walk() -> None:
     assert functional.linear is plain  # also between two steps
     steps.close()
     assert functional.linear is plain
+
+
+ADDED = {
+    "vit_giant_patch14_dinov2": ("attn.proj", "mlp.fc2"),
+    "vit_small_patch16_224": ("attn.proj", "mlp.fc2"),
+    "beit_base_patch16_224": ("attn.proj", "mlp.fc2"),
+    "deit3_small_patch16_224": ("attn.proj", "mlp.fc2"),
+    "swin_tiny_patch4_window7_224": ("attn.proj", "mlp.fc2"),  # attention where one window is all
+    "swinv2_tiny_window8_256": (),  # its norms stand behind
+    "vit_pwee_patch16_reg1_gap_256": (),  # attention and MLP run side by side
+}
+"""Layers of a block whose outputs are added to its stream, by network of timm's."""
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_it_is_told_which_layers_add_to_the_stream_and_with_what_gain(name: str) -> None:
+    network, weights, batches = calm(name)
+    modules = dict(network.named_modules())
+    found = set()
+    for segment in Walk(network, weights, batches).segments:
+        for site in segment.sites:
+            if site.added is None:
+                continue
+            block, part = re.fullmatch(r"(.*blocks\.\d+)\.(.*)\.weight", site.names[0]).groups()
+            found.add(part)
+            number = 1 if "attn" in part else 2
+            module = modules[block]
+            gamma = getattr(getattr(module, f"ls{number}", module), "gamma", None)
+            gamma = getattr(module, f"gamma_{number}", gamma)
+            expected = torch.ones(len(site.added.gain)) if gamma is None else gamma
+            expected = expected.where(expected.abs() > 0.05 * expected.abs().median(), 0)
+            torch.testing.assert_close(site.added.gain, expected, rtol=1e-3, atol=1e-4)
+    assert found == {*ADDED[name]}
+
+
+def test_what_the_stream_lacks_is_that_of_whole_forwards() -> None:
+    ours, weights, batches = calm("deit3_small_patch16_224")
+    theirs, goal, _ = calm("deit3_small_patch16_224")
+    block = "blocks.1"
+    streams: dict[str, list[torch.Tensor]] = {"ours": [], "theirs": []}
+    compared = 0
+    for _, site, inputs, _ in Walk(ours, weights, batches, resumed=True).steps(
+        Walk(theirs, goal, batches, resumed=True)
+    ):
+        name = site.names[0]
+        if name == f"{block}.mlp.fc2.weight":
+            for key, network in (("ours", ours), ("theirs", theirs)):
+                norm = network.get_submodule(f"{block}.norm2")
+                hook = norm.register_forward_pre_hook(
+                    lambda _, args, key=key: streams[key].append(args[0].flatten(0, 1))
+                )
+                vectors = [x for used, x in listen(network, batches) if used is site.weights[0]]
+                hook.remove()
+                if key == "ours":
+                    seen_here = torch.cat([x.flatten(0, 1) for x in vectors]).double()
+            gain = theirs.get_submodule(f"{block}.ls2").gamma.double()
+            lacking = (torch.cat(streams["theirs"]) - torch.cat(streams["ours"])).double() / gain
+            expected = (lacking.T @ seen_here / len(seen_here)).detach().numpy()
+            np.testing.assert_allclose(
+                inputs.missing, expected, rtol=1e-3, atol=1e-4 * abs(expected).max()
+            )
+            compared += 1
+        assert (inputs.missing is None) == ("proj" not in name and "fc2" not in name)
+        for weight in site.weights:
+            round_in_place(weight)
+    assert compared == 1

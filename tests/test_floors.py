@@ -275,6 +275,7 @@ def test_the_top_level_is_the_owners() -> None:
 TORCHS_OWN = {
     f"qvec_cli.{name}"
     for name in (
+        "calibration.trace",
         "calibration.walk",
         "inputs.network",
         "learn.forward",

@@ -188,6 +188,7 @@ def test_streams_are_bounded_in_memory(tmp_path: Path) -> None:
         ("qvec patch receiver.st rho.st -o p.st <&-", 0),
         ("qvec patch receiver.st rho.st -o - | head -c 1 > /dev/null", 141),
         ("qvec inspect rho.st --json | head -c 1 > /dev/null", (0, 141)),
+        ("qvec quantize --help | true", (0, 141)),
         ("qvec --help > /dev/full", 1),
     ],
 )

@@ -7,7 +7,7 @@ NUMBERED := fashion mnist digits
 others = $(filter-out $(1) $(if $(filter $(1),$(NUMBERED)),$(NUMBERED)),$(TASKS))
 # the matrix: a near donor and a far one; advise has the vectors of all tasks, and GPTQ on their moments
 ZERO_DONORS := greek photos
-ZERO_LAMBDAS := 0,0.1,0.25,0.5,1
+ZERO_LAMBDAS := 0,0.1,0.25,1
 ZERO_SAMPLES := 128
 # refinement was tried on the digits, where it gained nothing: a third of advise's time
 ZERO_STEPS := 0

@@ -23,7 +23,7 @@ from qvec_cli.specs import Calibration, Listener, Target
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from qvec_cli.calibration.walk import Call, Segment, Site
+    from qvec_cli.calibration.trace import Call, Segment, Site
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,8 @@
 """Calibration images on their way through a network, layer by layer behind quantized ones.
 
-A segment is a part of the network that is run on its own: a block, from the inputs that the
-quantized blocks before it gave. Where one block's output is the next one's input, which the first
-images tell, it is carried over; else the network is run anew up to there. What lies in no block
-has the whole network for its segment.
-
-What a layer sees is what ``torch.nn.functional.linear`` multiplies with its weight: BEiT, EVA and
-SwinV2 use the weights of layers that they never call.
+A segment is run from the inputs that the quantized segments before it gave. Where one block's
+output is the next one's input, which the first images tell, it is carried over; else the network is
+run anew up to there.
 """
 
 from __future__ import annotations
@@ -17,18 +13,13 @@ import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from qvec_cli.errors import MismatchError
+from qvec_cli.calibration.trace import Call, Segment, Site, Tracing, linears
 from qvec_cli.quant.moments import Inputs
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""What a module is called with."""
 
 _SAME: Final = 1e-4
 """Largest change of a block's output, relative to its largest number, that is only rounding."""
@@ -37,21 +28,11 @@ _BAND: Final = 128
 """Fewest rows of a moment that are worth a product of their own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
-    """Weights that are multiplied with one and the same tensor: queries, keys and values, say."""
+class Seen(NamedTuple):
+    """What a site meets in a call."""
 
-    names: list[str]  # in the state dict
-    weights: list[nn.Parameter]
-    norms: list[nn.LayerNorm]  # as wide, called before them in their segment and nowhere else
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A part of the network, and its sites in the order in which they are reached."""
-
-    module: nn.Module
-    sites: list[Site] = field(default_factory=list)
+    inputs: Tensor  # float32 [tokens, in]
+    stream: Tensor | None  # float32 [tokens, out], what its output is added to, if to any
 
 
 class _Reached(Exception):  # noqa: N818 - not an error
@@ -77,7 +58,7 @@ class Walk:
         resumed: bool = False,
     ) -> None:
         self._network, self._batches, self._resumed = network, batches, resumed
-        trace = _Trace(network, weights, batches[0][:2])
+        trace = Tracing(network, weights, batches[0][:2])
         self.segments, self._linked = trace.segments, trace.linked
 
     @torch.inference_mode()
@@ -85,19 +66,23 @@ class Walk:
         """Each site with the moments of its inputs; change its weights before asking for more.
 
         With ``twin``, a walk of the same images and weights through a float network of the same
-        build, ``Inputs.cross`` are the moments with the inputs of its sites.
+        build, ``Inputs.cross`` are the moments with the inputs of its sites, and ``missing`` those
+        with what the stream lacks to which their outputs are added.
         """
         others = twin.places() if twin else None
         for segment, site, calls, inputs in self.places():
             sums = MomentSums()
             floats = next(others)[-1] if others else itertools.repeat(None, len(calls))
             for seen, beside in zip(inputs, floats, strict=True):
-                sums.add(seen, beside)
+                if beside is None:
+                    sums.add(seen.inputs)
+                else:
+                    sums.add(seen.inputs, beside.inputs, _missing(site, seen, beside))
             yield segment, site, sums.inputs(), calls
 
     @torch.inference_mode()
-    def places(self) -> Iterator[tuple[Segment, Site, list[Call], Iterator[Tensor]]]:
-        """The same with the inputs themselves, float32 [tokens, in], of each call."""
+    def places(self) -> Iterator[tuple[Segment, Site, list[Call], Iterator[Seen]]]:
+        """The same with the inputs themselves of each call."""
         calls: list[Call] | None = None
         for place, segment in enumerate(self.segments):
             if calls is None:
@@ -110,7 +95,7 @@ class Walk:
                 continue
             with _Forwards(segment, calls) as forwards:
                 for site in segment.sites:
-                    yield segment, site, calls, forwards.inputs()
+                    yield segment, site, calls, forwards.inputs(site)
                 calls = forwards.outputs() if linked else None
 
     def _reach(self, module: nn.Module) -> list[Call]:
@@ -143,19 +128,31 @@ class _Forwards:
         watched = {id(site.weights[0]) for site in segment.sites}
         self._calls = calls
         self._forwards = [_Forward(segment.module, call, watched) for call in calls]
+        self._norms = {id(s.added.norm): s.added.norm for s in segment.sites if s.added}
+        self._streams: dict[tuple[int, threading.Thread], Tensor] = {}
+        self._hooks: list[Any] = []
 
     def __enter__(self) -> _Forwards:
+        norms = self._norms.values()
+        self._hooks = [norm.register_forward_pre_hook(self._note) for norm in norms]
         return self
 
     def __exit__(self, *_: object) -> None:
         for forward in self._forwards:
             forward.stop()
+        for hook in self._hooks:
+            hook.remove()
 
-    def inputs(self) -> Iterator[Tensor]:
-        """What the next site is multiplied with in each call, float32 [tokens, in]."""
+    def _note(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
+        self._streams[id(norm), threading.current_thread()] = args[0]
+
+    def inputs(self, site: Site) -> Iterator[Seen]:
+        """What the next site meets in each call."""
         for forward in self._forwards:
-            seen = forward.go_on()
-            yield seen.reshape(-1, seen.shape[-1]).float()
+            seen, stream = _rows(forward.go_on()), None
+            if site.added:
+                stream = _rows(self._streams.pop((id(site.added.norm), forward.thread)))
+            yield Seen(seen, stream)
 
     def outputs(self) -> list[Call]:
         """What the next segment is called with, where each output is its first argument."""
@@ -173,13 +170,13 @@ class _Forward:
         self._module, self._call, self._watched = module, call, watched
         self._orders: queue.SimpleQueue[bool] = queue.SimpleQueue()  # whether to go on
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.thread = threading.Thread(target=self._run, daemon=True)
 
     def go_on(self) -> Any:
         """What the next watched weight is multiplied with or, behind the last, the output."""
         with linears(self._pause):
-            if self._thread.ident is None:
-                self._thread.start()
+            if self.thread.ident is None:
+                self.thread.start()
             else:
                 self._orders.put(True)
             answer = self._answers.get()
@@ -189,12 +186,12 @@ class _Forward:
 
     def stop(self) -> None:
         """Gives the call up where it waits."""
-        if self._thread.is_alive():
+        if self.thread.is_alive():
             self._orders.put(False)
-            self._thread.join()
+            self.thread.join()
 
     def _pause(self, used: nn.Parameter, inputs: Tensor) -> None:
-        if id(used) in self._watched and threading.current_thread() is self._thread:
+        if id(used) in self._watched and threading.current_thread() is self.thread:
             self._answers.put(inputs)
             if not self._orders.get():
                 raise _Reached
@@ -217,13 +214,17 @@ class MomentSums:
         self._sums: dict[str, Any] = {}
         self.tokens = 0
 
-    def add(self, inputs: Tensor, floats: Tensor | None = None) -> None:
-        """Adds inputs x [..., in] of a layer and, for ``cross``, those y of the float network."""
+    def add(
+        self, inputs: Tensor, floats: Tensor | None = None, missing: Tensor | None = None
+    ) -> None:
+        """Adds inputs x [..., in] of a layer; those y of the float network, and what is missing."""
         flat = inputs.reshape(-1, inputs.shape[-1]).float()
         ones = flat.new_ones(len(flat))
         parts = {"moment": _second(flat), "mean": ones @ flat, "magnitude": ones @ flat.abs()}
         if floats is not None:
             parts["cross"] = floats.T @ flat
+        if missing is not None:
+            parts["missing"] = missing.T @ flat
         for name, part in parts.items():
             self._sums[name] = self._sums.get(name, 0) + part.double()
         self.tokens += len(flat)
@@ -329,153 +330,32 @@ def fold(segment: Segment, site: Site, by: Tensor, call: Call) -> bool:
     return False
 
 
-class _Trace:
-    """One forward of a few images that tells the order of things."""
-
-    def __init__(
-        self, network: nn.Module, weights: Mapping[str, nn.Parameter], images: Tensor
-    ) -> None:
-        self._calls: dict[nn.Module, list[Call]] = {}
-        self._outputs: dict[nn.Module, Any] = {}
-        self._order: list[nn.LayerNorm | nn.Parameter] = []
-        self._seen: dict[int, list[Tensor]] = {id(weight): [] for weight in weights.values()}
-        blocks = [*_blocks(network, set(self._seen))]
-        norms = [m for m in network.modules() if isinstance(m, nn.LayerNorm)]
-        norms = [norm for norm in norms if norm.elementwise_affine]
-        handles = [m.register_forward_pre_hook(self._enter, with_kwargs=True) for m in blocks]
-        handles += [m.register_forward_hook(self._leave) for m in blocks]
-        handles += [m.register_forward_pre_hook(lambda m, _: self._order.append(m)) for m in norms]
-        try:
-            with torch.inference_mode(), linears(self._multiply):
-                network(images)
-        finally:
-            for handle in handles:
-                handle.remove()
-        self._check(weights)
-        self.segments = [*self._segments(network, weights, blocks)]
-        pairs = zip(self.segments, self.segments[1:], strict=False)
-        self.linked = [self._follows(first.module, second.module) for first, second in pairs]
-
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._calls.setdefault(module, []).append((args, kwargs))
-
-    def _leave(self, module: nn.Module, _: tuple[Any, ...], output: Any) -> None:
-        self._outputs[module] = output
-
-    def _multiply(self, weight: nn.Parameter, inputs: Tensor) -> None:
-        if id(weight) in self._seen:
-            self._seen[id(weight)].append(inputs)
-            self._order.append(weight)
-
-    def _check(self, weights: Mapping[str, nn.Parameter]) -> None:
-        for name, weight in weights.items():
-            if (times := len(self._seen[id(weight)])) != 1:
-                raise MismatchError(
-                    f"{name}: is used {times} times in a forward, not once: what it is "
-                    "multiplied with cannot be told",
-                    hint="Use a method without calibration, or leave it out with --targets.",
-                )
-
-    def _segments(
-        self, network: nn.Module, weights: Mapping[str, nn.Parameter], blocks: Sequence[nn.Module]
-    ) -> Iterator[Segment]:
-        """Segments in order; a block that is called twice is none."""
-        once = [block for block in blocks if len(self._calls.get(block, ())) == 1]
-        home = {id(weight): block for block in once for weight in block.parameters()}
-        named: dict[int, list[str]] = {}
-        for name, weight in weights.items():
-            named.setdefault(id(weight), []).append(name)
-        segment: Segment | None = None
-        norms: list[nn.LayerNorm] = []
-        for used in self._order:
-            if isinstance(used, nn.LayerNorm):
-                norms.append(used)
-                continue
-            place = home.get(id(used), network)
-            if segment is None or segment.module is not place:
-                if segment is not None:
-                    yield segment
-                segment = Segment(place)
-            self._add(segment, named[id(used)], used, norms)
-        if segment is not None:
-            yield segment
-
-    def _add(
-        self, segment: Segment, names: list[str], weight: nn.Parameter, norms: list[nn.LayerNorm]
-    ) -> None:
-        (seen,) = self._seen[id(weight)]
-        for site in segment.sites:
-            if self._seen[id(site.weights[0])][0] is seen:
-                site.names.extend(names)
-                site.weights.append(weight)
-                return
-        inside, width = {*segment.module.modules()}, (seen.shape[-1],)
-        fitting = [n for n in norms if n in inside and tuple(n.normalized_shape) == width]
-        # A norm whose weights are used once in a forward, by whatever module.
-        uses = [id(used.weight) for used in self._order if isinstance(used, nn.LayerNorm)]
-        once = [norm for norm in fitting if uses.count(id(norm.weight)) == 1]
-        segment.sites.append(Site([*names], [weight], once))
-
-    def _follows(self, first: nn.Module, second: nn.Module) -> bool:
-        """Whether the second is called with what the first gave, and all else as the first was."""
-        if first not in self._outputs or second not in self._outputs:
-            return False
-        (old, old_named), (new, new_named) = self._calls[first][0], self._calls[second][0]
-        if not (new and new[0] is self._outputs[first] and len(new) == len(old)):
-            return False
-        others = zip(new[1:], old[1:], strict=True)
-        return old_named.keys() == new_named.keys() and all(
-            one is other or (not isinstance(one, Tensor) and one == other)
-            for one, other in (*others, *((new_named[k], old_named[k]) for k in old_named))
-        )
+def _missing(site: Site, ours: Seen, floats: Seen) -> Tensor | None:
+    """What a site's output would have to be more, so that the float stream comes out of it."""
+    if site.added is None or ours.stream is None or floats.stream is None:
+        return None
+    gain = site.added.gain
+    return (floats.stream - ours.stream) * torch.where(gain == 0, 0, 1 / gain)
 
 
-def _blocks(network: nn.Module, chosen: set[int]) -> Iterator[nn.Module]:
-    """The innermost items of lists of modules that hold two chosen weights or more."""
-    items = [
-        item
-        for container in network.modules()
-        if isinstance(container, nn.Sequential | nn.ModuleList)
-        for item in container
-        if sum(id(weight) in chosen for weight in item.parameters()) > 1
-    ]
-    known = set(items)
-    for item in items:
-        if not any(part in known for part in item.modules() if part is not item):
-            yield item
+def _rows(tensor: Tensor) -> Tensor:
+    """Float32 [tokens, channels]."""
+    return tensor.reshape(-1, tensor.shape[-1]).float()
 
 
-def _inputs_of(segment: Segment, site: Site, calls: Sequence[Call]) -> Iterator[Tensor]:
-    """What a site is multiplied with in each call of its segment, float32 [tokens, in]."""
+def _inputs_of(segment: Segment, site: Site, calls: Sequence[Call]) -> Iterator[Seen]:
+    """What a site meets in each call of its segment."""
     seen: list[Tensor] = []
 
     def seize(used: nn.Parameter, inputs: Tensor) -> None:
         if used is site.weights[0]:
-            seen.append(inputs.reshape(-1, inputs.shape[-1]).float())
+            seen.append(_rows(inputs))
             raise _Reached
 
     for call in calls:
         with linears(seize):
             _run(segment.module, call)
-        yield seen.pop()
-
-
-@contextlib.contextmanager
-def linears(seen: Callable[[nn.Parameter, Tensor], None]) -> Iterator[None]:
-    """Tells of every product with a weight, also of those inside nn.MultiheadAttention."""
-    plain, fast = functional.linear, torch.backends.mha.get_fastpath_enabled()
-
-    def linear(input: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:  # noqa: A002
-        seen(weight, input)
-        return plain(input, weight, bias)
-
-    functional.linear = linear
-    torch.backends.mha.set_fastpath_enabled(False)  # it would multiply unseen
-    try:
-        yield
-    finally:
-        functional.linear = plain
-        torch.backends.mha.set_fastpath_enabled(fast)
+        yield Seen(seen.pop(), None)
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

@@ -150,7 +150,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         words = list(sys.argv[1:] if argv is None else argv)
         code = _program("".join(words[:1]))(words, prog_name="qvec", standalone_mode=False)
     except SystemExit as exit_:
-        code = exit_.code
+        left = isinstance(exit_.__context__, BrokenPipeError)  # rich ends with 1 there
+        code = ReaderLeftError.exit_code if left else exit_.code
     except Exception as fault:
         distributed.wait_for_torchrun(_world(), fault)
         return _explain(fault)

@@ -69,17 +69,20 @@ def aim(
 ) -> tuple[Array, Inputs]:
     """The weight with which a layer behind quantized ones gives the float network's outputs.
 
-    With x the layer's inputs behind quantized layers, y those in the float network and
-    t = W_R y + s the outputs to give, it is W* = argmin mean |W x - t|^2 + mu d |W - W_pull|^2,
-    d being the mean of x_i^2. Calibration that lets a layer make good what was lost before it is
-    that of GPTAQ, arXiv:2504.02692, which corrects the steps of GPTQ; here the least-squares
-    problem is solved first, with a pull to a weight as in E-PMQ, arXiv:2605.16882.
+    With x the layer's inputs behind quantized layers, y those in the float network and t = W_R y +
+    s + m the outputs to give, it is W* = argmin mean |W x - t|^2 + mu d |W - W_pull|^2, d
+    being the mean of x_i^2. Where the outputs are added to a residual stream, m is what the stream
+    before lacks of the float network's (LoaQ, arXiv:2509.06297), else 0: earlier layers' errors,
+    which no least-squares problem of their own could undo. Calibration that lets a layer make good
+    what was lost before it is that of GPTAQ, arXiv:2504.02692, which corrects the steps of GPTQ;
+    here the least-squares problem is solved first, with a pull to a weight as in E-PMQ,
+    arXiv:2605.16882.
 
-    Takes W_R and W_pull, float32 [out, in], ``inputs`` with ``cross``, and s [out], the bias of the
-    float layer less that of the quantized one, None for 0. Returns W* [out, in], float32, and
-    ``inputs`` with the moment E[x x^T] + mu d I, under which an error of W* costs what it does in
-    the problem. Where x = y, s = 0 and ``pull`` is W_R, W* is W_R but for rounding; where the
-    inputs are zero, W* is ``pull``.
+    Takes W_R and W_pull, float32 [out, in], ``inputs`` with ``cross`` and, where there is an m,
+    ``missing``, and s [out], the bias of the float layer less that of the quantized one, None for
+    0. Returns W* [out, in], float32, and ``inputs`` with the moment E[x x^T] + mu d I, under which
+    an error of W* costs what it does in the problem. Where x = y, s = 0 and ``pull`` is W_R, W* is
+    W_R but for rounding; where the inputs are zero, W* is ``pull``.
     """
     assert inputs.cross is not None
     ridge = PULL * float(np.diag(inputs.moment).mean())
@@ -89,6 +92,8 @@ def aim(
     outputs = receiver.astype(np.float64) @ inputs.cross + ridge * pull.astype(np.float64)
     if bias_change is not None:
         outputs += np.outer(bias_change, inputs.mean)
+    if inputs.missing is not None:
+        outputs += inputs.missing
     solved = np.linalg.solve(moment, outputs.T).T
     return solved.astype(np.float32), replace(inputs, moment=moment)
 

@@ -19,12 +19,13 @@ class Inputs:
     mean: Array  # [in], float64: mean of x
     magnitude: Array  # [in], float64: mean of |x|
     cross: Array | None = None  # [in, in], float64: mean of y x^T, y being the float network's x
+    missing: Array | None = None  # [out, in], float64: mean of m x^T, m being what is to be added
 
     @property
     def finite(self) -> bool:
         """Whether no sum has overflowed."""
-        sums = (self.moment, self.magnitude, *(() if self.cross is None else (self.cross,)))
-        return all(bool(np.isfinite(part).all()) for part in sums)
+        sums = (self.moment, self.magnitude, self.cross, self.missing)
+        return all(part is None or bool(np.isfinite(part).all()) for part in sums)
 
 
 SECOND: Final = "second"

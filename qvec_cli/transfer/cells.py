@@ -6,12 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from msgspec import structs
-
 from qvec_cli.errors import NotFiniteError, located
 from qvec_cli.inputs.files import InputFiles
 from qvec_cli.inputs.lineage import inherited_use, patched_use
-from qvec_cli.results.records import Score
 from qvec_cli.selection.by_agreement import curve_of
 from qvec_cli.selection.by_labels import choose
 from qvec_cli.selection.choose import LeftOut, skipped
@@ -226,8 +223,9 @@ def _oracle(curve: list[Point], evens: Mapping[float, int]) -> Point:
     best, one, other = (_most_right(counts) for counts in (right, *halves))
     images = curve[0]["test"]["n"]
     test = next(point["test"] for point in curve if point["lambda"] == best)
-    crossed = Score.of(images, halves[0][other] + halves[1][one])
-    return {"lambda": best, "test": test, "crossed": structs.asdict(crossed)}
+    crossed = halves[0][other] + halves[1][one]
+    score = {"n": images, "n_correct": crossed, "top1": crossed / images}
+    return {"lambda": best, "test": test, "crossed": score}
 
 
 def _most_right(counts: Mapping[float, int]) -> float:
