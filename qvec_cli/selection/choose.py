@@ -80,11 +80,10 @@ class Average:
 
 
 def choose_lambda(lambdas: Sequence[float], distances: Sequence[Array]) -> int:
-    """The place of the smallest |lambda| that is as good as the best.
+    """The place of the least mean distance, of equal ones that of the smallest |lambda|.
 
-    As good means: its mean distance is above the best one's by no more than the standard error
-    of their difference, image by image. Lambda 0, plain quantization, is kept unless the best
-    is better by two such errors, and removes a twentieth of the distance.
+    Lambda 0, plain quantization, is kept unless the best is better by two standard errors of the
+    difference, image by image, and removes a twentieth of the distance.
 
     Args:
         lambdas: 0 among them.
@@ -92,11 +91,7 @@ def choose_lambda(lambdas: Sequence[float], distances: Sequence[Array]) -> int:
     """
     plain = lambdas.index(0.0)
     best = min(range(len(lambdas)), key=lambda i: (Average.of(distances[i]).mean, abs(lambdas[i])))
-    if not _clear(distances[best], distances[plain]):
-        return plain
-    as_good = [i for i in range(len(lambdas)) if not beats(distances[best], distances[i], 1.0)]
-    as_good = [i for i in as_good if _clear(distances[i], distances[plain])]
-    return min(as_good, key=lambda i: (abs(lambdas[i]), Average.of(distances[i]).mean))
+    return best if _clear(distances[best], distances[plain]) else plain
 
 
 def removed(chosen: Array, plain: Array) -> float:
