@@ -56,7 +56,7 @@ $(OUT)/zero/$(1)/$(2)_best.st: $(OUT)/$(2).st
 # for comparison only: the receiver's own images
 $(OUT)/zero/$(1)/$(2)_own.st: $(OUT)/$(2).st
 	mkdir -p $$(@D)
-	qvec quantize $$< $(firstword $($(1))) $(word 2,$($(1))) --scale mse --asymmetric --method gptq --calib $(OUT)/images/$(2) --calib-samples $(ZERO_SAMPLES) -o $$@ --force
+	qvec quantize $$< $(firstword $($(1))) $(word 2,$($(1))) --scale mse --asymmetric --method gptq --target float --calib $(OUT)/images/$(2) --calib-samples $(ZERO_SAMPLES) -o $$@ --force
 
 $(OUT)/zero/$(1)/$(2)_advise.json: $(OUT)/$(2).st $(foreach o,$(call others,$(2)),$(OUT)/zero/$(1)/$(o)_rho.st) | $(OUT)/others/$(2)
 	qvec advise $$< $(firstword $($(1))) $(word 2,$($(1))) $(foreach o,$(call others,$(2)),--rho $(OUT)/zero/$(1)/$(o)_rho.st) --proxy $(OUT)/others/$(2) --proxy-samples $(ZERO_SAMPLES) --refine $(ZERO_STEPS) --data $(OUT)/images/$(2) --device cpu --metrics $$@ --force

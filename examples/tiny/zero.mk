@@ -117,7 +117,7 @@ $(OUT)/s$(1)/$(2)_best_$(3).st: $(OUT)/s$(1)/$(2).st
 
 # for comparison only: the receiver's own images
 $(OUT)/s$(1)/$(2)_own_$(3).st: $(OUT)/s$(1)/$(2).st | $(OUT)/images
-	$(GPTQ) --calib $(OUT)/images/$(2) --calib-samples 256
+	$(GPTQ) --calib $(OUT)/images/$(2) --calib-samples 256 --target float
 endef
 $(foreach s,$(SEEDS),$(foreach b,$(sort $(foreach g,$(GRIDS),$(call bits,$(g)))),$(foreach t,$(TASKS),$(eval $(call calibrated,$(s),$(t),$(b))))))
 
