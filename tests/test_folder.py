@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -255,6 +257,19 @@ def test_weights_are_never_beside_a_config_that_is_not_theirs(
     assert seen[0] == pairs[1]
     assert seen[-1] == pairs[0]
     assert sum("config.json" not in state for state in seen) >= 2
+
+
+def test_two_writers_of_a_folder_never_mix(drawer: Drawer, tmp_path: Path) -> None:
+    args = ("quantize", drawer.receiver, "-o", f"{tmp_path}/q/", "--force")
+    call(*args, "--bits", 4)
+    before = content(tmp_path / "q")
+    other = os.open(tmp_path / "q", os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    refused = call(*args, "--bits", 3, code=1)
+    assert "another qvec is writing it" in refused.errors[0]
+    assert content(tmp_path / "q") == before
+    os.close(other)
+    call(*args, "--bits", 3)
 
 
 def test_weights_whose_config_could_not_be_written_stand_alone(

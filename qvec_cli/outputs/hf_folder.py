@@ -11,6 +11,7 @@ of the folder stay as they are.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +20,7 @@ from qvec_cli.checkpoint.card import Card
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.naming import WRAPPED
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.checkpoint.replace import check_target, dump, is_stream, refused, write_json
+from qvec_cli.checkpoint.replace import check_target, dump, is_stream, lock, refused, write_json
 from qvec_cli.checkpoint.write import Blocks, size_of, write
 from qvec_cli.errors import CheckpointError, MismatchError, SpecError, located
 from qvec_cli.model.configuration import Model, to_config
@@ -125,15 +126,34 @@ def write_output(
         except FileExistsError:
             is_new = False
     try:
-        weights = out / WEIGHTS
-        written = write(weights, plan, tensors, card, force=force, align=ALIGN, ready=ready)
-        write_json(out / CONFIG, config, force=force)
+        with _alone(out):
+            weights = out / WEIGHTS
+            written = write(weights, plan, tensors, card, force=force, align=ALIGN, ready=ready)
+            write_json(out / CONFIG, config, force=force)
     except BaseException:
         if is_new:
             with contextlib.suppress(OSError):  # it is not empty
                 out.rmdir()
         raise
     return written
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other writers out of a folder: the config.json of one beside the weights of another.
+
+    The lock is the operating system's, so that it goes with its process.
+    """
+    with _refusing(folder):
+        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if lock(fd) is False:
+            raise CheckpointError(
+                f"{folder}: another qvec is writing it", hint="Wait for it, or name another folder."
+            )
+        yield
+    finally:
+        os.close(fd)
 
 
 def _require_loadable(theta: Checkpoint, shapes: Mapping[str, tuple[int, ...]], grid: Grid) -> None:
