@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import tempfile
@@ -34,6 +35,7 @@ class Run:
     found: Result
     out: Path
     made: dict[str, bytes]  # of each candidate
+    ways: list[str]  # what progress calls each
     counts: Counts
 
     @property
@@ -56,12 +58,13 @@ def own_temp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def advise(drawer: Drawer, *args: object, out: Path, trusted: bool = True) -> Run:
     """Runs it, and keeps every candidate; ``trusted``: all images count as pictures."""
-    made = []
+    made, ways = [], []
 
-    def kept(request: Any, *others: Any) -> Any:
-        done = quantize(request, *others)
+    def kept(request: Any, listener: Any, files: Any) -> Any:
+        done = quantize(request, listener, files)
         if not request.dry_run:
             made.append(request.out.read_bytes())
+            ways.extend([listener.way] if isinstance(listener, operation.InWay) else [])
         return done
 
     quantize = operation.quantize
@@ -73,7 +76,7 @@ def advise(drawer: Drawer, *args: object, out: Path, trusted: bool = True) -> Ru
             found = call("advise", drawer.receiver, *FLAGS, *args, "-o", out, "--json")
     names = [row["name"] for row in found.json["results"]["candidates"]]
     assert len(made) == len(names) + 1
-    return Run(found, out, dict(zip(names, made, strict=False)), counts)
+    return Run(found, out, dict(zip(names, made, strict=False)), ways, counts)
 
 
 @pytest.fixture(scope="session")
@@ -135,6 +138,13 @@ def run(request: pytest.FixtureRequest) -> Run:
 
 def test_the_document_is_valid(run: Run) -> None:
     VALIDATOR.validate(run.found.json)
+
+
+def test_progress_tells_which_way_of_how_many_is_tried(run: Run) -> None:
+    numbers, most = zip(*(re.findall(r"\d+", way) for way in run.ways), strict=True)
+    assert [*map(int, numbers)] == sorted({*map(int, numbers)})  # what cannot be made leaves a gap
+    assert len({*most}) == 1
+    assert len(run.made) <= int(numbers[-1]) <= int(most[0])
 
 
 def test_the_output_is_what_the_printed_commands_write(

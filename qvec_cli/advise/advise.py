@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -164,6 +164,25 @@ def _pools(images: Calibration, *, real: bool) -> Iterator[Calibration]:
     yield images
 
 
+def _most(request: AdviseRequest, inputs: AdviseInputs) -> int:
+    """The most ways that there can be: whether some are tried hangs on how others do."""
+    plain, on_images, rotated = 7, 1 + bool(inputs.judging.real), 1
+    ours = (3 + 1 if request.vectors else 0) + bool(request.moments or request.vectors)
+    return plain + on_images + rotated + bool(request.steps) + ours
+
+
+@dataclass(frozen=True, slots=True)
+class InWay(Silence):
+    """Passes on how far a way is; its notes belong to its own command."""
+
+    listener: Listener
+    way: str
+
+    def progress(self, label: str, done: int, total: int, **facts: float) -> None:
+        """With the way before it."""
+        self.listener.progress(f"{self.way}: {label}", done, total, **facts)
+
+
 class Trials:
     """Makes candidates, one file at a time, and measures each on images that it has not seen.
 
@@ -191,6 +210,7 @@ class Trials:
             self._judge = load_judge(self._trial, inputs.judging, listener)
             self._proxies = self._judge.proxy_facts(listener)
         self.device = self._trial.device
+        self._tried = 0
         self._rows: list[Facts] = []
         self._judged: list[Judged] = []
         self._skipped: list[Facts] = []
@@ -204,8 +224,10 @@ class Trials:
         So is one whose outputs are not finite.
         """
         started = time.perf_counter()
+        self._tried += 1
+        way = f"way {self._tried} of at most {_most(self._request, self._inputs)}"
         try:
-            quantize(candidate.request, Silence(), self._files)
+            quantize(candidate.request, InWay(self._listener, way), self._files)
         except QvecError as error:
             self.leave_out(candidate.name, str(error))
             return
