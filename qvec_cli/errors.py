@@ -35,6 +35,12 @@ class ReaderLeftError(QvecError):
     exit_code = 141  # 128 + SIGPIPE, as a shell has it
 
 
+class FinishedError(QvecError):
+    """A run that is to be resumed is finished: nothing is left to do, and that is no fault."""
+
+    exit_code = 0
+
+
 class MismatchError(QvecError):
     """Two things that do not belong together: checkpoints, a head and a data set, two grids."""
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qvec_cli import errors
-from qvec_cli.errors import QvecError, ReaderLeftError, SpecError
+from qvec_cli.errors import FinishedError, QvecError, ReaderLeftError, SpecError
 from qvec_cli.inputs.lambdas import MAX_LAMBDAS, parse_lambda, parse_lambdas
 from qvec_cli.specs import DataUse, Granularity, Grid, Loading, Recipe, Use, spent
 
@@ -221,7 +221,7 @@ def test_an_error_carries_its_sentence_its_hint_and_an_exit_code(kind):
     error = kind("sentence", hint="way out")
     assert (str(error), error.hint) == ("sentence", "way out")
     assert kind("sentence").hint is None
-    assert error.exit_code == {SpecError: 2, ReaderLeftError: 141}.get(kind, 1)
+    assert error.exit_code == {SpecError: 2, ReaderLeftError: 141, FinishedError: 0}.get(kind, 1)
 
 
 def test_what_several_things_cost_is_the_dearest_and_counts_an_image_once():

@@ -151,6 +151,12 @@ def test_a_sweep_cut_off_goes_on_where_it_was(
         assert without_speed(results) == without_speed(swept["results"])
         assert not unfinished(out).exists()
         done.clear()
+    before = out.stat()
+    again = sweep(drawer, out, "--bits", 2, "--cross-grid", "--resume")
+    assert "done already" in again.err
+    refused = sweep(drawer, out, "--bits", 3, "--resume", code=1)
+    assert "is of another run: parameters grid bits 2 vs 3" in refused.err
+    assert (out.stat(), done) == (before, [])
 
 
 def as_one_document(journal: str) -> str:

@@ -190,6 +190,20 @@ def test_a_state_of_another_run_is_refused(
     assert "is not the state of a run" in call(*args, "--resume", code=1).err
 
 
+@pytest.mark.parametrize("grid", [(), ("--bits", 3)], ids=["finetune", "train-qat"])
+def test_a_run_that_is_done_is_done_again_in_no_time(
+    grid: tuple[object, ...], drawer: Drawer
+) -> None:
+    name, out = ("train-qat", drawer.donor_qat) if grid else ("finetune", drawer.donor)
+    args = (name, drawer.base, "--data", drawer.donor_data, *FAST, *grid, "-o", out, "--resume")
+    before = out.stat()
+    assert "done already" in call(*args).err
+    refused = call(*args, "--seed", 5, code=1)
+    assert "seed" in refused.errors[0]
+    assert out.stat() == before
+    assert not unfinished(out).exists()
+
+
 def test_a_loss_that_is_no_number_stops_at_once(drawer: Drawer, tmp_path: Path) -> None:
     out = tmp_path / "x.st"
     args = ["finetune", drawer.base, "--data", drawer.donor_data, "-o", out, "--no-aug"]

@@ -327,6 +327,17 @@ def test_resuming_takes_the_parts_of_jobs_and_measures_nothing_again(
     assert [path.name for path in tmp_path.iterdir()] == ["grid.jsonl"]
 
 
+def test_a_run_that_is_done_is_done_again_in_no_time(files: Files) -> None:
+    before = files.out.stat()
+    done = run(files, files.out, "--resume")
+    assert "done already" in done.err
+    assert files.out.stat() == before
+    refused = run(files, files.out, "--lambdas", "0,0.5", "--resume", code=1)
+    assert "is of another run: lambdas " in refused.errors[0]
+    assert files.out.stat() == before
+    assert not unfinished(files.out).exists()
+
+
 def test_an_old_run_is_left_for_a_new_one_with_force(files: Files, tmp_path: Path) -> None:
     out = tmp_path / "grid.jsonl"
     run(files, out, "--lambdas", "0,0.5", "--nulls", "", "--no-oracle")

@@ -17,7 +17,7 @@ import typer
 
 from qvec_cli.cli import help_text, look, measurement, quantization, show, study, training, vectors
 from qvec_cli.cli.signature import expand
-from qvec_cli.errors import QvecError, ReaderLeftError, SpecError
+from qvec_cli.errors import FinishedError, QvecError, ReaderLeftError, SpecError
 from qvec_cli.learn import distributed
 
 _SIGNALS: Final = {
@@ -176,8 +176,7 @@ def _explain(fault: Exception) -> int:
         show.drop_stdout()
         return fault.exit_code
     if isinstance(fault, QvecError):
-        show.complain(str(fault), fault.hint)
-        return fault.exit_code
+        return _told(fault)
     if hasattr(fault, "format_message"):  # typer's own, and its classes are private
         return _usage(fault)
     if isinstance(fault, MemoryError) or any(text in str(fault) for text in _NO_MEMORY):
@@ -191,6 +190,15 @@ def _explain(fault: Exception) -> int:
         show.complain(f"{fault.filename or 'stdout'}: {fault.strerror or fault}", None)
         return 1
     raise fault
+
+
+def _told(fault: QvecError) -> int:
+    """A fault of ours on a line, and its exit code; that nothing was left to do is none."""
+    if isinstance(fault, FinishedError):
+        show.explain(str(fault))
+    else:
+        show.complain(str(fault), fault.hint)
+    return fault.exit_code
 
 
 def _usage(fault: Any) -> int:

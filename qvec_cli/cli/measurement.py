@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -146,6 +147,7 @@ def sweep_lambda(
             dry_run=writing.dry_run,
         )
         work = partial(by_labels.sweep, labelled)
+        writing = replace(writing, force=writing.force or resume)
     inputs = (receiver, *rhos)
     show.deliver(
         work,

@@ -27,13 +27,14 @@ def train(request: TrainRequest, listener: Listener, world: World = ALONE) -> Me
     Every rank of a world calls this with the same request. Only the first one looks at the
     output, writes it, and returns metrics that say so.
     Raises TrainingError: the loss is not finite; the state before that step is kept; QvecError: a
-    model, data set or target that cannot be used.
+    model, data set or target that cannot be used; FinishedError: nothing is left to resume.
     """
     started = time.perf_counter()
     _check_world(request, world)
     distributed.join(world, world.place(request.device))
+    finished = request.resume and not request.force and request.out.is_file()
     if world.leads:
-        check_target(request.out, force=request.force)
+        check_target(request.out, force=request.force or finished)
         check_unfinished(request.out, resume=request.resume, force=request.force)
     with InputFiles(listener, request.network.weights) as files:
         check_start(request, files)
@@ -48,6 +49,8 @@ def train(request: TrainRequest, listener: Listener, world: World = ALONE) -> Me
         from qvec_cli.pipeline.session import Session
 
         session = Session(request, task, files, listener, world)
+    if finished:
+        session.check_finished()
     session.run()
     written = session.write() if world.leads else session.card
     if world.leads:

@@ -18,7 +18,7 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import unfinished
 from qvec_cli.checkpoint.write import write
 from qvec_cli.data.datasets import Task
-from qvec_cli.errors import CheckpointError, NotFiniteError, TrainingError
+from qvec_cli.errors import CheckpointError, FinishedError, NotFiniteError, TrainingError
 from qvec_cli.inputs.files import InputFiles
 from qvec_cli.inputs.grids import check_fit
 from qvec_cli.inputs.lineage import inherited_use
@@ -95,6 +95,16 @@ class Session:
             state = unfinished(self.request.out)
             kept = f"; the last good state is in {state}" if state.exists() else ""
             raise TrainingError(f"{error}{kept}", hint=error.hint or _LOWER) from None
+
+    def check_finished(self) -> None:
+        """Raises FinishedError: the output is of this run; MismatchError: it is of another."""
+        current = self._header()
+        with Checkpoint(self.request.out) as done:
+            card = done.card
+        stored = {**(card.recipe or {}), "base": card.base, "grid": card.quant}
+        stored |= {"model": card.model, "data": card.data, "device": current["device"]}
+        is_same_run(self.request.out, stored, current, force=False, listener=self.listener)
+        raise FinishedError(f"{self.request.out}: done already")
 
     def write(self) -> Card:
         """Writes the checkpoint, without wrappers, and returns its card."""

@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from qvec_cli.checkpoint.replace import check_target, check_unfinished, unfinished
-from qvec_cli.errors import NotFiniteError, located
+from qvec_cli.errors import FinishedError, NotFiniteError, located
 from qvec_cli.inputs.files import InputFiles
 from qvec_cli.inputs.lineage import inherited_use, patched_use
 from qvec_cli.inputs.receiver import Receiver, ReceiverOptions, resolve
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.outputs.metrics import Input, Metrics, Plan
-from qvec_cli.results.journal import Journal, Line
-from qvec_cli.results.records import Record, Score
+from qvec_cli.results.journal import Journal, Line, is_same_run
+from qvec_cli.results.records import Record, Score, decode
 from qvec_cli.selection.choose import LeftOut, skipped
 from qvec_cli.specs import DataUse, GridOptions, Listener, Loading, Method, Use, spent
 
@@ -62,7 +62,8 @@ def sweep(request: SweepRequest, listener: Listener) -> Metrics:
     unfinished sweep of something else.
     """
     started = time.perf_counter()
-    check_target(request.out, force=request.force)
+    finished = request.resume and not request.force and request.out.is_file()
+    check_target(request.out, force=request.force or finished)
     check_unfinished(request.out, resume=request.resume, force=request.force)
     with InputFiles(listener, request.network.weights) as files:
         theta, rho = files.open(request.receiver), files.open(request.vector)
@@ -78,6 +79,8 @@ def sweep(request: SweepRequest, listener: Listener) -> Metrics:
             facts = {"lambdas": list(request.points), "grid": grid}
             planned = Plan("sweep-lambda", request.out, fates, theta, facts, images, request.data)
             return planned.metrics((theta, rho), started)
+        if finished:
+            _check_finished(request, receiver, listener)
         with Journal(unfinished(request.out), _header(request, receiver, grid)) as journal:
             _recall(request, journal, listener)
             with located(theta.path, NotFiniteError):
@@ -109,6 +112,44 @@ def _header(request: SweepRequest, receiver: Receiver, grid: dict[str, Any]) -> 
         "batch_size": request.loading.batch_size,
         "device": request.device,
     }
+
+
+def _check_finished(request: SweepRequest, receiver: Receiver, listener: Listener) -> None:
+    """Raises FinishedError: the output is of this sweep; MismatchError: it is of another."""
+    path = request.out
+    done = decode(path.read_text(errors="replace"), str(path)).decoded(_Finished)
+    current = {
+        "command": "sweep-lambda",
+        "inputs": [each.digest for each in _inputs(request, receiver)],
+        "parameters": _parameters(request, receiver),
+    }
+    stored = {**structs.asdict(done), "inputs": [each.get("digest") for each in done.inputs]}
+    is_same_run(path, stored, current, force=False, listener=listener)
+    raise FinishedError(f"{path}: done already")
+
+
+def _inputs(request: SweepRequest, receiver: Receiver) -> tuple[Input, ...]:
+    theta, rho = receiver.theta, receiver.vectors[0].rho
+    data = Input(request.data, "data", receiver.examples.task.digest)
+    return Input.of(theta), Input.of(rho), data
+
+
+def _parameters(request: SweepRequest, receiver: Receiver) -> dict[str, Any]:
+    assert receiver.grid is not None
+    return {
+        "grid": receiver.grid.to_json(),
+        "method": request.method,
+        "data": request.data,
+        "lambdas": list(request.points),
+    }
+
+
+class _Finished(Struct, frozen=True):
+    """What a finished sweep says of what it was made from."""
+
+    command: str
+    inputs: list[dict[str, Any]]
+    parameters: dict[str, Any]
 
 
 class _FurtherNumbers(Struct, frozen=True):
@@ -173,14 +214,7 @@ def _measured(
             "ptq": on_test(next(point for point in curve if point["lambda"] == 0), inherited),
         },
     }
-    data = Input(request.data, "data", receiver.examples.task.digest)
-    parameters = {
-        "grid": trial.grid.to_json(),
-        "method": request.method,
-        "data": request.data,
-        "lambdas": list(request.points),
-    }
-    inputs = (Input.of(theta), Input.of(rho), data)
+    inputs, parameters = _inputs(request, receiver), _parameters(request, receiver)
     return Metrics("sweep-lambda", inputs, parameters, results, use, trial.device, started=started)
 
 

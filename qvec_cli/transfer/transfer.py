@@ -18,7 +18,7 @@ from qvec_cli.checkpoint.replace import (
     replacing,
     unfinished,
 )
-from qvec_cli.errors import NotFiniteError, SpecError, located
+from qvec_cli.errors import CheckpointError, FinishedError, NotFiniteError, SpecError, located
 from qvec_cli.inputs.files import InputFiles
 from qvec_cli.outputs.metrics import Input, Metrics, Plan
 from qvec_cli.results.journal import Journal, Line, encoded
@@ -72,7 +72,8 @@ def transfer(request: TransferRequest, listener: Listener) -> Metrics:
     cannot be.
     """
     started = time.perf_counter()
-    check_target(request.out, force=request.force)
+    finished = request.resume and not request.force and request.out.is_file()
+    check_target(request.out, force=request.force or finished)
     check_unfinished(request.out, resume=request.resume, force=request.force)
     slurm.check_parts(request.out, resume=request.resume, force=request.force)
     if request.executor is not None:
@@ -87,6 +88,8 @@ def transfer(request: TransferRequest, listener: Listener) -> Metrics:
         if request.dry_run:
             return _plan(request, grid, receivers).metrics((), started)
         with Journal(unfinished(request.out), grid.run) as journal:
+            if finished:
+                _check_finished(request, grid, receivers, journal, listener)
             _recall(request, journal, listener)
             if request.executor is not None:
                 _spread(request, request.executor, grid, journal, listener)
@@ -101,6 +104,24 @@ def transfer(request: TransferRequest, listener: Listener) -> Metrics:
             with replacing(request.out, force=request.force) as file:
                 file.write(b"".join(map(encoded, lines)))
     return metrics
+
+
+def _check_finished(
+    request: TransferRequest,
+    grid: ResolvedGrid,
+    receivers: tuple[str, ...],
+    journal: Journal,
+    listener: Listener,
+) -> None:
+    """Raises FinishedError: the output is of this run, and whole; MismatchError: of another."""
+    journal.resume(request.out, force=False, listener=listener)
+    lines = [*grid.lines(receivers)]
+    if missing := sum(journal.get(line) is None for line in lines):
+        raise CheckpointError(
+            f"{request.out}: exists, and lacks {missing} of {len(lines)} lines",
+            hint="Pass --force to replace it.",
+        )
+    raise FinishedError(f"{request.out}: done already")
 
 
 def clear(out: Path) -> None:
