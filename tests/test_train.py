@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from qvec_cli.checkpoint.replace import unfinished
 from qvec_cli.data.datasets import open_task
 from qvec_cli.inputs.files import InputFiles
 from qvec_cli.learn import fit
+from qvec_cli.learn.batches import NO_LABEL, TrainingBatches
+from qvec_cli.learn.distributed import World
 from qvec_cli.learn.forward import training_fault
 from qvec_cli.pipeline.session import Session
 from qvec_cli.pipeline.train_request import TrainRequest
@@ -489,3 +492,52 @@ def test_a_state_whose_card_tells_no_place_is_refused(drawer: Drawer, tmp_path: 
     metadata = {"qvec.kind": "train-state", "qvec.schema": "1", "qvec.provenance": "{}"}
     save_file({"w": np.ones(2, np.float32)}, tmp_path / "x.st.state", metadata)
     assert "its qvec card is damaged" in call(*args, "--resume", code=1).errors[0]
+
+
+def test_a_teacher_in_place_of_labels_is_a_divergence_over_all_ranks() -> None:
+    torch.manual_seed(0)
+    logits, answers = torch.randn(7, 5, dtype=torch.float64), torch.randn(7, 5, dtype=torch.float64)
+    labels = torch.tensor([0, 1, NO_LABEL, 2, 3, NO_LABEL, 4])
+    counted = labels != NO_LABEL
+    chances = answers.softmax(1)
+    expected = (chances * (answers.log_softmax(1) - logits.log_softmax(1))).sum(1)[counted].mean()
+    shares = [
+        fit.share_of_divergence(logits[at], answers[at], labels[at], 5, World(rank, 2))
+        for rank, at in enumerate((slice(0, 4), slice(4, 7)))
+    ]
+    torch.testing.assert_close(sum(shares) / 2, expected)
+
+
+def test_with_a_teacher_nothing_is_learned_from_labels(
+    drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ("train-qat", drawer.base, "--data", drawer.donor_data, *FAST, "--bits", 3)
+    args = (*args, "--teacher", drawer.donor)
+    done = call(*args, "-o", tmp_path / "a.st", "--json").json
+    assert done["data_use"]["level"] == "receiver_images"
+    epoch = TrainingBatches.epoch
+
+    def mislabelled(self: TrainingBatches, number: int, skip: int = 0) -> Any:
+        for images, labels in epoch(self, number, skip):
+            yield images, torch.zeros_like(labels)
+
+    monkeypatch.setattr(TrainingBatches, "epoch", mislabelled)
+    call(*args, "-o", tmp_path / "b.st")
+    ours, theirs, labelled = (
+        load_file(path) for path in (tmp_path / "a.st", tmp_path / "b.st", drawer.donor_qat)
+    )
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    assert any(not np.array_equal(ours[name], labelled[name]) for name in ours)
+    with Checkpoint(tmp_path / "a.st") as written, Checkpoint(drawer.donor) as teacher:
+        parents = {each["as"]: each["digest"] for each in written.card.provenance["parents"]}
+        assert parents["teacher"] == teacher.settle()
+    assert "done already" in call(*args, "-o", tmp_path / "a.st", "--resume").err
+    refused = call(*args[:-2], "-o", tmp_path / "a.st", "--resume", code=1)
+    assert "teacher" in refused.errors[0]
+
+
+def test_a_teacher_of_other_classes_is_refused(drawer: Drawer, tmp_path: Path) -> None:
+    args = ("train-qat", drawer.base, "--data", drawer.donor_data, *FAST, "--bits", 3)
+    args = (*args, "-o", tmp_path / "x.st", "--teacher")
+    assert "its classes are not those of" in call(*args, drawer.receiver, code=1).errors[0]
+    assert "is a vector" in call(*args, drawer.rho, code=1).errors[0]

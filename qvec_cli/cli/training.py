@@ -25,6 +25,10 @@ Shape = Annotated[
     NetworkFlags,
     Adapted(without=("model", "num_classes", "class_map")),
 ]
+Teacher = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Learn this float checkpoint's answers, and no labels."),
+]
 Images = Annotated[ImageFlags, Adapted(without=("batch_size", "draw", "diversify"))]
 
 
@@ -135,6 +139,7 @@ def train_qat(
     start: StartFlags,
     recipe: options.Recipe = None,
     grid: Annotated[GridFlags, Adapted(without=("cross_grid",), defaults={"bits": 3})],
+    teacher: Teacher = None,
     training: TrainingFlags,
     images: Images,
     shape: Shape,
@@ -152,7 +157,7 @@ def train_qat(
         qvec train-qat base.st --data images/greek --bits 2 -o donor_qat.st
     """
     bits = grid.options().grid(None)
-    _train(model, data, start, training, images, shape, output, resume, writing, bits)
+    _train(model, data, start, training, images, shape, output, resume, writing, bits, teacher)
 
 
 def _train(
@@ -166,6 +171,7 @@ def _train(
     resume: bool,
     writing: OutputFlags,
     grid: Grid | None,
+    teacher: Path | None = None,
 ) -> None:
     """Trains as typed; both commands have the same flags but the grid's."""
     from qvec_cli.learn.distributed import here
@@ -179,6 +185,7 @@ def _train(
         recipe=training.recipe(data),
         loading=images.loading(dry_run=writing.dry_run, batch_size=training.batch_size),
         grid=grid,
+        teacher=teacher,
         initial_checkpoint=start.initial_checkpoint,
         network=replace(shape.options(), pretrained=start.pretrained),
         device=images.device,
@@ -191,7 +198,7 @@ def _train(
         lambda listener: train(request, listener, world),
         training_text,
         writing,
-        inputs=(request.source,) if request.source else (),
+        inputs=tuple(path for path in (request.source, teacher) if path),
         out=output,
         data_use=False,
         quiet=not world.leads,

@@ -83,6 +83,18 @@ def share_of_loss(
     return summed * (world.size / count)
 
 
+def share_of_divergence(
+    logits: Tensor, answers: Tensor, labels: Tensor, count: float, world: World
+) -> Tensor:
+    """The same of a teacher's answers in place of labels: KL(teacher || student), in nats.
+
+    ``answers`` are the teacher's logits [n, classes]; of labels only ``NO_LABEL`` is looked at.
+    """
+    ours, theirs = (functional.log_softmax(values, dim=1) for values in (logits, answers))
+    each = functional.kl_div(ours, theirs, log_target=True, reduction="none").sum(dim=1)
+    return each[labels != NO_LABEL].sum() * (world.size / count)
+
+
 class TrainingRun:
     """One training run that can stop between any two steps.
 
@@ -94,6 +106,7 @@ class TrainingRun:
         listener: hears loss, accuracy and the steps done.
         world: whose ranks each take a share of every batch; gradients, losses and counts are
             those of the whole batch, so that all ranks take the same step.
+        teacher: a network in evaluation mode whose answers are learned in place of labels.
     """
 
     def __init__(
@@ -104,8 +117,9 @@ class TrainingRun:
         normalise: Callable[[Tensor], Tensor],
         listener: Listener,
         world: World = ALONE,
+        teacher: nn.Module | None = None,
     ) -> None:
-        self.world, self._trained = world, network
+        self.world, self._trained, self._teacher = world, network, teacher
         self.network, self.batches, self.recipe = network, batches, recipe
         self.normalise, self.listener = normalise, listener
         self.optimizer = make_optimizer(network, recipe)
@@ -199,10 +213,14 @@ class TrainingRun:
     def _gradients(self, images: Tensor, labels: Tensor, count: float) -> tuple[Tensor, Tensor]:
         """Leaves the gradient of the whole batch's mean loss; returns this rank's logits, loss."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.amp):
-            logits = self._trained(self.normalise(images))
-            loss = share_of_loss(
-                logits.float(), labels, count, self.world, smoothing=self.recipe.smoothing
-            )
+            batch, smoothing = self.normalise(images), self.recipe.smoothing
+            logits = self._trained(batch)
+            if self._teacher is None:
+                loss = share_of_loss(logits.float(), labels, count, self.world, smoothing=smoothing)
+            else:
+                with torch.no_grad():
+                    answers = self._teacher(batch).float()
+                loss = share_of_divergence(logits.float(), answers, labels, count, self.world)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         return logits, loss

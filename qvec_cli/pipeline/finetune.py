@@ -97,6 +97,7 @@ def _parameters(request: TrainRequest) -> dict[str, Any]:
         "data": request.data,
         **request.recipe.to_json(),
         "grid": request.grid.to_json() if request.grid else None,
+        "teacher": str(request.teacher) if request.teacher else None,
         "pretrained": request.network.pretrained,
         "model_args": dict(request.network.args),
     }

@@ -18,18 +18,26 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import unfinished
 from qvec_cli.checkpoint.write import write
 from qvec_cli.data.datasets import Task
-from qvec_cli.errors import CheckpointError, FinishedError, NotFiniteError, TrainingError
+from qvec_cli.errors import (
+    CheckpointError,
+    FinishedError,
+    MismatchError,
+    NotFiniteError,
+    TrainingError,
+    located,
+)
 from qvec_cli.inputs.files import InputFiles
 from qvec_cli.inputs.grids import check_fit
+from qvec_cli.inputs.identify import network_of
 from qvec_cli.inputs.lineage import inherited_use
-from qvec_cli.inputs.network import device, load_state, outline
+from qvec_cli.inputs.network import device, load_network, load_state, outline
 from qvec_cli.learn import distributed
 from qvec_cli.learn.batches import PreparedSplit, TrainingBatches, decode
 from qvec_cli.learn.distributed import ALONE, World
 from qvec_cli.learn.fit import Progress, TrainingRun, restore, share_state, state_of, warmup_steps
 from qvec_cli.learn.forward import accuracy_of, batch_counts, training_fault
 from qvec_cli.model import build, qat
-from qvec_cli.model.configuration import Model
+from qvec_cli.model.configuration import DATA_KEYS, Model
 from qvec_cli.model.targets import of_network
 from qvec_cli.outputs.metrics import Input, Metrics, Plan, backbone_digest, provenance
 from qvec_cli.pipeline.train_request import TrainRequest, stored_model
@@ -67,6 +75,8 @@ class Session:
             check_fit(shapes, request.grid, request.model)
             qat.prepare(self.network, self.model, request.grid)
         self.network.to(self.device)
+        self._taught_by = files.open(request.teacher) if request.teacher else None
+        teacher = self._teacher(listener) if self._taught_by else None
         _check_forward(request, task, self.network, self.model, world)
         self.fit = TrainingRun(
             self.network,
@@ -75,6 +85,7 @@ class Session:
             build.normalise(self.model),
             listener,
             world,
+            teacher,
         )
         batches = world.whole_batches(len(task.splits["val"]), request.recipe.batch_size)
         places = [place for batch in batches for place in batch]
@@ -103,6 +114,8 @@ class Session:
             card = done.card
         stored = {**(card.recipe or {}), "base": card.base, "grid": card.quant}
         stored |= {"model": card.model, "data": card.data, "device": current["device"]}
+        parents = {each["as"]: each["digest"] for each in card.provenance.get("parents", ())}
+        stored["teacher"] = parents.get("teacher")
         is_same_run(self.request.out, stored, current, force=False, listener=self.listener)
         raise FinishedError(f"{self.request.out}: done already")
 
@@ -131,6 +144,24 @@ class Session:
             "data": self.card.data,
             "model": self.model.to_json(),
         }
+
+    def _teacher(self, listener: Listener) -> torch.nn.Module:
+        """The network whose answers are learned.
+
+        Raises MismatchError: it has other classes, or sees images otherwise.
+        """
+        theta = self._taught_by
+        assert theta is not None
+        model = network_of(theta, build.NetworkOptions(), listener)
+        if theta.classes is not None and tuple(theta.classes) != tuple(self.task.classes):
+            raise MismatchError(f"{theta.path}: its classes are not those of {self.task.name}")
+        with located(theta.path):
+            if model.num_classes != len(self.task.classes):
+                raise MismatchError(f"has {model.num_classes} classes, not those of the data set")
+            ours, theirs = (m.pretrained_cfg for m in (self.model, model))
+            if unlike := [key for key in DATA_KEYS if ours.get(key) != theirs.get(key)]:
+                raise MismatchError(f"sees images otherwise than the network: {unlike[0]}")
+        return load_network(theta, model, str(self.device)).float().eval()
 
     def _training(self) -> TrainingBatches:
         recipe = self.request.recipe
@@ -244,6 +275,7 @@ class Session:
             "grid": self.card.quant,
             "model": self.model.to_json(),
             "data": self.card.data,
+            "teacher": self._taught_by.settle() if self._taught_by else None,
             "device": str(self.device) if self.world.size == 1 else self.device.type,
         }
 
@@ -281,16 +313,18 @@ def _start(
     classes = len(task.classes)
     base = files.open(request.source) if request.source else None
     network, model = _network(request, base, classes)
+    parents = {"teacher": files.open(request.teacher)} if request.teacher else {}
+    inputs = tuple(map(Input.of, parents.values()))
     if base is None:
-        return _Start(network, model, provenance(op, {}, use, **facts))
+        return _Start(network, model, provenance(op, parents, use, **facts), inputs)
     fresh = _load(network, load_state(base), model, base, listener)
     fate = f"is replaced by a new one with {classes} classes" if fresh else "is kept"
     listener.note(f"{base.path}: its head {fate}")
     if base.card.data_digest == task.digest:
         use = spent(use, inherited_use(base))
     base.settle()
-    lineage = provenance(op, {"base": base}, use, **facts)
-    return _Start(network, model, lineage, (Input.of(base),), base.card.rotation)
+    lineage = provenance(op, {"base": base, **parents}, use, **facts)
+    return _Start(network, model, lineage, (Input.of(base), *inputs), base.card.rotation)
 
 
 def _network(
@@ -319,9 +353,14 @@ def _load(
 
 
 def _labels_used(request: TrainRequest, task: Task) -> Use:
-    """Those of QAT, which a vector would spare its receiver; with fine-tuning all begins."""
+    """Those of QAT, which a vector would spare its receiver; with fine-tuning all begins.
+
+    With a teacher labels are counted after each epoch, and nothing is learned or chosen by them.
+    """
     if request.grid is None:
         return NOTHING
+    if request.teacher is not None:
+        return Use(DataUse.RECEIVER_IMAGES, {"train": len(task.splits["train"])})
     counts = {split: len(task.splits[split]) for split in ("train", "val")}
     return Use(DataUse.RECEIVER_LABELS, counts)
 

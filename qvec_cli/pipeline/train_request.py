@@ -27,6 +27,7 @@ class TrainRequest:
     recipe: Recipe
     loading: Loading
     grid: Grid | None = None  # train through this grid; None: plain fine-tuning
+    teacher: Path | None = None  # a float checkpoint whose answers are learned, not labels
     initial_checkpoint: Path | None = None  # weights to start a named model from
     network: NetworkOptions = NetworkOptions()  # what flags say of it, but for its name
     device: str = "auto"
@@ -51,6 +52,8 @@ class TrainRequest:
 def check_start(request: TrainRequest, files: InputFiles) -> None:
     """Refuses a start that cannot be, before torch and timm are imported."""
     request.network_options(classes=1)  # checks itself
+    if request.teacher is not None:
+        require(files.open(request.teacher), Kind.CHECKPOINT)
     if request.source is None or request.initial_checkpoint is not None:
         check_name(request.model)
     if request.source is None:
