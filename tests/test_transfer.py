@@ -65,7 +65,7 @@ def files(drawer: Drawer, tmp_path_factory: pytest.TempPathFactory) -> Files:
     data = ("--data", drawer.receiver_data)
     call("train-qat", drawer.base, *data, "-o", twin, *FAST, "--bits", 3)
     call("extract", drawer.receiver, twin, "-o", own)
-    call("quantize", drawer.receiver, "--bits", 2, "--asymmetric", "-o", packed)
+    call("quantize", drawer.receiver, "--bits", 2, "--asymmetric", "--rotate", "-o", packed)
     grid = root / "grid.yaml"
     names = {f: getattr(drawer, f) for f in drawer.__dataclass_fields__}
     grid.write_text(GRID.format(**names, own=own, packed=packed))

@@ -14,7 +14,11 @@ from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import ATTACHED, Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, NotFiniteError
-from qvec_cli.inputs.lineage import has_seen, require_same_architecture
+from qvec_cli.inputs.lineage import (
+    has_seen,
+    require_same_architecture,
+    require_same_rotation,
+)
 from qvec_cli.quant import moments
 from qvec_cli.quant.moments import Inputs
 from qvec_cli.specs import DataUse, Listener, Use
@@ -191,6 +195,7 @@ def require_same_base(theta: Checkpoint, stored: StoredMoments, listener: Listen
     Raises MismatchError: names both files.
     """
     path = stored.checkpoint.path
+    require_same_rotation(theta, stored.checkpoint)
     require_same_architecture(theta, stored.checkpoint)
     base = theta.card.base
     own = {source.model for source in stored.facts.sources} == {theta.stated}

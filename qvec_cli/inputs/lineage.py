@@ -69,7 +69,8 @@ def require_same_grid(theta: Checkpoint, rho: Checkpoint, *, cross: bool) -> Non
 
 
 def require_same_start(first: Checkpoint, second: Checkpoint, listener: Listener) -> None:
-    """Refuses models of another architecture or another pretrained base: MismatchError."""
+    """Refuses models of another architecture, basis or pretrained base: MismatchError."""
+    require_same_rotation(first, second)
     require_same_architecture(first, second)
     both = first, second
     if bare := [c for c in both if c.bare]:
@@ -85,11 +86,7 @@ def require_same_start(first: Checkpoint, second: Checkpoint, listener: Listener
 
 
 def require_same_architecture(first: Checkpoint, second: Checkpoint) -> None:
-    """Refuses models whose backbones differ, where both say theirs: MismatchError.
-
-    Tensors that are rotated differently, too.
-    """
-    require_same_rotation(first, second)
+    """Refuses models whose backbones differ, where both say theirs: MismatchError."""
     ours, theirs = stated_model(first), stated_model(second)
     if differences := same_backbone(ours, theirs) if ours and theirs else []:
         names = f"{first.path} and {second.path}"
