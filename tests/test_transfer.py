@@ -128,7 +128,7 @@ def test_the_oracle_is_the_best_point_on_test(files: Files) -> None:
 def test_a_baseline_is_what_eval_gives(name: str, files: Files, tmp_path: Path) -> None:
     baselines = files.line(kind="receiver", receiver="bars4")["baselines"]
     flags = {
-        "packed": ("--asymmetric",),
+        "packed": ("--asymmetric", "--rotate"),
         "rtn absmax asymmetric": ("--asymmetric",),
         "rtn mse": ("--scale", "mse"),
         "rtn mse-full": ("--scale", "mse-full"),
