@@ -259,7 +259,7 @@ def test_transfer_goes_on_and_its_files_are_read(files: Files, tmp_path: Path) -
     matrix = parse(lines_of(whole.decode(), "a"))
     facts = summarise(matrix)
     pairs = {way: row["pairs"] for way, row in facts["ways"].items()}
-    assert pairs == {"lambda 1": 1, "val": 2, "agreement": 2, "oracle": 2}
+    assert pairs == {"lambda 1": 1, "val": 2, "agreement": 2, "oracle": 2, "crossed": 2}
     pooled = pool([matrix, parse(lines_of((tmp_path / "a.jsonl").read_text(), "b"))])
     assert pooled.cells.keys() == matrix.cells.keys()
     call("plot", tmp_path / "a.jsonl", "-o", tmp_path / "a.svg")

@@ -271,7 +271,7 @@ def test_a_card_of_a_million_letters_does_not_flood_the_screen(
 ) -> None:
     long = "x" * 1_000_000
     with Checkpoint(drawer.receiver) as ours:
-        model = json.loads(ours.metadata["timm"]) | {"model_args": {long: long}}
+        model = json.loads(ours.metadata["timm"])
     card = {"qvec.kind": "vector", "qvec.schema": "1", "qvec.role": long, "qvec.base": long}
     made = {"op": long, "parents": [{"name": long}]}
     texts = {"recipe": {long: long}, "data": {"name": long}, "provenance": made}
@@ -279,6 +279,11 @@ def test_a_card_of_a_million_letters_does_not_flood_the_screen(
     card["timm"] = json.dumps(model)
     save_file({"a": np.ones(2, np.float32)}, tmp_path / "long.st", card)
     assert len(call("inspect", tmp_path / "long.st", *question).out) < 20_000
+    for args in ({long: 1}, {"act_layer": long}):
+        card["timm"] = json.dumps(model | {"model_args": args})
+        save_file({"a": np.ones(2, np.float32)}, tmp_path / "long.st", card)
+        shown = call("inspect", tmp_path / "long.st", *question, code=None)
+        assert len(shown.out) + len(shown.err) < 20_000
 
 
 def test_a_name_of_a_million_letters_does_not_flood_the_screen(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def _check_arguments(args: Mapping[str, Any]) -> None:
     """Refuses numbers, texts and nesting that no network of timm's has: MismatchError."""
     left: list[tuple[str, Any, int]] = [(f"model_args.{key}", args[key], 1) for key in args]
     for seen, (name, value, depth) in enumerate(left):
-        if seen >= _MOST_ARGUMENTS or depth > _DEEPEST:
+        if seen >= _MOST_ARGUMENTS or depth > _DEEPEST or len(name) > _LONGEST_TEXT:
             raise _damaged("model_args has more in it than any network takes")
         if isinstance(value, dict):
             left += [(f"{name}.{key}", inner, depth + 1) for key, inner in value.items()]

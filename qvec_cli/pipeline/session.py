@@ -275,7 +275,7 @@ class Session:
             "grid": self.card.quant,
             "model": self.model.to_json(),
             "data": self.card.data,
-            "teacher": self._taught_by.settle() if self._taught_by else None,
+            **({"teacher": self._taught_by.settle()} if self._taught_by else {}),
             "device": str(self.device) if self.world.size == 1 else self.device.type,
         }
 
