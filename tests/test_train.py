@@ -539,5 +539,7 @@ def test_with_a_teacher_nothing_is_learned_from_labels(
 def test_a_teacher_of_other_classes_is_refused(drawer: Drawer, tmp_path: Path) -> None:
     args = ("train-qat", drawer.base, "--data", drawer.donor_data, *FAST, "--bits", 3)
     args = (*args, "-o", tmp_path / "x.st", "--teacher")
-    assert "its classes are not those of" in call(*args, drawer.receiver, code=1).errors[0]
+    for dry in ((), ("--dry-run",)):
+        refused = call(*args, drawer.receiver, *dry, code=1)
+        assert "its classes are not those of" in refused.errors[0]
     assert "is a vector" in call(*args, drawer.rho, code=1).errors[0]

@@ -76,7 +76,10 @@ class Session:
             qat.prepare(self.network, self.model, request.grid)
         self.network.to(self.device)
         self._taught_by = files.open(request.teacher) if request.teacher else None
-        teacher = self._teacher(listener) if self._taught_by else None
+        teacher = None
+        if self._taught_by:
+            known = _teacher_model(self._taught_by, self.model, task, listener)
+            teacher = load_network(self._taught_by, known, str(self.device)).float().eval()
         _check_forward(request, task, self.network, self.model, world)
         self.fit = TrainingRun(
             self.network,
@@ -144,24 +147,6 @@ class Session:
             "data": self.card.data,
             "model": self.model.to_json(),
         }
-
-    def _teacher(self, listener: Listener) -> torch.nn.Module:
-        """The network whose answers are learned.
-
-        Raises MismatchError: it has other classes, or sees images otherwise.
-        """
-        theta = self._taught_by
-        assert theta is not None
-        model = network_of(theta, build.NetworkOptions(), listener)
-        if theta.classes is not None and tuple(theta.classes) != tuple(self.task.classes):
-            raise MismatchError(f"{theta.path}: its classes are not those of {self.task.name}")
-        with located(theta.path):
-            if model.num_classes != len(self.task.classes):
-                raise MismatchError(f"has {model.num_classes} classes, not those of the data set")
-            ours, theirs = (m.pretrained_cfg for m in (self.model, model))
-            if unlike := [key for key in DATA_KEYS if ours.get(key) != theirs.get(key)]:
-                raise MismatchError(f"sees images otherwise than the network: {unlike[0]}")
-        return load_network(theta, model, str(self.device)).float().eval()
 
     def _training(self) -> TrainingBatches:
         recipe = self.request.recipe
@@ -397,6 +382,23 @@ def _check_forward(
     )
 
 
+def _teacher_model(theta: Checkpoint, model: Model, task: Task, listener: Listener) -> Model:
+    """The network whose answers another one is to learn.
+
+    Raises MismatchError: it has other classes, or sees images otherwise.
+    """
+    theirs = network_of(theta, build.NetworkOptions(), listener)
+    if theta.classes is not None and tuple(theta.classes) != tuple(task.classes):
+        raise MismatchError(f"{theta.path}: its classes are not those of {task.name}")
+    with located(theta.path):
+        if theirs.num_classes != len(task.classes):
+            raise MismatchError(f"has {theirs.num_classes} classes, not those of the data set")
+        for key in DATA_KEYS:
+            if model.pretrained_cfg.get(key) != theirs.pretrained_cfg.get(key):
+                raise MismatchError(f"sees images otherwise than the network: {key}")
+    return theirs
+
+
 def rehearse(
     request: TrainRequest,
     task: Task,
@@ -417,7 +419,10 @@ def rehearse(
     if base is not None:
         _load(network, outline(base), model, base, listener)
     _check_forward(request, task, network, model, world)
-    inputs = () if base is None else (base,)
+    inputs: tuple[Checkpoint, ...] = () if base is None else (base,)
+    if request.teacher is not None:
+        inputs += (teacher := files.open(request.teacher),)
+        _teacher_model(teacher, model, task, listener)
     return _plan(request, task, network, model).metrics(inputs, started)
 
 
