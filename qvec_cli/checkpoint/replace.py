@@ -267,6 +267,11 @@ def unfinished(out: Path) -> Path:
     return out.with_name(out.name + ".state")
 
 
+def may_be_finished(out: Path, *, resume: bool, force: bool) -> bool:
+    """Whether a run that is to be resumed has an output already, to be looked at and kept."""
+    return resume and not force and out.is_file()
+
+
 def check_unfinished(out: Path, *, resume: bool, force: bool) -> None:
     """Refuses to lose work that was cut off, unless told what to do with it."""
     if is_stream(out):

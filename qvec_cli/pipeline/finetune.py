@@ -6,7 +6,13 @@ import time
 from contextlib import nullcontext
 from typing import Any, Final
 
-from qvec_cli.checkpoint.replace import check_target, check_unfinished, is_stream, unfinished
+from qvec_cli.checkpoint.replace import (
+    check_target,
+    check_unfinished,
+    is_stream,
+    may_be_finished,
+    unfinished,
+)
 from qvec_cli.data.tasks import TASKS
 from qvec_cli.errors import SpecError
 from qvec_cli.inputs.files import InputFiles
@@ -32,7 +38,7 @@ def train(request: TrainRequest, listener: Listener, world: World = ALONE) -> Me
     started = time.perf_counter()
     _check_world(request, world)
     distributed.join(world, world.place(request.device))
-    finished = request.resume and not request.force and request.out.is_file()
+    finished = may_be_finished(request.out, resume=request.resume, force=request.force)
     if world.leads:
         check_target(request.out, force=request.force or finished)
         check_unfinished(request.out, resume=request.resume, force=request.force)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct, structs
 
-from qvec_cli.checkpoint.replace import check_target, check_unfinished, unfinished
+from qvec_cli.checkpoint.replace import check_target, check_unfinished, may_be_finished, unfinished
 from qvec_cli.errors import FinishedError, NotFiniteError, located
 from qvec_cli.inputs.files import InputFiles
 from qvec_cli.inputs.lineage import inherited_use, patched_use
@@ -62,7 +62,7 @@ def sweep(request: SweepRequest, listener: Listener) -> Metrics:
     unfinished sweep of something else.
     """
     started = time.perf_counter()
-    finished = request.resume and not request.force and request.out.is_file()
+    finished = may_be_finished(request.out, resume=request.resume, force=request.force)
     check_target(request.out, force=request.force or finished)
     check_unfinished(request.out, resume=request.resume, force=request.force)
     with InputFiles(listener, request.network.weights) as files:

@@ -15,6 +15,7 @@ from qvec_cli.checkpoint.replace import (
     check_target,
     check_unfinished,
     is_stream,
+    may_be_finished,
     replacing,
     unfinished,
 )
@@ -72,7 +73,7 @@ def transfer(request: TransferRequest, listener: Listener) -> Metrics:
     cannot be.
     """
     started = time.perf_counter()
-    finished = request.resume and not request.force and request.out.is_file()
+    finished = may_be_finished(request.out, resume=request.resume, force=request.force)
     check_target(request.out, force=request.force or finished)
     check_unfinished(request.out, resume=request.resume, force=request.force)
     slurm.check_parts(request.out, resume=request.resume, force=request.force)
