@@ -41,6 +41,12 @@ class FinishedError(QvecError):
     exit_code = 0
 
 
+class FellShortError(QvecError):
+    """A result that is less than what was demanded of it: everything ran, and nothing is broken."""
+
+    exit_code = 3
+
+
 class MismatchError(QvecError):
     """Two things that do not belong together: checkpoints, a head and a data set, two grids."""
 

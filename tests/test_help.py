@@ -145,6 +145,8 @@ def folder(drawer: Drawer, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "quantize receiver.st --bits 3 -o receiver_w3.st --metrics quantized.json",
             "sweep-lambda receiver.st rho.st --data images/digits --lambdas 0,1 -o sweep.json",
             "moments receiver.st --data images/digits --samples 16 -o moments.st",
+            "eval receiver.st --data images/digits -o before.json",
+            "eval receiver.st --data images/digits -o after.json",
         ):
             call(*line.split())
     return folder

@@ -81,7 +81,7 @@ def test_there_is_a_word_on_every_flag_in_its_page_and_in_its_help(command: str)
 @every_page
 def test_every_flag_that_a_page_names_exists(topic: str) -> None:
     text = page(topic)
-    for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text):
+    for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]", text):
         assert flag in EVERY_FLAG | FOREIGN, flag
     for words in examples(text):
         known = FLAGS[words[1]] | {"--help"}

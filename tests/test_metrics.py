@@ -21,8 +21,8 @@ from qvec_cli.results.metrics_document import (
     ComparedResults,
     QuantizeResults,
     SweepResults,
-    json_schema,
 )
+from qvec_cli.results.schema import json_schema
 
 SCHEMA = json.loads(SCHEMA_FILE.read_text())
 GOLDEN = Path(__file__).with_name("golden")
@@ -54,6 +54,7 @@ def documents(drawer: Drawer, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "transfer": (grid,),
         "advise": (drawer.receiver, "--bits", 2, "--proxy-samples", 8, "--refine", 0),
         "eval": (drawer.receiver, *receiver),
+        "compare": (out / "eval.json", out / "eval.json"),
         "inspect": (drawer.rho,),
         "pictures": ("--samples", 2, "--img-size", 16),
         "plot": (out / "sweep-lambda.json",),
@@ -65,7 +66,8 @@ def documents(drawer: Drawer, tmp_path_factory: pytest.TempPathFactory) -> dict[
         written = out / f"{command}.json"
         made = out / f"{command}.{suffixes.get(command, 'st')}"
         files: tuple[object, ...] = ("-o", made, "--metrics", written)
-        files = {"inspect": (), "eval": ("-o", written)}.get(command, files)
+        alone = {"inspect": (), "eval": ("-o", written), "compare": ("--metrics", written)}
+        files = alone.get(command, files)
         if command == "sweep-lambda":
             files = ("-o", written)
         found[command] = call(command, *args, *files, "--json").json
@@ -76,7 +78,7 @@ def documents(drawer: Drawer, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def test_the_schema_is_a_schema_and_the_one_that_the_structs_give() -> None:
-    """If not: python -c "from qvec_cli.results.metrics_document import publish; publish()"."""
+    """If not: python -c "from qvec_cli.results.schema import publish; publish()"."""
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     assert json_schema() == SCHEMA
 
@@ -208,6 +210,7 @@ def test_what_a_number_has_cost_is_told(documents: dict[str, Any]) -> None:
         "transfer": "receiver_labels",
         "advise": "none",
         "eval": "none",
+        "compare": "none",
         "inspect": "none",
         "pictures": "none",
         "plot": "receiver_labels",

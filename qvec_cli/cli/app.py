@@ -50,7 +50,11 @@ COMMANDS: Final[dict[str, dict[str, Callable[..., None]]]] = {
         "advise": study.advise,
         "export": quantization.export,
     },
-    "Measure": {"eval": measurement.evaluate, "sweep-lambda": measurement.sweep_lambda},
+    "Measure": {
+        "eval": measurement.evaluate,
+        "compare": measurement.compare,
+        "sweep-lambda": measurement.sweep_lambda,
+    },
     "Study": {"transfer": study.transfer},
     "Look": {
         "inspect": look.inspect,

@@ -256,6 +256,14 @@ def report(
         str, typer.Option(metavar="TITLE", help="Of the page.", rich_help_panel="Page")
     ] = "Quantization vectors",
     output: options.OutputFile,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            "--csv",
+            help="CSV file for all accuracies, a row a measurement.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
     writing: Writing,
 ) -> None:
     """Write one HTML page of FILES: figures, tables, numbers.
@@ -267,7 +275,7 @@ def report(
     from qvec_cli.report import page as verb
 
     inputs = tuple(files)
-    work = partial(verb.report, verb.ReportRequest(inputs, output, title, writing.force))
+    work = partial(verb.report, verb.ReportRequest(inputs, output, title, writing.force, table))
     show.deliver(work, report_text, writing, out=output, inputs=inputs)
 
 

@@ -1,4 +1,4 @@
-"""The commands that measure: eval, sweep-lambda."""
+"""The commands that measure: eval, compare, sweep-lambda."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from qvec_cli.cli import options, show
 from qvec_cli.cli.options import GridFlags, ImageFlags, NetworkFlags, OutputFlags, ProxyFlags
 from qvec_cli.cli.signature import Adapted
-from qvec_cli.cli.text import Facts, accuracy, size
+from qvec_cli.cli.text import Facts, accuracy, size, some
 from qvec_cli.errors import SpecError
 from qvec_cli.specs import Listener, Method, Objective
 
@@ -31,6 +31,16 @@ def evaluate(
     split: Annotated[str, typer.Option(metavar="train|val|test", help="Of --data.")] = "test",
     images: options.WholeImages,
     network: NetworkFlags,
+    min_top1: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="Exit with 3 if top-1 is below, 0 to 1.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
     output: Annotated[Path | None, options.output_option("JSON file for the metrics.")] = None,
     writing: Writing,
 ) -> None:
@@ -48,7 +58,44 @@ def evaluate(
         checkpoint, data, loading, split, named, images.device, output, dry_run
     )
     work = partial(verb.evaluate, request)
-    show.deliver(work, evaluate_text, writing, document=output, inputs=(checkpoint,))
+    results = show.deliver(work, evaluate_text, writing, document=output, inputs=(checkpoint,))
+    verb.check_top1(results, min_top1)
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="Results: of eval, transfer and the like.")],
+    second: Annotated[Path, typer.Argument(help="The same of another model or version.")],
+    *,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            min=0, metavar="POINTS", help="Exit with 3 if an accuracy falls by more, or is missing."
+        ),
+    ] = None,
+    showing: Annotated[OutputFlags, Adapted(without=("dry_run",))],
+) -> None:
+    """Say which accuracies of FIRST rose or fell in SECOND.
+
+    Examples:
+        qvec compare before.json after.json
+        qvec compare before.json after.json --max-drop 0.5
+    """
+    from qvec_cli.pipeline import compare_results as verb
+
+    work = partial(verb.compare_results, verb.CompareResultsRequest(first, second, max_drop))
+    results = show.deliver(work, compare_text, showing, inputs=(first, second))
+    verb.check_drop(results, max_drop)
+
+
+def compare_text(results: Facts) -> Iterator[str]:
+    """A row a measurement, the change in points with the error that chance makes."""
+    yield "measurement\tn\tfirst\tsecond\tpoints\tstandard error"
+    for row in results["compared"]:
+        counts = f"{row['n']}\t{row['first']:.4f}\t{row['second']:.4f}"
+        yield f"{row['name']}\t{counts}\t{row['points']:+.2f}\t{row['standard_error']:.2f}"
+    for key, words in (("only_in_first", "first"), ("only_in_second", "second")):
+        if results[key]:
+            yield f"only in the {words}: {some(results[key])}"
 
 
 def evaluate_text(results: Facts) -> Iterator[str]:

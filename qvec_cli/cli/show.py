@@ -47,8 +47,8 @@ def deliver(
     data_use: bool = True,
     quiet: bool = False,
     written: Callable[[], object] = lambda: None,
-) -> None:
-    """Runs a command's work and shows what came out.
+) -> Facts:
+    """Runs a command's work, shows what came out, and returns the results.
 
     Args:
         work: does it, and tells a listener how it goes.
@@ -62,8 +62,7 @@ def deliver(
         written: called once all is.
     """
     if quiet:
-        work(Silence())
-        return
+        return work(Silence()).results
     from qvec_cli.checkpoint.replace import dump, write_json
     from qvec_cli.outputs.metrics import check_documents
 
@@ -84,6 +83,7 @@ def deliver(
         explain(text.rstrip("\n"))  # stdout has the artefact
     else:
         result(text)
+    return metrics.results
 
 
 def _lines(

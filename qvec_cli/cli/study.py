@@ -182,6 +182,12 @@ def transfer(
     network: NetworkFlags,
     jobs: JobFlags,
     output: options.OutputFile,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV file for the same, a row a measurement.", rich_help_panel=options.OUTPUT
+        ),
+    ] = None,
     resume: options.Resume = False,
     writing: OutputFlags,
 ) -> None:
@@ -223,7 +229,15 @@ def transfer(
     )
     part, joined = jobs.part(), tuple(jobs.join or ())
     request = verb.TransferRequest(
-        grid, output, settings, part, joined, executor, resume, **writing.for_request
+        grid,
+        output,
+        settings,
+        part,
+        joined,
+        executor,
+        resume,
+        table=table,
+        **writing.for_request,
     )
     work, clear = partial(verb.transfer, request), partial(verb.clear, output)
     inputs, writing = (grid, *joined), replace(writing, force=writing.force or resume)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.errors import FellShortError
 from qvec_cli.inputs.files import opened, require_model
 from qvec_cli.inputs.foreign import stored_grid
 from qvec_cli.inputs.identify import network_of
@@ -74,6 +76,13 @@ def evaluate(request: EvaluateRequest, listener: Listener) -> Metrics:
     parameters = {"data": request.data, "split": request.split, "batch_size": batch_size}
     device = str(next(network.parameters()).device)
     return Metrics("eval", inputs, parameters, results, use, device, started=started)
+
+
+def check_top1(results: Mapping[str, Any], least: float | None) -> None:
+    """Raises FellShortError: a measured accuracy is below the least that is wanted."""
+    if least is not None and results.get("top1", 1.0) < least:
+        split, top1 = results["split"], results["top1"]
+        raise FellShortError(f"{split} top-1 is {top1:.4f}, less than --min-top1 {least:g}")
 
 
 def _cost(checkpoint: Checkpoint, network: nn.Module) -> dict[str, int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from qvec_cli.checkpoint.replace import check_target, replacing
+from qvec_cli.checkpoint.replace import check_apart, check_target, replacing
 from qvec_cli.errors import QvecError, SpecError
 from qvec_cli.outputs.metrics import Metrics, version
 from qvec_cli.report import figures, tables
@@ -23,6 +23,8 @@ from qvec_cli.results import metrics_document as metrics
 from qvec_cli.results.documents import DRAWN, ResultFiles, WaysDocument
 from qvec_cli.results.matrix import Matrix
 from qvec_cli.results.summary import summarise
+from qvec_cli.results.tidy import rows as tidy_rows
+from qvec_cli.results.tidy import write_table
 from qvec_cli.specs import Listener, Use, spent
 
 
@@ -44,6 +46,7 @@ class ReportRequest:
     out: Path
     title: str = "Quantization vectors"
     force: bool = False
+    table: Path | None = None  # where all accuracies go as CSV
 
 
 def report(request: ReportRequest, listener: Listener) -> Metrics:
@@ -55,7 +58,10 @@ def report(request: ReportRequest, listener: Listener) -> Metrics:
     started = time.perf_counter()
     if request.out.suffix.lower() not in (".html", ".htm", "") or request.out.name == "":
         raise SpecError(f"-o {request.out}: a report is written as .html")
-    check_target(request.out, force=request.force)
+    outputs = [request.out, *([request.table] if request.table else [])]
+    for path in outputs:
+        check_target(path, force=request.force)
+    check_apart(outputs, request.files)
     figures.require_drawing("report")
     files = documents.read(request.files)
     figures.note_letters(files, listener)
@@ -68,6 +74,8 @@ def report(request: ReportRequest, listener: Listener) -> Metrics:
     content = page(request.title, _lead(files), sections, data, foot)
     with replacing(request.out, force=request.force) as file:
         file.write(content)
+    if request.table is not None:
+        write_table(request.table, tidy_rows(files), force=request.force)
     results = {
         "output": str(request.out),
         "bytes": len(content),

@@ -129,6 +129,7 @@ class ResultFiles:
     documents: tuple[Document[Any], ...]
     inputs: tuple[Input, ...]
     raw: tuple[tuple[str, Any], ...]  # by file: a document, or the lines of a grid
+    runs: tuple[tuple[str, Matrix], ...] = ()  # grids one by one, each with its first file
 
     @property
     def matrix(self) -> Matrix | None:
@@ -183,7 +184,9 @@ def read(paths: Iterable[Path]) -> ResultFiles:
             _add(rows, runs)
             raw.append((str(path), [row.value for row in rows]))
             inputs.append(Input(str(path), "grid", digest))
-    return ResultFiles(pooled(map(parse, runs)), tuple(documents), tuple(inputs), tuple(raw))
+    grids = tuple((rows[0].where.rpartition(":")[0], parse(rows)) for rows in runs)
+    matrices = pooled(matrix for _, matrix in grids)
+    return ResultFiles(matrices, tuple(documents), tuple(inputs), tuple(raw), grids)
 
 
 def _add(rows: list[Record], runs: list[list[Record]]) -> None:

@@ -1,20 +1,12 @@
-"""Metrics documents of commands as structs, and the JSON Schema that is published of them.
-
-One line writes the schema anew:
-``python -c "from qvec_cli.results.metrics_document import publish; publish()"``
-"""
+"""Metrics documents of commands, as structs."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
-import msgspec
 from msgspec import Meta, Struct, field
 
-from qvec_cli.outputs.metrics import SCHEMA_FILE
 from qvec_cli.results import records
 from qvec_cli.specs import DataUse, Measure, Use
 
@@ -288,6 +280,26 @@ class EvalResults(WrittenScore, frozen=True):
     grid: records.GridRecord | None  # that the file was made for
 
 
+class ComparedScore(Struct, frozen=True):
+    """One measurement of both files of compare."""
+
+    name: records.Name
+    n: records.Positive
+    first: records.Share
+    second: records.Share
+    points: float  # that the second is above the first
+    standard_error: records.NonNegative  # of them, as of independent counts
+
+
+class ComparisonResults(Struct, frozen=True):
+    """compare: two files of results side by side."""
+
+    compared: Annotated[tuple[ComparedScore, ...], Meta(min_length=1)]
+    only_in_first: tuple[str, ...]
+    only_in_second: tuple[str, ...]
+    largest_drop: records.NonNegative
+
+
 class PlannedTensor(Struct, frozen=True, forbid_unknown_fields=True):
     """What would become of a tensor."""
 
@@ -437,6 +449,7 @@ RESULTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "rotate": {"": RotateResults},
     "export": {"": ExportResults},
     "eval": {"": EvalResults},
+    "compare": {"": ComparisonResults},
     "sweep-lambda": {"objective": AgreementResults, "": SweepResults},
     "transfer": {"": Json},
     "advise": {"": AdviceResults},
@@ -446,54 +459,3 @@ RESULTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "report": {"": ReportResults},
 }
 """What the results of each command are: the first row whose key they have; "" stands for any."""
-
-_CLOSED: Final = (MetricsDocument, InputRecord, UseRecord, EnvironmentRecord, TimingRecord)
-"""Structs that have no other keys; readers pass over those of later versions all the same."""
-
-
-def json_schema() -> Json:
-    """The JSON Schema of a metrics document.
-
-    Readers take fewer numbers of a score than writers write, so that ``WrittenScore`` stands there
-    for ``Score``; else a field is required unless it has a default.
-    """
-    kinds = [kind for rows in RESULTS.values() for kind in rows.values() if kind is not Json]
-    types = [MetricsDocument[Json, Json], PlanResults, WrittenScore, *dict.fromkeys(kinds)]
-    _, parts = msgspec.json.schema_components(types, ref_template="#/$defs/{name}")
-    parts = {re.split(r"\W|_", name)[0]: part for name, part in parts.items()}
-    parts["Score"] = parts.pop("WrittenScore")
-    for part in parts.values():
-        part.pop("title", None)
-    for kind in _CLOSED:
-        parts[kind.__name__]["additionalProperties"] = False
-    document = parts.pop("MetricsDocument")
-    document["properties"]["command"] = {"enum": list(RESULTS)}
-    document["allOf"] = [
-        {
-            "if": {"properties": {"command": {"const": command}}},
-            "then": {"properties": {"results": _choice({"plan": PlanResults, **rows})}},
-        }
-        for command, rows in RESULTS.items()
-        if rows != {"": Json}
-    ]
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "qvec metrics, version 1",
-        **document,
-        "$defs": dict(sorted(parts.items())),
-    }
-
-
-def _choice(rows: Mapping[str, Any]) -> Json:
-    """The schema of the first row whose key is there."""
-    (key, kind), *others = rows.items()
-    schema = {} if kind is Json else {"$ref": f"#/$defs/{kind.__name__}"}
-    if not key:
-        return schema
-    return {"if": {"required": [key]}, "then": schema, "else": _choice(dict(others))}
-
-
-def publish() -> None:
-    """Writes the schema that the package ships."""
-    text = json.dumps(json_schema(), indent=2, ensure_ascii=False)
-    SCHEMA_FILE.write_text(f"{text}\n", encoding="utf-8")

@@ -26,6 +26,7 @@ from qvec_cli.results.journal import Journal, Line, encoded
 from qvec_cli.results.matrix import Matrix, parse
 from qvec_cli.results.records import Record
 from qvec_cli.results.summary import summarise
+from qvec_cli.results.tidy import of_matrix, write_table
 from qvec_cli.specs import DataUse, Listener, Silence, Use
 from qvec_cli.transfer import slurm
 from qvec_cli.transfer.cells import MeasuredReceiver, other_grids
@@ -51,6 +52,7 @@ class TransferRequest:
     resume: bool = False
     force: bool = False
     dry_run: bool = False
+    table: Path | None = None  # where the same goes as CSV
 
     def __post_init__(self) -> None:
         part, parts = self.shard
@@ -58,6 +60,11 @@ class TransferRequest:
             raise SpecError(f"--shard {part}/{parts} must be between 1/{parts} and {parts}/{parts}")
         if is_stream(self.out):
             raise SpecError(f"-o {self.out}: finished lines are kept beside it: name a file")
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """The files that are written at the end, the lines first."""
+        return (self.out, self.table) if self.table else (self.out,)
 
     def of_shard(self, names: Iterable[str]) -> tuple[str, ...]:
         """The receivers whose turn it is."""
@@ -73,14 +80,9 @@ def transfer(request: TransferRequest, listener: Listener) -> Metrics:
     cannot be.
     """
     started = time.perf_counter()
-    finished = may_be_finished(request.out, resume=request.resume, force=request.force)
-    check_target(request.out, force=request.force or finished)
-    check_unfinished(request.out, resume=request.resume, force=request.force)
-    slurm.check_parts(request.out, resume=request.resume, force=request.force)
-    if request.executor is not None:
-        slurm.check_executor(request.out, request.executor)
+    finished = _check_outputs(request)
     members = read_grid_file(request.grid_file)
-    check_apart([request.out], members.files)
+    check_apart(request.outputs, [request.grid_file, *request.joined, *members.files])
     with InputFiles(listener, request.options.network.weights) as files:
         grid = resolve_grid(members, request.options, files, listener)
         receivers = request.of_shard(members.receivers)
@@ -101,10 +103,28 @@ def transfer(request: TransferRequest, listener: Listener) -> Metrics:
                 _add_cosines(grid, journal, files)
                 order.append({"kind": "alignment"})
             lines = [*journal.ordered(order)]
-            metrics = _metrics(request, grid, lines, started)
+            matrix = _matrix(request.out, lines)
+            metrics = _metrics(request, grid, lines, matrix, started)
             with replacing(request.out, force=request.force) as file:
                 file.write(b"".join(map(encoded, lines)))
+            if request.table is not None:
+                rows = of_matrix(str(request.out), matrix)
+                write_table(request.table, rows, force=request.force)
     return metrics
+
+
+def _check_outputs(request: TransferRequest) -> bool:
+    """Whether the output may be whole already; refuses what could not be written at the end."""
+    out, force, resume = request.out, request.force, request.resume
+    finished = may_be_finished(out, resume=resume, force=force)
+    check_target(out, force=force or finished)
+    for table in request.outputs[1:]:
+        check_target(table, force=force or finished)
+    check_unfinished(out, resume=resume, force=force)
+    slurm.check_parts(out, resume=resume, force=force)
+    if request.executor is not None:
+        slurm.check_executor(out, request.executor)
+    return finished
 
 
 def _check_finished(
@@ -182,7 +202,7 @@ def _spread(
         if name not in request.of_shard(names):
             continue
         if any(journal.get(line) is None for line in grid.lines((name,))):
-            here = replace(request, joined=(), executor=None, resume=True, force=True)
+            here = replace(request, joined=(), executor=None, table=None, resume=True, force=True)
             part = slurm.part_of(request.out, place)
             jobs[name] = replace(here, out=part, shard=(place, len(names)))
     if jobs:
@@ -269,10 +289,13 @@ def _check(path: Path, lines: list[Line]) -> None:
 
 
 def _metrics(
-    request: TransferRequest, grid: ResolvedGrid, lines: list[Line], started: float
+    request: TransferRequest,
+    grid: ResolvedGrid,
+    lines: list[Line],
+    matrix: Matrix,
+    started: float,
 ) -> Metrics:
-    run = grid.run
-    summary = summarise(_matrix(request.out, lines))
+    run, summary = grid.run, summarise(matrix)
     inputs = (
         *(Input(r["model"], "checkpoint", r["digest"]) for r in run["receivers"].values()),
         *(Input(r["data"], "data", r["data_digest"]) for r in run["receivers"].values()),
