@@ -295,7 +295,7 @@ def test_a_traceback_is_shown_on_request_only() -> None:
 
 def test_names_in_a_file_cannot_steer_the_terminal(tmp_path: Path) -> None:
     save_file({"\x1b[31mred\x07\u202e": np.zeros(2, np.float32)}, tmp_path / "evil.st")
-    shown = call("inspect", tmp_path / "evil.st")
+    shown = call("inspect", tmp_path / "evil.st", "--tensors")
     assert not set("\x1b\x07\u202e") & set(shown.out)
     assert "\\x1b[31mred" in shown.out
 

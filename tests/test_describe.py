@@ -44,7 +44,7 @@ def test_a_card_is_told_in_words(drawer: Drawer) -> None:
 
 def test_a_bare_file_is_a_checkpoint_without_a_card(tmp_path: Path) -> None:
     save_file({"w": np.ones((2, 2), np.float32)}, tmp_path / "bare.st", {"format": "pt"})
-    shown = call("inspect", tmp_path / "bare.st")
+    shown = call("inspect", tmp_path / "bare.st", "--tensors")
     assert "no qvec card" in shown.out
     assert "w\tF32\t[2, 2]\t2" in shown.out
 

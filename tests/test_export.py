@@ -30,7 +30,8 @@ from qvec_cli.checkpoint.write import write
 from qvec_cli.export import export, graph
 from qvec_cli.export import onnx as onnx_export
 from qvec_cli.inputs.files import model_of
-from qvec_cli.inputs.network import load_network, load_packed
+from qvec_cli.inputs.foreign import load_packed
+from qvec_cli.inputs.network import load_network
 from qvec_cli.model import build
 from qvec_cli.outputs.metrics import SCHEMA_FILE
 from qvec_cli.quant.qtensor import packed_weights

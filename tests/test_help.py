@@ -27,7 +27,7 @@ PARAMETERS: dict[str, list[Any]] = {
 }
 CHOICES = {
     "|".join(words) for words in vars(specs).values() if isinstance(words, type(StrEnum))
-} | {"train|val|test", "slurm|local", "NUMBER|FILE|auto", "FILE|FOLDER/"}
+} | {"train|val|test", "slurm|local", "NUMBER|FILE|auto", "FILE|FOLDER/", "FILE|FOLDER"}
 
 every_command = pytest.mark.parametrize("name", FUNCTIONS)
 
@@ -53,7 +53,7 @@ def examples(text: str) -> list[list[str]]:
 def test_no_line_is_longer_than_a_terminal_and_none_is_cut(helps: dict[str, str]) -> None:
     for text in helps.values():
         assert max(map(len, text.splitlines())) <= 80
-        assert "..." not in re.sub(r"(RHO|FILE)\.\.\.", "", text)
+        assert "..." not in re.sub(r"(RHO|FILE|CHECKPOINT)\.\.\.", "", text)
         assert "\xa0" not in text
 
 

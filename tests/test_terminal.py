@@ -260,7 +260,7 @@ def test_no_mark_turns_text_around(mark: str) -> None:
 def test_a_name_with_line_breaks_forges_no_line(tmp_path: Path) -> None:
     names = ["a\nerror: forged", "b\rerror: forged", "c\x85error: forged"]
     save_file({name: np.ones(2, np.float32) for name in names}, tmp_path / "evil.st")
-    shown = call("inspect", tmp_path / "evil.st").out.splitlines()
+    shown = call("inspect", tmp_path / "evil.st", "--tensors").out.splitlines()
     assert not [line for line in shown if line.startswith("error: ")]
     assert len([line for line in shown if "forged" in line]) == len(names)
 

@@ -182,7 +182,7 @@ def _untrusted(equal: Sequence[Judged], plain: Judged) -> Verdict:
     decision = Decision.CALIBRATE if moments else Decision.GRID
     why = (
         "images that are little more than noise to the model cannot judge the other ways: "
-        "name pictures with --proxy"
+        "name other pictures with --proxy"
     )
     return Verdict(decision, chosen, plain, "not sure", why)
 

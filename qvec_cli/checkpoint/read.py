@@ -110,6 +110,11 @@ class Checkpoint(Mapping[str, Entry]):
         return sum(source.size for source in self._contents.sources if isinstance(source, File))
 
     @property
+    def weight_bytes(self) -> int:
+        """The same without what lies beside the weights in a file that qvec did not write."""
+        return sum(e.nbytes for e in self.values()) if self.bare else self.nbytes
+
+    @property
     def in_memory(self) -> bool:
         """Whether all of it is held, as a pickle is, and does not stream."""
         return not self._contents.streams

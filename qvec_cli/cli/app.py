@@ -104,7 +104,9 @@ def common(
     context: typer.Context,
     _: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Say which qvec this is."),
+        typer.Option(
+            "--version", "-V", callback=_version, is_eager=True, help="Say which qvec this is."
+        ),
     ] = False,
 ) -> None:
     """Takes the options that stand before any command, and refuses what ranks cannot share."""

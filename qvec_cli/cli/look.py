@@ -51,9 +51,17 @@ def pictures_text(results: Facts) -> Iterator[str]:
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="Any checkpoint, or - for stdin.")],
-    other: Annotated[Path | None, typer.Argument(help="A second one, to compare.")] = None,
+    file: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Any checkpoint, or - for stdin; two, to compare; more, for a table.",
+            metavar="FILE...",
+        ),
+    ],
     *,
+    tensors: Annotated[
+        bool, typer.Option(help="List the tensors too.", rich_help_panel="Question")
+    ] = False,
     verify: Annotated[
         bool,
         typer.Option(
@@ -74,23 +82,30 @@ def inspect(
     """
     from qvec_cli.pipeline import inspect as verb
 
-    if verify + lineage + (other is not None) > 1:
+    first, *others = file
+    if verify + lineage + bool(others) > 1:
         raise SpecError("--verify, --lineage and a second file are three questions: ask one")
-    question = verb.verify if verify else verb.lineage if lineage else verb.describe
-    choice = weights.choice
-    work = partial(verb.compare, file, other, choice) if other else partial(question, file, choice)
-    inputs = (file, other) if other else (file,)
-    show.deliver(work, inspect_text, showing, inputs=inputs, data_use=False)
+    choice, words = weights.choice, partial(inspect_text, tensors=tensors)
+    work = partial(verb.survey, file, choice)
+    if len(file) == 2:
+        work = partial(verb.compare, first, others[0], choice)
+    elif not others:
+        question = verb.verify if verify else verb.lineage if lineage else verb.describe
+        work = partial(question, first, choice)
+    show.deliver(work, words, showing, inputs=tuple(file), data_use=False)
 
 
-def inspect_text(results: Facts) -> Iterator[str]:
-    """One of inspect's four answers, by what the results hold."""
-    if "verified" in results:
+def inspect_text(results: Facts, *, tensors: bool = True) -> Iterator[str]:
+    """One of inspect's five answers, by what the results hold."""
+    if "files" in results:
+        yield from _survey_text(results["files"])
+    elif "verified" in results:
         yield f"the tensors are those of the card: {results['verified']}"
     elif "same" in results:
         yield from _comparison_text(results)
     elif "tensors" in results:
         yield from _description_text(results)
+        yield from _tensors_text(results) if tensors else _bad_text(results)
     else:
         role = _cut(f", {results['role']}") if results["role"] else ""
         yield f"{results['kind']}{role} {(results['digest'] or 'of unknown digest')[:17]}"
@@ -137,11 +152,31 @@ def _description_text(results: Facts) -> Iterator[str]:
         yield f"layout: {_layout_text(results['layout'])}"
     edited = "" if results["digest_holds"] else " (not that of its card: edited since)"
     yield f"digest: {results['digest']}{edited}"
+
+
+def _tensors_text(results: Facts) -> Iterator[str]:
     yield "tensor\tdtype\tshape\tnorm"
     for tensor in (*results["tensors"], *results["attached"]):
         bad = f"\t{tensor['not_finite']} not finite" if tensor.get("not_finite") else ""
         norm = f"{tensor['norm']:.6g}" if "norm" in tensor else "-"
         yield f"{tensor['name']}\t{tensor['dtype']}\t{tensor['shape']}\t{norm}{bad}"
+
+
+def _bad_text(results: Facts) -> Iterator[str]:
+    """The tensors with numbers that are not finite, where they are not all listed."""
+    for tensor in (*results["tensors"], *results["attached"]):
+        if tensor.get("not_finite"):
+            yield f"{tensor['name']}: {tensor['not_finite']} not finite"
+
+
+def _survey_text(rows: list[Facts]) -> Iterator[str]:
+    """A line a file."""
+    yield "file\tkind\tarchitecture\tclasses\tgrid\tdata\tsize"
+    for row in rows:
+        kind = ", ".join(filter(None, (row["kind"], row["role"])))
+        grid = _grid_text(row["grid"]) if row["grid"] else "-"
+        known = (row["architecture"] or "-", row["classes"] or "-", grid, row["data"] or "-")
+        yield "\t".join(map(str, (row["file"], kind, *known, size(row["bytes"]))))
 
 
 def _layout_text(facts: Facts) -> str:

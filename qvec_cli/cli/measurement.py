@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qvec_cli.cli import options, show
+from qvec_cli.cli.many import Job, Suffix, each
 from qvec_cli.cli.options import GridFlags, ImageFlags, NetworkFlags, OutputFlags, ProxyFlags
 from qvec_cli.cli.signature import Adapted
 from qvec_cli.cli.text import Facts, accuracy, size, some
@@ -25,7 +26,9 @@ Writing = Annotated[OutputFlags, Adapted(without=("metrics",))]
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="Float or packed checkpoint.")],
+    checkpoint: Annotated[
+        list[Path], typer.Argument(help="Float or packed checkpoints.", metavar="CHECKPOINT...")
+    ],
     *,
     data: options.Data,
     split: Annotated[str, typer.Option(metavar="train|val|test", help="Of --data.")] = "test",
@@ -41,7 +44,14 @@ def evaluate(
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
-    output: Annotated[Path | None, options.output_option("JSON file for the metrics.")] = None,
+    output: Annotated[
+        str | None,
+        options.output_option(
+            "JSON file for the metrics, or a folder with one for each of several.",
+            metavar="FILE|FOLDER",
+        ),
+    ] = None,
+    suffix: Suffix = None,
     writing: Writing,
 ) -> None:
     """Measure the accuracy of CHECKPOINT, float or packed.
@@ -52,14 +62,26 @@ def evaluate(
     """
     from qvec_cli.pipeline import evaluate as verb
 
-    named, dry_run = network.options(), writing.dry_run
-    loading = images.loading(dry_run=dry_run, class_map=network.class_map)
-    request = verb.EvaluateRequest(
-        checkpoint, data, loading, split, named, images.device, output, dry_run
-    )
-    work = partial(verb.evaluate, request)
-    results = show.deliver(work, evaluate_text, writing, document=output, inputs=(checkpoint,))
-    verb.check_top1(results, min_top1)
+    several = len(checkpoint) > 1
+
+    def job(file: Path, out: str | None, flags: OutputFlags) -> Job:
+        loading = images.loading(dry_run=flags.dry_run, class_map=network.class_map)
+        document = Path(out) if out is not None else None
+        request = verb.EvaluateRequest(
+            file, data, loading, split, network.options(), images.device, document, flags.dry_run
+        )
+        words = partial(_evaluated_line, file) if several else evaluate_text
+        work = partial(verb.evaluate, request)
+        return Job(work, words, (file,), document=document, one_line=several)
+
+    for results in each(checkpoint, output, writing, job, kind=".json", suffix=suffix):
+        verb.check_top1(results, min_top1)
+
+
+def _evaluated_line(file: Path, results: Facts) -> Iterator[str]:
+    """The accuracies of one of several files on a line."""
+    top5, loss = f"top-5 {results['top5']:.4f}", f"loss {results['loss']:.4f}"
+    yield f"{file}\t{results['split']} top-1 {accuracy(results)}\t{top5}\t{loss}"
 
 
 def compare(
@@ -236,6 +258,7 @@ def sweep_text(results: Facts) -> Iterator[str]:
         **({"lambda 1 (zero-shot)": row} if (row := results.get("zero_shot")) else {}),
         f"lambda {chosen:g} (chosen)": results["chosen"],
     }
+    yield "chosen: the best on validation; of equal ones, the smallest"
     yield "on test\ttop-1\treceiver data used"
     for name, row in rows.items():
         yield f"{name}\t{accuracy(row['test'])}\t{row['data_use']}"
@@ -252,6 +275,10 @@ def _agreement_text(results: Facts) -> Iterator[str]:
         val = f"\t{accuracy(point.get('val'))}" if judged else ""
         distance = f"{point['distance']:.4f} +- {point['standard_error']:.4f}"
         yield f"{point['lambda']:g}\t{distance}{val}{mark}"
+    yield (
+        "chosen: the least distance, if it is below that of lambda 0 by two standard errors and a "
+        "twentieth"
+    )
     yield "donor\tdamage explained\tlambda\tremoved" + ("\ttest top-1" if judged else "")
     for donor in results["donors"]:
         choice = donor["chosen"]

@@ -150,11 +150,13 @@ Parts = Annotated[
     ),
 ]
 
-Targets = Annotated[
-    list[str] | None,
+DataDir = Annotated[
+    Path | None,
     typer.Option(
-        metavar="GLOB",
-        help="Weights that are quantized, by name, in place of the file's own; repeat it.",
+        metavar="FOLDER",
+        envvar="QVEC_DATA_DIR",
+        help="Where named data sets lie; or the variable QVEC_DATA_DIR.",
+        rich_help_panel=IMAGES,
     ),
 ]
 
@@ -170,6 +172,25 @@ def check_device(name: str) -> str:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
         raise SpecError(f"--device {name!r} is none of auto, cpu, cuda, cuda:N and mps")
     return name
+
+
+@dataclass(frozen=True, slots=True)
+class TargetFlags:
+    """Which weights are quantized."""
+
+    targets: list[str] | None = flag(
+        None,
+        "Weights that are quantized, by name, in place of the file's own; repeat it.",
+        metavar="GLOB",
+    )
+    skip: list[str] | None = flag(
+        None, "Weights that are left out of them; repeat it.", metavar="GLOB"
+    )
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """All globs, those of --skip with a ! before them."""
+        return (*globs(self.targets), *(f"!{glob}" for glob in globs(self.skip)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +231,7 @@ class ImageFlags:
     """How images are fetched and go through a network."""
 
     heading: ClassVar[str] = IMAGES
-    data_dir: Path | None = flag(None, "Where named data sets lie.", metavar="FOLDER")
+    data_dir: DataDir = None
     dataset_download: bool = flag(False, "Let a named data set be downloaded.")
     batch_size: int = flag(128, "Images per forward pass.", "--batch-size", "-b", min=1)
     workers: int = flag(0, "Processes that decode images; 0: this one.", "--workers", "-j", min=0)
@@ -351,7 +372,7 @@ class HeadFlags:
         """The tensors that were named; SpecError: named, and said that there are none."""
         from qvec_cli.model.targets import HeadChoice
 
-        return HeadChoice(tuple(self.head or ()), self.no_head)
+        return HeadChoice(globs(self.head), self.no_head)
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,6 +400,11 @@ class ProxyFlags:
         return ProxyOptions(tuple(self.proxy or ()), self.proxy_samples or 256, loading)
 
 
+def globs(typed: list[str] | None) -> tuple[str, ...]:
+    """The globs of a flag that is repeated, or has several between commas."""
+    return tuple(glob for text in typed or () for glob in filter(None, text.split(",")))
+
+
 class Writing(TypedDict):
     """The fields of a request that say whether files are replaced, and written at all."""
 
@@ -395,6 +421,7 @@ class OutputFlags:
     dry_run: bool = flag(False, "Read headers, say what would be done, and write nothing.")
     metrics: Path | None = flag(None, "Also write the metrics to this JSON file.")
     as_json: bool = flag(False, "Print the metrics as one JSON document.", "--json")
+    quiet: bool = flag(False, "Only results and errors: no notes, no progress.", "--quiet", "-q")
 
     @property
     def for_request(self) -> Writing:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 import typer
 
 from qvec_cli.cli import options, show
+from qvec_cli.cli.many import Job, Suffix, each
 from qvec_cli.cli.options import (
     GridFlags,
     HeadFlags,
@@ -20,6 +21,7 @@ from qvec_cli.cli.options import (
     NetworkFlags,
     OutputFlags,
     ProxyFlags,
+    TargetFlags,
 )
 from qvec_cli.cli.signature import Adapted, flag
 from qvec_cli.cli.text import Facts, accuracy, size, some
@@ -168,10 +170,98 @@ class CompareFlags:
     split: str | None = flag(None, "Of --data.", metavar="train|val|test", show_default="val")
 
 
+@dataclass(frozen=True, slots=True)
+class _Flags:
+    """All of quantize's, whatever the file."""
+
+    targets: TargetFlags
+    grid: GridFlags
+    calibration: CalibrationFlags
+    proxy: ProxyFlags
+    comparison: CompareFlags
+    images: ImageFlags
+    head: HeadFlags
+    network: NetworkFlags
+
+    def job(self, checkpoint: Path, output: str | None, writing: OutputFlags) -> Job:
+        """The work on one file."""
+        if self.comparison.split is not None and self.comparison.data is None:
+            raise SpecError("--split goes with --data")
+        work = self._compared if self.comparison.compare else self._quantized
+        chosen = self.calibration
+        inputs = tuple(filter(None, (checkpoint, chosen.moments, chosen.anchor)))
+        out = Path(output) if output is not None else None
+        return Job(work(checkpoint, output, writing), quantize_text, inputs, out)
+
+    def _loading(self, writing: OutputFlags) -> Loading:
+        return self.images.loading(dry_run=writing.dry_run, class_map=self.network.class_map)
+
+    def _compared(
+        self, checkpoint: Path, output: str | None, writing: OutputFlags
+    ) -> Callable[[Listener], Metrics]:
+        from qvec_cli.pipeline import compare_grids as verb
+
+        options.refuse(
+            "does not go with --compare, which writes no checkpoint",
+            self.calibration,
+            self.proxy,
+            hint="--metrics FILE keeps the table as JSON.",
+            output=output,
+            dry_run=writing.dry_run,
+        )
+        table = verb.CompareGridsRequest(
+            checkpoint,
+            self.grid.options(),
+            self.targets.patterns,
+            self.comparison.data,
+            self.comparison.split or "val",
+            self._loading(writing),
+            self.images.device,
+            self.network.options(),
+            self.head.options(),
+        )
+        return partial(verb.compare_grids, table)
+
+    def _quantized(
+        self, checkpoint: Path, output: str | None, writing: OutputFlags
+    ) -> Callable[[Listener], Metrics]:
+        from qvec_cli.pipeline import quantize as verb
+
+        chosen, loading = self.calibration.completed(), self._loading(writing)
+        moments, device = chosen.moments_source(), self.images.device
+        examples = chosen.calibration(loading, device)
+        if output is None:
+            raise SpecError("-o FILE is missing", hint="--compare goes without.")
+        if self.comparison.data is not None:
+            raise SpecError("--data goes with --compare", hint="--calib names calibration images.")
+        request = verb.QuantizeRequest(
+            source=checkpoint,
+            out=Path(output),
+            grid=replace(self.grid.options(), preset=chosen.preset),
+            method=chosen.method,
+            fake=chosen.fake,
+            patterns=self.targets.patterns,
+            calibration=examples,
+            anchor=chosen.start(cross=self.grid.cross_grid, dry_run=writing.dry_run),
+            refinement=chosen.refinement(self.proxy, loading, device),
+            force=writing.force,
+            dry_run=writing.dry_run,
+            folder=_is_folder(output),
+            network=self.network.options(),
+            head=self.head.options(),
+            moments=moments,
+            rotate=chosen.rotate,
+        )
+        return partial(verb.quantize, request)
+
+
 def quantize(
-    checkpoint: Annotated[Path, typer.Argument(help="Float checkpoint, patched or not.")],
+    checkpoint: Annotated[
+        list[Path],
+        typer.Argument(help="Float checkpoints, patched or not.", metavar="CHECKPOINT..."),
+    ],
     *,
-    targets: options.Targets = None,
+    targets: TargetFlags,
     grid: GridFlags,
     calibration: CalibrationFlags,
     proxy: Annotated[ProxyFlags, Adapted(without=("measure",))],
@@ -182,10 +272,12 @@ def quantize(
     output: Annotated[
         str | None,
         options.output_option(
-            "File to write; or FOLDER/, which transformers loads. None with --compare.",
+            "File to write; or FOLDER/, which transformers loads, or has a file for each of "
+            "several. None with --compare.",
             metavar="FILE|FOLDER/",
         ),
     ] = None,
+    suffix: Suffix = None,
     writing: OutputFlags,
 ) -> None:
     """Write CHECKPOINT with its linear weights in 2 to 8 bits.
@@ -196,69 +288,8 @@ def quantize(
         qvec quantize receiver.st --bits 3 --scale mse-full -o receiver_w3.st
         qvec quantize patched.st --method gptq --moments moments.st -o patched_w3.st
     """
-    calibration = calibration.completed()
-    grid_options = replace(grid.options(), preset=calibration.preset)
-    named = network.options()
-    patterns = tuple(targets or ())
-    loading = images.loading(dry_run=writing.dry_run, class_map=network.class_map)
-    if comparison.split is not None and comparison.data is None:
-        raise SpecError("--split goes with --data")
-    work: Callable[[Listener], Metrics]
-    if comparison.compare:
-        from qvec_cli.pipeline import compare_grids
-
-        options.refuse(
-            "does not go with --compare, which writes no checkpoint",
-            calibration,
-            proxy,
-            hint="--metrics FILE keeps the table as JSON.",
-            output=output,
-            dry_run=writing.dry_run,
-        )
-        data, split = comparison.data, comparison.split or "val"
-        table = compare_grids.CompareGridsRequest(
-            checkpoint,
-            grid_options,
-            patterns,
-            data,
-            split,
-            loading,
-            images.device,
-            named,
-            head.options(),
-        )
-        work = partial(compare_grids.compare_grids, table)
-    else:
-        from qvec_cli.pipeline import quantize as verb
-
-        moments = calibration.moments_source()
-        examples = calibration.calibration(loading, images.device)
-        if output is None:
-            raise SpecError("-o FILE is missing", hint="--compare goes without.")
-        if comparison.data is not None:
-            raise SpecError("--data goes with --compare", hint="--calib names calibration images.")
-        request = verb.QuantizeRequest(
-            source=checkpoint,
-            out=Path(output),
-            grid=grid_options,
-            method=calibration.method,
-            fake=calibration.fake,
-            patterns=patterns,
-            calibration=examples,
-            anchor=calibration.start(cross=grid.cross_grid, dry_run=writing.dry_run),
-            refinement=calibration.refinement(proxy, loading, images.device),
-            force=writing.force,
-            dry_run=writing.dry_run,
-            folder=_is_folder(output),
-            network=named,
-            head=head.options(),
-            moments=moments,
-            rotate=calibration.rotate,
-        )
-        work = partial(verb.quantize, request)
-    inputs = tuple(filter(None, (checkpoint, calibration.moments, calibration.anchor)))
-    out = Path(output) if output is not None else None
-    show.deliver(work, quantize_text, writing, inputs=inputs, out=out)
+    flags = _Flags(targets, grid, calibration, proxy, comparison, images, head, network)
+    each(checkpoint, output, writing, flags.job, suffix=suffix)
 
 
 def _is_folder(typed: str) -> bool:
@@ -286,7 +317,7 @@ def quantize_text(results: Facts) -> Iterator[str]:
     )
     yield f"left as they were: {some(results['left'])}"
     yield f"the head: {some(results['head'])}"
-    if ratios:
+    if ratios and not results["calibrated"]:  # else outputs count, and weights move far for them
         yield (
             f"signal to quantization noise: {min(ratios):.1f} to {max(ratios):.1f} dB, "
             f"mean {sum(ratios) / len(ratios):.1f} dB"

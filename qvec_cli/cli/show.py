@@ -45,7 +45,8 @@ def deliver(
     out: Path | None = None,
     document: Path | None = None,
     data_use: bool = True,
-    quiet: bool = False,
+    one_line: bool = False,
+    silent: bool = False,
     written: Callable[[], object] = lambda: None,
 ) -> Facts:
     """Runs a command's work, shows what came out, and returns the results.
@@ -58,10 +59,11 @@ def deliver(
         out: the command's artefact, which must be another file than the document.
         document: the file for the JSON document, where that is the artefact itself.
         data_use: whether the lines end with what of the receiver's data the result has used.
-        quiet: whether another process of the same run shows what came out.
+        one_line: whether that stands on the result's only line, behind a tab.
+        silent: whether another process of the same run shows what came out.
         written: called once all is.
     """
-    if quiet:
+    if silent:
         return work(Silence()).results
     from qvec_cli.checkpoint.replace import dump, write_json
     from qvec_cli.outputs.metrics import check_documents
@@ -70,14 +72,16 @@ def deliver(
     outputs = [path for path in (out, document) if path]
     streamed = _streams(inputs, outputs, as_json=flags.as_json)
     check_documents(document, out, inputs, force=flags.force)
-    with Terminal() as terminal:
+    with Terminal(quiet=flags.quiet) as terminal:
         metrics = work(terminal)
     whole = metrics.document()
     if not flags.dry_run:
         if document is not None:
             write_json(document, whole, force=flags.force)
         written()
-    lines = map(_row, _lines(metrics, words, data_use=data_use))
+    lines = [_row(line) for line in _lines(metrics, words, data_use=data_use)]
+    if one_line and not flags.dry_run:
+        lines = ["\t".join(lines)]
     text = dump(whole) if flags.as_json else "\n".join(_for_people(lines)) + "\n"
     if streamed and not flags.dry_run:
         explain(text.rstrip("\n"))  # stdout has the artefact
@@ -183,7 +187,8 @@ stopped: BaseException | None = None
 class Terminal:
     """A listener that writes to stderr: a live bar where one can be shown, else lines."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet  # whether only errors are told
         self._noted: set[str] = set()
         self._bar: Progress | None = None
         self._task: Any = None
@@ -205,6 +210,8 @@ class Terminal:
 
     def milestone(self, text: str) -> None:
         """A line of its own, above the bar if there is one."""
+        if self._quiet:
+            return
         if self._bar is None:
             explain(text)
         else:
@@ -214,6 +221,8 @@ class Terminal:
         """How far the work is, with the numbers of the moment and the time left."""
         if stopped is not None:
             raise stopped
+        if self._quiet:
+            return
         now = time.monotonic()
         if label != self._label:
             self._label, self._began, self._first, self._spoke = label, now, done, now

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar
 import typer
 
 from qvec_cli.cli import options, show
+from qvec_cli.cli.many import Job, Suffix, each
 from qvec_cli.cli.options import GridFlags, ImageFlags, NetworkFlags, OutputFlags
 from qvec_cli.cli.signature import Adapted, flag
 from qvec_cli.cli.text import Facts, accuracy, some
@@ -34,12 +35,30 @@ Images = Annotated[ImageFlags, Adapted(without=("batch_size", "draw", "diversify
 
 def import_file(
     file: Annotated[
-        Path,
-        typer.Argument(help="Weights that qvec did not write: a file, a folder, hf-hub:ORG/NAME."),
+        list[Path],
+        typer.Argument(
+            help="Weights that qvec did not write: a file, a folder, hf-hub:ORG/NAME.",
+            metavar="FILE...",
+        ),
     ],
     *,
     network: NetworkFlags,
-    output: options.OutputFile,
+    receiver_data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="Labelled images that it was trained on, named as qvec eval does.",
+            rich_help_panel=NetworkFlags.heading,
+        ),
+    ] = None,
+    data_dir: options.DataDir = None,
+    output: Annotated[
+        str,
+        options.output_option(
+            "File to write, or a folder with one for each of several.", metavar="FILE|FOLDER"
+        ),
+    ],
+    suffix: Suffix = None,
     writing: OutputFlags,
 ) -> None:
     """Write FILE as a checkpoint that every command takes.
@@ -54,9 +73,17 @@ def import_file(
     from qvec_cli.pipeline import import_file as verb
 
     classes = str(network.class_map) if network.class_map is not None else None
-    request = verb.ImportRequest(file, output, network.options(), classes, **writing.for_request)
-    work = partial(verb.import_file, request)
-    show.deliver(work, import_text, writing, inputs=(file,), out=output, data_use=False)
+    where = str(data_dir) if data_dir is not None else None
+
+    def job(source: Path, out: str | None, flags: OutputFlags) -> Job:
+        made = Path(out or "")
+        request = verb.ImportRequest(
+            source, made, network.options(), classes, receiver_data, where, **flags.for_request
+        )
+        work = partial(verb.import_file, request)
+        return Job(work, import_text, (source,), made, data_use=False)
+
+    each(file, output, writing, job, suffix=suffix)
 
 
 def import_text(results: Facts) -> Iterator[str]:
@@ -201,7 +228,7 @@ def _train(
         inputs=tuple(path for path in (request.source, teacher) if path),
         out=output,
         data_use=False,
-        quiet=not world.leads,
+        silent=not world.leads,
     )
 
 

@@ -18,6 +18,7 @@ from qvec_cli.cli.options import (
     NetworkFlags,
     OutputFlags,
     ProxyFlags,
+    TargetFlags,
     WeightsFlags,
 )
 from qvec_cli.cli.signature import Adapted, flag
@@ -209,7 +210,7 @@ def moments(
     checkpoint: Annotated[Path, typer.Argument(help="Float checkpoint: a donor, or the base.")],
     *,
     data: options.Data,
-    targets: options.Targets = None,
+    targets: TargetFlags,
     sample: SampleFlags,
     images: Annotated[ImageFlags, Adapted(without=("diversify",))],
     network: Nameless,
@@ -232,7 +233,7 @@ def moments(
         rank=sample.rank,
         split=sample.split,
         loading=images.loading(dry_run=writing.dry_run),
-        patterns=tuple(targets or ()),
+        patterns=targets.patterns,
         device=images.device,
         network=network.options(),
         force=writing.force,

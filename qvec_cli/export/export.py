@@ -69,7 +69,7 @@ def export(request: ExportRequest, listener: Listener) -> Metrics:
             "output": str(request.out),
             "format": chosen,
             "grid": source.grid and source.grid.to_json(),
-            "bytes_before": checkpoint.nbytes,
+            "bytes_before": checkpoint.weight_bytes,
             **form.write(source, network, target, listener),
         }
         use = inherited_use(checkpoint)

@@ -44,7 +44,7 @@ def write(
     Raises QvecError: a network that cannot be exported, or is another one afterwards.
     """
     from qvec_cli.export.graph import export
-    from qvec_cli.inputs.network import load_packed
+    from qvec_cli.inputs.foreign import load_packed
 
     checkpoint = source.checkpoint
     packed = {name: load_packed(checkpoint, name) for name in source.packed}

@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import MismatchError, located
+from qvec_cli.errors import CheckpointError, MismatchError, located
 from qvec_cli.quant.compressed_tensors import of_scheme
 from qvec_cli.quant.pack import words
-from qvec_cli.quant.qtensor import PACKED, packed_weights, part_names
+from qvec_cli.quant.qtensor import PACKED, QTensor, from_named, packed_weights, part_names
 from qvec_cli.specs import Grid, ScaleDtype
 
 OWN: Final = "compressed-tensors pack-quantized"
@@ -145,4 +145,26 @@ def stored_grid(checkpoint: Checkpoint) -> Grid | None:
     scales = [part_names(name, grid)[1] for name in packed_weights(checkpoint)]
     if any(name in checkpoint and checkpoint[name].dtype == "F16" for name in scales):
         grid = replace(grid, scale_dtype=ScaleDtype.FLOAT16)
+    return grid
+
+
+def load_packed(checkpoint: Checkpoint, name: str) -> QTensor:
+    """One packed weight; MismatchError where its parts do not belong together."""
+    grid = grid_of_packed(checkpoint, name)
+    arrays: Mapping[str, Any] = {n: checkpoint.array(n) for n in part_names(name, grid)}
+    with located(checkpoint.path):
+        return from_named(name, arrays, grid)
+
+
+def grid_of_packed(checkpoint: Checkpoint, name: str) -> Grid:
+    """The grid of a packed weight that is whole."""
+    grid = stored_grid(checkpoint)
+    if grid is None:
+        raise CheckpointError(
+            f"{checkpoint.path}: {name}: packed by another tool",
+            hint="This version reads what qvec quantize has packed, and folders whose config.json "
+            "tells how compressed-tensors has.",
+        )
+    if missing := [part for part in part_names(name, grid) if part not in checkpoint]:
+        raise MismatchError(f"{checkpoint.path}: {name}: {missing[0]} is missing")
     return grid

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from qvec_cli.checkpoint.read import Checkpoint
@@ -10,13 +10,13 @@ from qvec_cli.errors import CheckpointError, MismatchError, QvecError, located
 from qvec_cli.inputs.lineage import CROSS
 from qvec_cli.model import build
 from qvec_cli.model.configuration import Model
-from qvec_cli.model.targets import matching, of_network, of_outline
+from qvec_cli.model.targets import matching, of_network, of_outline, without
 from qvec_cli.quant.affine import block_shape
 from qvec_cli.specs import Grid, GridOptions, Listener
 
 
-def choose_targets(
-    theta: Checkpoint, patterns: Iterable[str], head: Collection[str], listener: Listener
+def _choose(
+    theta: Checkpoint, patterns: Sequence[str], head: Collection[str], listener: Listener
 ) -> tuple[str, ...]:
     """Names of the weights to quantize: the user's, the card's, or those a rule finds.
 
@@ -25,7 +25,6 @@ def choose_targets(
     there.
     """
     shapes = {name: entry.shape for name, entry in theta.items() if entry.floating}
-    patterns = tuple(patterns)
     if patterns:
         targets = matching(patterns, shapes)
     elif theta.card.targets is not None:
@@ -56,17 +55,19 @@ def targets_in(
     Args:
         theta: a float checkpoint.
         model: its network, if that must be known; a file without a card must then be one.
-        patterns: globs of the user, which come first; then a list on the card.
+        patterns: globs of the user, which come first; then a list on the card. One with a ! before
+            it names weights that are left out, of whatever the others choose.
         head: tensors of the classifier.
         listener: hears of a choice by rule.
 
     Raises MismatchError: tensors that are not those of the network.
     """
-    if model is None or not theta.bare:
-        return choose_targets(theta, patterns, head, listener)
-    linear = [name for name in _of_network(theta, model) if name not in head]
-    said = patterns or theta.card.targets is not None
-    return choose_targets(theta, patterns, head, listener) if said else tuple(linear)
+    named = [glob for glob in patterns if not glob.startswith("!")]
+    if model is None or not theta.bare or named or theta.card.targets is not None:
+        targets = _choose(theta, named, head, listener)
+    else:
+        targets = tuple(name for name in _of_network(theta, model) if name not in head)
+    return without(targets, [glob[1:] for glob in patterns if glob.startswith("!")])
 
 
 def _of_network(theta: Checkpoint, model: Model) -> tuple[str, ...]:

@@ -252,6 +252,16 @@ def open_data(spec: str, loading: Loading, listener: Listener) -> Task:
     return _noted(open_task(spec, folder, download=loading.download), listener)
 
 
+def data_facts(task: Task) -> dict[str, Any]:
+    """What the card of a model says of the data set that it was trained on."""
+    return {
+        "name": Path(task.name).name,
+        "classes": list(task.classes),
+        "images": {name: len(samples) for name, samples in task.splits.items()},
+        "digest": task.digest,
+    }
+
+
 def open_images(spec: str, model: Model, loading: Loading, listener: Listener) -> Task:
     """Images whose labels do not count, for one network: a data set, any folder, or noise."""
     folder = Path(loading.data_dir) if loading.data_dir else None

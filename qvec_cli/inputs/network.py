@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
 
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import CheckpointError, MismatchError, QvecError, located
-from qvec_cli.inputs.foreign import refuse_foreign, stored_grid
+from qvec_cli.errors import CheckpointError, QvecError
+from qvec_cli.inputs.foreign import grid_of_packed, load_packed, refuse_foreign
 from qvec_cli.model import build
 from qvec_cli.model.configuration import Model
-from qvec_cli.quant.qtensor import QTensor, from_named, packed_weights, part_names, parts
-from qvec_cli.specs import Grid
+from qvec_cli.quant.qtensor import packed_weights, part_names, parts
 
 _HALVES: Final = {"F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -28,7 +26,8 @@ def load_state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     refuse_foreign(checkpoint)  # of a stream, nobody has looked yet
     packed = packed_weights(checkpoint)
     state = {name: torch.from_numpy(load_packed(checkpoint, name).weight()) for name in packed}
-    inside = {part for name in packed for part in part_names(name, _grid(checkpoint, name))}
+    grids = {name: grid_of_packed(checkpoint, name) for name in packed}
+    inside = {part for name, grid in grids.items() for part in part_names(name, grid)}
     for name, entry in checkpoint.items():
         if name in inside:
             continue
@@ -59,7 +58,7 @@ def check_network(checkpoint: Checkpoint, model: Model, on: str) -> torch.nn.Mod
         network = build.rebuild(model)
     own, state = network.state_dict(), outline(checkpoint)
     for name in packed_weights(checkpoint):
-        grid = _grid(checkpoint, name)
+        grid = grid_of_packed(checkpoint, name)
         shapes = [tuple(state.pop(part).shape) for part in part_names(name, grid)]
         shape = tuple(own[name].shape) if name in own else ()
         planned = parts(name, shape, grid).values() if len(shape) == 2 else ()
@@ -89,25 +88,3 @@ def device(name: str) -> torch.device:
             reason = "this torch and this machine have no such device"
         raise QvecError(f"--device {name}: {reason}", hint="Try --device cpu.") from None
     return chosen
-
-
-def load_packed(checkpoint: Checkpoint, name: str) -> QTensor:
-    """One packed weight; MismatchError where its parts do not belong together."""
-    grid = _grid(checkpoint, name)
-    arrays: Mapping[str, Any] = {n: checkpoint.array(n) for n in part_names(name, grid)}
-    with located(checkpoint.path):
-        return from_named(name, arrays, grid)
-
-
-def _grid(checkpoint: Checkpoint, name: str) -> Grid:
-    """The grid of a packed weight that is whole."""
-    grid = stored_grid(checkpoint)
-    if grid is None:
-        raise CheckpointError(
-            f"{checkpoint.path}: {name}: packed by another tool",
-            hint="This version reads what qvec quantize has packed, and folders whose config.json "
-            "tells how compressed-tensors has.",
-        )
-    if missing := [part for part in part_names(name, grid) if part not in checkpoint]:
-        raise MismatchError(f"{checkpoint.path}: {name}: {missing[0]} is missing")
-    return grid

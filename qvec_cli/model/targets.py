@@ -8,7 +8,7 @@ until a network is handed in.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -163,3 +163,21 @@ def matching(patterns: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> 
             )
         chosen.update(dict.fromkeys(names))
     return tuple(chosen)
+
+
+def without(targets: Sequence[str], globs: Iterable[str]) -> tuple[str, ...]:
+    """The targets that no glob names, for ``--skip``.
+
+    Raises MismatchError: a glob that names none of them, or globs that name all.
+    """
+    left = tuple(targets)
+    for glob in globs:
+        if not fnmatch.filter(targets, glob):
+            raise MismatchError(
+                f"--skip {glob!r} matches no weight that would be quantized",
+                hint="--dry-run lists them.",
+            )
+        left = tuple(name for name in left if not fnmatch.fnmatchcase(name, glob))
+    if targets and not left:
+        raise MismatchError("--skip leaves no weight to be quantized")
+    return left

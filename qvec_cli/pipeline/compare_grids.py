@@ -85,7 +85,7 @@ def compare_grids(request: CompareGridsRequest, listener: specs.Listener) -> Met
             listener.progress("compare grids", done, len(tries))
         inputs = [Input.of(theta)]
         use = inherited_use(theta)
-    results: dict[str, Any] = {"compared": rows, "bytes_before": theta.nbytes}
+    results: dict[str, Any] = {"compared": rows, "bytes_before": theta.weight_bytes}
     if examples and trial:
         results["fp"] = trial.float_score(request.split).to_json()
         inputs.append(Input(str(request.data), "data", examples.task.digest))

@@ -17,12 +17,12 @@ from qvec_cli.checkpoint.write import Blocks, size_of, write
 from qvec_cli.errors import MismatchError
 from qvec_cli.inputs.files import opened, require
 from qvec_cli.inputs.identify import identified
-from qvec_cli.inputs.images import listed_classes
+from qvec_cli.inputs.images import data_facts, listed_classes, open_for
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import head_tensors
 from qvec_cli.outputs.metrics import Input, Metrics, Plan, provenance
-from qvec_cli.specs import NOTHING, Listener
+from qvec_cli.specs import NOTHING, Listener, Loading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +36,8 @@ class ImportRequest:
     out: Path
     network: NetworkOptions = NetworkOptions()  # what the user says of it
     class_map: str | None = None  # file of class names, one a line
+    data: str | None = None  # the data set that it was trained on
+    data_dir: str | None = None
     force: bool = False
     dry_run: bool = False
 
@@ -50,6 +52,7 @@ def import_file(request: ImportRequest, listener: Listener) -> Metrics:
     started = time.perf_counter()
     check_target(request.out, force=request.force)
     classes = listed_classes(request.class_map) if request.class_map else None
+    loading = Loading(request.data_dir)
     with opened(request.source, listener, request.network.weights) as source:
         if not source.bare:
             raise MismatchError(
@@ -65,6 +68,8 @@ def import_file(request: ImportRequest, listener: Listener) -> Metrics:
             plain = replace(options, img_size=None, in_chans=None)
             card = identified(source, plain, listener, search=True, classes=classes)
             other = options
+        if request.data is not None:
+            card = replace(card, data=_trained_on(request.data, source, card, loading, listener))
         imported = _Imported.of(source, card, other, listener)
         plan = imported.plan
         if request.dry_run:
@@ -85,6 +90,17 @@ def import_file(request: ImportRequest, listener: Listener) -> Metrics:
         "parameters": sum(entry.size for entry in plan.values()),
     }
     return Metrics("import", read, _parameters(request), results, started=started)
+
+
+def _trained_on(
+    spec: str, source: Checkpoint, card: Card, loading: Loading, listener: Listener
+) -> dict[str, Any]:
+    """The data set of --receiver-data as a card has it, its classes in the order of the head."""
+    model, source.card = Model.from_json(card.model or {}), card
+    examples = open_for(source, model, spec, loading, listener)
+    places = dict(zip(examples.relabel, examples.task.classes, strict=True))
+    known = source.classes or [places.get(n, "") for n in range(model.num_classes)]
+    return {**data_facts(examples.task), "classes": known}
 
 
 def _parameters(request: ImportRequest) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,16 @@ import numpy as np
 
 from qvec_cli.calibration.moments_file import StoredMoments
 from qvec_cli.checkpoint.card import Card
-from qvec_cli.checkpoint.dtypes import to_float32
+from qvec_cli.checkpoint.dtypes import Array, to_float32
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.source import WeightsChoice
 from qvec_cli.errors import CheckpointError
 from qvec_cli.inputs.files import opened, stated_model
-from qvec_cli.inputs.foreign import Packed, layout, packed_in
+from qvec_cli.inputs.foreign import Packed, grid_of_packed, layout, load_packed, packed_in
 from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.outputs.metrics import Input, Metrics
-from qvec_cli.specs import Listener
+from qvec_cli.quant.qtensor import packed_weights, part_names
+from qvec_cli.specs import Listener, spent
 from qvec_cli.vector.arithmetic import Norm
 
 
@@ -52,6 +53,33 @@ def describe(path: Path, choice: WeightsChoice, listener: Listener) -> Metrics:
         inputs = (Input(str(path), checkpoint.kind, digest),)
         use = inherited_use(checkpoint)
     return Metrics("inspect", inputs, {}, results, use, started=started)
+
+
+def survey(paths: Sequence[Path], choice: WeightsChoice, listener: Listener) -> Metrics:
+    """Reads the headers of several files, and says of each what one line can hold.
+
+    Raises CheckpointError: not a valid checkpoint.
+    """
+    started = time.perf_counter()
+    rows, inputs, uses = [], [], []
+    for path in paths:
+        with opened(path, listener, choice) as checkpoint:
+            model, card = stated_model(checkpoint), checkpoint.card
+            rows.append(
+                {
+                    "file": str(path),
+                    "kind": checkpoint.kind,
+                    "role": card.role,
+                    "architecture": model.architecture if model else None,
+                    "classes": model.num_classes if model else None,
+                    "grid": card.quant,
+                    "data": (card.data or {}).get("name"),
+                    "bytes": checkpoint.nbytes,
+                }
+            )
+            inputs.append(Input(str(path), checkpoint.kind, checkpoint.stated))
+            uses.append(inherited_use(checkpoint))
+    return Metrics("inspect", tuple(inputs), {}, {"files": rows}, spent(*uses), started=started)
 
 
 def verify(path: Path, choice: WeightsChoice, listener: Listener) -> Metrics:
@@ -133,13 +161,19 @@ def _tensor(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
 def compare(first: Path, second: Path, choice: WeightsChoice, listener: Listener) -> Metrics:
     """Reads both files once, tensor by tensor in the order of the first.
 
+    A weight that one of them has packed and the other not is unpacked.
     Raises CheckpointError: not a whole and valid checkpoint.
     """
     started = time.perf_counter()
     with opened(first, listener, choice) as a, opened(second, listener, choice) as b:
-        ours, theirs = ([*c, *c.attached] for c in (a, b))
         apart, size = Norm(), Norm()
-        rows = [_row(a, b, name, apart, size) for name in ours if name in set(theirs)]
+        packed = set(packed_weights(a)) ^ set(packed_weights(b))
+        ours, theirs = (_names(c, packed) for c in (a, b))
+        rows = [
+            (_unpacked_row if name in packed else _row)(a, b, name, apart, size)
+            for name in ours
+            if name in set(theirs)
+        ]
         digests = a.contents(), b.contents()
         results = {
             "same": digests[0] == digests[1],
@@ -153,6 +187,40 @@ def compare(first: Path, second: Path, choice: WeightsChoice, listener: Listener
             Input(str(c.path), c.kind, digest) for c, digest in zip((a, b), digests, strict=True)
         )
     return Metrics("inspect", inputs, {"compare": True}, results, started=started)
+
+
+def _names(checkpoint: Checkpoint, packed: Collection[str]) -> list[str]:
+    """The tensors of a file, and each of some weights as one where the file has it packed."""
+    ours = [name for name in packed_weights(checkpoint) if name in packed]
+    inside = {p: n for n in ours for p in part_names(n, grid_of_packed(checkpoint, n))}
+    return [*dict.fromkeys(inside.get(name, name) for name in (*checkpoint, *checkpoint.attached))]
+
+
+def _unpacked_row(
+    a: Checkpoint, b: Checkpoint, name: str, apart: Norm, size: Norm
+) -> dict[str, Any]:
+    """One weight that one of two files has packed."""
+    kinds: list[str] = []
+    arrays: list[Array] = []
+    for checkpoint in (a, b):
+        if name in checkpoint:
+            entry = checkpoint[name]
+            arrays.append(to_float32(checkpoint.array(name), entry.dtype).reshape(entry.shape))
+            kinds.append(entry.dtype)
+        else:
+            weight = load_packed(checkpoint, name)
+            arrays.append(weight.weight())
+            kinds.append(f"{weight.grid.bits} bits")
+    facts = {"name": name, "dtype": kinds, "shape": [list(array.shape) for array in arrays]}
+    if arrays[0].shape != arrays[1].shape:
+        return facts
+    own, base = Norm(), Norm()
+    difference = arrays[1] - arrays[0]
+    for norm, numbers in ((own, difference), (apart, difference), (base, arrays[0])):
+        norm.add(numbers)
+    size.add(arrays[0])
+    unequal, norm_of = int((difference != 0).sum()), _number(own.value)
+    return {**facts, "unequal": unequal, "norm": norm_of, "relative_norm": _ratio(own, base)}
 
 
 def _row(a: Checkpoint, b: Checkpoint, name: str, apart: Norm, size: Norm) -> dict[str, Any]:

@@ -101,12 +101,13 @@ def quantize(
             "output": str(request.out),
             "fake": request.fake,
             "digest": written.digest,
-            "bytes_before": theta.nbytes,
+            "bytes_before": theta.weight_bytes,
             "bytes_after": size_of_output(plan, written, config),
             **_sizes(theta, job.quantizer.targets, job.quantizer.grid),
             "head": [name for name in job.head if name not in job.quantizer.targets],
             "changed": sorted(quantized.floats),
             "sqnr_db": quantized.sqnr_db,
+            "calibrated": job.calibrated,
             **refined,
         }
         inputs = (*map(Input.of, job.parents.values()), *job.image_inputs)
@@ -232,6 +233,11 @@ class _Job:
             facts["refinement"] = {"steps": steps, "seed": SEED, "images": images}
         return facts
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether codes follow more than the weights, so that noise in these is no measure."""
+        return bool(self.calibration or self.quantizer.moments or self.refinement)
+
     def plan(self) -> dict[str, Entry]:
         """Dtype and shape of every tensor that is written."""
         theta, quantizer = self.theta, self.quantizer
@@ -277,7 +283,7 @@ class _Job:
         facts = {"method": self.request.method, **self.facts}
         return replace(
             card,
-            role=FAKE if fake else PATCHED if self.patched else card.role,
+            role=FAKE if fake else PATCHED if self.patched else _packed_role(card.role),
             model=self.model.to_json() if self.model else card.model,
             quant=self.quantizer.grid.to_json(),
             targets=self.quantizer.targets,
@@ -354,6 +360,11 @@ def _in_basis(
         return source, options
     turned = rotated_if_less_noise(theta, network, targets, options.bits, listener)
     return (turned, replace(options, preset=Preset.BEST)) if turned else (source, options)
+
+
+def _packed_role(role: str) -> str:
+    """The role of a packed model: no longer that of a float one."""
+    return "" if role == "fp" else role
 
 
 def _sizes(theta: Checkpoint, targets: Iterable[str], grid: Grid) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from qvec_cli.errors import (
 from qvec_cli.inputs.files import InputFiles
 from qvec_cli.inputs.grids import check_fit
 from qvec_cli.inputs.identify import network_of
+from qvec_cli.inputs.images import data_facts
 from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.inputs.network import device, load_network, load_state, outline
 from qvec_cli.learn import distributed
@@ -171,17 +172,11 @@ class Session:
 
     def _card(self) -> Card:
         grid = self.request.grid
-        splits = self.task.splits
         return Card(
             Kind.CHECKPOINT,
             role="qat" if grid else "fp",
             model=self.model.to_json(),
-            data={
-                "name": Path(self.task.name).name,
-                "classes": list(self.task.classes),
-                "images": {name: len(samples) for name, samples in splits.items()},
-                "digest": self.task.digest,
-            },
+            data=data_facts(self.task),
             quant=grid.to_json() if grid else None,
             targets=self.targets,
             base=backbone_digest(self.network, self.model),
