@@ -288,6 +288,8 @@ def quantize(
         qvec quantize receiver.st --bits 3 --scale mse-full -o receiver_w3.st
         qvec quantize patched.st --method gptq --moments moments.st -o patched_w3.st
     """
+    if comparison.compare and len(checkpoint) > 1:
+        raise SpecError("--compare is for one file")
     flags = _Flags(targets, grid, calibration, proxy, comparison, images, head, network)
     each(checkpoint, output, writing, flags.job, suffix=suffix)
 
