@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from qvec_cli.errors import CheckpointError, QvecError, SpecError
 from qvec_cli.specs import Listener
+
+_SECONDS: Final = 10.0
+"""Between two questions to the queue."""
+
+_EMPTY: Final = re.compile(r"[-\s]*$|srun: (?!error)")
+"""Lines of a log that give no reason: rules, and what srun does once a job has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +71,12 @@ def clear_parts(out: Path) -> None:
     """Removes the parts and the logs of their jobs, and nothing else."""
     for part in finished(out):
         part.unlink(missing_ok=True)
+    _clear_log(out)
+
+
+def _clear_log(out: Path) -> None:
     shutil.rmtree(folder(out) / "log", ignore_errors=True)
-    with contextlib.suppress(OSError):  # not there, or something of the user's is in it
+    with contextlib.suppress(OSError):  # not there, or parts or something of the user's are in it
         folder(out).rmdir()
 
 
@@ -80,10 +96,10 @@ def run_jobs(
     failed: list[tuple[str, Any, Any]] = []
     for start in range(0, len(names), at_once):
         some = names[start : start + at_once]
-        jobs = _cluster(out, executor).map_array(work, [requests[name] for name in some])
+        jobs = _submitted(work, [requests[name] for name in some], out, executor)
         try:
             failed += _failures(jobs, some, start, len(names), listener)
-        except (KeyboardInterrupt, SystemExit):
+        except BaseException:
             for job in jobs:
                 job.cancel(check=False)
             raise
@@ -93,6 +109,49 @@ def run_jobs(
             f"{len(failed)} of {len(names)} jobs failed; {name}: {_last(fault)}",
             hint=f"Its log is {job.paths.stderr}; --resume goes on with what is missing.",
         )
+
+
+def _submitted(
+    work: Callable[[Any], object], requests: Sequence[Any], out: Path, executor: Executor
+) -> Sequence[Any]:
+    """A job for each request, whose end is known by the queue. QvecError: the cluster refuses."""
+    cluster, queue = _cluster(out, executor), _Queue()
+    try:
+        jobs: Sequence[Any] = cluster.map_array(partial(_in_job, work), requests)
+    except RuntimeError as fault:  # submitit's errors, with what sbatch has said
+        _clear_log(out)
+        raise QvecError(f"--executor {executor.cluster}: {_first(fault)}") from None
+    for job in jobs:
+        job.watcher = queue
+    return jobs
+
+
+def _in_job(work: Callable[[Any], object], request: Any) -> object:
+    """Does the work of a job, which SIGTERM ends: submitit would ignore it until the kill."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    return work(request)
+
+
+class _Queue:
+    """What squeue knows of jobs, for submitit: its own sacct needs a data base that many lack."""
+
+    def __init__(self) -> None:
+        self._asked = time.monotonic()
+
+    def get_state(self, job_id: str, mode: str = "") -> str:
+        """What is said of a job that has left no result."""
+        return "ended"
+
+    def is_done(self, job_id: str, mode: str = "") -> bool:
+        """Whether a job has left the queue; asked once in a while, and for one job at a time."""
+        if time.monotonic() < self._asked + _SECONDS:
+            return False
+        self._asked = time.monotonic()
+        words = ["squeue", "--noheader", "--jobs", job_id]
+        asked = subprocess.run(words, capture_output=True, text=True, check=False)
+        if asked.returncode != 0:  # forgotten, or the daemon is away for a while
+            return "Invalid job id" in asked.stderr
+        return not asked.stdout.strip()
 
 
 def check_executor(out: Path, executor: Executor) -> None:
@@ -138,9 +197,9 @@ def _first(fault: BaseException) -> str:
 
 
 def _last(fault: BaseException) -> str:
-    """What a job's traceback, which stands between two rules, ends with; else the first line."""
+    """What a job's traceback or log ends with, which stands behind a rule, if there is one."""
     _, _, trace = str(fault).partition("\n----")
-    lines = [line for line in trace.partition("\n----")[0].splitlines() if line.strip("-")]
-    last = lines[-1] if lines else _first(fault)
+    lines = [line for line in trace.partition("\n----")[0].splitlines() if not _EMPTY.match(line)]
+    last = lines[-1] if lines else "it ended without a result and without a log"
     ours, _, message = last.partition(": ")
     return message if ours.startswith("qvec_cli.errors.") else last
