@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from conftest import call
+
+from qvec_cli.cli.app import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -69,6 +72,27 @@ def shown(command: str, *, failing: bool) -> str:
     return result.err if failing else result.out
 
 
+def python_block(document: Path) -> str:
+    """The Python blocks of a page as one script."""
+    text = document.read_text(encoding="utf-8")
+    return "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+
+
+def run_python(source: str) -> int:
+    """Runs a script in which expressions have their value behind them; counts those."""
+    names: dict[str, object] = {}
+    seen = 0
+    for node in ast.parse(source).body:
+        _, _, wanted = source.splitlines()[node.end_lineno - 1].partition("  # ")
+        if isinstance(node, ast.Expr) and wanted:
+            value = eval(compile(ast.Expression(node.value), "page", "eval"), names)
+            assert shape(str(value)) == shape(wanted), ast.unparse(node)
+            seen += 1
+        else:
+            exec(compile(ast.Module([node], []), "page", "exec"), names)
+    return seen
+
+
 def run(document: Path) -> int:
     """Runs the blocks of a page in the working folder, and counts their commands."""
     pairs = console_blocks(document)
@@ -109,10 +133,25 @@ def test_the_console_blocks_of_readme_and_studies_print_what_they_say(folder: Pa
 
 
 def test_the_console_blocks_of_the_manual_print_what_they_say(folder: Path) -> None:
-    """The tour runs first: other pages use the files that it makes."""
+    """The tour runs first: other pages use the files that it makes, and fewer of its images."""
     tour = MANUAL / "tour.md"
     assert run(tour) > 30
+    for name in (folder / "images").glob("*/train/*"):
+        for file in sorted(name.iterdir())[8:]:
+            file.unlink()
     assert sum(run(page) for page in sorted(MANUAL.glob("*.md")) if page != tour) > 10
+    assert run_python(python_block(MANUAL / "python.md")) > 15
+
+
+def test_every_command_is_shown_as_a_function_which_needs_no_terminal() -> None:
+    source = python_block(MANUAL / "python.md")
+    commands = {name for section in COMMANDS.values() for name in section} - {"help"}
+    assert commands <= set(re.findall(r"^# qvec ([a-z-]+)$", source, re.MULTILINE))
+    nodes = [n for n in ast.parse(source).body if isinstance(n, (ast.Import, ast.ImportFrom))]
+    lines = [*map(ast.unparse, nodes), "import sys"]
+    code = "\n".join((*lines, "print({'typer', 'rich', 'torch'} & {*sys.modules})"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_readme_is_a_front_page() -> None:

@@ -146,7 +146,9 @@ def _sections(sections: dict[str, Rows], column: int = _COLUMN) -> Iterator[str]
         yield "\n".join(lines).replace(_GLUE, " ")
 
 
-TOPICS: Final = ("tour", "grids", "data", "data-use", "files", "errors", "paper", "changes")
+TOPICS: Final = (
+    *("tour", "grids", "data", "data-use", "files", "errors", "python", "paper", "changes"),
+)
 """The pages that are not of a command."""
 
 _FOLDER: Final = resources.files("qvec_cli") / "manual"

@@ -212,11 +212,10 @@ def transfer(
         executor = Executor(jobs.executor, arguments)
     loading = images.loading(dry_run=writing.dry_run, class_map=network.class_map)
     proxies = proxy.options(loading) if proxy.proxy or proxy.proxy_samples else None
-    lambdas, fixed = parse_lambdas(cells.lambdas), parse_lambdas(cells.fixed)
     settings = CellOptions(
         grid=weights.options(),
-        lambdas=_points(lambdas, fixed, without_labels=proxies is not None),
-        fixed=fixed,
+        lambdas=parse_lambdas(cells.lambdas),
+        fixed=parse_lambdas(cells.fixed),
         loading=loading,
         method=method,
         oracle=cells.oracle,
@@ -242,19 +241,6 @@ def transfer(
     work, clear = partial(verb.transfer, request), partial(verb.clear, output)
     inputs, writing = (grid, *joined), replace(writing, force=writing.force or resume)
     show.deliver(work, transfer_text, writing, out=output, inputs=inputs, written=clear)
-
-
-def _points(
-    lambdas: tuple[float, ...], fixed: tuple[float, ...], *, without_labels: bool
-) -> tuple[float, ...]:
-    """The curve, ascending: with 0, the fixed lambdas, and those of a choice without labels."""
-    from qvec_cli.selection.choose import NEGATIVE
-
-    if not without_labels:
-        return tuple(sorted({0.0, *lambdas, *fixed}))
-    if not any(lam > 0 for lam in (*lambdas, *fixed)):
-        raise SpecError("--lambdas has none above 0, which --proxy needs")
-    return tuple(sorted({0.0, *NEGATIVE, *lambdas, *fixed}))
 
 
 def transfer_text(results: Facts) -> Iterator[str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qvec_cli.checkpoint.dtypes import name_of
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint, Hasher
-from qvec_cli.checkpoint.replace import check_apart, check_target
+from qvec_cli.checkpoint.replace import check_apart, check_target, unfinished, write_json
 from qvec_cli.errors import SpecError
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import head_tensors
@@ -85,6 +85,11 @@ class Metrics:
                 "peak_rss_bytes": peak_rss_bytes(),
             },
         }
+
+    def write(self, path: Path, *, force: bool = False) -> None:
+        """Writes the document, after which nothing is kept of the command to go on with."""
+        write_json(path, self.document(), force=force)
+        unfinished(path).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ class EvaluateRequest:
 
     source: Path  # a float or packed checkpoint
     data: str
-    loading: Loading
+    loading: Loading = field(default_factory=Loading)
     split: str = "test"
     network: build.NetworkOptions = build.NetworkOptions()  # for a file without a card
     device: str = "auto"

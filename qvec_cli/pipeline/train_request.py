@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qvec_cli.checkpoint.card import Kind
@@ -25,7 +25,7 @@ class TrainRequest:
     data: str
     out: Path
     recipe: Recipe
-    loading: Loading
+    loading: Loading = field(default_factory=Loading)
     grid: Grid | None = None  # train through this grid; None: plain fine-tuning
     teacher: Path | None = None  # a float checkpoint whose answers are learned, not labels
     initial_checkpoint: Path | None = None  # weights to start a named model from

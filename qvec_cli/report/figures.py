@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,7 +59,7 @@ class PlotRequest:
 
     files: tuple[Path, ...]
     out: Path
-    options: FigureOptions
+    options: FigureOptions = field(default_factory=FigureOptions)
     force: bool = False
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,8 +38,8 @@ class SweepRequest:
     data: str
     out: Path
     lambdas: tuple[float, ...]
-    grid: GridOptions
-    loading: Loading
+    grid: GridOptions = field(default_factory=GridOptions)  # as said; else the vector's
+    loading: Loading = field(default_factory=Loading)
     method: Method = Method.RTN
     device: str = "auto"
     network: NetworkOptions = NetworkOptions()  # for a receiver without a card
@@ -229,7 +229,7 @@ def _kept(journal: Journal, name: str, measure: Callable[[], dict[str, Any]]) ->
     if line is None:
         line = {**key, **measure()}
         journal.add(line)
-    return {field: value for field, value in line.items() if field not in key}
+    return {part: value for part, value in line.items() if part not in key}
 
 
 def choose(curve: list[dict[str, Any]]) -> dict[str, Any]:

@@ -168,7 +168,7 @@ class MeasuredReceiver:
 
     def _traced(self, trial: Trial, left_out: LeftOut) -> tuple[list[Point], dict[float, Outputs]]:
         """The curve of a vector by labels, and where there are proxies its answers to them."""
-        lambdas = self._options.lambdas
+        lambdas = self._options.points
         splits = self._splits if self._options.oracle else ("val",)
         curve: list[Point] = []
         answers: dict[float, Outputs] = {}

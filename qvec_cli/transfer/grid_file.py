@@ -25,6 +25,7 @@ from qvec_cli.inputs.yaml_text import entries, inside, is_mapping, line, near, s
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model
 from qvec_cli.outputs.metrics import version
+from qvec_cli.selection.choose import NEGATIVE
 from qvec_cli.specs import Grid, GridOptions, Listener, Loading, Method, Null
 from qvec_cli.vector.pairing import cover
 
@@ -167,8 +168,8 @@ class CellOptions:
 
     grid: GridOptions
     lambdas: tuple[float, ...]
-    fixed: tuple[float, ...]
-    loading: Loading
+    fixed: tuple[float, ...] = (1.0,)  # which are reported unchosen
+    loading: Loading = field(default_factory=Loading)
     method: Method = Method.RTN
     oracle: bool = True  # whether test is measured at every lambda
     nulls: tuple[Null, ...] = ()
@@ -177,6 +178,15 @@ class CellOptions:
     device: str = "auto"
     proxy: ProxyOptions | None = None  # images for the choice without labels
     network: NetworkOptions = NetworkOptions()  # for receivers without a card
+
+    def __post_init__(self) -> None:
+        if self.proxy and not any(lam > 0 for lam in (*self.lambdas, *self.fixed)):
+            raise SpecError("--lambdas has none above 0, which --proxy needs")
+
+    @property
+    def points(self) -> tuple[float, ...]:
+        """The curve, ascending: with 0, the fixed lambdas, and those of a choice without labels."""
+        return tuple(sorted({0.0, *(NEGATIVE if self.proxy else ()), *self.lambdas, *self.fixed}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,7 +389,7 @@ def _run(
         "version": version("qvec"),
         "grid": grid.to_json(),
         "method": options.method,
-        "lambdas": list(options.lambdas),
+        "lambdas": list(options.points),
         "fixed": list(options.fixed),
         "oracle": options.oracle,
         "nulls": {kind: list(options.null_donors) for kind in options.nulls},

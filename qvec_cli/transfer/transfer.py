@@ -266,7 +266,7 @@ def _quotient(top: Array, bottom: Array) -> Array:
 def _plan(request: TransferRequest, grid: ResolvedGrid, receivers: tuple[str, ...]) -> Plan:
     """What the grid would do: how often each image would go through a network."""
     options, images = request.options, {"val": 0, "test": 0}
-    curve = len(options.lambdas) - 1  # lambda 0 is the same for every vector
+    curve = len(options.points) - 1  # lambda 0 is the same for every vector
     for name in receivers:
         facts, count = grid.run["receivers"][name], len(grid.vectors[name])
         grids = 2 + len([*other_grids(grid.grid)]) + bool(facts["qat"]) + len(facts["baselines"])
@@ -274,7 +274,7 @@ def _plan(request: TransferRequest, grid: ResolvedGrid, receivers: tuple[str, ..
         images["val"] += facts["images"]["val"] * (1 + count * curve)
         images["test"] += facts["images"]["test"] * (grids + count * on_test)
     cells = sum(len(grid.vectors[name]) for name in receivers)
-    parameters = {"cells": cells, "lambdas": list(options.lambdas), "grid": grid.grid.to_json()}
+    parameters = {"cells": cells, "lambdas": list(options.points), "grid": grid.grid.to_json()}
     return Plan("transfer", request.out, {}, {}, parameters, images)
 
 
