@@ -1,7 +1,8 @@
 """The errors a user can cause: one sentence, one hint, one exit code."""
 
 import contextlib
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 
 
 class QvecError(Exception):
@@ -65,6 +66,16 @@ class RankError(QvecError):
 
 class TrainingError(QvecError):
     """A run that cannot go on, for example because its loss is no longer a number."""
+
+
+def did_you_mean(word: str, known: Iterable[str], count: int = 1) -> str | None:
+    """The hint for a word that is not known: names that begin as it does, then those like it."""
+    names, low = sorted(known), word.lower()
+    begun = [name for name in names if low and name.lower().startswith(low)]
+    alike = difflib.get_close_matches(low, [name.lower() for name in names], count)
+    close = [name for match in alike for name in names if name.lower() == match]
+    near = [*dict.fromkeys((*sorted(begun, key=len), *close))][:count]
+    return f"Did you mean {', '.join(near)}?" if near else None
 
 
 @contextlib.contextmanager

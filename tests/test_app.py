@@ -208,6 +208,24 @@ REFUSALS = {
         *(2, "is no flag here", "finetune", *MODEL, "--data", "{donor_data}"),
         *("--recipe", "{bad_recipe}", "-o", "x.st"),
     ),
+    "a word that is none of a choice": (
+        *(2, "--method 'gtpq' is none of rtn, gptq, awq hint: Did you mean gptq?", "quantize"),
+        *("{donor}", "--bits", 3, "--method", "gtpq", "-o", "x.st"),
+    ),
+    "a number beyond its bound": (
+        *(2, "--bits 99: must be at most 8", "quantize", "{donor}", "--bits", 99, "-o", "x.st"),
+    ),
+    "a number below its bound": (
+        *(2, "--calib-samples 0: must be at least 1", "quantize", "{donor}", "--bits", 3),
+        *("--calib-samples", 0, "-o", "x.st"),
+    ),
+    "a word for a number": (
+        *(2, "--bits 'three' is no whole number", "quantize", "{donor}", "--bits", "three"),
+    ),
+    "the beginning of a network's name": (
+        *(2, "hint: Did you mean vit_tiny_patch16_224, ", "finetune", "vit_tiny"),
+        *("--data", "{donor_data}", "-o", "x.st"),
+    ),
     "an unknown command": (2, "No such command", "extrct"),
     "an unknown flag": (2, "No such option", "inspect", "{rho}", "--jsn"),
 }

@@ -200,7 +200,7 @@ def test_data_sets_that_do_not_go_together_cost_a_line(
         (("--calib-samples", "9"), "--calib-samples needs images"),
         (("--split", "test"), "--split goes with --data"),
         (("--method", "gptq", "--calib", "nowhere/"), "nowhere/: no such folder"),
-        (("--method", "mse"), "'mse' is not one of 'rtn', 'gptq', 'awq'"),
+        (("--method", "mse"), "--method 'mse' is none of rtn, gptq, awq"),
         (
             ("--method", "gptq", "--calib", "DATA", "--targets", "patch_embed.proj.weight"),
             "matches no matrix",

@@ -287,6 +287,16 @@ def test_twins_that_were_trained_differently_get_a_note(drawer: Drawer, tmp_path
     assert "the twins were trained differently (seed 0 vs 9)" in result.err
 
 
+def test_twins_of_other_data_are_refused_unless_told(drawer: Drawer, tmp_path: Path) -> None:
+    pair = (drawer.receiver, drawer.donor_qat, "-o", tmp_path / "rho.st")
+    result = call("extract", *pair, code=1)
+    assert "was trained on bars4" in result.err
+    assert "on bars3: rho would hold the difference of the tasks" in result.err
+    assert not (tmp_path / "rho.st").exists()
+    call("extract", *pair, "--cross-data")
+    assert (tmp_path / "rho.st").exists()
+
+
 def test_the_lineage_names_parents_and_lambda(drawer: Drawer, tmp_path: Path) -> None:
     call("patch", drawer.receiver, drawer.rho, "-l", "0.5", "-o", tmp_path / "p.st")
     with Checkpoint(tmp_path / "p.st") as patched:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -17,7 +18,13 @@ import typer
 
 from qvec_cli.cli import help_text, look, measurement, quantization, show, study, training, vectors
 from qvec_cli.cli.signature import expand
-from qvec_cli.errors import FinishedError, QvecError, ReaderLeftError, SpecError
+from qvec_cli.errors import (
+    FinishedError,
+    QvecError,
+    ReaderLeftError,
+    SpecError,
+    did_you_mean,
+)
 from qvec_cli.learn import distributed
 
 _SIGNALS: Final = {
@@ -212,10 +219,37 @@ def _usage(fault: Any) -> int:
     message, context = fault.format_message(), getattr(fault, "ctx", None)
     if message.startswith("Usage:"):  # nothing was typed
         show.explain(message)
-    else:
-        hint = f"{context.command_path} --help lists what it takes." if context else None
-        show.complain(message.rstrip(".\n "), hint)
+        return int(fault.exit_code)
+    hint = f"{context.command_path} --help lists what it takes." if context else None
+    message, better = _in_our_words(fault, message.rstrip(".\n "))
+    show.complain(message, better or hint)
     return int(fault.exit_code)
+
+
+_BOUNDS: Final = {"le": "at most", "lt": "below", "ge": "at least", "gt": "above"}
+"""What a bound of a number is called."""
+
+
+def _in_our_words(fault: Any, message: str) -> tuple[str, str | None]:
+    """What is wrong with a flag's value without the words of typer's own parser, and a hint."""
+    details: list[Any] = getattr(
+        fault.__cause__, "errors", list
+    )()  # pydantic's, by which typer checks
+    parameter = getattr(fault, "param", None)
+    if not (details and parameter):
+        return message, None
+    flag, value = max(parameter.opts, key=len), str(details[0].get("input"))
+    bounds = details[0].get("ctx") or {}
+    for key, words in _BOUNDS.items():
+        if key in bounds:
+            return f"{flag} {value}: must be {words} {bounds[key]:g}", None
+    if details[0]["type"].startswith(("int", "float")):
+        kind = "whole number" if details[0]["type"].startswith("int") else "number"
+        return f"{flag} {value!r} is no {kind}", None
+    choices: list[str] = re.findall(r"'([^']*)'", message.partition(" is not one of ")[2])
+    if choices:
+        return f"{flag} {value!r} is none of {', '.join(choices)}", did_you_mean(value, choices)
+    return message, None
 
 
 def _prepare() -> None:

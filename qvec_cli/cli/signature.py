@@ -95,6 +95,7 @@ def _completed(name: str, hint: Any, default: object, heading: str) -> Parameter
     """A parameter whose metavar, default and section are texts."""
     kind, info = _split(hint)
     info = copy(info)
+    info.case_sensitive = False
     info.readable = False  # the readers of files say what is wrong with them
     info.rich_help_panel = info.rich_help_panel or heading
     if kind is bool and not info.param_decls and info.default is ...:

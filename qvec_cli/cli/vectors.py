@@ -37,6 +37,9 @@ def extract(
     moments: Annotated[
         Path | None, typer.Option(help="What qvec moments wrote, for the vector to carry.")
     ] = None,
+    cross_data: Annotated[
+        bool, typer.Option(help="Take twins of different data all the same.")
+    ] = False,
     head: HeadFlags,
     weights: WeightsFlags,
     output: options.OutputFile,
@@ -57,6 +60,7 @@ def extract(
         moments,
         head.options(),
         weights.choice,
+        cross_data,
         **writing.for_request,
     )
     work = partial(verb.extract, request)

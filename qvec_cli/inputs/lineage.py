@@ -143,6 +143,18 @@ def require_twins(donor: Checkpoint, donor_qat: Checkpoint, listener: Listener) 
         )
 
 
+def require_one_data(donor: Checkpoint, donor_qat: Checkpoint) -> None:
+    """Refuses twins whose cards name different data sets (MismatchError)."""
+    known = all(digests(checkpoint.card) for checkpoint in (donor, donor_qat))
+    if known and not same_data(donor.card, donor_qat.card):
+        names = [str((c.card.data or {}).get("name", "?")) for c in (donor, donor_qat)]
+        raise MismatchError(
+            f"{donor.path} was trained on {names[0]}, {donor_qat.path} on {names[1]}: rho would "
+            "hold the difference of the tasks",
+            hint="Twins are of one data set; --cross-data takes them all the same.",
+        )
+
+
 def _run(card: Card) -> dict[str, Any]:
     data = card.data or {}
     facts = {"data": data.get("name"), "data digest": _short(data.get("digest"))}

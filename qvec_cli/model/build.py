@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.util
 import math
 import re
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.checkpoint.fetch import notice_no_network
 from qvec_cli.checkpoint.source import WeightsChoice
-from qvec_cli.errors import MismatchError, QvecError, SpecError
+from qvec_cli.errors import MismatchError, QvecError, SpecError, did_you_mean
 from qvec_cli.model.configuration import COLOURS, DATA_KEYS, FLAGS, Model
 from qvec_cli.model.targets import head_tensors
 
@@ -306,11 +305,8 @@ def _create_model(name: str, num_classes: int, args: dict[str, Any], pretrained:
     import timm
 
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name.split(".", maxsplit=1)[0], timm.list_models(), n=3)
-        raise SpecError(
-            f"model {name!r} is not known to timm",
-            hint=f"Did you mean {', '.join(near)}?" if near else None,
-        )
+        near = did_you_mean(name.split(".", maxsplit=1)[0], timm.list_models(), 3)
+        raise SpecError(f"model {name!r} is not known to timm", hint=near)
     if pretrained:
         notice_no_network()
     try:
@@ -414,10 +410,8 @@ def check_name(name: str) -> None:
     architecture = name.split(".", maxsplit=1)[0]
     if architecture in known_names():
         return
-    near = difflib.get_close_matches(architecture, sorted(known_names()), n=3)
     raise SpecError(
         f"model {name!r} is not known to timm",
-        hint=f"Did you mean {', '.join(near)}?"
-        if near
-        else "A checkpoint file must exist; timm's names are listed by timm.list_models().",
+        hint=did_you_mean(architecture, known_names(), 3)
+        or "A checkpoint file must exist; timm's names are listed by timm.list_models().",
     )

@@ -20,7 +20,7 @@ from qvec_cli.checkpoint.source import WeightsChoice
 from qvec_cli.checkpoint.write import Blocks, size_of, write
 from qvec_cli.errors import CheckpointError, MismatchError
 from qvec_cli.inputs.files import InputFiles, card_of, require, stated_model
-from qvec_cli.inputs.lineage import require_same_start, require_twins
+from qvec_cli.inputs.lineage import require_one_data, require_same_start, require_twins
 from qvec_cli.model.targets import HeadChoice
 from qvec_cli.outputs.metrics import Input, Metrics, Plan, provenance
 from qvec_cli.specs import NOTHING, Listener
@@ -38,6 +38,7 @@ class ExtractRequest:
     moments: Path | None = None  # a file of moments that the vector is to carry
     head: HeadChoice = HeadChoice()  # the classifier, which is left out
     weights: WeightsChoice = WeightsChoice()  # which of those in files without a card
+    cross_data: bool = False  # whether the two may be of different data
     force: bool = False
     dry_run: bool = False
 
@@ -53,7 +54,7 @@ def extract(request: ExtractRequest, listener: Listener) -> Metrics:
     check_target(out, force=request.force)
     with InputFiles(listener, request.weights) as files:
         fp, qat = files.open(request.donor), files.open(request.donor_qat)
-        pairing = _match(fp, qat, request.head, listener)
+        pairing = _match(fp, qat, request, listener)
         carried = _carried(qat, files.open(moments), listener) if moments else None
         rho, base = Norm(), Norm()
         plan = {name: Entry("F32", fp[name].shape) for name in pairing.names}
@@ -82,13 +83,15 @@ def extract(request: ExtractRequest, listener: Listener) -> Metrics:
     return Metrics("extract", read, {}, results, started=started)
 
 
-def _match(fp: Checkpoint, qat: Checkpoint, choice: HeadChoice, listener: Listener) -> Pairing:
+def _match(fp: Checkpoint, qat: Checkpoint, request: ExtractRequest, listener: Listener) -> Pairing:
     """Pairs two files that are twins."""
     for checkpoint in (fp, qat):
         require(checkpoint, Kind.CHECKPOINT)
     require_twins(fp, qat, listener)
+    if not request.cross_data:
+        require_one_data(fp, qat)
     require_same_start(fp, qat, listener)
-    head = choice.tensors(fp, stated_model(qat), str(fp.path), bare=fp.bare)
+    head = request.head.tensors(fp, stated_model(qat), str(fp.path), bare=fp.bare)
     pairing = pair(fp, qat, (str(fp.path), str(qat.path)), head)
     if not pairing.names:
         raise MismatchError(f"{fp.path} holds no floating tensor outside its head")
