@@ -346,6 +346,78 @@ def evaluated(model: str, role: str, top1: float, n: int = 500) -> dict[str, Any
     )
 
 
+def advised(model: str, *, labelled: bool = False) -> dict[str, Any]:
+    """What advise would have written: of three ways the best one is chosen."""
+    ways = (
+        ("rtn, channel absmax", "plain", 0.5, 0.21, "none"),
+        ("gptq on moments, channel mse asymmetric", "moments", 0.05, 0.83, "none"),
+        ("gptq on proxies, float target, channel mse", "images", 0.02, 0.91, "proxy_images"),
+    )
+    rows = [
+        {
+            "name": name,
+            "family": family,
+            "grid": GRID,
+            "bits_per_weight": 3.0625 + place / 100,
+            "distance": distance,
+            "standard_error": 0.003,
+            "kept": kept,
+            "data_use": {"level": level, "counts": {}},
+            "seconds": 1.5,
+            "commands": [f"qvec quantize {model}.st --bits 3 -o OUT.st"],
+            **({"test": score(kept - 0.02, 500)} if labelled else {}),
+        }
+        for place, (name, family, distance, kept, level) in enumerate(ways)
+    ]
+    results = {
+        "decision": "calibrate",
+        "chosen": ways[-1][0],
+        "best_plain": ways[0][0],
+        "sure": "sure",
+        "why": "it keeps 91.0% of the float answers, the best plain grid 21.0%",
+        "commands": rows[-1]["commands"],
+        "measure": "kl",
+        "proxies": agreed(model, ("x",))["results"]["proxies"],
+        "candidates": rows,
+        "skipped": [{"name": "rotated", "reason": "it has no LayerNorm"}],
+        "expected": [0.75, 1.0],
+        **({"fp": score(0.96, 500)} if labelled else {}),
+    }
+    spent = {"level": "proxy_images", "counts": {"proxy": 64}}
+    return document("advise", [(f"{model}.st", "checkpoint")], results=results, data_use=spent)
+
+
+def compared(model: str, *, labelled: bool = False) -> dict[str, Any]:
+    """What quantize --compare would have written; a ratio of 2 bits can be negative."""
+    rows = [
+        {
+            "name": f"2-bit channel {scale}",
+            "grid": {**GRID, "bits": 2, "scale": scale},
+            "bits_per_weight": 2.0625,
+            "sqnr_db": ratio,
+            **({"val": score(top1, 129)} if labelled else {}),
+        }
+        for scale, ratio, top1 in (("absmax", -0.4, 0.31), ("mse", 6.2, 0.62))
+    ]
+    fp = {"fp": score(0.9, 129)} if labelled else {}
+    files = [(f"{model}.st", "checkpoint")]
+    return document("quantize", files, results={"compared": rows, **fp})
+
+
+def summed(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """What transfer --metrics would have written beside the lines of a grid."""
+    from qvec_cli.results.matrix import lines_of, parse
+    from qvec_cli.results.summary import summarise
+
+    summary = summarise(parse(lines_of(text(lines), "g")))
+    return document(
+        "transfer",
+        [(f"models/{TASKS[0]}.st", "checkpoint")],
+        parameters={"grid": GRID, "method": "rtn"},
+        results={"output": "g.jsonl", "lines": len(lines), "summary": summary},
+    )
+
+
 def trained(command: str, output: str, made: str, seconds: float) -> dict[str, Any]:
     """What finetune or train-qat would have written; ``made`` is the digest of its output."""
     results = {"output": output, "digest": made}
@@ -386,7 +458,7 @@ def written(folder: Path) -> None:
     lines = grid_lines()
     run, sweep = lines[0], swept("cars", "dtd")
     untold = {**run["receivers"], "cars": {**run["receivers"]["cars"], "trained_images": None}}
-    documents = {
+    documents: dict[str, Any] = {
         "sweep1.json": sweep,
         "sweep2.json": swept("cars", "mnist", 1),
         "sweep_w2.json": swept("cars", "mnist", 1, bits=2),
@@ -411,6 +483,15 @@ def written(folder: Path) -> None:
         "ways.json": tabled(),
         "w3.json": {**evaluated("cars_w3", "qat", 0.4), "data_use": use("proxy_images", 8)},
         "elsewhere.json": evaluated("dtd", "fp", 0.9),
+        "advised.json": advised("cars"),
+        "advised_test.json": advised("dtd", labelled=True),
+        "compared.json": compared("cars"),
+        "compared_val.json": compared("cars", labelled=True),
+        "silent.json": {**compared("cars"), "results": {"compared": []}},
+        "summed.json": summed(grid_lines(selectors=("val", "agreement"))),
+        "odd.json": document("frobnicate", []),
+        "kind.json": {"kind": "page", "schema": 1},
+        "list.json": [1, 2],
         "barless.json": {**tabled(), "tables": [{**tabled()["tables"][0], "bars": []}]},
     }
     documents["sweep_bad.json"]["results"]["chosen"]["test"] = {**score(0.5, 500), "top1": 0.7}

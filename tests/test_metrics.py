@@ -13,10 +13,14 @@ import torch
 from conftest import FAST, Drawer, call
 from safetensors.torch import load_file
 
-from qvec_cli.errors import CheckpointError
+from qvec_cli.errors import CheckpointError, SpecError
 from qvec_cli.outputs.metrics import SCHEMA_FILE
+from qvec_cli.report.canvas import FigureOptions
+from qvec_cli.report.figures import drawn
 from qvec_cli.results.documents import read
 from qvec_cli.results.metrics_document import (
+    RESULTS,
+    AdviceResults,
     AgreementResults,
     ComparedResults,
     QuantizeResults,
@@ -26,7 +30,6 @@ from qvec_cli.results.schema import json_schema
 
 SCHEMA = json.loads(SCHEMA_FILE.read_text())
 GOLDEN = Path(__file__).with_name("golden")
-UNDRAWN = {"advise.json", "mean.json", "moments.json", "patch.json"}
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 
@@ -90,6 +93,33 @@ def test_the_document_of_every_command_is_valid(documents: dict[str, Any]) -> No
         assert document["command"] == command
 
 
+DRAWN = {"advise", "eval", "quantize", "sweep-lambda", "transfer"}
+"""Commands whose documents make a figure by themselves."""
+
+
+def test_every_document_is_on_a_page_and_in_a_figure_or_says_what_shows_it(
+    documents: dict[str, Any], old: Path, tmp_path: Path
+) -> None:
+    """Those of every command, and of an earlier version, which has each variant."""
+    files = sorted(old.glob("*.json"))
+    for command, document in documents.items():
+        files.append(tmp_path / f"{command}.json")
+        files[-1].write_text(json.dumps(document))
+    for file in files:
+        command = json.loads(file.read_text())["command"]
+        if command in DRAWN:
+            drawn(read([file]), FigureOptions())
+            continue
+        with pytest.raises(SpecError, match=f"alone {command} makes no figure") as fault:
+            drawn(read([file]), FigureOptions())
+        assert "qvec report has its facts" in (fault.value.hint or "")
+    call("report", *files, "-o", tmp_path / "all.html")
+    page = (tmp_path / "all.html").read_text()
+    assert documents.keys() == RESULTS.keys()
+    assert all(page.count(f"{file}</") for file in files)
+    assert all(f"<td>{command}</td>" in page for command in RESULTS.keys() - DRAWN - {"extract"})
+
+
 def test_the_schema_refuses_what_is_wrong(documents: dict[str, Any]) -> None:
     for command, path, value in (
         ("eval", ("schema",), 2),
@@ -125,8 +155,10 @@ def test_documents_that_an_earlier_version_wrote_are_valid_and_read(old: Path) -
     files = sorted(old.glob("*.json"))
     for file in files:
         VALIDATOR.validate(json.loads(file.read_text()))
-    found = read(file for file in files if file.name not in UNDRAWN)
-    assert len(found.documents) == len(files) - len(UNDRAWN)
+    found = read(files)
+    assert len(found.documents) == len(files)
+    assert sorted(row.command for row in found.of(dict)) == ["combine", "moments", "patch"]
+    assert found.of(AdviceResults)
     (sweep,), (agreement,) = found.of(SweepResults), found.of(AgreementResults)
     assert (sweep.name, str(sweep.grid), sweep.method) == (
         "receiver",
@@ -138,9 +170,6 @@ def test_documents_that_an_earlier_version_wrote_are_valid_and_read(old: Path) -
     (compared,) = found.of(ComparedResults)
     assert compared.results.compared[0].measured == compared.results.compared[0].val
     assert len(found.of(QuantizeResults)[0].results.ordered) == 16
-    for file in UNDRAWN:
-        with pytest.raises(CheckpointError, match="of which nothing is drawn"):
-            read([old / file])
 
 
 def test_grids_that_an_earlier_version_wrote_are_read(old: Path) -> None:

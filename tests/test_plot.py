@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import call, light
+from matplotlib.collections import LineCollection, PolyCollection
 from samples import TASKS, grid_lines, text, written
 
 from qvec_cli.report.bars import (
@@ -22,7 +24,10 @@ from qvec_cli.report.bars import (
     BarPanel,
     bars,
     chart_of,
+    chart_of_advice,
     chart_of_evaluations,
+    chart_of_grids,
+    chart_of_summaries,
 )
 from qvec_cli.report.canvas import (
     COLOURS,
@@ -44,12 +49,16 @@ from qvec_cli.report.plane import break_even, costs_of, crossing, plane, plane_o
 from qvec_cli.results.documents import WaysDocument, read
 from qvec_cli.results.matrix import Matrix, lines_of, parse
 from qvec_cli.results.metrics_document import (
+    AdviceResults,
     AgreementResults,
+    ComparedResults,
     EvalResults,
     ExtractResults,
     QuantizeResults,
     TrainingResults,
 )
+from qvec_cli.results.records import TransferResults
+from qvec_cli.results.summary import summarise
 from qvec_cli.specs import Cost, DataUse
 
 
@@ -189,11 +198,42 @@ def test_means_leave_the_ceiling_out() -> None:
 
 def test_the_own_vector_is_outlined() -> None:
     panel = heatmap(heat_of(matrix())).axes[0]
-    outlined = {p.get_xy() for p in panel.patches if not p.get_hatch()}
+    outlined = {p.get_xy() for p in panel.patches if not p.get_hatch() and not corner(p)}
     assert outlined == {(i - 0.46, i - 0.46) for i in range(3)}
     apart = matrix(receivers=TASKS[:2], donors=TASKS[5:7])
     assert heatmap(heat_of(apart)).axes[0].patches[:] == []
     assert "outlined" not in heat_of(apart).footnote
+
+
+def corner(patch: Any) -> bool:
+    """Whether a patch is the mark of a number beyond the scale."""
+    return isinstance(patch.get_xy(), np.ndarray)
+
+
+def test_the_scale_is_that_of_other_pairs_and_what_lies_beyond_has_its_corner_cut() -> None:
+    """Own vectors gain most by far: on their scale all pairs that count would be pale."""
+    found = matrix()
+    heat = heat_of(found)
+    gains = {
+        pair: [100 * found.gain(pair[0], choice.test) for choice in choices]
+        for pair, cell in found.cells.items()
+        if pair[2] is None
+        for choices in [(cell.fixed[0], cell.chosen["val"])]
+    }
+    most = max(abs(g) for pair, both in gains.items() if pair[0] != pair[1] for g in both)
+    assert heat.limit == pytest.approx(most)
+    for place, axes in enumerate(heatmap(heat).axes[:2]):
+        assert axes.collections[0].norm.vmax == heat.limit
+        cut = [tuple(np.round(p.get_xy().mean(axis=0))) for p in axes.patches if corner(p)]
+        beyond = [pair for pair, both in gains.items() if abs(both[place]) > most]
+        names = list(found.receivers)
+        assert sorted(cut) == sorted((names.index(d), names.index(r)) for r, d, _ in beyond)
+        assert cut
+    assert "cut corner" in heat.footnote
+    others = heat_of(matrix(receivers=TASKS[:2], donors=TASKS[5:7]))
+    assert "cut corner" not in others.footnote
+    alone = matrix(receivers=TASKS[:1], donors=TASKS[:1])  # its own vector is all there is
+    assert heat_of(alone).limit > 40
 
 
 def test_each_selector_has_its_panel_and_says_what_it_used() -> None:
@@ -228,10 +268,18 @@ def boxes(figure: Any) -> list[tuple[str, Any]]:
     return [(word.get_text(), word.get_window_extent(renderer)) for word in words]
 
 
-ROWS = [("b" * 90, 0.01, DataUse.NONE), ("a way", 0.99, DataUse.RECEIVER_IMAGES)]
-PANEL = BarPanel("one", tuple(Bar(*row) for row in ROWS), ("l" * 90, 0.995))
-BARS = BarChart("Bars", (PANEL, BarPanel("two", PANEL.bars)))
+LONG = f"gptq on generated and diversified proxies, {'float target, channel mse ' * 3}asymmetric"
+ROWS = [
+    *(("b" * 90, 1, DataUse.NONE, 2.0625), ("a way", 99, DataUse.RECEIVER_IMAGES, 2.1, True)),
+    *((LONG, 14, DataUse.PROXY_IMAGES, 3.0), (LONG, 16, DataUse.RECEIVER_LABELS)),
+]
+PANEL = BarPanel("one", tuple(Bar(*row) for row in ROWS), ("l" * 90, 99.5))
+NOISE = BarPanel("two", (Bar("c", -1.5, DataUse.NONE), Bar("d", 9, DataUse.NONE)), axis="dB")
+BARS = BarChart("Bars", (PANEL, PANEL, NOISE))
 
+
+TELEPHONE = 420
+"""Pixels of a narrow screen, on which letters of figures have more than six."""
 
 FIGURES: dict[str, Any] = {
     "heatmap 1": lambda: heatmap(heat_of(matrix(receivers=TASKS[:1], donors=TASKS[3:4]))),
@@ -262,7 +310,7 @@ FIGURES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("which", FIGURES)
-def test_no_words_leave_the_figure_and_none_of_a_heatmap_or_of_bars_lie_on_others(
+def test_no_words_leave_the_figure_or_lie_on_others_and_a_telephone_shows_them(
     which: str,
 ) -> None:
     figure = FIGURES[which]()
@@ -273,6 +321,12 @@ def test_no_words_leave_the_figure_and_none_of_a_heatmap_or_of_bars_lie_on_other
         assert box.y0 > -1, word
         assert box.x1 < width + 1, word
         assert box.y1 < height + 1, word
+    # of what is read: a lambda that is no fixed one may stand smaller in its cell
+    sizes = [text_.get_fontsize() for axes in figure.axes for text_ in axes.get_xticklabels()]
+    sizes += [text_.get_fontsize() for text_ in figure.texts]
+    if which != "bars":  # whose ways may be long
+        assert min(sizes) * TELEPHONE / (width / figure.dpi * 72) > 6
+    assert not re.search(r"(?<!\w)-\d", " ".join(word for word, _ in found))
     if not which.startswith(("heatmap", "bars")):
         return
     for place, (word, box) in enumerate(found):
@@ -315,6 +369,31 @@ def test_the_band_is_wilsons_interval() -> None:
         roots = np.roots([1 + z2 / of, -(2 * share + z2 / of), share * share])
         assert np.allclose(wilson(right, of), sorted(roots.real), atol=1e-7)
         assert 0 <= wilson(right, of)[0] <= share <= wilson(right, of)[1] <= 1
+
+
+def test_a_curve_alone_has_a_band_and_several_have_whiskers() -> None:
+    """Wilson's interval of every point, either way; the curve of each stands where it was."""
+    found = judged()
+    for receiver, donor in ((TASKS[0], TASKS[1]), (TASKS[0], None)):
+        content = cells_of(found, receiver, donor)
+        axes = curves(content).axes[0]
+        (panel,) = content.panels
+        bands = [c for c in axes.collections if isinstance(c, PolyCollection)]
+        lines = [c for c in axes.collections if isinstance(c, LineCollection)]
+        lines = [c for c in lines if len(c.get_segments()) == len(panel.traces[0].val)]
+        assert (len(bands), len(lines)) == ((1, 0) if donor else (0, 3))
+        for trace, whiskers in zip(panel.traces, lines, strict=False):
+            for (lam, score), ((x, low), (_, high)) in zip(
+                trace.val, whiskers.get_segments(), strict=True
+            ):
+                assert (low, high) == pytest.approx(
+                    [100 * end for end in wilson(score.n_correct, score.n)]
+                )
+                assert abs(x - lam) < 0.05
+        if donor:
+            ends = {round(y, 9) for y in bands[0].get_paths()[0].vertices[:, 1]}
+            known = [wilson(score.n_correct, score.n) for _, score in panel.traces[0].val]
+            assert {round(100 * end, 9) for pair in known for end in pair} <= ends
 
 
 def test_more_donors_than_colours_get_a_panel_each() -> None:
@@ -408,20 +487,21 @@ def test_the_order_of_receivers_brackets_the_break_even() -> None:
     assert "only beyond 4 receivers" in break_even("x", 100, costs, "images")
 
 
-def test_points_of_the_plane_are_means_over_receivers() -> None:
+def test_the_plane_shows_points_from_each_receivers_own_float_and_their_means() -> None:
     found = matrix()
     given = plane_of(found, costs_of(found, Cost.IMAGES, (), ()), Cost.IMAGES, None)
     shares = {way.name: way for way in given.ways}
-    plain = [found.plain(name).top1 for name in found.receivers]
-    assert shares["RTN, this grid"].top1 == tuple(plain)
+    fp = {name: 100 * rows["fp"].test.top1 for name, rows in found.baselines.items()}
+    plain = [100 * found.plain(name).top1 - fp[name] for name in found.receivers]
+    assert shares["RTN, this grid"].points == pytest.approx(plain)
     assert set(shares["RTN, this grid"].costs) == {0}
     unit = shares["vector, λ = 1 (no receiver data)"]
-    for receiver, share in zip(found.receivers, unit.top1, strict=True):
+    for receiver, points in zip(found.receivers, unit.points, strict=True):
         cells = [c.fixed[0].test.top1 for c in found.transfers if c.receiver == receiver]
-        assert share == pytest.approx(np.mean(cells))
+        assert points == pytest.approx(100 * np.mean(cells) - fp[receiver])
     assert shares["own QAT (its labels)"].costs == given.costs
     marks = [line for line in plane(given).axes[0].lines if len(line.get_xdata()) == 1]
-    assert marks[0].get_ydata()[0] == pytest.approx(100 * np.mean(plain))
+    assert marks[0].get_ydata()[0] == pytest.approx(np.mean(plain))
 
 
 def test_seconds_are_those_of_the_training_runs(folder: Path) -> None:
@@ -448,13 +528,13 @@ def test_counts_have_three_digits() -> None:
 def test_bars_are_the_ways_that_a_table_names_in_its_order(folder: Path) -> None:
     """With the colour of the receiver data that each used, and float as a line."""
     (document,) = read([folder / "ways.json"]).of(WaysDocument)
-    (panel,) = chart_of(document).panels  # the other table names no bar
-    assert [(bar.label, bar.top1, bar.use) for bar in panel.bars] == [
-        ("RTN!", 0.04, DataUse.NONE),
-        ("calibrated!", 0.8, DataUse.PROXY_IMAGES),
-        ("own QAT!", 0.7, DataUse.RECEIVER_LABELS),
+    (panel,) = chart_of([document]).panels  # the other table names no bar
+    assert [(bar.label, bar.value, bar.use) for bar in panel.bars] == [
+        ("RTN!", 4, DataUse.NONE),
+        ("calibrated!", 80, DataUse.PROXY_IMAGES),
+        ("own QAT!", 70, DataUse.RECEIVER_LABELS),
     ]
-    figure = bars(chart_of(document))
+    figure = bars(chart_of([document]))
     (axes,) = figure.axes
     widths = [patch.get_width() for patch in axes.patches]
     assert widths == pytest.approx([4, 80, 70])
@@ -477,12 +557,63 @@ def test_bars_are_the_ways_that_a_table_names_in_its_order(folder: Path) -> None
 def test_bars_of_evaluations_are_called_by_their_files_and_float_is_a_line(folder: Path) -> None:
     files = [folder / name_ for name_ in ("own_qat.json", "w3.json", "fp.json")]
     (panel,) = chart_of_evaluations(read(files).of(EvalResults)).panels
-    assert [(bar.label, bar.top1) for bar in panel.bars] == [("own_qat", 0.85), ("w3", 0.4)]
-    assert panel.line == ("fp", 0.9)
+    assert [(bar.label, bar.value) for bar in panel.bars] == [("own_qat", 85), ("w3", 40)]
+    assert panel.line == ("fp", 90)
     (alone,) = chart_of_evaluations(read(files[2:]).of(EvalResults)).panels
     assert ([bar.label for bar in alone.bars], alone.line) == (["fp"], None)
     done = call("plot", *files, "--figure", "bars", "-o", "f.png", "--json").json
     assert done["data_use"] == {"level": "proxy_images", "counts": {"proxy": 8}}
+
+
+def test_bars_of_advice_are_its_ways_with_their_bits_and_the_chosen_one_framed(
+    folder: Path,
+) -> None:
+    documents = read([folder / "advised.json", folder / "advised_test.json"]).of(AdviceResults)
+    chart = chart_of_advice(documents)
+    for document, panel in zip(documents, chart.panels, strict=True):
+        rows = sorted(document.results.candidates, key=lambda row: row.distance)
+        assert [(bar.label, bar.value, bar.bits, bar.use) for bar in panel.bars] == [
+            (row.name, 100 * row.kept, row.bits_per_weight, row.data_use.level) for row in rows
+        ]
+        assert panel.title == f"{document.name}: calibrate (sure)"
+    axes = bars(chart).axes[0]
+    assert [patch.get_linewidth() > 0 for patch in axes.patches] == [True, False, False]
+    words = [text_.get_text() for text_ in axes.texts]
+    assert words == ["91.0", "83.0", "21.0", "3.08", "3.07", "3.06", "bits"]
+    done = call("plot", "advised.json", "-o", "f.svg", "--json").json
+    assert done["data_use"]["level"] == "proxy_images"
+    assert "cars: calibrate (sure)" in done["results"]["words"]
+
+
+def test_bars_of_grids_are_accuracies_and_without_them_ratios(folder: Path) -> None:
+    for file, unit, values, line in (
+        ("compared.json", "signal to quantization noise, dB", [-0.4, 6.2], None),
+        ("compared_val.json", "top-1 on val, %", [100 * 40 / 129, 100 * 80 / 129], "float"),
+    ):
+        (panel,) = chart_of_grids(read([folder / file]).of(ComparedResults)).panels
+        assert [bar.value for bar in panel.bars] == pytest.approx(values)
+        assert (panel.axis, panel.line and panel.line[0]) == (unit, line)
+
+
+def test_bars_of_a_summary_are_the_means_of_its_grid(folder: Path) -> None:
+    """What is chosen on test is no bar: nobody can take it."""
+    summary = summarise(judged())
+    (panel,) = chart_of_summaries(read([folder / "summed.json"]).of(TransferResults)).panels
+    shown = {bar.label: bar for bar in panel.bars}
+    for name_, key, level in (
+        ("vector, λ = 1", "lambda 1", DataUse.NONE),
+        ("vector, λ chosen on validation", "val", DataUse.RECEIVER_LABELS),
+        ("vector, λ by agreement", "agreement", DataUse.PROXY_IMAGES),
+    ):
+        assert shown[name_].value == 100 * summary["ways"][key]["top1"]
+        assert shown[name_].use is level
+    plain, own = summary["baselines"]["ptq"], summary["baselines"]["qat"]
+    assert (shown["RTN, this grid"].value, shown["own QAT"].value) == (
+        100 * plain["top1"],
+        100 * own["top1"],
+    )
+    assert not any("best" in label for label in shown)
+    assert panel.line == ("float", 100 * summary["baselines"]["fp"]["top1"])
 
 
 # --- layers
@@ -615,7 +746,17 @@ REFUSALS: dict[str, tuple[str, tuple[str, ...]]] = {
     "no JSON": ("words.txt:1: is not JSON", ("words.txt", "-o", "f.png")),
     "a damaged document": ("damaged.json: is not JSON", ("damaged.json", "-o", "f.png")),
     "JSON of others": ("other.json: has no command", ("other.json", "-o", "f.png")),
-    "results that nobody draws": ("is of qvec inspect", ("inspect.json", "-o", "f.png")),
+    "results that no figure shows": (
+        "alone inspect makes no figure",
+        ("inspect.json", "-o", "f.png"),
+    ),
+    "a command that nobody knows": ("this version does not know", ("odd.json", "-o", "f.png")),
+    "a list": ("list.json: is a JSON list", ("list.json", "-o", "f.png")),
+    "what is of another kind": ("is no grid and no table", ("kind.json", "-o", "f.png")),
+    "grids of which nothing is known": (
+        "tells neither top-1 nor noise",
+        ("silent.json", "-o", "f.png"),
+    ),
     "a plan": ("is a plan", ("plan.json", "-o", "f.png")),
     "a newer document": ("newer qvec", ("newer.json", "-o", "f.png")),
     "one file twice": ("stands twice", ("g.jsonl", "g.jsonl", "-o", "f.png")),
@@ -623,7 +764,7 @@ REFUSALS: dict[str, tuple[str, tuple[str, ...]]] = {
         "the files are of 2 grids: 3-bit channel absmax (3 receivers) and 2-bit channel absmax",
         ("g.jsonl", "two_bits.jsonl", "-o", "f.png"),
     ),
-    "what makes no figure": ("alone it makes no figure", ("run_cars.json", "-o", "f.png")),
+    "what makes no figure": ("alone train-qat makes no figure", ("run_cars.json", "-o", "f.png")),
     "a grid without a choice": (
         "choose with --receiver, --donor or both",
         ("g.jsonl", "--figure", "curve", "-o", "f.png"),

@@ -166,7 +166,8 @@ def test_ids_are_one_each_and_references_lead_somewhere(whole_page: Made) -> Non
     assert targets <= set(ids)
     pictures = len([tag for tag, _ in page_.tags if tag == "svg"])
     assert pictures == whole_page.facts["results"]["figures"]
-    assert pictures == 2 + 2 + 2 + 1 + 1  # grid, sweeps on two grids, by agreement, layers, bars
+    # grid, sweeps on two grids, by agreement, layers, ways, evaluations
+    assert pictures == 2 + 2 + 2 + 1 + 1 + 1
 
 
 def test_what_each_number_used_stands_beside_it(grid_page: Made) -> None:
@@ -244,7 +245,7 @@ def test_seeds_of_a_grid_share_a_section_and_another_grid_has_its_own(folder: Pa
     printed = call("report", *files, "-o", "r.html", "--metrics", "r.json").out
     done = json.loads((folder / "r.json").read_text())["results"]
     assert [(grid["grid"], grid["runs"]) for grid in done["grids"]] == grids
-    assert done["sections"][:-1] == [f"Transfer, {grid}" for grid, _ in grids]
+    assert done["sections"][1:-1] == [f"Transfer, {grid}" for grid, _ in grids]
     for grid, runs in grids:
         many = f", {runs} runs" if runs > 1 else ""
         assert f"\n{grid}, 3 receivers{many}\n" in printed
@@ -321,6 +322,92 @@ def test_own_stands_beside_receivers_own_vectors_and_beside_no_null() -> None:
 def test_every_task_has_its_row(grid_page: Made) -> None:
     words = grid_page.reader.words
     assert all(words.count(task) > 2 for task in TASKS[:3])
+
+
+def verdict(page_: Made) -> list[list[str]]:
+    """The rows of the table that the page opens with."""
+    assert page_.facts["results"]["sections"][0] == "Verdict"
+    (table, *_) = re.findall(r"<tbody>(.*?)</tbody>", page_.content, re.DOTALL)
+    rows = re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+
+
+def test_the_page_opens_with_the_best_way_of_each_amount_of_receiver_data(grid_page: Made) -> None:
+    """By hand: means over receivers; more data is named only where it gives more."""
+    lines = grid_lines()
+    receivers = [line["baselines"] for line in lines if line["kind"] == "receiver"]
+    cells = [c for c in lines if c["kind"] == "cell" and not c["null"] and not c["diagonal"]]
+
+    def mean(scores: list[float]) -> float:
+        return sum(scores) / len(scores)
+
+    def top1(row: dict[str, Any]) -> float:
+        return float(row["test"]["top1"])
+
+    fp, *free = (mean([top1(rows[key]) for rows in receivers]) for key in receivers[0])
+    free.pop()  # own QAT, with labels
+    free.append(mean([top1(cell["fixed"][0]) for cell in cells]))  # as many donors for each
+    labels = [mean([top1(rows["qat"]) for rows in receivers])]
+    labels.append(mean([top1(cell["chosen"]["val"]) for cell in cells]))
+    first, last = verdict(grid_page)
+    of, size = "3 receivers, 3-bit channel absmax", "3 bits"
+    for row, best, used in ((first, max(free), "none"), (last, max(labels), "receiver_labels")):
+        points = signed(100 * (best - fp))
+        assert (row[0], *row[2:]) == (of, f"{100 * best:.1f}", points, size, used)
+    assert last[1] == "own QAT (its labels)"
+
+
+def test_every_kind_of_comparison_has_its_verdict(results: Path) -> None:
+    for files, rows in {
+        ("advised.json",): [
+            ("-", "keeps 91.0% of its answers", "3.08 bits a weight", "proxy_images")
+        ],
+        ("advised_test.json",): [
+            ("89.0", "\N{MINUS SIGN}7.0", "3.08 bits a weight", "proxy_images")
+        ],
+        ("compared_val.json",): [("62.0", "\N{MINUS SIGN}27.9", "2.06 bits a weight", "none")],
+        ("ways.json",): [
+            ("4.0", "\N{MINUS SIGN}86.0", "-", "none"),
+            ("80.0", "\N{MINUS SIGN}10.0", "-", "proxy_images"),
+        ],
+        ("fp.json", "own_qat.json", "w3.json"): [("85.0", "\N{MINUS SIGN}5.0", "3 bits", "none")],
+    }.items():
+        assert [tuple(row[2:]) for row in verdict(made(results, *files))] == rows, files
+    assert verdict(made(results, "summed.json"))[-1][-1] == "receiver_labels"
+    (sweep,) = verdict(made(results, "sweep1.json"))  # what is chosen on validation tests no better
+    assert sweep[0] == "cars, 3-bit channel absmax"
+    for file in ("q1.json", "compared.json", "run_cars.json"):  # nothing was measured
+        assert "Verdict" not in made(results, file).facts["results"]["sections"]
+
+
+def test_a_column_is_there_only_for_what_was_measured(results: Path) -> None:
+    heads = [made(results, f).reader.words for f in ("compared.json", "compared_val.json")]
+    assert "top-1 on val, %" in heads[1]
+    assert not any("top-1" in word for word in heads[0])
+
+
+def test_json_of_others_is_left_out_with_a_note_and_no_page_is_made_of_it_alone(
+    folder: Path,
+) -> None:
+    others = ("other.json", "odd.json", "kind.json", "list.json", "plan.json")
+    done = call("report", "q1.json", *others, "-o", "r.html")
+    page_ = Reader((folder / "r.html").read_text())
+    for file in others:
+        assert f"note: left out: {file}: " in done.err
+        assert file not in page_.words
+    assert "cars" in page_.words
+    for file in ("damaged.json", "sweep_bad.json", "newer.json"):  # ours, and not whole
+        call("report", "q1.json", file, "-o", "none.html", code=1)
+    call("report", *others, "-o", "none.html", code=1)
+    assert not (folder / "none.html").exists()
+
+
+def test_numbers_have_one_minus_sign(results: Path) -> None:
+    files = ("agreed.json", "compared.json", "judged.jsonl", "ways.json", "advised_test.json")
+    words = made(results, *files).reader.words
+    assert not [word for word in words if re.search(r"(?<![\w.])-\d", word)]
+    assert any(re.search(r"\N{MINUS SIGN}0\.5", word) for word in words)
+    assert "\N{MINUS SIGN}0.4 dB" in words
 
 
 def test_a_table_of_ways_has_every_number(whole_page: Made) -> None:

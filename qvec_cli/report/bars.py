@@ -1,16 +1,16 @@
-"""The figure bars: the accuracy of each way to low bits, coloured by the receiver data it used."""
+"""The figure bars: what each way to low bits keeps, coloured by the receiver data it used."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.errors import MismatchError, SpecError
-from qvec_cli.report import canvas
-from qvec_cli.results.documents import Document, ResultFiles, WaysDocument, stem
-from qvec_cli.results.metrics_document import EvalResults
+from qvec_cli.report import canvas, ways
+from qvec_cli.results.documents import Document, ResultFiles, WaysDocument, WaysTable, stem
+from qvec_cli.results.metrics_document import AdviceResults, ComparedResults, EvalResults
+from qvec_cli.results.records import Score, TransferResults
 from qvec_cli.specs import DataUse, spent
 
 if TYPE_CHECKING:
@@ -31,8 +31,11 @@ _STEP: Final = 0.3
 _POINTS: Final = 9.5
 """Of words and numbers: a page shows the figure at its own size."""
 
+_BROKEN: Final = 8.0
+"""Of labels in two lines, and of bits."""
+
 _LONGEST: Final = 40
-"""Letters of a label."""
+"""Letters of a line of a label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +43,10 @@ class Bar:
     """The bar of one way to low bits."""
 
     label: str
-    top1: float  # share
+    value: float  # in the unit of the axis
     use: DataUse
+    bits: float = 0.0  # of a weight; 0: not known
+    chosen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,7 @@ class BarPanel:
     title: str
     bars: tuple[Bar, ...]
     line: tuple[str, float] | None = None  # what they are measured against, such as float
+    axis: str = "top-1, %"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,34 +68,94 @@ class BarChart:
 
 
 def draw_bars(files: ResultFiles, _: canvas.FigureOptions) -> canvas.Drawing:
-    """The bars of a table of ways, or of the evaluations of some files.
+    """The bars of the one kind of documents that the files hold.
 
-    Raises SpecError: several tables, or one without bars; MismatchError: evaluations on several
-    data sets or splits.
+    Raises SpecError: several tables, or nothing that can be a bar; MismatchError: evaluations on
+    several data sets or splits.
     """
-    tables, evaluations = files.of(WaysDocument), files.of(EvalResults)
-    if len(tables) > 1:
-        raise SpecError(f"{tables[1].file}: bars show one table of ways at a time")
-    chart = chart_of(tables[0]) if tables else chart_of_evaluations(evaluations)
-    words = "; ".join(f"{bar.label} {100 * bar.top1:.1f}" for p in chart.panels for bar in p.bars)
+    kind = next(kind for kind in CHARTS if files.of(kind))
+    documents = files.of(kind)
+    chart = CHARTS[kind](documents)
+    axes = dict.fromkeys(panel.axis for panel in chart.panels)
+    words = [", ".join(f"{row.label} {_number(row)}" for row in p.bars) for p in chart.panels]
+    if len(words) > 1:
+        words = [f"{p.title}: {text}" for p, text in zip(chart.panels, words, strict=True)]
+    text = f"{chart.title}. Bars: {', '.join(axes)}: {'; '.join(words)}."
     facts = {"bars": sum(len(panel.bars) for panel in chart.panels)}
-    uses = [tables[0].use] if tables else [row.use for row in evaluations]
-    return canvas.Drawing(bars(chart), f"{chart.title}. Top-1 in %: {words}.", facts, spent(*uses))
+    return canvas.Drawing(bars(chart), text, facts, spent(*(row.use for row in documents)))
 
 
-def chart_of(document: Document[WaysDocument]) -> BarChart:
-    """A panel for each table that has bars. Raises SpecError: no table has."""
-    panels = []
-    for table in document.results.tables:
-        if table.bars:
-            ways = {row.way: row for row in table.ways}
-            rows = [(bar.label, ways[bar.way]) for bar in table.bars]
-            shown = (Bar(label, row.top1, row.data_use or DataUse.NONE) for label, row in rows)
-            line = (table.reference, ways[table.reference].top1) if table.reference else None
-            panels.append(BarPanel(table.title, tuple(shown), line))
+def chart_of(documents: Sequence[Document[WaysDocument]]) -> BarChart:
+    """A panel for each table that has bars. Raises SpecError: no table has, or several files."""
+    if len(documents) > 1:
+        raise SpecError(f"{documents[1].file}: bars show one table of ways at a time")
+    (document,) = documents
+    panels = [_panel_of(table) for table in document.results.tables if table.bars]
     if not panels:
         raise SpecError(f"{document.file}: no table says which of its ways are bars")
     return BarChart(document.results.title, tuple(panels))
+
+
+def _panel_of(table: WaysTable) -> BarPanel:
+    known = {row.way: row for row in table.ways}
+    rows = [(bar.label, known[bar.way]) for bar in table.bars]
+    shown = (Bar(label, 100 * row.top1, row.data_use or DataUse.NONE) for label, row in rows)
+    line = (table.reference, 100 * known[table.reference].top1) if table.reference else None
+    return BarPanel(table.title, tuple(shown), line)
+
+
+def chart_of_summaries(documents: Sequence[Document[TransferResults]]) -> BarChart:
+    """A panel for each grid: the mean over its receivers of every way that someone can take."""
+    panels = tuple(_panel_of(ways.table_of(document)) for document in documents)
+    return BarChart("Ways to low bits, means over receivers", panels)
+
+
+def chart_of_advice(documents: Sequence[Document[AdviceResults]]) -> BarChart:
+    """A panel for each receiver: what every candidate keeps of its answers, the best first."""
+    panels = []
+    for document in documents:
+        results = document.results
+        rows = tuple(
+            Bar(
+                row.name,
+                100 * row.kept,
+                row.data_use.level,
+                row.bits_per_weight,
+                row.name == results.chosen,
+            )
+            for row in sorted(results.candidates, key=lambda row: row.distance)
+        )
+        title = f"{document.name}: {results.decision} ({results.sure})"
+        panels.append(BarPanel(title, rows, axis="float answers kept on proxy images, %"))
+    title = panels[0].title if len(panels) == 1 else f"{len(panels)} receivers"
+    return BarChart(f"What qvec advise found: {title}", tuple(panels))
+
+
+def chart_of_grids(documents: Sequence[Document[ComparedResults]]) -> BarChart:
+    """A panel for each checkpoint: top-1 on every grid, or signal to noise where none was measured.
+
+    Raises SpecError: a document that tells neither.
+    """
+    panels = []
+    for document in documents:
+        results = document.results
+        scored = ways.split_of(results)
+        axis = f"top-1 on {scored}, %" if scored else "signal to quantization noise, dB"
+        rows = tuple(
+            Bar(row.name, value, DataUse.NONE, row.bits_per_weight)
+            for row in results.compared
+            if (value := _value(row.measured) if scored else row.sqnr_db) is not None
+        )
+        if not rows:
+            raise SpecError(f"{document.file}: tells neither top-1 nor noise of a grid")
+        line = ("float", 100 * results.fp.top1) if results.fp else None
+        panels.append(BarPanel(document.name, rows, line, axis))
+    title = panels[0].title if len(panels) == 1 else f"{len(panels)} checkpoints"
+    return BarChart(f"Grids without data, side by side: {title}", tuple(panels))
+
+
+def _value(score: Score | None) -> float | None:
+    return 100 * score.top1 if score else None
 
 
 def chart_of_evaluations(evaluations: Sequence[Document[EvalResults]]) -> BarChart:
@@ -99,7 +165,7 @@ def chart_of_evaluations(evaluations: Sequence[Document[EvalResults]]) -> BarCha
     """
     first = evaluations[0]
     for other in evaluations[1:]:
-        if _images(other) != _images(first):
+        if images_of(other) != images_of(first):
             raise MismatchError(
                 f"{other.file}: is of other images than {first.file}",
                 hint="Draw the evaluations of one split of one data set at a time.",
@@ -111,65 +177,106 @@ def chart_of_evaluations(evaluations: Sequence[Document[EvalResults]]) -> BarCha
     title = f"{stem(first.inputs[-1].path)}, {first.results.split}, n = {n:,} images"
     panel = BarPanel(
         title,
-        tuple(Bar(_label(row), row.results.top1, row.use.level) for row in shown),
-        (_label(line), line.results.top1) if line else None,
+        tuple(Bar(row.label, 100 * row.results.top1, row.use.level) for row in shown),
+        (line.label, 100 * line.results.top1) if line else None,
     )
     return BarChart(f"Top-1 accuracy, {title}", (panel,))
 
 
-def _images(row: Document[EvalResults]) -> tuple[str | None, str]:
+def images_of(row: Document[EvalResults]) -> tuple[str | None, str]:
+    """The images that an evaluation is of: two of the same ones are compared."""
     return row.inputs[-1].digest, row.results.split
 
 
-def _label(row: Document[EvalResults]) -> str:
-    """The name of the metrics file, or of the model where the metrics come down a pipe."""
-    return row.name if row.file == "-" else Path(row.file).stem
+CHARTS: Final[Mapping[type[Any], Callable[[Any], BarChart]]] = {
+    WaysDocument: chart_of,
+    AdviceResults: chart_of_advice,
+    TransferResults: chart_of_summaries,
+    ComparedResults: chart_of_grids,
+    EvalResults: chart_of_evaluations,
+}
+"""What bars are drawn from, and how."""
 
 
 @canvas.style()
 def bars(chart: BarChart) -> Figure:
-    """Horizontal bars with their numbers, one panel below the other, one scale, one legend."""
+    """Horizontal bars with their numbers, one panel below the other, one legend.
+
+    Panels of one axis share its scale; what a weight takes stands at the right.
+    """
     rows = [bar for panel in chart.panels for bar in panel.bars]
     several = len(chart.panels) > 1
-    left = canvas.words_width([_short(bar.label) for bar in rows], _POINTS) + 0.3
-    head = 0.5 if several else 0.25
-    height = 0.95 + (head + 0.2) * len(chart.panels) + _STEP * len(rows)
-    sheet = canvas.Sheet(max(7.6, left + 4.0), height, chart.title)
-    shares = [bar.top1 for bar in rows] + [p.line[1] for p in chart.panels if p.line]
-    top, most = 0.45, min(100.0, 104 * max(shares) + 1)
-    for panel in chart.panels:
-        if several:
-            sheet.write(0.15, top, panel.title, fontsize=_POINTS, color=canvas.SOFT)
-        tall = _STEP * len(panel.bars)
-        _panel(sheet.axes(left, top + head, sheet.width - left - 0.45, tall), panel, most)
-        top += head + tall + 0.2
+    lines = [line for bar in rows for line in _short(bar.label).split("\n")]
+    points = _BROKEN if len(lines) > len(rows) else _POINTS
+    left = canvas.words_width(lines, points) + 0.3
+    margin = 0.85 if any(bar.bits for bar in rows) else 0.45
+    head = 0.55 if several else 0.25
     uses = {bar.use for bar in rows}
     shown = [entry for use, entry in _LEGEND.items() if use in uses]
-    sheet.legend(top + 0.35, shown, len(shown), _POINTS)
+    gap = 0.3 if several else 0.2
+    below = 0.8 + 0.2 * -(-len(shown) // 3)
+    height = below + (head + gap) * len(chart.panels) + _STEP * len(rows)
+    notes = "framed: what is advised" if any(bar.chosen for bar in rows) else ""
+    sheet = canvas.Sheet(max(6.6, left + 2.9 + margin), height, chart.title, "", notes)
+    top = 0.45
+    for panel in chart.panels:
+        if several:
+            sheet.write(0.15, top + 0.05, panel.title, fontsize=_POINTS, color=canvas.SOFT)
+        tall = _STEP * len(panel.bars)
+        place = sheet.axes(left, top + head, sheet.width - left - margin, tall)
+        _panel(place, panel, _scale([p for p in chart.panels if p.axis == panel.axis]), points)
+        top += head + tall + gap
+    sheet.legend(top + 0.35, shown, min(len(shown), 3), _POINTS)
     return sheet.figure
 
 
 def _short(label: str) -> str:
-    return canvas.name(label, _LONGEST)
+    return canvas.two_lines(label, 100, _LONGEST)
 
 
-def _panel(axes: Axes, panel: BarPanel, most: float) -> None:
-    axes.set(xlim=(0, most), ylim=(len(panel.bars) - 0.5, -0.5))
+def _scale(panels: Sequence[BarPanel]) -> tuple[float, float]:
+    """Where the axis begins and ends: at 0, or below it where a ratio is."""
+    values = [bar.value for panel in panels for bar in panel.bars]
+    values += [panel.line[1] for panel in panels if panel.line]
+    most = 1.04 * max(*values, 0.0) + 1
+    return min(*values, 0.0) * 1.04, min(100.0, most) if "%" in panels[0].axis else most
+
+
+def _panel(axes: Axes, panel: BarPanel, ends: tuple[float, float], points: float) -> None:
+    axes.set(xlim=ends, ylim=(len(panel.bars) - 0.5, -0.5))
     for place, bar in enumerate(panel.bars):
-        share, fill = 100 * bar.top1, _LEGEND[bar.use][1]
-        inside = share > 0.1 * most  # where no line can cross the number
-        axes.barh(place, share, height=0.74, color=fill)
+        fill = _LEGEND[bar.use][1]
+        inside = bar.value > ends[0] + 0.15 * (ends[1] - ends[0])  # where no line can cross it
+        edge = 1.6 if bar.chosen else 0.0
+        axes.barh(place, bar.value, height=0.74, color=fill, edgecolor=canvas.INK, linewidth=edge)
         ink, shift, align = (
             (canvas.ink_on(fill), -4, "right") if inside else (canvas.INK, 4, "left")
         )
         look = {"ha": align, "va": "center", "fontsize": _POINTS, "color": ink}
-        canvas.beside(axes, f"{share:.1f}", (share, place), (shift, -0.5), **look)
+        at = max(bar.value, 0.0)
+        canvas.beside(axes, _number(bar), (at, place), (shift, -0.5), **look)
+    _bits(axes, panel)
     axes.set_yticks(range(len(panel.bars)), [_short(bar.label) for bar in panel.bars])
-    axes.tick_params(axis="y", length=0, labelsize=_POINTS)
+    axes.tick_params(axis="y", length=0, labelsize=points)
     axes.tick_params(axis="x", labelsize=8, length=2)
     axes.spines["bottom"].set_visible(False)
-    axes.set_xlabel("top-1, %", labelpad=1)
+    axes.set_xlabel(panel.axis, labelpad=1)
     if panel.line:
-        share, text = 100 * panel.line[1], f"{_short(panel.line[0])} {100 * panel.line[1]:.1f}"
-        axes.axvline(share, color=canvas.INK, lw=1.1, ls=(0, (4, 2)), zorder=3)
-        canvas.beside(axes, text, (share, -0.5), (14, 3), ha="right", fontsize=_POINTS)
+        value, text = panel.line[1], f"{canvas.name(panel.line[0], _LONGEST)} {panel.line[1]:.1f}"
+        axes.axvline(value, color=canvas.INK, lw=1.1, ls=(0, (4, 2)), zorder=3)
+        canvas.beside(axes, text, (value, -0.5), (14, 3), ha="right", fontsize=_POINTS)
+
+
+def _number(bar: Bar) -> str:
+    return canvas.number(bar.value, ".1f")
+
+
+def _bits(axes: Axes, panel: BarPanel) -> None:
+    """A column of what a weight takes."""
+    column = {"xycoords": ("axes fraction", "data"), "ha": "right", "fontsize": _BROKEN}
+    for place, bar in enumerate(panel.bars):
+        if bar.bits:
+            shift, look = (46, 0), {**column, "va": "center", "color": canvas.SOFT}
+            canvas.beside(axes, f"{bar.bits:.2f}", (1, place), shift, **look)
+    if any(bar.bits for bar in panel.bars):
+        canvas.beside(axes, "bits", (1, -0.5), (46, 3), **column)

@@ -23,6 +23,11 @@ INK: Final = "#1b1b1b"
 SOFT: Final = "#5c5c5c"
 FAINT: Final = "#d5d5d5"
 
+WIDEST: Final = 6.3
+"""Inches that a figure takes unless it must: a telephone's 420 pixels leave its letters legible."""
+
+MINUS: Final = "\N{MINUS SIGN}"
+
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#a6761d", "#56b4e9", "#7a5fa8")
 """Lines and points: after Okabe and Ito, without their yellow, which white paper swallows."""
 
@@ -119,35 +124,40 @@ class Sheet:
     def __init__(
         self, width: float, height: float, title: str, subtitle: str = "", notes: str = ""
     ) -> None:
-        """Makes the sheet as wide as its title, and higher by the lines of its notes."""
+        """Makes the sheet higher by the lines of its notes and those that its title breaks into."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        heads = words_width([title], 11), words_width([subtitle])  # 10 points, bold
-        self.width = max(width, *(head + 0.3 for head in heads))
-        lines = wrapped(notes, self.width - 0.3, SMALL)
-        self.height = height + 0.14 * len(lines) + 0.1
+        titles = wrapped(title, width - 0.3, 11.3)  # 10 points, bold
+        below, lines = (wrapped(text, width - 0.3, 7.5) for text in (subtitle, notes))
+        head = 0.18 * (len(titles) - 1) + 0.14 * max(len(below) - 1, 0)
+        self.width, self.height = width, head + height + 0.14 * len(lines) + 0.1
         self.figure = Figure(figsize=(self.width, self.height), facecolor="white")
         FigureCanvasAgg(self.figure)
-        self.write(0.15, 0.12, title, fontsize=10, fontweight="bold")
-        self.write(0.15, 0.34, subtitle, fontsize=7.5, color=SOFT)
+        self.head = 0.0  # inches by which all that follows the title moves down
+        for line in titles:
+            self.write(0.15, 0.12, line, fontsize=10, fontweight="bold")
+            self.head += 0.18
+        self.head -= 0.18
+        self.write_lines(0.15, 0.34, below, fontsize=7.5, color=SOFT)
+        self.head = head
         self.write_lines(0.15, height, lines, color=SOFT)
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
         """Axes of so many inches."""
-        bottom = self.height - top - height
+        bottom = self.height - self.head - top - height
         box = (left / self.width, bottom / self.height, width / self.width, height / self.height)
         return self.figure.add_axes(box)
 
     def write(self, left: float, top: float, text: str, **properties: Any) -> None:
         """Words whose upper left corner stands there."""
-        place = left / self.width, 1 - top / self.height
+        place = left / self.width, 1 - (self.head + top) / self.height
         self.figure.text(*place, text, **{"ha": "left", "va": "top", **properties})
 
     def write_lines(self, left: float, top: float, lines: Sequence[str], **properties: Any) -> None:
         """Small words in lines, one below the other."""
         for place, line in enumerate(lines):
-            self.write(left, top + 0.14 * place, line, fontsize=SMALL, **properties)
+            self.write(left, top + 0.14 * place, line, **{"fontsize": SMALL, **properties})
 
     def legend(
         self, top: float, entries: Sequence[tuple[str, str]], columns: int, points: float
@@ -158,7 +168,7 @@ class Sheet:
         self.figure.legend(
             handles=[Patch(color=colour, label=label) for label, colour in entries],
             loc="upper left",
-            bbox_to_anchor=(0.15 / self.width, 1 - top / self.height),
+            bbox_to_anchor=(0.15 / self.width, 1 - (self.head + top) / self.height),
             ncols=columns,
             fontsize=points,
             borderpad=0,
@@ -207,14 +217,14 @@ def name(text: str, longest: int = _LONGEST) -> str:
     return f"{shown[:half]}\N{HORIZONTAL ELLIPSIS}{shown[-half:]}"
 
 
-def two_lines(text: str) -> str:
+def two_lines(text: str, longest: int = 44, one_line: int = _ONE_LINE) -> str:
     """A long name broken before its bracket if that comes soon, else near its middle."""
-    shown = name(text, 44)
+    shown = name(text, longest)
     spaces = [place for place, letter in enumerate(shown) if letter == " "]
-    if len(shown) <= _ONE_LINE or not spaces:
-        return name(text)
+    if len(shown) <= one_line or not spaces:
+        return name(text, max(one_line, _LONGEST))
     bracket = shown.find(" (")
-    middle = bracket if 0 < bracket <= _ONE_LINE + 4 else len(shown) / 2
+    middle = bracket if 0 < bracket <= one_line + 4 else len(shown) / 2
     cut = min(spaces, key=lambda place: abs(place - middle))
     return f"{shown[:cut]}\n{shown[cut + 1 :]}"
 
@@ -223,7 +233,12 @@ def signed(points: float, *, decimal: bool = True) -> str:
     """Points with their sign; zero has none."""
     text = f"{points:+.1f}" if decimal else f"{points:+.0f}"
     shown = text.lstrip("+-")
-    return shown if float(shown) == 0 else text.replace("-", "\N{MINUS SIGN}")
+    return shown if float(shown) == 0 else text.replace("-", MINUS)
+
+
+def number(value: float, form: str = "g") -> str:
+    """A number of a figure or a page, with the minus sign that all of them have."""
+    return format(value, form).replace("-", MINUS)
 
 
 def compact(value: float) -> str:

@@ -35,8 +35,8 @@ _Z: Final = 1.959963984540054
 DISTINCT: Final = len(canvas.COLOURS)
 """Names that colours can tell apart; a figure of more has a panel for each."""
 
-_BANDED: Final = 3
-"""Curves of a panel up to which each has its band; more bands would hide each other."""
+_APART: Final = 0.006
+"""Of an axis, between the whiskers of several curves at one lambda."""
 
 _LINES: Final[dict[str, dict[str, Any]]] = {
     "float": {"color": canvas.INK, "ls": "-", "lw": 0.9},
@@ -318,8 +318,8 @@ def curves(content: Curves) -> Figure:
     """One panel a receiver; its curves in colours that are the same in all panels."""
     names = list(dict.fromkeys(trace.name for trace in content.traces))
     colours = {text: canvas.COLOURS[i % DISTINCT] for i, text in enumerate(names)}
-    across = min(len(content.panels), 3)
-    wide, tall = (4.6, 3.0) if across == 1 else (2.7, 2.1)
+    across = min(len(content.panels), 2)
+    wide, tall = (4.4, 3.0) if across == 1 else (1.75, 1.8)
     above = tall if content.labelled else 0.0
     below = (_STRIP if above else tall) if content.judged else 0.0  # alone it has all the room
     whole = above + below + (_GAP if above and below else 0)
@@ -391,13 +391,12 @@ def _accuracies(
 ) -> None:
     """Validation as lines, test as marks."""
     axes.set(ylim=limits, ylabel="top-1, %")
-    banded = len(panel.traces) <= _BANDED
-    for trace in panel.traces:
+    for trace, shift in zip(panel.traces, _shifts(panel), strict=True):
         colour = colours[trace.name]
         if trace.val:
             lambdas = np.array([lam for lam, _ in trace.val])
             low, share, high = np.array([_interval(score) for _, score in trace.val]).T
-            _line(axes, trace, colour, (lambdas, share), (low, high) if banded else ())
+            _line(axes, trace, colour, (lambdas, share), (low, high), shift)
         if trace.chosen is not None:
             axes.axvline(trace.chosen, color=colour, lw=0.8, alpha=0.55, zorder=0)
         for lam, score in trace.test:
@@ -405,27 +404,41 @@ def _accuracies(
             arms, mark = [[share - low], [high - share]], trace.mark(lam)
             face, size = colour if lam == trace.chosen else "white", 4 if mark == "o" else 5
             look: dict[str, Any] = {"color": colour, "mfc": face, "ms": size, "elinewidth": 0.9}
-            axes.errorbar([lam], [share], arms if banded else None, fmt=mark, zorder=4, **look)
+            axes.errorbar([lam], [share], arms, fmt=mark, zorder=4, **look)
     _levels(axes, panel.levels, limits)
 
 
-def _line(axes: Axes, trace: Trace, colour: str, points: Any, ends: Any) -> None:
-    """A curve, and the band between its ends where there are any."""
+def _shifts(panel: CurvePanel) -> list[float | None]:
+    """How far the whiskers of each curve stand from their lambda; none: a curve alone has a band.
+
+    Bands of several curves would hide each other.
+    """
+    count = len(panel.traces)
+    lambdas = [lam for trace in panel.traces for lam, *_ in trace.val or trace.far]
+    step = _APART * (max(*lambdas, 1.0) - min(*lambdas, 0.0))
+    return [step * (place - (count - 1) / 2) for place in range(count)] if count > 1 else [None]
+
+
+def _line(
+    axes: Axes, trace: Trace, colour: str, points: Any, ends: Any, shift: float | None
+) -> None:
+    """A curve; between its ends, where there are any, a band or whiskers beside each point."""
     axes.plot(*points, color=colour, lw=1.4, ls=(0, (5, 1.5)) if trace.own else "-", zorder=3)
-    if ends:
+    if ends and shift is None:
         axes.fill_between(points[0], *ends, color=colour, alpha=0.15, lw=0, zorder=1)
+    elif ends:
+        axes.vlines(points[0] + shift, *ends, color=colour, alpha=0.5, lw=0.8, zorder=1)
 
 
 def _distances(axes: Axes, panel: CurvePanel, colours: dict[str, str]) -> None:
     """Distances as lines with standard errors, a triangle at the lambda that they choose."""
-    for trace in panel.traces:
+    for trace, shift in zip(panel.traces, _shifts(panel), strict=True):
         if not trace.far:
             continue
         colour = colours[trace.name]
         lambdas, means, errors = np.array(trace.far).T
-        banded = len(panel.traces) <= _BANDED and errors.any()
-        ends = (means - errors, means + errors) if banded else ()
-        _line(axes, trace, colour, (lambdas, means), ends)
+        ends = (means - errors, means + errors) if errors.any() else ()
+        _line(axes, trace, colour, (lambdas, means), ends, shift)
         if trace.agreed is not None:
             mean = means[list(lambdas).index(trace.agreed)]
             axes.plot([trace.agreed], [mean], marker="v", ms=5, color=colour, zorder=4)
@@ -459,7 +472,7 @@ def _key(content: Curves) -> str:
     lam = canvas.LAMBDA
     marks = {trace.mark(at) for trace in traces for at, _ in trace.test}
     chosen = any(trace.chosen is not None for trace in traces)
-    banded = labelled and any(len(panel.traces) <= _BANDED for panel in content.panels)
+    band = "band" if any(len(panel.traces) == 1 for panel in content.panels) else "whiskers"
     errors = [error for trace in traces for *_, error in trace.far]
     words = {
         f"line: validation{f', on which {lam} is chosen' if chosen else ''}": labelled,
@@ -467,12 +480,12 @@ def _key(content: Curves) -> str:
         "circle: test": "o" in marks,
         f"filled diamond: test at the chosen {lam}": "D" in marks,
         f"triangle: test at the {lam} that is chosen without labels": "v" in marks,
-        "band and whiskers: 95 % Wilson interval": banded,
+        f"{band if band == 'whiskers' else 'band and whiskers'}: 95 % Wilson interval": labelled,
         f"vertical: the chosen {lam}": chosen,
         f"dotted: {lam} = 1": True,
         "horizontal: accuracies on test": any(panel.levels for panel in content.panels),
         f"{'below' if labelled else 'line'}: distance to the float answers on proxy images": judged,
-        "its band: one standard error": any(errors),
+        f"its {band}: one standard error": any(errors),
         f"its triangle: the {lam} that it chooses without labels": judged,
     }
     return "; ".join(text for text, shown in words.items() if shown)

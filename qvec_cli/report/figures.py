@@ -12,7 +12,7 @@ from qvec_cli.checkpoint.replace import check_target, replacing
 from qvec_cli.errors import QvecError, SpecError
 from qvec_cli.outputs.metrics import Metrics
 from qvec_cli.report import canvas, curves
-from qvec_cli.report.bars import draw_bars
+from qvec_cli.report.bars import CHARTS, draw_bars, images_of
 from qvec_cli.report.canvas import Drawing, FigureOptions
 from qvec_cli.report.heatmap import draw_heatmap
 from qvec_cli.report.layers import draw_layers
@@ -48,7 +48,7 @@ FIGURES: Final[dict[FigureKind, FigureRow]] = {
         ("--donor", "--cost seconds"),
     ),
     FigureKind.LAYERS: FigureRow(draw_layers, (metrics.QuantizeResults,)),
-    FigureKind.BARS: FigureRow(draw_bars, (WaysDocument, metrics.EvalResults)),
+    FigureKind.BARS: FigureRow(draw_bars, tuple(CHARTS)),
 }
 """Every figure; without --figure, files make the first whose source they hold."""
 
@@ -148,9 +148,13 @@ def _first(files: ResultFiles) -> FigureKind:
     for kind, row in FIGURES.items():
         if any(_holds(files, source) for source in row.sources):
             return kind
+    results, command = files.documents[0].results, files.documents[0].command
+    kinds = [kind for kind, row in FIGURES.items() if isinstance(results, row.beside)]
+    beside = f"It may stand beside others in {' and '.join(kinds)}; " if kinds else ""
+    sources = ", ".join(dict.fromkeys(DRAWN[s][0] for row in FIGURES.values() for s in row.sources))
     raise SpecError(
-        f"{files.inputs[0].path}: alone it makes no figure",
-        hint="A figure needs a transfer grid, sweeps, quantize --metrics or eval.",
+        f"{files.inputs[0].path}: alone {command} makes no figure",
+        hint=f"{beside}qvec report has its facts in a table; figures are drawn from {sources}.",
     )
 
 
@@ -171,19 +175,23 @@ def _require_flags(kind: FigureKind, options: FigureOptions) -> None:
             raise SpecError(f"{flag} goes with --figure {kinds}, not {kind}")
 
 
-def grid_figures(files: ResultFiles) -> Iterator[Drawing | QvecError]:
-    """The figures of a whole grid, and why not, where it lacks what one needs."""
-    for kind in (FigureKind.HEATMAP, FigureKind.PLANE):
-        try:
-            yield FIGURES[kind].draw(files, FigureOptions())
-        except QvecError as fault:
-            yield fault
+def page_figures(files: ResultFiles, source: type[Any]) -> Iterator[Drawing | QvecError]:
+    """The figures of a whole grid, or of all documents of a kind; why not, where one lacks what."""
+    kinds = (FigureKind.HEATMAP, FigureKind.PLANE) if source is Matrix else (None,)
+    matrices = files.matrices if source is Matrix else ()
+    for group in _groups(files, source):
+        part = replace(files, matrices=matrices, documents=tuple(group))
+        for kind in kinds:
+            try:
+                yield drawn(part, FigureOptions(kind))[1]
+            except QvecError as fault:
+                yield fault
 
 
-def document_figures(files: ResultFiles, source: type[Any]) -> Iterator[Drawing]:
-    """The figures of all documents of a kind: one for each grid that sweeps were on."""
+def _groups(files: ResultFiles, source: type[Any]) -> list[list[Any]]:
+    """The documents of each figure: one for each grid that sweeps were on, none beside a matrix."""
     documents = files.of(source)
-    groups: list[list[Any]] = []
+    groups: list[list[Any]] = [[]] if source is Matrix else []
     if source is metrics.SweepResults:
         kinds = dict.fromkeys((sweep.grid, sweep.method) for sweep in documents)
         groups = [[s for s in documents if (s.grid, s.method) == kind] for kind in kinds]
@@ -193,7 +201,10 @@ def document_figures(files: ResultFiles, source: type[Any]) -> Iterator[Drawing]
         groups = [list(documents)]
     elif source is WaysDocument:
         groups = [[row] for row in documents if any(table.bars for table in row.results.tables)]
-    elif source is metrics.AgreementResults:
+    elif source is metrics.EvalResults:
+        images = dict.fromkeys(map(images_of, documents))
+        groups = [[row for row in documents if images_of(row) == one] for one in images]
+        groups = [group for group in groups if len(group) > 1]
+    elif source is metrics.AgreementResults or source in CHARTS:
         groups = [[document] for document in documents]
-    for group in groups:
-        yield drawn(replace(files, matrices=(), documents=tuple(group)), FigureOptions())[1]
+    return groups

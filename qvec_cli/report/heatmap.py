@@ -33,9 +33,6 @@ _MEAN: Final = "mean"
 _GAP: Final = 0.25
 """Of a row, between the receivers and their means."""
 
-_WIDEST: Final = 12.6
-"""Inches that panels may take beside each other."""
-
 
 @dataclass(frozen=True, slots=True)
 class HeatmapPanel:
@@ -60,6 +57,7 @@ class Heat:
     diagonal: Array  # bool [receivers, donors]: a receiver's own vector
     columns: tuple[str, ...]  # names of the columns of ``levels``
     levels: Array  # [receivers, columns], top-1 in %; NaN where there is none
+    limit: float  # points at the ends of the colours
     footnote: str
 
 
@@ -76,22 +74,31 @@ def draw_heatmap(files: ResultFiles, _: canvas.FigureOptions) -> canvas.Drawing:
 def heat_of(matrix: Matrix) -> Heat:
     """Gains of every donor on every receiver: a panel for each fixed lambda and each selector."""
     receivers, donors = tuple(matrix.receivers), tuple(matrix.donors)
-    own = [[c.diagonal if (c := matrix.get(r, d)) else r == d for d in donors] for r in receivers]
+    own = np.array(
+        [[c.diagonal if (c := matrix.get(r, d)) else r == d for d in donors] for r in receivers]
+    )
     keys, rows = ways.baseline_keys(matrix), [matrix.baselines.get(r, {}) for r in receivers]
     levels = [[100 * row[key].test.top1 if key in row else np.nan for key in keys] for row in rows]
+    panels = tuple(
+        _panel_of(matrix, title, pick, marked=place >= len(matrix.fixed))
+        for place, (title, pick) in enumerate(ways.choosers(matrix))
+    )
+    counted = own if own.all() else ~own  # own vectors would make all other pairs pale
+    largest, most = (
+        max(float(np.nanmax(np.abs(panel.gains[pairs]), initial=1.0)) for panel in panels)
+        for pairs in (counted, np.full_like(own, fill_value=True))
+    )
     return Heat(
         title="What a donor's vector gives a receiver, over plain rounding",
         subtitle=f"{ways.subtitle(matrix)}; rows: receivers, columns: donors",
         receivers=receivers,
         donors=donors,
-        panels=tuple(
-            _panel_of(matrix, title, pick, marked=place >= len(matrix.fixed))
-            for place, (title, pick) in enumerate(ways.choosers(matrix))
-        ),
-        diagonal=np.array(own),
+        panels=panels,
+        diagonal=own,
         columns=tuple(ways.baseline_name(matrix, key) for key in keys),
         levels=np.array(levels),
-        footnote=_footnote(matrix),
+        limit=largest,
+        footnote=_footnote(matrix, clipped=most > largest),
     )
 
 
@@ -111,11 +118,11 @@ def _panel_of(matrix: Matrix, title: str, pick: ways.Chooser, *, marked: bool) -
             if cell.transfer:  # a receiver's own vector used its labels
                 uses.append(choice.use)
             if marked and choice.lam not in matrix.fixed:
-                marks[r][d] = f"{choice.lam:g}"
+                marks[r][d] = canvas.number(choice.lam)
     return HeatmapPanel(title, ways.used(uses), gains, errors, tuple(map(tuple, marks)))
 
 
-def _footnote(matrix: Matrix) -> str:
+def _footnote(matrix: Matrix, *, clipped: bool) -> str:
     """What the marks of the figure mean, of those that are in it."""
     words = ["bold: further from 0 than one standard error of the difference"]
     if matrix.selectors:
@@ -123,48 +130,57 @@ def _footnote(matrix: Matrix) -> str:
         words.append(f"small: {median}the chosen {canvas.LAMBDA}, where it is another")
     if any(cell.diagonal for cell in matrix.cells.values()):
         words.append("outlined: a receiver's own vector, the ceiling, in no mean")
+    if clipped:
+        words.append("cut corner: an own vector beyond the scale, which is that of all other pairs")
     counts = {len(rows) for rows in matrix.baselines.values()} | {len(ways.baseline_keys(matrix))}
     if ways.matrix_facts(matrix)["missing"] or len(counts) > 1:
         words.append("hatched: not measured")
     return "; ".join(words)
 
 
-def _sizes(heat: Heat) -> tuple[tuple[float, float], float, float, float]:
-    """Inches: a cell, names of receivers, names above the cells, a panel with the gap behind it."""
+def _sizes(heat: Heat) -> tuple[tuple[float, float], float, float]:
+    """Inches: a cell, names of receivers, a panel with the gap behind it."""
     wide, name = canvas.words_width, canvas.name
     count = max(len(heat.donors), len(heat.receivers))
     cell = (0.46, 0.36) if count <= _ROOMY else (0.29, 0.25)
     cell = cell if count <= NUMBERED else (0.14, 0.14)
     left = wide([*map(name, heat.receivers), _MEAN]) + 0.3
-    names = [line for text in heat.columns for line in canvas.two_lines(text).split("\n")]
-    head = wide([*map(name, heat.donors), *names]) + 0.08
     titles = wide([p.title for p in heat.panels], 9.5)  # 8.5 points, bold
     notes = wide([panel.note for panel in heat.panels])
-    return cell, left, head, max(len(heat.donors) * cell[0], titles, notes) + 0.25
+    return cell, left, max(len(heat.donors) * cell[0], titles, notes) + 0.25
 
 
 @canvas.style()
 def heatmap(heat: Heat) -> Figure:
-    """Rows are receivers, columns donors; one shared scale whose middle is no change."""
-    cell, side, head, slot = _sizes(heat)
-    rows, columns = len(heat.receivers), len(heat.donors)
+    """Rows are receivers, columns donors; one shared scale whose middle is no change.
+
+    Panels stand below each other where they would be too wide side by side; top-1 comes last.
+    """
+    cell, side, slot = _sizes(heat)
+    rows = len(heat.receivers)
     levels = max(len(heat.columns) * max(cell[0], 0.36), 0.6)
-    across = min(max(int((_WIDEST - side - levels) // slot), 1), len(heat.panels))
-    wide, tall = columns * cell[0], (rows + 1 + _GAP) * cell[1]
-    top, step = 0.62, head + 0.65 + tall
-    right, below = side + across * slot + 0.1, top + -(-len(heat.panels) // across) * step
-    width = max(right + levels + 0.15, 5)
+    across = min(max(int((canvas.WIDEST - side) // slot), 1), len(heat.panels))
+    lines = -(-len(heat.panels) // across)
+    apart = side + len(heat.panels) * slot + levels > canvas.WIDEST  # top-1 in a line of its own
+    right = side if apart else side + across * slot
+    names = [line for text in heat.columns for line in canvas.two_lines(text).split("\n")]
+    heads = [canvas.words_width([*map(canvas.name, heat.donors)]), canvas.words_width(names)]
+    heads = [head + 0.48 for head in (heads if apart else [max(heads)] * 2)]
+    wide, tall = len(heat.donors) * cell[0], (rows + 1 + _GAP) * cell[1]
+    step = heads[0] + tall + 0.25
+    last = 0.62 + (lines * step if apart else 0.0)
+    below = last + heads[1] + rows * cell[1] + 0.25 if apart else 0.62 + lines * step
+    width = max(side + across * slot, right + levels + 0.15, 5)
     sheet = canvas.Sheet(width, below + 0.5, heat.title, heat.subtitle, heat.footnote)
-    limit = max(float(np.nanmax(np.abs(panel.gains), initial=1.0)) for panel in heat.panels)
-    paint = Paint(GAINS, -limit, limit)
+    paint = Paint(GAINS, -heat.limit, heat.limit)
     for place, panel in enumerate(heat.panels):
-        left, upper = side + place % across * slot, top + place // across * step
+        left, upper = side + place % across * slot, 0.62 + place // across * step
         sheet.write(left, upper + 0.16, panel.note, fontsize=7.5, color=canvas.SOFT)
         sheet.write(left, upper, panel.title, fontsize=8.5, fontweight="bold")
-        axes = sheet.axes(left, upper + head + 0.4, wide, tall)
+        axes = sheet.axes(left, upper + heads[0], wide, tall)
         _gains(axes, heat, panel, paint, named=place % across == 0)
-    sheet.write(right, top, "top-1, %", fontsize=8.5, fontweight="bold")
-    _levels(sheet.axes(right, top + head + 0.4, levels, rows * cell[1]), heat)
+    sheet.write(right, last, "top-1, %", fontsize=8.5, fontweight="bold")
+    _levels(sheet.axes(right, last + heads[1], levels, rows * cell[1]), heat, named=apart)
     paint.bar(sheet.axes(side, below, 2.2, 0.11), "points of top-1 above plain rounding")
     return sheet.figure
 
@@ -209,7 +225,7 @@ class Paint:
 
 def _gains(axes: Axes, heat: Heat, panel: HeatmapPanel, paint: Paint, *, named: bool) -> None:
     """A panel, and below it the mean of each donor over the other receivers."""
-    from matplotlib.patches import Rectangle
+    from matplotlib.patches import Polygon, Rectangle
 
     rows, columns = panel.gains.shape
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows + 0.75, -0.5))
@@ -222,6 +238,9 @@ def _gains(axes: Axes, heat: Heat, panel: HeatmapPanel, paint: Paint, *, named: 
     for r, c in np.argwhere(heat.diagonal):
         corner = c - 0.46, r - 0.46
         axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, ec=canvas.INK, lw=1.1))
+        if abs(panel.gains[r, c]) > paint.high:
+            corners = [(c + x, r + y) for x, y in ((0.46, -0.46), (0.3, -0.46), (0.46, -0.26))]
+            axes.add_patch(Polygon(corners, fc="white", ec=canvas.INK, lw=0.8))
     labels = [*map(canvas.name, heat.receivers), _MEAN] if named else []
     axes.set_yticks([*range(rows), last] if named else [], labels)
     _frame(axes, list(map(canvas.name, heat.donors)))
@@ -243,7 +262,7 @@ def _numbers(axes: Axes, panel: HeatmapPanel, means: Array, paint: Paint) -> Non
         paint.write(axes, (len(panel.gains) + _GAP, c), means[c], text, fontsize=size)
 
 
-def _levels(axes: Axes, heat: Heat) -> None:
+def _levels(axes: Axes, heat: Heat, *, named: bool) -> None:
     """What gains are measured against, in % of the receiver's test images."""
     rows, columns = heat.levels.shape
     paint = Paint("Greys", 0, 250)  # up to a light grey
@@ -252,7 +271,7 @@ def _levels(axes: Axes, heat: Heat) -> None:
     for r, c in np.argwhere(np.isfinite(heat.levels)):
         share = heat.levels[r, c]
         paint.write(axes, (r, c), share, f"{share:.1f}", fontsize=7.5 if rows <= _ROOMY else 6.0)
-    axes.set_yticks([])
+    axes.set_yticks(range(rows) if named else [], map(canvas.name, heat.receivers) if named else [])
     _frame(axes, list(map(canvas.two_lines, heat.columns)))
 
 

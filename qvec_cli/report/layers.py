@@ -81,10 +81,10 @@ def strips_of(models: Sequence[Document[QuantizeResults]]) -> Strips:
             numbers, words = places[tensor]
             ratios[rows[words], columns[numbers]] = math.inf if ratio is None else ratio
         known = [ratio for ratio in model.results.ordered.values() if ratio is not None]
-        mean = f", mean {sum(known) / len(known):.1f} dB" if known else ""
+        mean = f", mean {canvas.number(sum(known) / len(known), '.1f')} dB" if known else ""
         kind = f", {model.grid}, {model.method}" if len(kinds) > 1 else ""
         drawn.append(Strip(f"{model.name}{kind}{mean}", ratios))
-    notes = ["10 log10(sum w\u00b2 / sum (w - q)\u00b2) of each weight"]
+    notes = ["10 log10(sum w\u00b2 / sum (w \N{MINUS SIGN} q)\u00b2) of each weight"]
     if any(np.isnan(strip.ratios).any() for strip in drawn):
         notes.append("hatched: no such weight")
     if len(drawn) > 1:
@@ -154,7 +154,7 @@ def _strip(axes: Axes, content: Strips, strip: Strip, paint: Paint) -> None:
     if columns <= _NUMBERED:
         for r, c in np.argwhere(~np.isnan(strip.ratios)):
             value = strip.ratios[r, c]
-            text = f"{value:.1f}" if np.isfinite(value) else "\N{INFINITY}"
+            text = canvas.number(value, ".1f") if np.isfinite(value) else "\N{INFINITY}"
             paint.write(axes, (r, c), shown[r, c], text, fontsize=6.2)
     axes.set_yticks(range(rows), list(map(canvas.name, content.layers)))
     step = 1 if columns <= _NUMBERED else 4

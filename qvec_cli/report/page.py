@@ -17,11 +17,13 @@ from qvec_cli.outputs.metrics import Metrics, version
 from qvec_cli.report import figures, tables
 from qvec_cli.report.canvas import Drawing, render
 from qvec_cli.report.tables import Table
-from qvec_cli.report.ways import grid_use
+from qvec_cli.report.verdict import verdicts
+from qvec_cli.report.ways import grid_use, table_of
 from qvec_cli.results import documents
 from qvec_cli.results import metrics_document as metrics
 from qvec_cli.results.documents import DRAWN, ResultFiles, WaysDocument
 from qvec_cli.results.matrix import Matrix
+from qvec_cli.results.records import TransferResults
 from qvec_cli.results.summary import summarise
 from qvec_cli.results.tidy import rows as tidy_rows
 from qvec_cli.results.tidy import write_table
@@ -53,7 +55,7 @@ def report(request: ReportRequest, listener: Listener) -> Metrics:
     """Writes the page.
 
     Raises SpecError: an output that is no page; CheckpointError: a file that cannot be read or
-    written, or is not of results.
+    written, or files that hold no results at all.
     """
     started = time.perf_counter()
     if request.out.suffix.lower() not in (".html", ".htm", "") or request.out.name == "":
@@ -63,7 +65,7 @@ def report(request: ReportRequest, listener: Listener) -> Metrics:
         check_target(path, force=request.force)
     check_apart(outputs, request.files)
     figures.require_drawing("report")
-    files = documents.read(request.files)
+    files = documents.read(request.files, listener.note)
     figures.note_letters(files, listener)
     sections = tuple(_sections(files))
     data = {"schema": 1, "files": [{"path": path, "content": raw} for path, raw in files.raw]}
@@ -123,23 +125,38 @@ _PARTS: Final[tuple[tuple[type[Any], str, Callable[[Any], Iterable[Table]]], ...
         "Ways to low bits",
         lambda rows: (tables.ways_table(table) for row in rows for table in row.results.tables),
     ),
+    (metrics.AdviceResults, "Advice", tables.advice_tables),
+    (
+        TransferResults,
+        "Summaries of grids",
+        lambda rows: (tables.ways_table(table_of(row)) for row in rows),
+    ),
     (metrics.EvalResults, "Evaluations", lambda rows: [tables.evaluation_table(rows)]),
     (metrics.TrainingResults, "Training", lambda rows: [tables.training_table(rows)]),
+    (metrics.ExtractResults, "Vectors", lambda rows: [tables.training_table(rows)]),
+    (dict, "Other results", lambda rows: [tables.other_table(rows)]),
 )
 """What a section is made of: its documents, its title and its tables."""
 
 
 def _sections(files: ResultFiles) -> Iterator[Section]:
+    if verdict := verdicts(files):
+        yield Section("Verdict", (), (verdict,))
     for matrix in files.matrices:
-        drawings = list(figures.grid_figures(replace(files, matrices=(matrix,))))
-        notes = tuple(f"Not drawn: {fault}." for fault in drawings if isinstance(fault, QvecError))
-        shown = tuple(each for each in drawings if isinstance(each, Drawing))
-        yield Section(f"Transfer, {matrix.grid}", shown, tuple(tables.tables_of(matrix)), notes)
+        one = replace(files, matrices=(matrix,))
+        yield _section(f"Transfer, {matrix.grid}", one, Matrix, tables.tables_of(matrix))
     for kind, title, tables_for in _PARTS:
         if rows := files.of(kind):
-            shown = tuple(figures.document_figures(files, kind))
-            yield Section(title, shown, tuple(tables_for(rows)))
+            yield _section(title, files, kind, tables_for(rows))
     yield Section("Files", (), (tables.file_table(files),))
+
+
+def _section(title: str, files: ResultFiles, kind: type[Any], rows: Iterable[Table]) -> Section:
+    """The figures and the tables of a kind; what lacks something for its figure is told."""
+    drawings = list(figures.page_figures(files, kind))
+    notes = tuple(f"Not drawn: {fault}." for fault in drawings if isinstance(fault, QvecError))
+    shown = tuple(each for each in drawings if isinstance(each, Drawing))
+    return Section(title, shown, tuple(rows), notes)
 
 
 def page(title: str, lead: str, sections: Sequence[Section], data: Any, foot: str) -> bytes:
@@ -196,6 +213,7 @@ def inline(svg: bytes, prefix: str) -> str:
     tag = re.search(r'<svg\b[^>]*?viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>', text)
     assert tag is not None
     width, height = tag.groups()
-    style = f"{_STYLE}; max-width: {float(width) * 96 / 72:.0f}px"  # its size on paper
+    paper = float(width) * 96 / 72  # pixels of its size on paper; below two thirds it is scrolled
+    style = f"{_STYLE}; max-width: {paper:.0f}px; min-width: {min(paper * 2 / 3, 400):.0f}px"
     opening = f'<svg viewBox="0 0 {width} {height}" style="{style}" '
     return f'{opening}aria-hidden="true" focusable="false">{text[tag.end() :].rstrip()}'

@@ -28,8 +28,9 @@ _LOOKS: Final = {
 """The colour and the mark of each kind of way."""
 
 _KEY: Final = (
-    "large: mean over receivers; faint: each receiver; line: float; "
-    "band on the right: receivers that come cheapest first to costliest first"
+    "points from float: of each receiver from its own float model; large: mean over receivers; "
+    "faint: each receiver; line: float, with its mean top-1 in %; "
+    "band below: receivers that come cheapest first to costliest first"
 )
 
 
@@ -40,7 +41,7 @@ class PlaneWay:
     name: str
     kind: str  # grid, named, patched or qat
     costs: tuple[float, ...]  # of training for each receiver; 0: none
-    top1: tuple[float, ...]  # shares, of the same receivers
+    points: tuple[float, ...]  # of top-1 from float, of the same receivers
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +180,13 @@ def _baselines(
             + (f", {len(names)} of {len(receivers)}" if len(names) < len(receivers) else ""),
             "qat" if key == OWN_QAT else "grid" if free else "named",
             tuple(own[name] if key == OWN_QAT else 0.0 for name in names),
-            tuple(matrix.baselines[name][key].test.top1 for name in names),
+            tuple(_from_float(matrix, n, matrix.baselines[n][key].test.top1) for n in names),
         )
+
+
+def _from_float(matrix: Matrix, receiver: str, top1: float) -> float:
+    """Points of top-1 from the receiver's own float model: negative where it lost some."""
+    return 100 * (top1 - matrix.baselines[receiver][FLOAT].test.top1)
 
 
 def _patched(matrix: Matrix, receivers: Sequence[str], donor: str | None) -> Iterator[PlaneWay]:
@@ -191,7 +197,11 @@ def _patched(matrix: Matrix, receivers: Sequence[str], donor: str | None) -> Ite
             [choice for cell in cells if cell.receiver == name and (choice := pick(cell))]
             for name in receivers
         ]
-        means = tuple(fmean(choice.test.top1 for choice in row) for row in choices if row)
+        means = tuple(
+            _from_float(matrix, name, fmean(choice.test.top1 for choice in row))
+            for name, row in zip(receivers, choices, strict=True)
+            if row
+        )
         if means:
             use = ways.used(choice.use for row in choices for choice in row)
             yield PlaneWay(f"vector, {label} ({use})", "patched", (0.0,) * len(means), means)
@@ -199,44 +209,43 @@ def _patched(matrix: Matrix, receivers: Sequence[str], donor: str | None) -> Ite
 
 @canvas.style()
 def plane(content: Plane) -> Figure:
-    """Left accuracy over cost, right cost over the number of receivers."""
+    """Above, accuracy over cost; below, cost over the number of receivers."""
     free = [way for way in content.ways if not any(way.costs)]
     trained = [way for way in content.ways if any(way.costs)]
-    slots, tall = 0.38 * len(free) + 0.2, 2.7
+    slots, tall = 0.36 * len(free) + 0.2, 2.7
     names = [line for way in free for line in canvas.two_lines(way.name).split("\n")]
-    words = canvas.wrapped(content.words, 3.4, canvas.SMALL)
-    foot = max(canvas.words_width(names) + 0.2, 0.6, 0.55 + 0.14 * len(words))
-    right = 0.65 + slots + 3.2
-    sheet = canvas.Sheet(right + 3.2, 0.85 + tall + foot, content.title, content.subtitle, _KEY)
-    shares = [100 * share for way in content.ways for share in (*way.top1, content.fp)]
-    space = 0.05 * max(max(shares) - min(shares), 1)
+    below = 0.85 + tall + max(canvas.words_width(names) + 0.45, 0.85)
+    width = max(1.55 + slots + 1.6, canvas.WIDEST)
+    words = canvas.wrapped(content.words, width - 4.25, canvas.SMALL)
+    sheet = canvas.Sheet(width, below + 2.75, content.title, content.subtitle, _KEY)
+    points = [0.0, *(point for way in content.ways for point in way.points)]
+    space = 0.05 * max(max(points) - min(points), 1)
     first = sheet.axes(0.65, 0.85, slots, tall)
-    second = sheet.axes(0.75 + slots, 0.85, 1.9, tall)
+    second = sheet.axes(0.75 + slots, 0.85, width - slots - 1.55, tall)
     for axes in (first, second):
-        axes.set_ylim(min(shares) - space, max(shares) + space)
-        axes.axhline(100 * content.fp, color=canvas.INK, lw=0.9, zorder=1)
+        axes.set_ylim(min(points) - space, max(points) + space)
+        axes.axhline(0, color=canvas.INK, lw=0.9, zorder=1)
     _free(first, free)
     _trained(second, trained, content)
-    _amortised(sheet.axes(right, 0.85, 3.0, tall), content)
-    sheet.write_lines(right - 0.45, 0.85 + tall + 0.5, words)
+    _amortised(sheet.axes(0.65, below, 3.2, 2.2), content)
+    sheet.write_lines(4.1, below, words)
     return sheet.figure
 
 
 def _points(axes: Axes, way: PlaneWay, places: Sequence[float], middle: float) -> None:
     colour, mark = _LOOKS[way.kind]
-    shares = [100 * share for share in way.top1]
-    if len(shares) > 1:
-        axes.plot(places, shares, mark, ms=3, color=colour, alpha=0.3, mew=0, zorder=2)
-    axes.plot([middle], [fmean(shares)], mark, ms=7, color=colour, mec="white", zorder=3)
+    if len(way.points) > 1:
+        axes.plot(places, way.points, mark, ms=4, color=colour, alpha=0.4, mew=0, zorder=2)
+    axes.plot([middle], [fmean(way.points)], mark, ms=7, color=colour, mec="white", zorder=3)
 
 
 def _free(axes: Axes, free: Sequence[PlaneWay]) -> None:
     """Ways that train nothing for the receiver stand side by side at zero."""
     axes.set_xlim(-0.6, len(free) - 0.4)
     for place, way in enumerate(free):
-        _points(axes, way, [place] * len(way.top1), place)
+        _points(axes, way, [place] * len(way.points), place)
     axes.set_xticks(range(len(free)), [canvas.two_lines(way.name) for way in free], rotation=90)
-    axes.set_ylabel("top-1 on test, %")
+    axes.set_ylabel("top-1 on test, points from float")
     axes.set_title("no training")
     axes.tick_params(axis="x", length=0)
 
@@ -249,10 +258,10 @@ def _trained(axes: Axes, trained: Sequence[PlaneWay], content: Plane) -> None:
     for way in trained:
         middle, colour = geometric_mean(filter(None, way.costs)), _LOOKS[way.kind][0]
         _points(axes, way, way.costs, middle)
-        place, label = (middle, 100 * min(way.top1)), canvas.two_lines(way.name)
+        place, label = (middle, min(way.points)), canvas.two_lines(way.name)
         canvas.beside(axes, label, place, (0, -6), ha="center", va="top", color=colour)
-    share, on = 100 * content.fp, ("axes fraction", "data")
-    canvas.beside(axes, f"float {share:.1f}", (1, share), (3, 0), xycoords=on, va="center")
+    on = {"xycoords": ("axes fraction", "data"), "va": "center"}
+    canvas.beside(axes, f"float {100 * content.fp:.1f}", (1, 0), (3, 0), **on)
     _counted(axes.xaxis, log=True)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0, labelleft=False)

@@ -9,12 +9,12 @@ from statistics import fmean
 from typing import Any, Final
 
 from qvec_cli.report import ways
-from qvec_cli.report.canvas import LAMBDA, signed
+from qvec_cli.report.canvas import LAMBDA, MINUS, number, signed
 from qvec_cli.results import metrics_document as metrics
 from qvec_cli.results.documents import Document, ResultFiles, WaysTable, stem
 from qvec_cli.results.matrix import Cell, Matrix
 from qvec_cli.results.records import ChosenLambda, Score
-from qvec_cli.results.summary import CROSSED, ORACLE, gain_cells, summarise
+from qvec_cli.results.summary import gain_cells, summarise
 from qvec_cli.specs import DataUse
 
 NONE: Final = "-"
@@ -46,7 +46,7 @@ def accuracy(score: Score | None) -> str:
 
 
 def _number(value: float | None, form: str) -> str:
-    return NONE if value is None else format(value, form)
+    return NONE if value is None else number(value, form)
 
 
 # --- a transfer grid ------------------------------------------------------------------------------
@@ -69,23 +69,20 @@ def tables_of(matrix: Matrix) -> Iterator[Table]:
 def _gains(matrix: Matrix) -> Table:
     """What transfer prints at its end: gains of vectors, and of nulls that carry nothing."""
     head = ("way", "mean", "95 %", "median", "wins", "losses", "gap closed", "regret")
-    rows = gain_cells(summarise(matrix), _way, signed)
+    rows = gain_cells(summarise(matrix), ways.lambda_name, signed)
     return Table(
         "With a vector: points of top-1 on test above plain rounding, over all pairs",
         head,
-        [(*row, *[NONE] * (len(head) - len(row))) for row in rows],
+        [(name, *map(_dashed, row), *[NONE] * (len(head) - 1 - len(row))) for name, *row in rows],
         "The mean is one of receivers' means, its interval a bootstrap over receivers. Wins and "
         "losses are pairs further from 0 than one standard error of the difference; the gap is "
         "what the receivers' own QAT gains; the regret is against the best on test.",
     )
 
 
-def _way(key: str) -> str:
-    """A way to choose lambda by the summary's key."""
-    if key.startswith("lambda "):
-        return f"{LAMBDA} = {key.removeprefix('lambda ')}"
-    best = {ORACLE: "best on test", CROSSED: "best on test, cross-fitted"}
-    return f"{LAMBDA} {best[key]}" if key in best else ways.chosen_name(key)
+def _dashed(cell: str) -> str:
+    """Numbers in words that terminals share, with the minus sign of pages."""
+    return cell if cell == NONE else cell.replace("-", MINUS)
 
 
 def _picked(cells: Iterable[Cell], pick: ways.Chooser) -> list[tuple[Cell, ChosenLambda]]:
@@ -188,7 +185,7 @@ def _answer(matrix: Matrix, cell: Cell | None, pick: ways.Chooser) -> str:
     choice = pick(cell) if cell else None
     if cell is None or choice is None:
         return NONE
-    at = f" @ {choice.lam:g}" if choice not in cell.fixed else ""
+    at = f" @ {number(choice.lam)}" if choice not in cell.fixed else ""
     own = " own" if cell.diagonal and cell.null is None else ""
     return f"{percent(choice.test)} ({signed(_gain(matrix, cell, choice))}){at}{own}"
 
@@ -215,7 +212,7 @@ def _cosines(matrix: Matrix) -> Iterator[Table]:
         ("mean over rows", cosines.rows),
     ):
         named = zip(cosines.donors, table, strict=True)
-        rows = [(name, *(f"{value:.4f}" for value in row)) for name, row in named]
+        rows = [(name, *(number(value, ".4f") for value in row)) for name, row in named]
         caption = f"Cosines between the donors' vectors, {words}"
         yield Table(caption, ("donor", *cosines.donors), rows, folded=True)
 
@@ -234,7 +231,7 @@ def _curves(matrix: Matrix) -> Iterator[Table]:
                 rows.append((_label(cell), *(percent(scores.get(lam)) for lam in lambdas)))
         if rows:
             caption = f"Each curve: top-1 on {split}, %, by {LAMBDA}"
-            yield Table(caption, ("pair", *(f"{lam:g}" for lam in lambdas)), rows, folded=True)
+            yield Table(caption, ("pair", *(number(lam) for lam in lambdas)), rows, folded=True)
 
 
 def _distances(matrix: Matrix) -> Iterator[Table]:
@@ -243,14 +240,14 @@ def _distances(matrix: Matrix) -> Iterator[Table]:
     for cell in matrix.cells.values():
         if cell.score:
             far = {point.lam: point.distance for point in cell.curve}
-            shares = (f"{100 * s:.1f}" for s in (cell.score.removed, cell.score.explained))
+            shares = (number(100 * s, ".1f") for s in (cell.score.removed, cell.score.explained))
             measured = (_number(far.get(lam), ".4g") for lam in lambdas)
             measure = matrix.measures.get(cell.receiver, NONE)
             rows.append((_label(cell), measure, *shares, *measured))
     if rows:
         yield Table(
             f"Each curve: distance to the float answers on proxy images, by {LAMBDA}",
-            ("pair", "measure", "removed, %", "explained, %", *(f"{lam:g}" for lam in lambdas)),
+            ("pair", "measure", "removed, %", "explained, %", *(number(lam) for lam in lambdas)),
             rows,
             f"Removed: the share of the damage at {LAMBDA} = 0 that is gone at the {LAMBDA} chosen "
             "by agreement. Explained: what one coefficient would cancel, were changes linear.",
@@ -313,7 +310,7 @@ def sweep_tables(sweeps: Sequence[Document[metrics.SweepResults]]) -> Iterator[T
         levels = sweep.results.baselines
         unit = fixed.test if fixed else None
         scores = map(accuracy, (levels.fp.test, levels.ptq.test, unit, chosen.test))
-        rows.append((_pair(sweep), _kind(sweep), *scores, f"{chosen.lam:g}", chosen.use))
+        rows.append((_pair(sweep), _kind(sweep), *scores, number(chosen.lam), chosen.use))
     head = ("pair", "grid", "float", "plain rounding", f"{LAMBDA} = 1", f"{LAMBDA} chosen", "at")
     caption = "On test: top-1 in % with its standard error"
     yield Table(caption, (*head, "the chosen one has used"), rows)
@@ -330,7 +327,7 @@ def sweep_tables(sweeps: Sequence[Document[metrics.SweepResults]]) -> Iterator[T
 
 
 def _marked(lam: float, chosen: float) -> str:
-    return f"{lam:g}{' chosen' if lam == chosen else ''}"
+    return f"{number(lam)}{' chosen' if lam == chosen else ''}"
 
 
 def agreement_tables(sweeps: Sequence[Document[metrics.AgreementResults]]) -> Iterator[Table]:
@@ -340,8 +337,8 @@ def agreement_tables(sweeps: Sequence[Document[metrics.AgreementResults]]) -> It
             f"{sweep.name} from {stem(row.rho)}",
             _kind(sweep),
             sweep.results.measure,
-            f"{row.chosen.lam:g}",
-            *(f"{100 * share:.1f}" for share in (row.score.removed, row.score.explained)),
+            number(row.chosen.lam),
+            *(number(100 * share, ".1f") for share in (row.score.removed, row.score.explained)),
             accuracy(row.chosen.test),
             row.chosen.use,
         )
@@ -378,7 +375,7 @@ def model_tables(models: Sequence[Document[metrics.QuantizeResults]]) -> Iterato
     for model in models:
         results = model.results
         known = [ratio for ratio in results.sqnr_db.values() if ratio is not None]
-        spread = f"{min(known):.1f} to {max(known):.1f} dB" if known else NONE
+        spread = f"{number(min(known), '.1f')} to {number(max(known), '.1f')} dB" if known else NONE
         size = f"{results.bytes_before:,} to {results.bytes_after:,}"
         bits = f"{results.bits_per_weight:.3f}"
         rows.append((model.name, _kind(model), bits, size, spread, model.use.level))
@@ -396,19 +393,20 @@ def compared_table(document: Document[metrics.ComparedResults]) -> Table:
     if results.fp is not None:
         rows.append(("float, not quantized", NONE, NONE, accuracy(results.fp)))
     for row in results.compared:
-        ratio = NONE if row.sqnr_db is None else f"{row.sqnr_db:.1f} dB"
+        ratio = NONE if row.sqnr_db is None else f"{number(row.sqnr_db, '.1f')} dB"
         rows.append((row.name, f"{row.bits_per_weight:.3f}", ratio, accuracy(row.measured)))
-    first = results.compared[0] if results.compared else None
-    split = next((key for key in ("val", "test", "train") if getattr(first, key, None)), "nothing")
-    head = ("grid", "bits per weight", "signal to noise", f"top-1 on {split}, %")
-    return Table(document.name, head, rows, f"Receiver data used: {document.use.level}.")
+    head = ["grid", "bits per weight", "signal to noise"]
+    if split := ways.split_of(results):
+        head.append(f"top-1 on {split}, %")
+    shown = [row[: len(head)] for row in rows]
+    return Table(document.name, head, shown, f"Receiver data used: {document.use.level}.")
 
 
 def ways_table(table: WaysTable) -> Table:
     """Ways to low bits."""
     rows = []
     for row in table.ways:
-        between = " to ".join(f"{end:.0%}" for end in row.interval) if row.interval else NONE
+        between = " to ".join(number(end, ".0%") for end in row.interval) if row.interval else NONE
         closed, worse = _number(row.gap_closed, ".0%"), _number(row.worse, ".1%")
         rows.append((row.way, f"{row.top1:.4f}", closed, between, worse, row.data_use or NONE))
     head = ("way", "mean top-1", "gap closed", "95 %", "worse", "receiver data used")
@@ -428,8 +426,59 @@ def evaluation_table(documents: Sequence[Document[metrics.EvalResults]]) -> Tabl
     return Table("Accuracies", head, rows)
 
 
+def advice_tables(documents: Sequence[Document[metrics.AdviceResults]]) -> Iterator[Table]:
+    """What to do with each receiver, every way that was tried, and the commands."""
+    head = (
+        "way",
+        "bits per weight",
+        "distance",
+        "kept, %",
+        "top-1 on test, %",
+        "receiver data used",
+    )
+    for document in documents:
+        results = document.results
+        rows = [
+            (
+                f"{row.name}{', chosen' if row.name == results.chosen else ''}",
+                f"{row.bits_per_weight:.3f}",
+                f"{row.distance:.3g} \N{PLUS-MINUS SIGN} {row.standard_error:.2g}",
+                f"{100 * row.kept:.1f}",
+                accuracy(row.test),
+                row.data_use.level,
+            )
+            for row in sorted(results.candidates, key=lambda row: row.distance)
+        ]
+        note = (
+            f"{results.decision} ({results.sure}), because {results.why}. Distances to the float "
+            f"answers, {results.measure}, on {results.proxies.n} images that no way has used."
+        )
+        yield Table(f"{document.name}: {results.decision}", head, rows, note)
+        left_out = [(row.name, row.reason) for row in results.skipped]
+        if left_out:
+            yield Table(f"{document.name}: left out", ("way", "reason"), left_out, folded=True)
+        steps = [(str(place), command) for place, command in enumerate(results.commands, start=1)]
+        yield Table(f"{document.name}: the commands", ("step", "command"), steps)
+
+
+def other_table(documents: Sequence[Document[Any]]) -> Table:
+    """What commands have written of which there is neither a figure nor another table."""
+    rows = [
+        (
+            row.file,
+            row.command,
+            str(row.results.get("output", NONE)),
+            f"{row.seconds:,.1f}",
+            row.use.level,
+        )
+        for row in documents
+    ]
+    head = ("file", "command", "output", "seconds", "receiver data used")
+    return Table("Other commands", head, rows)
+
+
 def training_table(documents: Sequence[Document[metrics.TrainingResults]]) -> Table:
-    """The seconds of each training run."""
+    """The seconds of each run, and the digest of what it has written."""
     rows = [
         (stem(row.results.output), row.command, f"{row.seconds:,.0f}", row.results.digest)
         for row in documents

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from qvec_cli.report.canvas import LAMBDA, counts
+from qvec_cli.report.canvas import LAMBDA, counts, number
+from qvec_cli.results.documents import BarLabel, Document, WayRecord, WaysTable
 from qvec_cli.results.matrix import FLOAT, OWN_QAT, PLAIN, Cell, Matrix
-from qvec_cli.results.records import ChosenLambda
+from qvec_cli.results.metrics_document import ComparedResults
+from qvec_cli.results.records import ChosenLambda, TransferResults
+from qvec_cli.results.summary import CROSSED, ORACLE
 from qvec_cli.specs import DataUse, Use
 
 _WORDS: Final = {
@@ -17,6 +20,9 @@ _WORDS: Final = {
     DataUse.RECEIVER_LABELS: "its labels",
 }
 """The receiver data that a number used, in a figure's words."""
+
+_CHOICES: Final = {"val": DataUse.RECEIVER_LABELS, "agreement": DataUse.PROXY_IMAGES}
+"""The receiver data that a choice of lambda needs; None: nobody can make it."""
 
 Chooser = Callable[[Cell], ChosenLambda | None]
 
@@ -45,14 +51,50 @@ def baseline_use(matrix: Matrix, key: str) -> DataUse:
 
 def baseline_name(matrix: Matrix, key: str) -> str:
     """A baseline in a figure's words, with the receiver data that it used, if any."""
-    known = {FLOAT: "float", PLAIN: f"{matrix.method.upper()}, this grid", OWN_QAT: "own QAT"}
     use = baseline_use(matrix, key)
-    return known.get(key, key) + (f" ({_WORDS[use]})" if use is not DataUse.NONE else "")
+    words = f" ({_WORDS[use]})" if use is not DataUse.NONE else ""
+    return _without_vector(key, matrix.method) + words
+
+
+def _without_vector(key: str, method: str) -> str:
+    known = {FLOAT: "float", PLAIN: f"{method.upper()}, this grid", OWN_QAT: "own QAT"}
+    return known.get(key, key)
 
 
 def chosen_name(key: str) -> str:
     """A selector in words."""
     return f"{LAMBDA} chosen on validation" if key == "val" else f"{LAMBDA} by {key}"
+
+
+def lambda_name(key: str) -> str:
+    """A way to choose lambda by the summary's key."""
+    if key.startswith("lambda "):
+        return f"{LAMBDA} = {number(float(key.removeprefix('lambda ')))}"
+    best = {ORACLE: "best on test", CROSSED: "best on test, cross-fitted"}
+    return f"{LAMBDA} {best[key]}" if key in best else chosen_name(key)
+
+
+def table_of(document: Document[TransferResults]) -> WaysTable:
+    """A grid's summary as a table of ways; what is chosen on test is no bar."""
+    summary, rows = document.results.summary, []
+    for key, mean in summary.baselines.items():
+        rows.append(WayRecord(_without_vector(key, document.method), mean.top1, most(mean.use)))
+    for key, gain in summary.ways.items():
+        use = DataUse.NONE if key.startswith("lambda ") else _CHOICES.get(key)
+        closed = gain.gap_closed
+        share, ends = (closed.share, closed.interval) if closed else (None, None)
+        name = f"vector, {lambda_name(key)}"
+        rows.append(WayRecord(name, gain.top1, use, share, ends, gain.rates.loss))
+    known = "float" if FLOAT in summary.baselines else None
+    shown = [row.way for row in rows if row.way != known and row.data_use]
+    title = f"{document.grid}, {document.method}, {summary.receivers} receivers"
+    return WaysTable(title, tuple(rows), tuple(BarLabel(way, way) for way in shown), known)
+
+
+def split_of(results: ComparedResults) -> str | None:
+    """The split on which grids were compared; None: there were no images."""
+    splits = ("val", "test", "train")
+    return next((s for s in splits for row in results.compared if getattr(row, s)), None)
 
 
 def choosers(matrix: Matrix) -> list[tuple[str, Chooser]]:
@@ -64,7 +106,7 @@ def choosers(matrix: Matrix) -> list[tuple[str, Chooser]]:
     def by(key: str) -> Chooser:
         return lambda cell: cell.chosen.get(key)
 
-    unchosen = [(f"{LAMBDA} = {lam:g}", fixed(lam)) for lam in matrix.fixed]
+    unchosen = [(f"{LAMBDA} = {number(lam)}", fixed(lam)) for lam in matrix.fixed]
     return unchosen + [(chosen_name(key), by(key)) for key in matrix.selectors]
 
 

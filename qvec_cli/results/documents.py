@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Generic, Literal, TypeVar
@@ -16,7 +16,7 @@ from qvec_cli.outputs.metrics import SCHEMA, Input
 from qvec_cli.results import metrics_document as metrics
 from qvec_cli.results.journal import differences
 from qvec_cli.results.matrix import Matrix, lines_of, parse, pooled
-from qvec_cli.results.records import Name, Record, Share, decode
+from qvec_cli.results.records import Name, Record, Share, TransferResults, decode
 from qvec_cli.specs import DataUse, Grid, Use
 
 R = TypeVar("R")
@@ -79,12 +79,21 @@ DRAWN: Final[Mapping[type[Any], tuple[str, str, str]]] = {
     metrics.EvalResults: ("eval", "evaluation", "evaluations"),
     metrics.TrainingResults: ("finetune and train-qat", "training run", "training runs"),
     metrics.ExtractResults: ("extract", "extraction", "extractions"),
+    metrics.AdviceResults: ("advise", "receiver advised on", "receivers advised on"),
+    TransferResults: ("transfer --metrics", "summary of a grid", "summaries of grids"),
     WaysDocument: ("a table of ways", "table of ways", "tables of ways"),
+    dict: ("another command", "other document", "other documents"),
 }
-"""What figures and pages are made of, in the words of messages, as one and as several."""
+"""What files of results are, in the words of messages, as one and as several; dict is the rest."""
 
-_GRIDDED: Final = (metrics.SweepResults, metrics.AgreementResults, metrics.QuantizeResults)
+_GRIDDED: Final = (
+    *(metrics.SweepResults, metrics.AgreementResults, metrics.QuantizeResults),
+    TransferResults,
+)
 """Results whose parameters name a grid."""
+
+_KINDS: Final = ("run", "receiver", "cell", "alignment", "ways")
+"""Of the lines of a grid, and of a table of ways."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +110,13 @@ class Document(Generic[R]):
 
     @property
     def name(self) -> str:
-        """The first input without folder and suffix: the model."""
-        return stem(self.inputs[0].path)
+        """The first input without folder and suffix: the model; the file where there is none."""
+        return stem(self.inputs[0].path if self.inputs else self.file)
+
+    @property
+    def label(self) -> str:
+        """The name of the metrics file, or of the model where the metrics come down a pipe."""
+        return self.name if self.file == "-" else Path(self.file).stem
 
     @property
     def grid(self) -> Grid:
@@ -158,12 +172,16 @@ class ResultFiles:
         return tuple(row for row in self.documents if isinstance(row.results, kind))
 
 
-def read(paths: Iterable[Path]) -> ResultFiles:
+def read(paths: Iterable[Path], note: Callable[[str], None] | None = None) -> ResultFiles:
     """Reads files of results, in any mixture.
+
+    ``note`` hears of each file whose JSON is no result; without it, and where no other file
+    remains, that is a fault.
 
     Raises CheckpointError: a file that cannot be read, or holds something else; MismatchError: a
     file with lines of two runs; SpecError: the same file twice.
     """
+    faults: list[CheckpointError] = []
     inputs: list[Input] = []
     raw: list[tuple[str, Any]] = []
     runs: list[list[Record]] = []
@@ -175,7 +193,9 @@ def read(paths: Iterable[Path]) -> ResultFiles:
             raise SpecError(f"{path}: stands twice among the files")
         text = _text(content, path)
         whole = _whole(text, str(path))
-        if whole is not None and whole.value.get("kind", "ways") == "ways":
+        if fault := _strange(whole, text, str(path)):
+            faults.append(fault)
+        elif whole is not None and whole.value.get("kind", "ways") == "ways":
             documents.append(_ways(whole) if "kind" in whole.value else _document(whole))
             raw.append((str(path), whole.value))
             inputs.append(Input(str(path), "metrics", digest))
@@ -184,6 +204,11 @@ def read(paths: Iterable[Path]) -> ResultFiles:
             _add(rows, runs)
             raw.append((str(path), [row.value for row in rows]))
             inputs.append(Input(str(path), "grid", digest))
+    if faults and (note is None or not inputs):
+        raise faults[0]
+    for fault in faults:
+        assert note is not None
+        note(f"left out: {fault}")
     grids = tuple((rows[0].where.rpartition(":")[0], parse(rows)) for rows in runs)
     matrices = pooled(matrix for _, matrix in grids)
     return ResultFiles(matrices, tuple(documents), tuple(inputs), tuple(raw), grids)
@@ -238,31 +263,35 @@ def _whole(text: str, where: str) -> Record | None:
         return None
 
 
+def _strange(whole: Record | None, text: str, where: str) -> CheckpointError | None:
+    """Why JSON is no result of qvec, if it is none."""
+    if whole is None:
+        return CheckpointError(f"{where}: is a JSON list") if text.lstrip()[:1] == "[" else None
+    kind, command, results = (whole.value.get(key) for key in ("kind", "command", "results"))
+    if "kind" in whole.value:
+        return None if kind in _KINDS else whole.fault("is no grid and no table of ways")
+    if not isinstance(command, str):
+        return whole.fault("has no command")
+    schema = whole.value.get("schema")
+    newer = isinstance(schema, int) and schema > SCHEMA
+    if command not in metrics.RESULTS and not newer:
+        return whole.fault(f"is of qvec {command[:40]!r}, which this version does not know")
+    if isinstance(results, dict) and "plan" in results:
+        return whole.fault("is a plan: nothing was measured", hint="Run it without --dry-run.")
+    return None
+
+
 def _document(whole: Record) -> Document[Any]:
     """A metrics document, decoded with the struct of its command's results."""
-    command, results = whole.value.get("command"), whole.value.get("results")
-    if not isinstance(command, str):
-        raise whole.fault("has no command")
     _require_schema(whole)
+    command, results = whole.value["command"], whole.value.get("results")
     present = results if isinstance(results, dict) else {}
-    if "plan" in present:
-        raise whole.fault("is a plan: nothing was measured", hint="Run it without --dry-run.")
-    kinds_by_key = metrics.RESULTS.get(command, {})
-    fitting = (
-        kind for key, kind in kinds_by_key.items() if not key or present.get(key) is not None
-    )
-    kind = next(fitting, None)
-    if kind not in DRAWN:
-        drawn = [
-            name for name, kinds in metrics.RESULTS.items() if set(kinds.values()) & DRAWN.keys()
-        ]
-        raise whole.fault(
-            f"is of qvec {command}, of which nothing is drawn",
-            hint=f"Results of transfer, {', '.join(drawn)} are.",
-        )
+    kinds = metrics.RESULTS[command].items()
+    kind = next(kind for key, kind in kinds if not key or present.get(key) is not None)
+    kind = kind if kind in DRAWN else metrics.Json
     parameters = metrics.GridParameters if kind in _GRIDDED else metrics.Json
     document = whole.decoded(metrics.MetricsDocument[parameters, kind])  # type: ignore[valid-type]
-    if len(document.inputs) < (least := 3 if kind is metrics.SweepResults else 1):
+    if len(document.inputs) < (least := 3 if kind is metrics.SweepResults else kind in DRAWN):
         raise whole.fault(f"inputs: {len(document.inputs)} are too few, {least} belong here")
     use, inputs, seconds = document.data_use.use, document.inputs, document.timing.wall_s
     return Document(

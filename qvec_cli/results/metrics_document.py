@@ -408,6 +408,7 @@ class AdviceResults(Struct, frozen=True):
     candidates: Annotated[tuple[AdviceCandidate, ...], Meta(min_length=1)]
     skipped: tuple[SkippedCandidate, ...]
     expected: tuple[records.Share, records.Share] | None = None  # kept on the receiver's own
+    fp: records.Score | None = None  # float, where labels were there
 
 
 class PicturesResults(Struct, frozen=True):
@@ -451,7 +452,7 @@ RESULTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "eval": {"": EvalResults},
     "compare": {"": ComparisonResults},
     "sweep-lambda": {"objective": AgreementResults, "": SweepResults},
-    "transfer": {"": Json},
+    "transfer": {"": records.TransferResults},
     "advise": {"": AdviceResults},
     "inspect": {"": Json},
     "pictures": {"": PicturesResults},

@@ -197,6 +197,51 @@ class DonorScore(Struct, frozen=True):
     explained: float  # share that one coefficient would cancel, were changes linear
 
 
+class BaselineMean(Struct, frozen=True):
+    """What needs no vector, as a mean over the receivers that have it."""
+
+    top1: Share
+    use: tuple[DataUse, ...] = field(name="data_use")
+
+
+class Rates(Struct, frozen=True):
+    """Pairs further from no change than one standard error of the difference."""
+
+    win: Share
+    loss: Share
+
+
+class ClosedGap(Struct, frozen=True):
+    """A gain as a share of what the receivers' own QAT gains."""
+
+    share: float
+    interval: tuple[float, float] | None
+
+
+class VectorGain(Struct, frozen=True):
+    """What vectors are worth at one way to choose lambda, as a mean of receivers' means."""
+
+    top1: Share
+    rates: Rates
+    gap_closed: ClosedGap | None
+
+
+class GridSummary(Struct, frozen=True):
+    """What a transfer grid comes to, without its pairs."""
+
+    receivers: Count
+    baselines: dict[str, BaselineMean]
+    ways: dict[str, VectorGain]
+
+
+class TransferResults(Struct, frozen=True):
+    """transfer: the lines that were written, and what they come to."""
+
+    output: Name
+    lines: Count
+    summary: GridSummary
+
+
 class ExportCheck(Struct, frozen=True, forbid_unknown_fields=True):
     """Logits of the exported form beside those of qvec's own network, on random images."""
 
