@@ -240,7 +240,7 @@ Results = Annotated[
     list[Path],
     typer.Argument(
         metavar="FILE...",
-        help="JSON of transfer, sweep-lambda, quantize --metrics, eval; - for stdin.",
+        help="JSON that commands wrote with -o or --metrics; - for stdin.",
     ),
 ]
 

@@ -233,7 +233,7 @@ def _content(path: Path) -> bytes:
     except OSError as fault:
         reason = (fault.strerror or "cannot be read").lower()
         raise CheckpointError(
-            f"{path}: {reason}", hint="Results come from transfer, sweep-lambda, eval, quantize."
+            f"{path}: {reason}", hint="Results are JSON that commands wrote with -o or --metrics."
         ) from None
     if len(content) > MAX_BYTES:
         raise CheckpointError(f"{path}: is larger than {MAX_BYTES:,} bytes")
