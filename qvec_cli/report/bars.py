@@ -10,7 +10,7 @@ from qvec_cli.errors import MismatchError, SpecError
 from qvec_cli.report import canvas, ways
 from qvec_cli.results.documents import Document, ResultFiles, WaysDocument, WaysTable, stem
 from qvec_cli.results.metrics_document import AdviceResults, ComparedResults, EvalResults
-from qvec_cli.results.records import Score, TransferResults
+from qvec_cli.results.records import TransferResults
 from qvec_cli.specs import DataUse, spent
 
 if TYPE_CHECKING:
@@ -132,19 +132,20 @@ def chart_of_advice(documents: Sequence[Document[AdviceResults]]) -> BarChart:
 
 
 def chart_of_grids(documents: Sequence[Document[ComparedResults]]) -> BarChart:
-    """A panel for each checkpoint: top-1 on every grid, or signal to noise where none was measured.
-
-    Raises SpecError: a document that tells neither.
-    """
+    """A panel for each checkpoint: top-1 on every grid, or signal to noise without images."""
     panels = []
     for document in documents:
         results = document.results
         scored = ways.split_of(results)
         axis = f"top-1 on {scored}, %" if scored else "signal to quantization noise, dB"
+        values = [
+            (row, 100 * row.measured.top1 if row.measured else None if scored else row.sqnr_db)
+            for row in results.compared
+        ]
         rows = tuple(
             Bar(row.name, value, DataUse.NONE, row.bits_per_weight)
-            for row in results.compared
-            if (value := _value(row.measured) if scored else row.sqnr_db) is not None
+            for row, value in values
+            if value is not None
         )
         if not rows:
             raise SpecError(f"{document.file}: tells neither top-1 nor noise of a grid")
@@ -154,10 +155,6 @@ def chart_of_grids(documents: Sequence[Document[ComparedResults]]) -> BarChart:
     return BarChart(f"Grids without data, side by side: {title}", tuple(panels))
 
 
-def _value(score: Score | None) -> float | None:
-    return 100 * score.top1 if score else None
-
-
 def chart_of_evaluations(evaluations: Sequence[Document[EvalResults]]) -> BarChart:
     """A bar for each file that was evaluated; the one that is float is a line beside others.
 
@@ -165,7 +162,7 @@ def chart_of_evaluations(evaluations: Sequence[Document[EvalResults]]) -> BarCha
     """
     first = evaluations[0]
     for other in evaluations[1:]:
-        if images_of(other) != images_of(first):
+        if _images(other) != _images(first):
             raise MismatchError(
                 f"{other.file}: is of other images than {first.file}",
                 hint="Draw the evaluations of one split of one data set at a time.",
@@ -177,14 +174,17 @@ def chart_of_evaluations(evaluations: Sequence[Document[EvalResults]]) -> BarCha
     title = f"{stem(first.inputs[-1].path)}, {first.results.split}, n = {n:,} images"
     panel = BarPanel(
         title,
-        tuple(Bar(row.label, 100 * row.results.top1, row.use.level) for row in shown),
+        tuple(Bar(row.label, 100 * row.results.top1, row.use.level, _bits(row)) for row in shown),
         (line.label, 100 * line.results.top1) if line else None,
     )
     return BarChart(f"Top-1 accuracy, {title}", (panel,))
 
 
-def images_of(row: Document[EvalResults]) -> tuple[str | None, str]:
-    """The images that an evaluation is of: two of the same ones are compared."""
+def _bits(row: Document[EvalResults]) -> float:
+    return row.results.grid.bits if row.results.grid else 0.0
+
+
+def _images(row: Document[EvalResults]) -> tuple[str | None, str]:
     return row.inputs[-1].digest, row.results.split
 
 
@@ -196,6 +196,18 @@ CHARTS: Final[Mapping[type[Any], Callable[[Any], BarChart]]] = {
     EvalResults: chart_of_evaluations,
 }
 """What bars are drawn from, and how."""
+
+
+def groups(files: ResultFiles, kind: type[Any]) -> list[list[Any]]:
+    """The documents of a kind that a page shows together: evaluations of the same images."""
+    documents = files.of(kind)
+    if kind is EvalResults:
+        images = dict.fromkeys(map(_images, documents))
+        parts = [[row for row in documents if _images(row) == one] for one in images]
+        return [part for part in parts if len(part) > 1]
+    if kind is WaysDocument:
+        return [[row] for row in documents if any(table.bars for table in row.results.tables)]
+    return [[document] for document in documents]
 
 
 @canvas.style()
@@ -255,7 +267,7 @@ def _panel(axes: Axes, panel: BarPanel, ends: tuple[float, float], points: float
         look = {"ha": align, "va": "center", "fontsize": _POINTS, "color": ink}
         at = max(bar.value, 0.0)
         canvas.beside(axes, _number(bar), (at, place), (shift, -0.5), **look)
-    _bits(axes, panel)
+    _column(axes, panel)
     axes.set_yticks(range(len(panel.bars)), [_short(bar.label) for bar in panel.bars])
     axes.tick_params(axis="y", length=0, labelsize=points)
     axes.tick_params(axis="x", labelsize=8, length=2)
@@ -271,12 +283,12 @@ def _number(bar: Bar) -> str:
     return canvas.number(bar.value, ".1f")
 
 
-def _bits(axes: Axes, panel: BarPanel) -> None:
+def _column(axes: Axes, panel: BarPanel) -> None:
     """A column of what a weight takes."""
     column = {"xycoords": ("axes fraction", "data"), "ha": "right", "fontsize": _BROKEN}
     for place, bar in enumerate(panel.bars):
         if bar.bits:
             shift, look = (46, 0), {**column, "va": "center", "color": canvas.SOFT}
-            canvas.beside(axes, f"{bar.bits:.2f}", (1, place), shift, **look)
+            canvas.beside(axes, f"{bar.bits:.3g}", (1, place), shift, **look)
     if any(bar.bits for bar in panel.bars):
         canvas.beside(axes, "bits", (1, -0.5), (46, 3), **column)

@@ -152,7 +152,7 @@ class Sheet:
     def write(self, left: float, top: float, text: str, **properties: Any) -> None:
         """Words whose upper left corner stands there."""
         place = left / self.width, 1 - (self.head + top) / self.height
-        self.figure.text(*place, text, **{"ha": "left", "va": "top", **properties})
+        self.figure.text(*place, printable(text), **{"ha": "left", "va": "top", **properties})
 
     def write_lines(self, left: float, top: float, lines: Sequence[str], **properties: Any) -> None:
         """Small words in lines, one below the other."""
@@ -208,9 +208,14 @@ def wrapped(text: str, width: float, points: float) -> list[str]:
     return lines
 
 
+def printable(text: str) -> str:
+    """The same on one line, without what cannot be printed."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def name(text: str, longest: int = _LONGEST) -> str:
     """A name as a label: on one line, without what cannot be printed, cut in its middle."""
-    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    shown = printable(text)
     if len(shown) <= longest:
         return shown
     half = (longest - 1) // 2

@@ -12,13 +12,13 @@ from qvec_cli.checkpoint.replace import check_target, replacing
 from qvec_cli.errors import QvecError, SpecError
 from qvec_cli.outputs.metrics import Metrics
 from qvec_cli.report import canvas, curves
-from qvec_cli.report.bars import CHARTS, draw_bars, images_of
+from qvec_cli.report.bars import CHARTS, draw_bars, groups
 from qvec_cli.report.canvas import Drawing, FigureOptions
 from qvec_cli.report.heatmap import draw_heatmap
 from qvec_cli.report.layers import draw_layers
 from qvec_cli.report.plane import draw_plane
 from qvec_cli.results import metrics_document as metrics
-from qvec_cli.results.documents import DRAWN, ResultFiles, WaysDocument, read
+from qvec_cli.results.documents import DRAWN, ResultFiles, read
 from qvec_cli.results.matrix import Matrix
 from qvec_cli.specs import Cost, FigureKind, Listener
 
@@ -191,20 +191,13 @@ def page_figures(files: ResultFiles, source: type[Any]) -> Iterator[Drawing | Qv
 def _groups(files: ResultFiles, source: type[Any]) -> list[list[Any]]:
     """The documents of each figure: one for each grid that sweeps were on, none beside a matrix."""
     documents = files.of(source)
-    groups: list[list[Any]] = [[]] if source is Matrix else []
     if source is metrics.SweepResults:
         kinds = dict.fromkeys((sweep.grid, sweep.method) for sweep in documents)
-        groups = [[s for s in documents if (s.grid, s.method) == kind] for kind in kinds]
+        parts = [[s for s in documents if (s.grid, s.method) == kind] for kind in kinds]
         beside = files.of(metrics.EvalResults)
-        groups = [[*group, *curves.fitting_in(group, beside)] for group in groups]
-    elif source is metrics.QuantizeResults:
-        groups = [list(documents)]
-    elif source is WaysDocument:
-        groups = [[row] for row in documents if any(table.bars for table in row.results.tables)]
-    elif source is metrics.EvalResults:
-        images = dict.fromkeys(map(images_of, documents))
-        groups = [[row for row in documents if images_of(row) == one] for one in images]
-        groups = [group for group in groups if len(group) > 1]
-    elif source is metrics.AgreementResults or source in CHARTS:
-        groups = [[document] for document in documents]
-    return groups
+        return [[*part, *curves.fitting_in(part, beside)] for part in parts]
+    if source is metrics.AgreementResults:
+        return [[document] for document in documents]
+    if source in CHARTS:
+        return groups(files, source)
+    return [list(documents)] if source in (Matrix, metrics.QuantizeResults) else []

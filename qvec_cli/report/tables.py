@@ -428,14 +428,7 @@ def evaluation_table(documents: Sequence[Document[metrics.EvalResults]]) -> Tabl
 
 def advice_tables(documents: Sequence[Document[metrics.AdviceResults]]) -> Iterator[Table]:
     """What to do with each receiver, every way that was tried, and the commands."""
-    head = (
-        "way",
-        "bits per weight",
-        "distance",
-        "kept, %",
-        "top-1 on test, %",
-        "receiver data used",
-    )
+    head = ("way", "bits per weight", "distance", "kept, %", "top-1 on test, %", "data used")
     for document in documents:
         results = document.results
         rows = [
@@ -454,11 +447,9 @@ def advice_tables(documents: Sequence[Document[metrics.AdviceResults]]) -> Itera
             f"answers, {results.measure}, on {results.proxies.n} images that no way has used."
         )
         yield Table(f"{document.name}: {results.decision}", head, rows, note)
-        left_out = [(row.name, row.reason) for row in results.skipped]
-        if left_out:
-            yield Table(f"{document.name}: left out", ("way", "reason"), left_out, folded=True)
-        steps = [(str(place), command) for place, command in enumerate(results.commands, start=1)]
-        yield Table(f"{document.name}: the commands", ("step", "command"), steps)
+        steps = [("run", command) for command in results.commands]
+        steps += [(f"left out: {row.name}", row.reason) for row in results.skipped]
+        yield Table(f"{document.name}: the commands, and what was left out", ("", ""), steps)
 
 
 def other_table(documents: Sequence[Document[Any]]) -> Table:
