@@ -382,8 +382,8 @@ class Listener(Protocol):
         ``about``: what the note is about, where later notes of it differ in their numbers.
         """
 
-    def progress(self, label: str, done: int, total: int, **facts: float) -> None:
-        """How far the work is, with the numbers of the moment."""
+    def progress(self, label: str, done: float, total: float, **facts: float) -> None:
+        """How far the whole work is, what it is at, and the numbers of the moment."""
 
     def milestone(self, text: str) -> None:
         """A part of the work is done, for example an epoch."""
@@ -395,11 +395,39 @@ class Silence:
     def note(self, text: str, about: str | None = None) -> None:
         """Drop it."""
 
-    def progress(self, label: str, done: int, total: int, **facts: float) -> None:
+    def progress(self, label: str, done: float, total: float, **facts: float) -> None:
         """Drop it."""
 
     def milestone(self, text: str) -> None:
         """Drop it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Hears a stage of longer work, and passes on how far the whole of it is.
+
+    The stage begins when ``start`` of ``total`` is done, and is worth ``size`` of it.
+    """
+
+    listener: Listener
+    start: float
+    size: float
+    total: float
+    label: str = ""  # what the stage is called, before what it is at
+
+    def note(self, text: str, about: str | None = None) -> None:
+        """As the stage says it."""
+        self.listener.note(text, about)
+
+    def progress(self, label: str, done: float, total: float, **facts: float) -> None:
+        """In units of the whole."""
+        place = self.start + self.size * done / total
+        label = f"{self.label}: {label}" if self.label else label
+        self.listener.progress(label, place, self.total, **facts)
+
+    def milestone(self, text: str) -> None:
+        """As the stage says it."""
+        self.listener.milestone(text)
 
 
 _LARGEST = 1e38  # about as much as float32 holds

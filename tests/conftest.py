@@ -96,6 +96,31 @@ def spawn(*args: object, env: dict[str, str] | None = None, **options: Any) -> R
     return Result(done.returncode, done.stdout, done.stderr)
 
 
+@contextlib.contextmanager
+def hearing() -> Iterator[list[tuple[str, float, float]]]:
+    """What progress the terminal is told of meanwhile: what it is at, how much of how much."""
+    from qvec_cli.cli.show import Terminal
+
+    heard: list[tuple[str, float, float]] = []
+    progress = Terminal.progress
+
+    def told(self: Terminal, label: str, done: float, total: float, **facts: float) -> None:
+        heard.append((label, done, total))
+        progress(self, label, done, total, **facts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Terminal, "progress", told)
+        yield heard
+
+
+def one_bar(heard: Sequence[tuple[str, float, float]], total: float, first: float = 0) -> None:
+    """All is told as one piece of work, which begins at ``first``, never falls, and is ended."""
+    done = [part for _, part, _ in heard]
+    assert {each for _, _, each in heard} == {total}
+    assert (done[0], done[-1]) == (first, total)
+    assert done == sorted(done)
+
+
 LIGHT = """
 import contextlib, io, json, os, sys, traceback
 from importlib.machinery import PathFinder

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-from conftest import Counts, Drawer, Planted, Result, call, counting, light
+from conftest import Counts, Drawer, Planted, Result, call, counting, hearing, light, one_bar
 
 from qvec_cli.advise import advise as operation
 from qvec_cli.advise.decision import Family
@@ -64,7 +66,7 @@ def advise(drawer: Drawer, *args: object, out: Path, trusted: bool = True) -> Ru
         done = quantize(request, listener, files)
         if not request.dry_run:
             made.append(request.out.read_bytes())
-            ways.extend([listener.way] if isinstance(listener, operation.InWay) else [])
+            ways.extend([listener.stage.label] if isinstance(listener, operation.InWay) else [])
         return done
 
     quantize = operation.quantize
@@ -354,6 +356,116 @@ def test_a_dry_run_plans_and_writes_nothing(
     assert found["results"]["plan"]["images"] == {"proxy": 80}  # 20 of them are generated
     assert list(tmp_path.iterdir()) == []
     assert list(own_temp.iterdir()) == []
+
+
+def without_time(document: Any) -> Any:
+    """A document without what differs each time that it is made."""
+    if isinstance(document, dict):
+        times = {"seconds", "timing", "images_per_second"}
+        return {key: without_time(v) for key, v in document.items() if key not in times}
+    return [without_time(v) for v in document] if isinstance(document, list) else document
+
+
+@contextlib.contextmanager
+def stopping(after: float = math.inf) -> Iterator[list[str]]:
+    """The ways that are made meanwhile; Ctrl-C comes after so many."""
+    made: list[str] = []
+
+    def stopped(request: Any, listener: Any, files: Any) -> Any:
+        if isinstance(listener, operation.InWay):
+            if len(made) == after:
+                raise KeyboardInterrupt
+            made.append(listener.stage.label)
+        return quantize(request, listener, files)
+
+    quantize = operation.quantize
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(operation, "quantize", stopped)
+        yield made
+
+
+def goes_on_to_the_same_bytes(
+    args: tuple[object, ...], root: Path, cuts: Callable[[int], Sequence[int]]
+) -> None:
+    """A run that is stopped again and again, after so many more ways each time."""
+    outputs = ("-o", "out.st", "--metrics", "out.json")
+    (whole := root / "whole").mkdir()
+    (cut := root / "cut").mkdir()
+    with contextlib.chdir(whole), stopping() as ways, hearing() as heard:
+        call("advise", *args, *outputs)
+    steps = [step for step in heard if step[0].startswith(("way", "the recommended"))]
+    one_bar(steps, steps[0][2], first=steps[0][1])
+    with contextlib.chdir(cut):
+        all_made: list[str] = []
+        for after in cuts(len(ways)):
+            with stopping(after) as made:
+                resumed = ("--resume",) if all_made else ()
+                found = call("advise", *args, *outputs, *resumed, code=130)
+            all_made += made
+            assert "out.st.state is kept: the same command with --resume goes on" in found.err
+            assert [path.name for path in Path().iterdir()] == ["out.st.state"]
+        assert "an unfinished run is there" in call("advise", *args, *outputs, code=1).err
+        other = call("advise", *args, *outputs, "--resume", "--draw", 1, code=1)
+        assert "is of another run: draw 0 vs 1" in other.err
+        with stopping() as made:
+            call("advise", *args, *outputs, "--resume")
+        assert all_made + made == ways  # each was made once
+        assert Path("out.st").read_bytes() == (whole / "out.st").read_bytes()
+        ours, theirs = (json.loads((p / "out.json").read_text()) for p in (cut, whole))
+        assert without_time(ours) == without_time(theirs)
+        assert {path.name for path in Path().iterdir()} == {"out.st", "out.json"}
+        with stopping() as made:
+            assert "done already" in call("advise", *args, *outputs, "--resume").err
+            more = call("advise", *args, *outputs, "--resume", "--bits", 3, code=1)
+            assert "out.st: is of another run: bits 2 vs 3" in more.err
+            more = call("advise", *args, *outputs, "--resume", "--proxy-samples", 10, code=1)
+            assert "out.json: is of another run: " in more.err
+        assert made == []
+
+
+SMALL = ("--bits", 2, "--device", "cpu", "--proxy-samples", 8, "--batch-size", 16)
+
+
+def test_a_run_cut_off_goes_on_to_the_same_bytes(drawer: Drawer, tmp_path: Path) -> None:
+    args = (drawer.receiver, *SMALL, "--refine", 0)
+    goes_on_to_the_same_bytes(args, tmp_path, lambda ways: (1, ways - 2))
+
+
+@pytest.mark.slow
+def test_a_run_cut_off_after_each_way_goes_on_to_the_same_bytes(
+    drawer: Drawer, planted: Planted, moments: Path, tmp_path: Path
+) -> None:
+    rhos = [word for path in planted.parts for word in ("--rho", path)]
+    flags = (*rhos, "--moments", moments, "--proxy", planted.pictures, "--refine", 2)
+    args = (drawer.receiver, *SMALL, *flags, "--data", drawer.receiver_data)
+    goes_on_to_the_same_bytes(args, tmp_path, lambda ways: [1] * (ways - 1))
+
+
+def test_a_state_that_is_garbage_is_a_line(drawer: Drawer, tmp_path: Path) -> None:
+    args = ("advise", drawer.receiver, *SMALL, "--refine", 0, "-o", tmp_path / "out.st")
+    state = tmp_path / "out.st.state"
+    with stopping(1):
+        call(*args, code=130)
+    header, way = map(json.loads, state.read_text().splitlines())
+    faults = (
+        ({"same": way["same"][1:]}, "is not of 8 images"),
+        ({"distances": ["far"]}, "distances[0]: expected float, got str"),
+    )
+    for change, said in faults:
+        state.write_text("".join(json.dumps(line) + "\n" for line in (header, way | change)))
+        shown = call(*args, "--resume", code=1)
+        assert (len(shown.errors), said in shown.err, "Traceback" in shown.err) == (1, True, False)
+    for text, said in (("x\n", "is not JSON"), ("{}\n", "is no line of a journal")):
+        state.write_text(text)
+        shown = call(*args, "--resume", code=1)
+        assert (len(shown.errors), said in shown.err, state.read_text()) == (1, True, text)
+
+
+def test_to_go_on_needs_a_file_to_keep_what_is_measured_beside(drawer: Drawer) -> None:
+    for out in ((), ("-o", "-")):
+        code, heavy, lines = light("advise", drawer.receiver, "--bits", 2, *out, "--resume")
+        assert (code, heavy, len(lines)) == (2, [], 2)
+        assert "--resume needs -o FILE or --metrics FILE" in lines[0]
 
 
 FAULTS: dict[str, tuple[tuple[str, ...], str]] = {

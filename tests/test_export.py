@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
-from conftest import MODEL, Drawer, call, light
+from conftest import MODEL, Drawer, call, hearing, light, one_bar
 from onnx import numpy_helper
 from PIL import Image
 from safetensors.numpy import save_file
@@ -225,7 +225,9 @@ def test_timm_makes_the_very_network_of_the_folder(name: str, tmp_path: Path) ->
     call("quantize", made(name, tmp_path / "m.st"), "--bits", 3, "-o", tmp_path / "q.st")
     for source in ("m.st", "q.st"):
         out = tmp_path / f"{source}.timm"
-        document = call("export", tmp_path / source, "-o", out, "--to", "timm", "--json").json
+        with hearing() as heard:
+            document = call("export", tmp_path / source, "-o", out, "--to", "timm", "--json").json
+        one_bar(heard, 2)
         jsonschema.validate(document, json.loads(SCHEMA_FILE.read_text()))
         assert document["results"]["check"]["max_abs_diff"] == 0
         assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors"}
@@ -338,7 +340,12 @@ def test_without_onnxruntime_a_file_is_written_and_said_not_to_be_run(
 ) -> None:
     known(exported, monkeypatch)
     monkeypatch.setattr(onnx_export, "find_spec", lambda name: None)
-    shown = call("export", packed, "-o", tmp_path / "x.onnx", "--json")
+    with hearing() as heard:
+        shown = call("export", packed, "-o", tmp_path / "x.onnx", "--json")
+    one_bar(heard, 10)
+    assert [label for label, *_ in heard] == [
+        *("part 1/3: graph", "part 2/3: check", "part 3/3: file", "written")
+    ]
     assert "onnxruntime is not installed: the file is not run" in shown.err
     assert shown.json["results"]["check"] is None
     assert (tmp_path / "x.onnx").read_bytes() == exported.read_bytes()

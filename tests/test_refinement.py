@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Drawer, bare, call
+from conftest import Drawer, bare, call, hearing, one_bar
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
@@ -110,8 +110,13 @@ def test_it_is_the_receiver_that_was_not_patched_that_teaches(
 def test_without_proxies_the_images_of_calibration_serve(drawer: Drawer, tmp_path: Path) -> None:
     args = ("--refine", 2, "--calib", drawer.receiver_data, "--calib-samples", 24)
     for way in (("--method", "gptq"), ()):
-        done = call("quantize", drawer.receiver, *SMALL, *way, *args, "-o", tmp_path / "q.st",
-                    "--force", "--json").json  # fmt: skip
+        with hearing() as heard:
+            done = call("quantize", drawer.receiver, *SMALL, *way, *args, "-o", tmp_path / "q.st",
+                        "--force", "--json").json  # fmt: skip
+        layers = len(done["results"]["quantized"])
+        one_bar(heard, layers + 2, 0 if way else 1)
+        labels = [label for label, *_ in heard]
+        assert (labels.count(f"layer {layers}/{layers}"), labels[-1]) == (1, "refine 2/2")
         assert done["data_use"] == {"level": "receiver_images", "counts": {"train": 24}}
         assert ("calibration" in done["parameters"]) == bool(way)
         assert len(done["inputs"]) == 2

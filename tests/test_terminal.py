@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.write import write
 from qvec_cli.cli import show
+from qvec_cli.specs import Stage
 
 QVEC = f"{sys.executable} -m qvec_cli"
 STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -362,6 +364,27 @@ def test_a_terminal_gets_a_live_bar_unless_it_wants_none(
 @pytest.mark.parametrize("label", ["a \x1b[31mred", "a [/bold]", "a [red]"], ids=ascii)
 def test_a_label_steers_nothing(label: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert show.clean(label).encode() in on_a_screen(monkeypatch, label, TERM="xterm")
+
+
+def test_what_was_done_before_says_nothing_of_the_time_that_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a pipe a line each ten seconds; a run that goes on begins with eight of twelve cells."""
+    clock = iter((0.0, 5.0, 12.0, 24.0, 30.0, 41.0))
+    monkeypatch.setattr(show, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with show.Terminal() as terminal:
+        cell = Stage(terminal, 8, 1, 12, "cell 9/12")
+        cell.progress("lambda 0/2", 0, 2)
+        cell.progress("lambda 1/2", 1, 2)
+        cell.progress("lambda 2/2", 2, 2)
+        Stage(Stage(terminal, 9, 3, 12), 1, 1, 3, "cell 11/12").progress("lambda 1/1", 1, 1)
+        terminal.progress("another", 0, 4)
+        terminal.progress("another", 2, 4)
+    assert capsys.readouterr().err.splitlines() == [
+        "cell 9/12: lambda 2/2: 75%, 0:00:36 left",
+        "cell 11/12: lambda 1/1: 92%, 0:00:08 left",
+        "another: 50%, 0:00:11 left",
+    ]
 
 
 def test_a_narrow_terminal_cuts_no_name_and_no_json(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FAST, Drawer, Result, call, draw, light
+from conftest import FAST, Drawer, Result, call, draw, hearing, light, one_bar
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import unfinished
@@ -176,25 +176,30 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(
 ) -> None:
     out, cell, measured = tmp_path / "grid.jsonl", cells.MeasuredReceiver.cell, []
 
-    def counted(self: cells.MeasuredReceiver, vector: Any) -> Any:
+    def counted(self: cells.MeasuredReceiver, vector: Any, listener: Any) -> Any:
         if len(measured) == done:
             raise KeyboardInterrupt
         measured.append(vector)
-        return cell(self, vector)
+        return cell(self, vector, listener)
 
     monkeypatch.setattr(cells.MeasuredReceiver, "cell", counted)
-    run(files, out, code=130)
+    stopped = run(files, out, code=130)
     assert not out.exists()
     state = unfinished(out)
+    assert f"{state} is kept: the same command with --resume goes on" in stopped.err
     state.write_bytes(state.read_bytes() + b'{"kind": "cell", "rec')  # what a kill leaves
     assert "an unfinished run is there" in run(files, out, code=1).errors[0]
     kept = len(state.read_bytes().splitlines()) - 1
     monkeypatch.setattr(
         cells.MeasuredReceiver, "cell", lambda *args: (measured.append(args[1]), cell(*args))[1]
     )
-    run(files, out, "--resume")
+    with hearing() as heard:
+        run(files, out, "--resume")
     assert out.read_bytes() == files.out.read_bytes()
     assert len(measured) == 6
+    lines = [line["kind"] for line in files.lines]
+    one_bar(heard, lines.count("receiver") + lines.count("cell"), kept - 1)
+    assert heard[-1][0].startswith("cell 6/6: ")
     assert kept >= 1 + done
     assert [path.name for path in tmp_path.iterdir()] == ["grid.jsonl"]
 

@@ -9,14 +9,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from qvec_cli.advise.candidates import AdviseInputs, AdviseRequest, Candidate, VectorOffers, Ways
 from qvec_cli.advise.decision import EQUAL_BITS, Family, Judged, Verdict, decide
 from qvec_cli.checkpoint.card import Kind
-from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.checkpoint.replace import check_target
+from qvec_cli.checkpoint.replace import (
+    check_target,
+    check_unfinished,
+    may_be_finished,
+    unfinished,
+)
 from qvec_cli.data.generated import GENERATED
-from qvec_cli.errors import MismatchError, NotFiniteError, QvecError, located
+from qvec_cli.errors import (
+    FinishedError,
+    MismatchError,
+    NotFiniteError,
+    QvecError,
+    SpecError,
+    located,
+)
 from qvec_cli.inputs.files import InputFiles, opened, require
 from qvec_cli.inputs.identify import network_of
 from qvec_cli.inputs.images import Proxies, find_proxies
@@ -28,8 +41,21 @@ from qvec_cli.model.targets import head_tensors
 from qvec_cli.outputs.metrics import Input, Metrics, Plan
 from qvec_cli.pipeline.quantize import quantize
 from qvec_cli.quant.qtensor import stored_bits
+from qvec_cli.results.journal import Journal, Line, check_finished, is_same_run
+from qvec_cli.results.records import MeasuredWay, Record
 from qvec_cli.selection.choose import Average
-from qvec_cli.specs import Calibration, Grid, Listener, Scale, Silence, Target, Use, spent
+from qvec_cli.specs import (
+    Calibration,
+    Grid,
+    Listener,
+    Method,
+    Scale,
+    Silence,
+    Stage,
+    Target,
+    Use,
+    spent,
+)
 
 if TYPE_CHECKING:
     from qvec_cli.learn.forward import Outputs
@@ -42,6 +68,9 @@ PLACEHOLDER: Final = "OUT.st"
 _CALIBRATED: Final = (Family.MOMENTS, Family.NOISE, Family.GENERATED, Family.IMAGES)
 """Families whose candidates went through GPTQ."""
 
+_SLOW: Final = 10
+"""How much longer a calibrated way takes than one that rounds, about."""
+
 CHOSEN: Final = frozenset({"chosen", "anchored"})
 """Ways whose lambda was chosen on images, which the number in their commands does not tell."""
 
@@ -52,8 +81,7 @@ def advise(request: AdviseRequest, listener: Listener) -> Metrics:
     Raises MismatchError: vectors, moments or images that do not belong to the receiver.
     """
     started = time.perf_counter()
-    if request.out is not None:
-        check_target(request.out, force=request.force)
+    finished = _check_outputs(request)
     files = InputFiles(listener, request.network.weights)
     with files, tempfile.TemporaryDirectory(prefix="qvec-") as name:
         theta, rhos = files.open(request.receiver), [files.open(path) for path in request.vectors]
@@ -72,16 +100,75 @@ def advise(request: AdviseRequest, listener: Listener) -> Metrics:
             "proxy": list(request.proxy.specs),
             "samples": request.proxy.samples,
             "data": request.data,
+            "refine": request.steps,
         }
         if request.dry_run:
             return _plan(request, inputs, parameters).metrics((theta, *rhos), started)
-        trials = Trials(request, inputs, ways.folder, files, listener)
-        for candidate in _candidates(request, inputs, ways, trials, files):
-            trials.add(candidate)
-        results, use = trials.recommended()
-        use = spent(use, inputs.judging.use)
         read = (Input.of(theta), *map(Input.of, rhos), *inputs.judging.inputs)
+        if finished:
+            _check_finished(request, read, parameters, listener)
+        place = unfinished(request.outputs[0]) if request.outputs else ways.folder / "state"
+        with Journal(place, _header(request, inputs, read, files)) as journal:
+            if request.resume:
+                journal.resume(place, force=request.force, listener=listener)
+            journal.start()
+            trials = Trials(request, inputs, ways.folder, files, journal, listener)
+            for candidate in _candidates(request, inputs, ways, trials, files):
+                trials.add(candidate)
+            results, use = trials.recommended()
+        use = spent(use, inputs.judging.use)
     return Metrics("advise", read, parameters, results, use, trials.device, started=started)
+
+
+def _check_outputs(request: AdviseRequest) -> bool:
+    """Refuses outputs that could not be written; whether a run to be resumed has them already."""
+    outputs, resume, force = request.outputs, request.resume, request.force
+    if resume and not outputs:
+        raise SpecError(
+            "--resume needs -o FILE or --metrics FILE",
+            hint="What is measured is kept beside the file; no other run can be gone on with.",
+        )
+    each = [may_be_finished(path, resume=resume, force=force) for path in outputs]
+    finished = bool(each) and all(each) and not unfinished(outputs[0]).exists()
+    for path in (request.out, request.document):
+        if path is not None:
+            check_target(path, force=force or finished)
+    if outputs:
+        check_unfinished(outputs[0], resume=resume, force=force)
+    return finished
+
+
+def _check_finished(
+    request: AdviseRequest, read: Sequence[Input], parameters: Facts, listener: Listener
+) -> None:
+    """Raises FinishedError: the outputs are of this run; MismatchError: one is of another.
+
+    A model tells its receiver and its bits, and only the document all flags.
+    """
+    if (out := request.outputs[0]) == request.out:
+        with opened(out, Silence()) as file:
+            parents, grid = file.card.provenance.get("parents", ()), file.card.quant or {}
+        stored = {"receiver": [one.get("digest") for one in parents][:1], "bits": grid.get("bits")}
+        current = {"receiver": [read[0].digest], "bits": request.bits}
+        is_same_run(out, stored, current, force=False, listener=listener)
+    if (document := request.outputs[-1]) == request.document:
+        digests = [each.digest for each in read]
+        check_finished(document, "advise", digests, parameters, listener)
+    raise FinishedError(f"{out}: done already")
+
+
+def _header(
+    request: AdviseRequest, inputs: AdviseInputs, read: Sequence[Input], files: InputFiles
+) -> Line:
+    """What the measurement of a way depends on, besides the way."""
+    proxy, receiver, moments = request.proxy, inputs.receiver, request.moments
+    theta, *others = [each.digest for each in read]
+    facts: Line = {"receiver": theta, "inputs": others, "model": receiver.model.to_json()}
+    facts["moments"] = files.open(moments).settle() if moments else None
+    facts["labels"] = receiver.labelled.task.digest if receiver.labelled else None
+    facts |= {"bits": request.bits, "samples": proxy.samples, "refine": request.steps}
+    facts |= {key: getattr(proxy.loading, key) for key in ("draw", "diversify", "batch_size")}
+    return {"kind": "run", "command": "advise", "device": request.device, **facts}
 
 
 def _resolve(
@@ -164,23 +251,23 @@ def _pools(images: Calibration, *, real: bool) -> Iterator[Calibration]:
     yield images
 
 
-def _most(request: AdviseRequest, inputs: AdviseInputs) -> int:
-    """The most ways that there can be: whether some are tried hangs on how others do."""
+def _most(request: AdviseRequest, inputs: AdviseInputs) -> tuple[int, int]:
+    """The most ways that there can be, rounding and slow ones: some hang on how others do."""
     plain, on_images, rotated = 7, 1 + bool(inputs.judging.real), 1
-    ours = (3 + 1 if request.vectors else 0) + bool(request.moments or request.vectors)
-    return plain + on_images + rotated + bool(request.steps) + ours
+    moments, anchored = bool(request.moments or request.vectors), bool(request.vectors)
+    slow = on_images + rotated + bool(request.steps) + moments + anchored
+    return plain + (3 if request.vectors else 0), slow
 
 
 @dataclass(frozen=True, slots=True)
 class InWay(Silence):
     """Passes on how far a way is; its notes belong to its own command."""
 
-    listener: Listener
-    way: str
+    stage: Stage
 
-    def progress(self, label: str, done: int, total: int, **facts: float) -> None:
-        """With the way before it."""
-        self.listener.progress(f"{self.way}: {label}", done, total, **facts)
+    def progress(self, label: str, done: float, total: float, **facts: float) -> None:
+        """As a stage of all ways."""
+        self.stage.progress(label, done, total, **facts)
 
 
 class Trials:
@@ -195,12 +282,13 @@ class Trials:
         inputs: AdviseInputs,
         folder: Path,
         files: InputFiles,
+        journal: Journal,
         listener: Listener,
     ) -> None:
         from qvec_cli.selection.trial import load_judge, load_trial
 
         self._request, self._inputs, self._files = request, inputs, files
-        self._folder, self._listener = folder, listener
+        self._folder, self._journal, self._listener = folder, journal, listener
         splits = ("test",) if inputs.receiver.labelled else ()
         self._path = inputs.receiver.theta.path
         # as much as a scale and a zero point a row
@@ -210,54 +298,62 @@ class Trials:
             self._judge = load_judge(self._trial, inputs.judging, listener)
             self._proxies = self._judge.proxy_facts(listener)
         self.device = self._trial.device
-        self._tried = 0
+        self._tried, self._done = 0, 0
         self._rows: list[Facts] = []
         self._judged: list[Judged] = []
         self._skipped: list[Facts] = []
         self._candidates: dict[str, Candidate] = {}
         self._uses: dict[str, Use] = {}
-        self._by_kind: dict[str, Facts] = {}
 
     def add(self, candidate: Candidate) -> None:
         """Makes and measures one; one that cannot be made is left out, with the reason.
 
-        So is one whose outputs are not finite.
+        So is one whose outputs are not finite. What an earlier run has measured is taken from it.
         """
-        started = time.perf_counter()
         self._tried += 1
-        way = f"way {self._tried} of at most {_most(self._request, self._inputs)}"
+        stage = self._stage(candidate)
+        self._done += int(stage.size)
+        key = {"kind": "way", "name": candidate.name}
+        line = self._journal.get(key)
+        if line is None:
+            measured = self._attempt(candidate, stage)
+            if measured is None:
+                return
+            self._journal.add(line := {**key, **measured})
+        record = Record(f"{candidate.name} in the state of the run", line)
+        way, images = record.decoded(MeasuredWay), self._inputs.judging.count
+        if not len(way.distances) == len(way.same) == images:
+            raise record.fault(f"is not of {images} images")
+        self._take(candidate, way)
+
+    def _stage(self, candidate: Candidate | None) -> Stage:
+        """Hears how far a candidate is, or for None the model that is written in the end."""
+        quick, slow = _most(self._request, self._inputs)
+        whole = quick + _SLOW * (slow + bool(self._request.out))
+        if candidate is None:
+            return Stage(self._listener, whole - _SLOW, _SLOW, whole, "the recommended model")
+        size = 1 if candidate.request.method is Method.RTN else _SLOW
+        label = f"way {self._tried} of at most {quick + slow}"
+        return Stage(self._listener, self._done, size, whole, label)
+
+    def _attempt(self, candidate: Candidate, stage: Stage) -> Line | None:
+        """What is measured of a candidate; None of one that is left out."""
+        started = time.perf_counter()
         try:
-            quantize(candidate.request, InWay(self._listener, way), self._files)
+            quantize(candidate.request, InWay(stage), self._files)
         except QvecError as error:
             self.leave_out(candidate.name, str(error))
-            return
+            return None
         seconds = time.perf_counter() - started
         try:
-            judged = self._measure(candidate)
+            measured = self._measure(candidate)
         except NotFiniteError as error:
             self.leave_out(candidate.name, str(error))
-            return
-        row = {
-            "name": candidate.name,
-            "way": candidate.way,
-            "family": candidate.family,
-            "grid": candidate.grid.to_json(),
-            "bits_per_weight": judged.bits_per_weight,
-            "distance": judged.mean,
-            "standard_error": Average.of(judged.distances).standard_error,
-            "kept": judged.kept,
-            **self._by_kind[candidate.name],
-            "data_use": self._uses[candidate.name].to_json(),
-            "seconds": seconds,
-            "commands": self._commands(candidate, PLACEHOLDER),
-        }
-        if self._inputs.receiver.labelled:
-            row |= self._on_test(candidate.name)
-        self._rows.append(row)
-        self._judged.append(judged)
-        self._listener.milestone(f"{candidate.name}: distance {judged.mean:.3g}")
+            return None
+        test = self._on_test(candidate.name) if self._inputs.receiver.labelled else {}
+        return {**measured, "seconds": seconds, **test}
 
-    def _measure(self, candidate: Candidate) -> Judged:
+    def _measure(self, candidate: Candidate) -> Line:
         from qvec_cli.inputs.network import load_state
         from qvec_cli.model.build import load
 
@@ -265,19 +361,37 @@ class Trials:
         with opened(path, Silence()) as file:
             load(self._trial.network, load_state(file), str(path))
             chosen = (self._inputs.seen,) if candidate.way in CHOSEN else ()
-            self._uses[candidate.name] = spent(inherited_use(file), *chosen)
+            use = spent(inherited_use(file), *chosen)
         answers = self._answers(rotated=candidate.request.rotate is True)
         same = answers.logits.argmax(axis=1) == self._judge.teacher.logits.argmax(axis=1)
-        self._candidates[candidate.name] = candidate
-        bits = bits_per_weight(candidate.grid, self._inputs.shapes)
         distances = self._judge.distances(answers)
-        kept = self._by_kinds(same)
-        self._by_kind[candidate.name] = {
-            "kept_by": kept,
-            "distance_by": self._by_kinds(distances),
-        }
+        return {"distances": distances.tolist(), "same": same.tolist(), "use": use.to_json()}
+
+    def _take(self, candidate: Candidate, way: MeasuredWay) -> None:
+        """Counts a candidate as measured, by this run or by one that was cut off."""
+        self._candidates[candidate.name], self._uses[candidate.name] = candidate, way.use
+        distances, kept = np.array(way.distances), self._by_kinds(way.same)
+        bits = bits_per_weight(candidate.grid, self._inputs.shapes)
         least, most = min(kept.values()), max(kept.values())
-        return Judged(candidate.name, candidate.family, bits, distances, least, most - least)
+        judged = Judged(candidate.name, candidate.family, bits, distances, least, most - least)
+        row = {
+            "name": candidate.name,
+            "way": candidate.way,
+            "family": candidate.family,
+            "grid": candidate.grid.to_json(),
+            "bits_per_weight": bits,
+            "distance": judged.mean,
+            "standard_error": Average.of(distances).standard_error,
+            "kept": least,
+            "kept_by": kept,
+            "distance_by": self._by_kinds(way.distances),
+            "data_use": way.use.to_json(),
+            "seconds": way.seconds,
+            "commands": self._commands(candidate, PLACEHOLDER),
+        }
+        self._rows.append(row if way.test is None else {**row, "test": way.test})
+        self._judged.append(judged)
+        self._listener.milestone(f"{candidate.name}: distance {judged.mean:.3g}")
 
     def _answers(self, *, rotated: bool) -> Outputs:
         """Of the network as it stands, its features in the basis of the receiver's."""
@@ -299,13 +413,13 @@ class Trials:
             self._listener.note(f"{name}: no score on test: {error}")
             return {}
 
-    def _by_kinds(self, values: Array) -> dict[str, float]:
+    def _by_kinds(self, values: Sequence[float]) -> dict[str, float]:
         """Means over each kind of pictures: those that somebody took, or what drew them."""
         kinds: dict[str, list[float]] = {}
         start = 0
         for source in self._inputs.judging.sources:
             part = values[start : start + source.count]
-            kinds.setdefault(source.kind or "pictures", []).extend(part.tolist())
+            kinds.setdefault(source.kind or "pictures", []).extend(part)
             start += source.count
         return {kind: sum(part) / len(part) for kind, part in kinds.items()}
 
@@ -353,7 +467,7 @@ class Trials:
             with located(self._path, NotFiniteError):
                 facts["fp"] = self._trial.float_score("test").to_json()
         if out is not None:
-            quantize(replace(chosen.request, out=out), self._listener, self._files)
+            quantize(replace(chosen.request, out=out), self._stage(None), self._files)
             facts["output"] = str(out)
         return facts, self._uses[chosen.name]
 

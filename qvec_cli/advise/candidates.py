@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from qvec_cli.advise.decision import Family
 from qvec_cli.calibration.moments_file import MomentsOptions
 from qvec_cli.calibration.refine import RefinementOptions
+from qvec_cli.checkpoint.replace import is_stream
 from qvec_cli.data.generated import GENERATED
 from qvec_cli.data.noise import NOISE
 from qvec_cli.errors import QvecError
@@ -341,10 +342,18 @@ class AdviseRequest:
     data: str | None = None  # labels, to judge the decision by; they take no part in it
     steps: int = 60  # of refinement; 0: it is not tried
     out: Path | None = None  # where the recommended model is written
+    document: Path | None = None  # where the metrics will be
     device: str = "auto"
     network: NetworkOptions = NetworkOptions()  # for a receiver without a card
+    resume: bool = False
     force: bool = False
     dry_run: bool = False
+
+    @property
+    def outputs(self) -> list[Path]:
+        """The files to be written; the state of the run is kept beside the first."""
+        named = (self.out, self.document)
+        return [path for path in named if path is not None and not is_stream(path)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,7 +162,7 @@ def _measured(
     aliases: dict[str, str] = {}
 
     def progress(done: int) -> None:
-        listener.progress("moments", done, len(batches))
+        listener.progress(f"batch {done}/{len(batches)}", done, len(batches))
 
     with located(theta.path):
         for site, inputs, count in site_moments(network, weights, batches, progress):

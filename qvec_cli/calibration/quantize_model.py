@@ -15,7 +15,7 @@ from qvec_cli.inputs.receiver import Patched
 from qvec_cli.inputs.rotated import Rotated
 from qvec_cli.quant.methods import quantize_weight
 from qvec_cli.quant.qtensor import QTensor
-from qvec_cli.specs import Grid, Method
+from qvec_cli.specs import Grid, Listener, Method, Silence
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ class ModelQuantizer:
     grid: Grid
     method: Method
     moments: LayerMoments | None = None  # of the targets' inputs, if they come from a file
+    listener: Listener = field(default_factory=Silence)  # hears how many targets are quantized
 
     @property
     def theta(self) -> Checkpoint:
@@ -60,7 +61,13 @@ class ModelQuantizer:
         if inputs is not None and (bias := self._bias(name)):
             mean_error = (quantized.restored - weight) @ inputs.mean
             model.floats[bias] = self.corrected_bias(bias, self.source.finite(bias), mean_error)
+        self.tell(model)
         return quantized.codes
+
+    def tell(self, model: QuantizedModel) -> None:
+        """Tells the listener how many targets are quantized."""
+        done, count = len(model.sqnr_db), len(self.targets)
+        self.listener.progress(f"layer {done}/{count}", done, count)
 
     def complete(self, model: QuantizedModel) -> None:
         """Quantizes every target that is not in ``model`` yet, and keeps it in memory."""

@@ -19,7 +19,7 @@ from qvec_cli.model.targets import head_tensors
 from qvec_cli.quant.affine import stored_scale
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import QTensor, sqnr_db
-from qvec_cli.specs import Calibration, Listener
+from qvec_cli.specs import Calibration, Listener, Stage
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -94,7 +94,8 @@ def refine(
     from qvec_cli.learn.distill import DistillOptions, distill, loss_name, measured
 
     quantizer.complete(quantized)
-    learned, held_back = _images(quantizer.theta, images, options.device, listener)
+    before_steps = Stage(listener, 0, 0, options.steps)
+    learned, held_back = _images(quantizer.theta, images, options.device, before_steps)
     network = load_float(quantizer.source, images.model, options.device)
     parameters = dict(network.named_parameters(remove_duplicate=False))
     vectors = _vectors(quantizer, quantized, images.model, parameters)
@@ -103,7 +104,7 @@ def refine(
     student = _Student(quantized.weights, vectors, next(network.parameters()).device)
 
     def progress(done: int, loss: float) -> None:
-        listener.progress("refine", done, options.steps, loss=loss)
+        listener.progress(f"refine {done}/{options.steps}", done, options.steps, loss=loss)
 
     distilling = DistillOptions(options.steps, seed=SEED)
     moved = distill(network, learned, student.free(), student.tensors, distilling, progress)

@@ -18,7 +18,7 @@ from qvec_cli.inputs.rotated import Rotated
 from qvec_cli.model.configuration import Model
 from qvec_cli.quant.methods import QUANTIZERS, FloatTarget, quantize_weight
 from qvec_cli.quant.moments import Inputs
-from qvec_cli.specs import Calibration, Listener, Target
+from qvec_cli.specs import Calibration, Listener, Stage, Target
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -49,9 +49,7 @@ def draw_images(
     return CalibrationImages(options, draw_each(theta, model, options, listener))
 
 
-def calibrate(
-    quantizer: ModelQuantizer, calibration: CalibrationImages, listener: Listener
-) -> QuantizedModel:
+def calibrate(quantizer: ModelQuantizer, calibration: CalibrationImages) -> QuantizedModel:
     """Quantizes every target in execution order, each behind its quantized predecessors.
 
     With ``Target.FLOAT`` each is to give its outputs in the receiver, which was not patched.
@@ -61,10 +59,10 @@ def calibrate(
     from qvec_cli.calibration.walk import Walk, mean_inputs
 
     theta, targets, options = quantizer.theta, quantizer.targets, calibration.options
-    model = calibration.images.model
+    model, listener = calibration.images.model, quantizer.listener
     network = load_float(quantizer.source, model, options.device)
     weights = linear_weights(network, theta, targets)
-    decoded = calibration.images.decoded(listener)
+    decoded = calibration.images.decoded(Stage(listener, 0, 0, len(targets)))
     batches = normalised_batches(network, model, decoded, options.loading.batch_size)
     with located(theta.path):
         resumed = QUANTIZERS[quantizer.method].factors is None  # they change norms before a site
@@ -74,6 +72,7 @@ def calibrate(
         receiver = load_float(quantizer.receiver, model, options.device)
         goal = _Layers(receiver, linear_weights(receiver, theta, targets))
         twin = Walk(receiver, goal.weights, batches, resumed=True)
+    quantizer.tell(QuantizedModel())  # the first layer takes longest: images go through all
     means: dict[str, Array] = {}
     if options.bias_correction:
         inputs_of = mean_inputs(goal.network, goal.weights, batches)
@@ -82,8 +81,7 @@ def calibrate(
     for segment, site, inputs, calls in walk.steps(twin):
         require_finite_inputs(theta, site.names[0], inputs, "calibration images")
         layers.quantize(segment, site, inputs, calls[0])
-        done = len(layers.model.weights)
-        listener.progress(f"quantize ({quantizer.method})", done, len(targets))
+        quantizer.tell(layers.model)
     if layers.unbiased:
         listener.note(f"{layers.unbiased} of {len(targets)} layers have no bias to correct")
     return layers.model

@@ -224,7 +224,7 @@ def sweep_lambda(
         writing,
         document=output,
         inputs=inputs,
-        written=lambda: unfinished(output).unlink(missing_ok=True),
+        state=unfinished(output),
     )
 
 

@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -32,6 +33,9 @@ _CONTROL: Final = re.compile(
 _LONGEST: Final = 2000
 """Characters of a message: a name from a hostile file may have millions."""
 
+_BAR: Final = 20
+"""Characters of a live bar: on a line of 80 there is room for what the work is at."""
+
 _QUIET_SECONDS: Final = 10.0
 """Without a live display, progress is a line this often."""
 
@@ -47,6 +51,7 @@ def deliver(
     data_use: bool = True,
     one_line: bool = False,
     silent: bool = False,
+    state: Path | None = None,
     written: Callable[[], object] = lambda: None,
 ) -> Facts:
     """Runs a command's work, shows what came out, and returns the results.
@@ -61,7 +66,8 @@ def deliver(
         data_use: whether the lines end with what of the receiver's data the result has used.
         one_line: whether that stands on the result's only line, behind a tab.
         silent: whether another process of the same run shows what came out.
-        written: called once all is.
+        state: what is kept to go on with by --resume; removed once all is written.
+        written: called then.
     """
     if silent:
         return work(Silence()).results
@@ -72,12 +78,14 @@ def deliver(
     outputs = [path for path in (out, document) if path]
     streamed = _streams(inputs, outputs, as_json=flags.as_json)
     check_documents(document, out, inputs, force=flags.force)
-    with Terminal(quiet=flags.quiet) as terminal:
+    with _resumable(state), Terminal(quiet=flags.quiet) as terminal:
         metrics = work(terminal)
     whole = metrics.document()
     if not flags.dry_run:
         if document is not None:
             write_json(document, whole, force=flags.force)
+        if state is not None:
+            state.unlink(missing_ok=True)
         written()
     lines = [_row(line) for line in _lines(metrics, words, data_use=data_use)]
     if one_line and not flags.dry_run:
@@ -88,6 +96,17 @@ def deliver(
     else:
         result(text)
     return metrics.results
+
+
+@contextlib.contextmanager
+def _resumable(state: Path | None) -> Iterator[None]:
+    """Tells of a command that a signal stops that it can go on, if something is kept."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if state is not None and state.exists():
+            explain(f"{state} is kept: the same command with --resume goes on from there")
+        raise
 
 
 def _lines(
@@ -192,7 +211,8 @@ class Terminal:
         self._noted: set[str] = set()
         self._bar: Progress | None = None
         self._task: Any = None
-        self._label, self._began, self._first, self._spoke = "", 0.0, 0, 0.0
+        self._done, self._total = 0.0, 0.0
+        self._began, self._first, self._spoke = 0.0, 0.0, 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -217,31 +237,39 @@ class Terminal:
         else:
             self._bar.console.print(clean(text), markup=False, highlight=False, soft_wrap=True)
 
-    def progress(self, label: str, done: int, total: int, **facts: float) -> None:
-        """How far the work is, with the numbers of the moment and the time left."""
+    def progress(self, label: str, done: float, total: float, **facts: float) -> None:
+        """How far the work is, with the numbers of the moment and the time left.
+
+        A bar begins where the work is another one: with another total, or from further back. What
+        is done by then says nothing of the speed.
+        """
         if stopped is not None:
             raise stopped
         if self._quiet:
             return
         now = time.monotonic()
-        if label != self._label:
-            self._label, self._began, self._first, self._spoke = label, now, done, now
+        if total != self._total or done < self._done:
+            self._total, self._began, self._first, self._spoke = total, now, done, now
             self._bar = self._bar or _bar()
             if self._bar is not None:
-                self._turn(label, total)
-        text = " ".join(f"{key} {value:.4g}" for key, value in facts.items())
+                self._turn(total)
+        self._done = done
+        words = [f"{key} {value:.4g}" for key, value in facts.items()]
+        if done > self._first:
+            left = (now - self._began) / (done - self._first) * (total - done)
+            words.append(f"{timedelta(seconds=round(left))} left")
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, facts=text)
+            text = ", ".join(words)
+            self._bar.update(self._task, completed=done, description=_row(label), facts=text)
         elif now - self._spoke >= _QUIET_SECONDS:
             self._spoke = now
-            left = (now - self._began) / max(done - self._first, 1) * (total - done)
-            explain(f"{label}: {done}/{total} {text} {left:.0f} s left".replace("  ", " "))
+            explain(f"{label}: {', '.join([f'{done / total:.0%}', *words])}")
 
-    def _turn(self, label: str, total: int) -> None:
+    def _turn(self, total: float) -> None:
         assert self._bar is not None
         if self._task is not None:
             self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(_row(label), total=total, facts="")
+        self._task = self._bar.add_task("", total=total, facts="")
 
 
 def _bar() -> Progress | None:
@@ -249,17 +277,15 @@ def _bar() -> Progress | None:
     if not (sys.stderr and sys.stderr.isatty()):
         return None
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Left
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     if console.no_color or console.is_dumb_terminal:
         return None
     words = TextColumn("{task.description}", markup=False)
     facts = TextColumn("{task.fields[facts]}", markup=False)
-    bar = Progress(
-        words, BarColumn(), MofNCompleteColumn(), facts, Left(), console=console, transient=True
-    )
+    columns = words, BarColumn(_BAR), TaskProgressColumn(), TimeElapsedColumn(), facts
+    bar = Progress(*columns, console=console, transient=True)
     bar.start()
     return bar
 

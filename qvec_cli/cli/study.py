@@ -43,6 +43,7 @@ def advise(
     output: Annotated[
         Path | None, options.output_option("File for the model that is recommended.")
     ] = None,
+    resume: options.Resume = False,
     writing: OutputFlags,
 ) -> None:
     """Say how to bring RECEIVER to so many bits without its data.
@@ -56,6 +57,7 @@ def advise(
     """
     from qvec_cli.advise import advise as verb
     from qvec_cli.advise.candidates import AdviseRequest
+    from qvec_cli.checkpoint.replace import unfinished
 
     vectors = tuple(ways.rho or ())
     request = AdviseRequest(
@@ -67,13 +69,17 @@ def advise(
         data=ways.data,
         steps=ways.refine,
         out=output,
+        document=writing.metrics,
         device=images.device,
         network=network.options(),
+        resume=resume,
         force=writing.force,
         dry_run=writing.dry_run,
     )
     inputs = (receiver, *vectors, *([ways.moments] if ways.moments else []))
-    show.deliver(partial(verb.advise, request), advise_text, writing, inputs=inputs, out=output)
+    state = unfinished(request.outputs[0]) if request.outputs else None
+    work, writing = partial(verb.advise, request), replace(writing, force=writing.force or resume)
+    show.deliver(work, advise_text, writing, inputs=inputs, out=output, state=state)
 
 
 def advise_text(results: Facts) -> Iterator[str]:
@@ -199,6 +205,7 @@ def transfer(
         qvec transfer grid.yaml -o grid.jsonl
         qvec transfer grid.yaml --shard 1/2 --resume -o grid-1.jsonl
     """
+    from qvec_cli.checkpoint.replace import unfinished
     from qvec_cli.inputs.lambdas import parse_lambdas
     from qvec_cli.transfer import transfer as verb
     from qvec_cli.transfer.grid_file import CellOptions
@@ -240,7 +247,15 @@ def transfer(
     )
     work, clear = partial(verb.transfer, request), partial(verb.clear, output)
     inputs, writing = (grid, *joined), replace(writing, force=writing.force or resume)
-    show.deliver(work, transfer_text, writing, out=output, inputs=inputs, written=clear)
+    show.deliver(
+        work,
+        transfer_text,
+        writing,
+        out=output,
+        inputs=inputs,
+        state=unfinished(output),
+        written=clear,
+    )
 
 
 def transfer_text(results: Facts) -> Iterator[str]:

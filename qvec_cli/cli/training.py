@@ -201,6 +201,7 @@ def _train(
     teacher: Path | None = None,
 ) -> None:
     """Trains as typed; both commands have the same flags but the grid's."""
+    from qvec_cli.checkpoint.replace import unfinished
     from qvec_cli.learn.distributed import here
     from qvec_cli.pipeline.finetune import train
     from qvec_cli.pipeline.train_request import TrainRequest
@@ -229,6 +230,7 @@ def _train(
         out=output,
         data_use=False,
         silent=not world.leads,
+        state=unfinished(output),
     )
 
 

@@ -25,6 +25,11 @@ BOUND: Final = 1e-4
 Both sides compute in float32 and differ in the order of their sums.
 """
 
+_GRAPH: Final = 8
+"""How much longer torch takes to export a graph than the check, or the writing, takes."""
+
+_WHOLE: Final = _GRAPH + 2
+
 
 def refuse(target: ExportTarget) -> None:
     """Refuses a file that could not be written afterwards."""
@@ -50,6 +55,7 @@ def write(
     packed = {name: load_packed(checkpoint, name) for name in source.packed}
     # Of a weight with several names, the graph has one, and not always the file's.
     tied = {other: packed[kept] for other, kept in checkpoint.aliases.items() if kept in packed}
+    listener.progress("part 1/3: graph", 0, _WHOLE)
     graph = export(network, source.model.input_size, packed | tied, _facts(source), version("qvec"))
     placed = {checkpoint.aliases.get(name, name) for name in {*packed, *tied} - {*graph.left}}
     left = [name for name in packed if name not in placed]
@@ -58,9 +64,12 @@ def write(
             f"{checkpoint.path}: {len(left)} packed weights become float numbers, because they "
             f"serve more than linear layers: {', '.join(left[:3])}"
         )
+    listener.progress("part 2/3: check", _GRAPH, _WHOLE)
     checked = _checked(graph.content, source, network, target, listener)
+    listener.progress("part 3/3: file", _GRAPH + 1, _WHOLE)
     with replacing(target.out, force=target.force) as file:
         file.write(graph.content)
+    listener.progress("written", _WHOLE, _WHOLE)
     layouts = {name: _layout(source, source.packed[name]) for name in packed if name in placed}
     return {
         "digest": hashlib.sha256(graph.content).hexdigest(),

@@ -77,6 +77,7 @@ def write(
     checked: dict[str, Any] = {}
 
     def check(weights: Path) -> None:
+        listener.progress("part 2/2: check", 1, 2)
         if target.check:
             with tempfile.TemporaryDirectory() as folder:  # the weights are not in place yet
                 (Path(folder) / WEIGHTS).symlink_to(weights)
@@ -90,9 +91,11 @@ def write(
     role = FAKE if source.packed else card.role
     # Tied tensors stand under each of their names, as timm has them.
     card = replace(card, provenance=lineage, aliases={}, role=role)
+    listener.progress("part 1/2: weights", 0, 2)
     written = write_output(
         target.out, plan, tensors, lambda: card, document, force=target.force, check=check
     )
+    listener.progress("written", 2, 2)
     size = size_of_output(plan, written, document)
     return {"digest": written.digest, "bytes_after": size, "check": checked or None}
 

@@ -102,7 +102,7 @@ def decode(split: PreparedSplit, listener: Listener, places: Sequence[int] | Non
             images = torch.empty((count, *batch.shape[1:]), dtype=torch.uint8)
         images[done : done + len(batch)] = batch
         done += len(batch)
-        listener.progress(f"decode {split.split}", done, count)
+        listener.progress(f"decode {split.split} {done}/{count}", done, count)
     assert images is not None
     return images, labels
 

@@ -82,7 +82,7 @@ def compare_grids(request: CompareGridsRequest, listener: specs.Listener) -> Met
         tries = [*_tries(theta, model, grids, trial, listener)]
         for done, (source, grid, measured) in enumerate(tries, start=1):
             rows.append(_row(source, targets, grid, measured, request.split))
-            listener.progress("compare grids", done, len(tries))
+            listener.progress(f"grid {done}/{len(tries)}", done, len(tries))
         inputs = [Input.of(theta)]
         use = inherited_use(theta)
     results: dict[str, Any] = {"compared": rows, "bytes_before": theta.weight_bytes}

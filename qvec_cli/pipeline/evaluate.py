@@ -109,11 +109,12 @@ def _measure(
     from qvec_cli.learn.forward import measure
 
     images, labels = examples.decoded(request.split, listener)
+    count = len(images)
     return measure(
         network,
         images,
         labels,
         normalise=build.normalise(examples.model),
         batch_size=request.loading.batch_size,
-        progress=lambda done: listener.progress("evaluate", done, len(images)),
+        progress=lambda done: listener.progress(f"image {done}/{count}", done, count),
     )

@@ -73,5 +73,5 @@ def _write(folder: Path, number: int, request: PicturesRequest, listener: Listen
     GeneratedImages(request.side).load(number).save(data, "PNG")
     with replacing(folder / f"{number:04d}.png", force=request.force) as file:
         file.write(data.getbuffer())
-    listener.progress("draw", number + 1, request.samples)
+    listener.progress(f"picture {number + 1}/{request.samples}", number + 1, request.samples)
     return len(data.getbuffer())

@@ -37,6 +37,7 @@ from qvec_cli.specs import (
     Listener,
     Method,
     Preset,
+    Stage,
     Target,
     Use,
     spent,
@@ -302,11 +303,13 @@ class _Job:
         """What calibration and refinement change before the file is written, and their results."""
         quantized = QuantizedModel()
         if self.calibration:
-            quantized = calibrate(self.quantizer, self.calibration, listener)
+            quantized = calibrate(self.quantizer, self.calibration)
         options = self.request.refinement
         if not (self.refinement and options):
             return quantized, {}
-        quantized, facts = refine(self.quantizer, quantized, self.refinement, options, listener)
+        layers, steps = len(self.quantizer.targets), options.steps
+        learning = Stage(listener, layers, steps, layers + steps)
+        quantized, facts = refine(self.quantizer, quantized, self.refinement, options, learning)
         return quantized, {"refinement": facts}
 
 
@@ -330,7 +333,9 @@ def _prepared(request: QuantizeRequest, files: InputFiles, listener: Listener) -
     grid = choose_grid(options, made_for, theta, targets, swept)
     if moments:
         moments.check(targets, listener)
-    quantizer = ModelQuantizer(source, targets, grid, request.method, moments)
+    count, steps = len(targets), refinement.steps if refinement else 0
+    stage = Stage(listener, 0, count, count + steps)
+    quantizer = ModelQuantizer(source, targets, grid, request.method, moments, stage)
     images = others = None
     if model and calibration:
         images = draw_images(theta, model, calibration, listener)

@@ -12,10 +12,12 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Self
+from typing import Any, BinaryIO, Final, NoReturn, Self
+
+from msgspec import Struct, structs
 
 from qvec_cli.checkpoint.replace import lock, refused, replacing
-from qvec_cli.errors import CheckpointError, MismatchError
+from qvec_cli.errors import CheckpointError, FinishedError, MismatchError
 from qvec_cli.results.records import decode
 from qvec_cli.specs import Listener
 
@@ -58,6 +60,28 @@ def is_same_run(path: Path, stored: Any, current: Any, *, force: bool, listener:
         listener.note(f"{error}: starting anew")
         return False
     return True
+
+
+class _Finished(Struct, frozen=True):
+    """What a document of metrics says of what it was made from."""
+
+    command: str
+    inputs: list[dict[str, Any]]
+    parameters: dict[str, Any]
+
+
+def check_finished(
+    path: Path, command: str, inputs: Iterable[str | None], parameters: Line, listener: Listener
+) -> NoReturn:
+    """Raises FinishedError: the document there is of this run; MismatchError: it is of another.
+
+    ``inputs`` are digests, in the order of the document.
+    """
+    done = decode(path.read_text(errors="replace"), str(path)).decoded(_Finished)
+    stored = {**structs.asdict(done), "inputs": [each.get("digest") for each in done.inputs]}
+    current = {"command": command, "inputs": [*inputs], "parameters": parameters}
+    is_same_run(path, stored, current, force=False, listener=listener)
+    raise FinishedError(f"{path}: done already")
 
 
 def _require_same_run(path: Path, stored: Any, current: Any) -> None:

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from qvec_cli.errors import CheckpointError, SpecError
-from qvec_cli.specs import DataUse, Granularity, Grid, Scale, ScaleDtype
+from qvec_cli.specs import DataUse, Granularity, Grid, Scale, ScaleDtype, Use
 
 T = TypeVar("T")
 Count = Annotated[int, Meta(ge=0)]
@@ -188,6 +188,20 @@ class ChosenLambda(Struct, frozen=True):
     test: Score
     use: DataUse = field(name="data_use")
     val: Score | None = None
+
+
+class MeasuredWay(Struct, frozen=True):
+    """What advise keeps of a way that it has measured, to go on from."""
+
+    distances: list[NonNegative]  # of each image's answer from the float one
+    same: list[bool]  # whether its first class is the float one
+    use: Use
+    seconds: NonNegative
+    test: dict[str, Any] | None = None  # a score, with its further numbers
+
+    def __post_init__(self) -> None:
+        if self.test is not None:
+            msgspec.convert(self.test, Score)
 
 
 class DonorScore(Struct, frozen=True):

@@ -357,7 +357,7 @@ def _fitted(
             answers = run.judge.answers_at(replace(run.trial, rho=_mixed((vector,), (1.0,))), step)
             change = (answers.logits - run.plain.logits) / step
         changes.append(change)
-        listener.progress("vectors", done, len(vectors))
+        listener.progress(f"vector {done}/{len(vectors)}", done, len(vectors))
     damage = run.plain.logits - run.judge.teacher.logits
     line = fit(np.stack(changes), damage, run.judge.chances)
     coefficients = [float(part) for part in line.mix]

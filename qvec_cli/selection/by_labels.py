@@ -8,17 +8,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from qvec_cli.checkpoint.replace import check_target, check_unfinished, may_be_finished, unfinished
-from qvec_cli.errors import FinishedError, NotFiniteError, located
+from qvec_cli.errors import NotFiniteError, located
 from qvec_cli.inputs.files import InputFiles
 from qvec_cli.inputs.lineage import inherited_use, patched_use
 from qvec_cli.inputs.receiver import Receiver, ReceiverOptions, resolve
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.outputs.metrics import Input, Metrics, Plan
-from qvec_cli.results.journal import Journal, Line, is_same_run
-from qvec_cli.results.records import Record, Score, decode
+from qvec_cli.results.journal import Journal, Line, check_finished
+from qvec_cli.results.records import Record, Score
 from qvec_cli.selection.choose import LeftOut, skipped
 from qvec_cli.specs import DataUse, GridOptions, Listener, Loading, Method, Use, spent
 
@@ -80,7 +80,9 @@ def sweep(request: SweepRequest, listener: Listener) -> Metrics:
             planned = Plan("sweep-lambda", request.out, fates, theta, facts, images, request.data)
             return planned.metrics((theta, rho), started)
         if finished:
-            _check_finished(request, receiver, listener)
+            digests = [each.digest for each in _inputs(request, receiver)]
+            parameters = _parameters(request, receiver)
+            check_finished(request.out, "sweep-lambda", digests, parameters, listener)
         with Journal(unfinished(request.out), _header(request, receiver, grid)) as journal:
             _recall(request, journal, listener)
             with located(theta.path, NotFiniteError):
@@ -114,20 +116,6 @@ def _header(request: SweepRequest, receiver: Receiver, grid: dict[str, Any]) -> 
     }
 
 
-def _check_finished(request: SweepRequest, receiver: Receiver, listener: Listener) -> None:
-    """Raises FinishedError: the output is of this sweep; MismatchError: it is of another."""
-    path = request.out
-    done = decode(path.read_text(errors="replace"), str(path)).decoded(_Finished)
-    current = {
-        "command": "sweep-lambda",
-        "inputs": [each.digest for each in _inputs(request, receiver)],
-        "parameters": _parameters(request, receiver),
-    }
-    stored = {**structs.asdict(done), "inputs": [each.get("digest") for each in done.inputs]}
-    is_same_run(path, stored, current, force=False, listener=listener)
-    raise FinishedError(f"{path}: done already")
-
-
 def _inputs(request: SweepRequest, receiver: Receiver) -> tuple[Input, ...]:
     theta, rho = receiver.theta, receiver.vectors[0].rho
     data = Input(request.data, "data", receiver.examples.task.digest)
@@ -142,14 +130,6 @@ def _parameters(request: SweepRequest, receiver: Receiver) -> dict[str, Any]:
         "data": request.data,
         "lambdas": list(request.points),
     }
-
-
-class _Finished(Struct, frozen=True):
-    """What a finished sweep says of what it was made from."""
-
-    command: str
-    inputs: list[dict[str, Any]]
-    parameters: dict[str, Any]
 
 
 class _FurtherNumbers(Struct, frozen=True):
@@ -188,7 +168,8 @@ def _measured(
             val = _score(trial, journal, lam, "val")
             curve.append({"lambda": lam, "val": val})
             shown = {"lambda": lam, "top1": val["top1"]}
-            listener.progress("sweep", done, len(request.points), **shown)
+            count = len(request.points)
+            listener.progress(f"lambda {done}/{count}", done, count, **shown)
     fp = _kept(journal, "test of float", lambda: trial.float_score("test").to_json())
 
     def on_test(point: dict[str, Any], use: Use) -> dict[str, Any]:

@@ -125,12 +125,12 @@ class MeasuredReceiver:
             test, use = _bare(self._trial.measured("test")), inherited_use(model).level
         return {"grid": model.card.quant, "test": test, "data_use": use}
 
-    def cell(self, vector: Vector) -> Point:
+    def cell(self, vector: Vector, listener: Listener) -> Point:
         """The curve over lambda, its best point and the fixed lambdas, for one vector."""
         options = self._options
         trial, patched = self._loaded(vector)
         left_out = LeftOut(self._listener, f"{self._name} + {vector.donor}")
-        curve, answers = self._traced(trial, left_out)
+        curve, answers = self._traced(trial, left_out, listener)
         known = {point["lambda"]: point for point in curve if "test" in point}
 
         def on_test(lam: float, use: Use) -> Point:
@@ -166,7 +166,9 @@ class MeasuredReceiver:
             "oracle": _oracle(curve, self._evens) if options.oracle else None,
         }
 
-    def _traced(self, trial: Trial, left_out: LeftOut) -> tuple[list[Point], dict[float, Outputs]]:
+    def _traced(
+        self, trial: Trial, left_out: LeftOut, listener: Listener
+    ) -> tuple[list[Point], dict[float, Outputs]]:
         """The curve of a vector by labels, and where there are proxies its answers to them."""
         lambdas = self._options.points
         splits = self._splits if self._options.oracle else ("val",)
@@ -178,7 +180,8 @@ class MeasuredReceiver:
                 if self._judge:
                     answers[lam] = self._judge.answers() if lam else self._answers
                 curve.append({"lambda": lam, **{split: scores[split] for split in splits}})
-            self._listener.progress(left_out.name, done, len(lambdas))
+            count = len(lambdas)
+            listener.progress(f"{left_out.name}, lambda {done}/{count}", done, count)
         return curve, answers
 
     def _loaded(self, vector: Vector) -> tuple[Trial, Use]:

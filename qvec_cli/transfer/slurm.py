@@ -188,7 +188,7 @@ def _failures(
     for done, (name, job) in enumerate(zip(names, jobs, strict=True), start=before + 1):
         if (fault := job.exception()) is not None:
             failed.append((name, job, fault))
-        listener.progress("jobs", done, total)
+        listener.progress(f"job {done}/{total}", done, total)
     return failed
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from qvec_cli.results.matrix import Matrix, parse
 from qvec_cli.results.records import Record
 from qvec_cli.results.summary import summarise
 from qvec_cli.results.tidy import of_matrix, write_table
-from qvec_cli.specs import DataUse, Listener, Silence, Use
+from qvec_cli.specs import DataUse, Listener, Silence, Stage, Use
 from qvec_cli.transfer import slurm
 from qvec_cli.transfer.cells import MeasuredReceiver, other_grids
 from qvec_cli.transfer.grid_file import (
@@ -96,9 +97,9 @@ def transfer(request: TransferRequest, listener: Listener) -> Metrics:
             _recall(request, journal, listener)
             if request.executor is not None:
                 _spread(request, request.executor, grid, journal, listener)
-            for name in receivers:
-                _measure(grid, name, journal, files, listener)
             order = [*grid.lines(receivers)]
+            for name in receivers:
+                _measure(grid, name, journal, files, partial(_stage, order, journal, listener))
             if set(receivers) == set(grid.receivers):  # the cosines come with the last ones
                 _add_cosines(grid, journal, files)
                 order.append({"kind": "alignment"})
@@ -167,15 +168,30 @@ def _recall(request: TransferRequest, journal: Journal, listener: Listener) -> N
     journal.start()
 
 
+def _stage(order: Sequence[Line], journal: Journal, listener: Listener) -> Stage:
+    """Hears the next line of a grid, after those that are finished."""
+    cells = [journal.get(line) is not None for line in order if line["kind"] == "cell"]
+    done = sum(journal.get(line) is not None for line in order)
+    label = f"cell {min(sum(cells) + 1, len(cells))}/{len(cells)}"
+    return Stage(listener, done, 1, len(order), label)
+
+
 def _measure(
-    grid: ResolvedGrid, name: str, journal: Journal, files: InputFiles, listener: Listener
+    grid: ResolvedGrid,
+    name: str,
+    journal: Journal,
+    files: InputFiles,
+    next_stage: Callable[[], Stage],
 ) -> None:
     """The lines of a receiver that are missing; what is known costs nothing, not even torch."""
     if all(journal.get(line) is not None for line in grid.lines((name,))):
         return
     member, options = grid.members.receivers[name], grid.options
     with located(member.model, NotFiniteError):
-        receiver = MeasuredReceiver(name, member, grid.receivers[name], options, files, listener)
+        stage = next_stage()
+        loading = replace(stage, size=0)
+        loading.progress(f"loading {name}", 0, 1)
+        receiver = MeasuredReceiver(name, member, grid.receivers[name], options, files, loading)
         line: Line = {"kind": "receiver", "receiver": name}
         if journal.get(line) is None:
             facts = {"device": receiver.device, **receiver.proxies()}
@@ -183,8 +199,8 @@ def _measure(
         for vector in grid.vectors[name]:
             line = cell(name, vector)
             if journal.get(line) is None:
-                journal.add({**line, **receiver.cell(vector)})
-    listener.milestone(f"{name}: {len(grid.vectors[name])} vectors")
+                journal.add({**line, **receiver.cell(vector, next_stage())})
+    next_stage().milestone(f"{name}: {len(grid.vectors[name])} vectors")
     files.release(member.model)
 
 
