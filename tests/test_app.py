@@ -370,6 +370,7 @@ def test_training_stopped_by_a_signal_leaves_no_half_file_and_resumes_to_the_sam
         _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors.splitlines()[-1]) == (143, "error: stopped by SIGTERM")
     assert "Traceback" not in errors
+    assert "x.st.state is kept: the same command with --resume goes on from there" in errors
     assert {path.name for path in tmp_path.iterdir()} == {"x.st.state"}
     call(*args, "-o", tmp_path / "x.st", "--resume")
     call(*args, "--workers", 2, "-o", tmp_path / "whole.st")

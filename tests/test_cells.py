@@ -145,11 +145,11 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(
 ) -> None:
     out, cell, measured = tmp_path / "grid.jsonl", cells.MeasuredReceiver.cell, []
 
-    def counted(self: cells.MeasuredReceiver, vector: Any) -> Any:
+    def counted(self: cells.MeasuredReceiver, vector: Any, listener: Any) -> Any:
         if len(measured) == done:
             raise KeyboardInterrupt
         measured.append(vector)
-        return cell(self, vector)
+        return cell(self, vector, listener)
 
     monkeypatch.setattr(cells.MeasuredReceiver, "cell", counted)
     call("transfer", files.grid, *files.pools, "-o", out, code=130)

@@ -178,7 +178,7 @@ class Clock:
     def __init__(self, now: Callable[[], float]) -> None:
         self.now, self.ticks = now, [now()]
 
-    def progress(self, label: str, done: int, total: int, **facts: float) -> None:
+    def progress(self, label: str, done: float, total: float, **facts: float) -> None:
         """A step is done."""
         self.ticks.append(self.now())
 

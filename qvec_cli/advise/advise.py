@@ -44,18 +44,7 @@ from qvec_cli.quant.qtensor import stored_bits
 from qvec_cli.results.journal import Journal, Line, check_finished, is_same_run
 from qvec_cli.results.records import MeasuredWay, Record
 from qvec_cli.selection.choose import Average
-from qvec_cli.specs import (
-    Calibration,
-    Grid,
-    Listener,
-    Method,
-    Scale,
-    Silence,
-    Stage,
-    Target,
-    Use,
-    spent,
-)
+from qvec_cli.specs import Calibration, Grid, Listener, Scale, Silence, Stage, Target, Use, spent
 
 if TYPE_CHECKING:
     from qvec_cli.learn.forward import Outputs
@@ -293,9 +282,10 @@ class Trials:
         self._path = inputs.receiver.theta.path
         # as much as a scale and a zero point a row
         self._allowed = bits_per_weight(Grid(request.bits, symmetric=False), inputs.shapes)
-        self._trial = load_trial(inputs.receiver, splits, request.device, listener)
+        loading = Stage(listener, 0, 0, 1, "float answers")
+        self._trial = load_trial(inputs.receiver, splits, request.device, loading)
         with located(self._path, NotFiniteError):
-            self._judge = load_judge(self._trial, inputs.judging, listener)
+            self._judge = load_judge(self._trial, inputs.judging, loading)
             self._proxies = self._judge.proxy_facts(listener)
         self.device = self._trial.device
         self._tried, self._done = 0, 0
@@ -332,7 +322,7 @@ class Trials:
         whole = quick + _SLOW * (slow + bool(self._request.out))
         if candidate is None:
             return Stage(self._listener, whole - _SLOW, _SLOW, whole, "the recommended model")
-        size = 1 if candidate.request.method is Method.RTN else _SLOW
+        size = _SLOW if candidate.request.moments or candidate.request.calibration else 1
         label = f"way {self._tried} of at most {quick + slow}"
         return Stage(self._listener, self._done, size, whole, label)
 

@@ -158,6 +158,7 @@ def _images(
     from qvec_cli.model.build import normalise
 
     decoded, size = images.decoded(listener), images.sources[0].examples.loading.batch_size
+    listener.progress("float answers", 0, 1)
     ready = normalise(images.model)
     teacher = load_float(theta, images.model, device)
     answers = logits(teacher, decoded, ready, size)

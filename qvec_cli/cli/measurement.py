@@ -224,7 +224,7 @@ def sweep_lambda(
         writing,
         document=output,
         inputs=inputs,
-        state=unfinished(output),
+        state=None if objective is Objective.AGREEMENT else unfinished(output),
     )
 
 

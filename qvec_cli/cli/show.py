@@ -33,7 +33,7 @@ _CONTROL: Final = re.compile(
 _LONGEST: Final = 2000
 """Characters of a message: a name from a hostile file may have millions."""
 
-_BAR: Final = 20
+_BAR: Final = 14
 """Characters of a live bar: on a line of 80 there is room for what the work is at."""
 
 _QUIET_SECONDS: Final = 10.0
@@ -277,14 +277,14 @@ def _bar() -> Progress | None:
     if not (sys.stderr and sys.stderr.isatty()):
         return None
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
     console = Console(stderr=True)
     if console.no_color or console.is_dumb_terminal:
         return None
     words = TextColumn("{task.description}", markup=False)
     facts = TextColumn("{task.fields[facts]}", markup=False)
-    columns = words, BarColumn(_BAR), TaskProgressColumn(), TimeElapsedColumn(), facts
+    columns = SpinnerColumn(), words, BarColumn(_BAR), TaskProgressColumn(), facts
     bar = Progress(*columns, console=console, transient=True)
     bar.start()
     return bar

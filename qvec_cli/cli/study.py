@@ -246,15 +246,10 @@ def transfer(
         **writing.for_request,
     )
     work, clear = partial(verb.transfer, request), partial(verb.clear, output)
-    inputs, writing = (grid, *joined), replace(writing, force=writing.force or resume)
+    state, inputs = unfinished(output), (grid, *joined)
+    writing = replace(writing, force=writing.force or resume)
     show.deliver(
-        work,
-        transfer_text,
-        writing,
-        out=output,
-        inputs=inputs,
-        state=unfinished(output),
-        written=clear,
+        work, transfer_text, writing, out=output, inputs=inputs, state=state, written=clear
     )
 
 

@@ -25,10 +25,8 @@ BOUND: Final = 1e-4
 Both sides compute in float32 and differ in the order of their sums.
 """
 
-_GRAPH: Final = 8
-"""How much longer torch takes to export a graph than the check, or the writing, takes."""
-
-_WHOLE: Final = _GRAPH + 2
+_GRAPH, _WHOLE = 8, 10
+"""About how much of the time torch takes to export the graph; check and writing share the rest."""
 
 
 def refuse(target: ExportTarget) -> None:
