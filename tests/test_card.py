@@ -36,8 +36,8 @@ FULL = Card(
 JSON_VALUES = st.recursive(
     st.none()
     | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.integers(-(2**63), 2**63)
+    | st.floats(-1e100, 1e100)  # beyond, no number of a model's or a run's is
     # lone surrogates cannot be stored in a header
     | st.text(st.characters(exclude_categories=("Cs",))),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),

@@ -24,6 +24,7 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.write import write
 from qvec_cli.cli import show
 from qvec_cli.specs import Stage
+from qvec_cli.tame import tame
 
 QVEC = f"{sys.executable} -m qvec_cli"
 STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -256,7 +257,7 @@ def test_no_name_or_text_of_a_file_steers_a_terminal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mark", "\u061c\u200e\u200f\u202a\u202e\u2066\u2069", ids=ascii)
 def test_no_mark_turns_text_around(mark: str) -> None:
-    assert show.clean(f"a{mark}b") == f"a{ascii(mark)[1:-1]}b"
+    assert tame(f"a{mark}b") == f"a{ascii(mark)[1:-1]}b"
 
 
 def test_a_name_with_line_breaks_forges_no_line(tmp_path: Path) -> None:
@@ -363,7 +364,7 @@ def test_a_terminal_gets_a_live_bar_unless_it_wants_none(
 
 @pytest.mark.parametrize("label", ["a \x1b[31mred", "a [/bold]", "a [red]"], ids=ascii)
 def test_a_label_steers_nothing(label: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert show.clean(label).encode() in on_a_screen(monkeypatch, label, TERM="xterm")
+    assert tame(label).encode() in on_a_screen(monkeypatch, label, TERM="xterm")
 
 
 def test_what_was_done_before_says_nothing_of_the_time_that_is_left(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -281,8 +282,8 @@ def test_programs_and_whole_models_are_named_and_the_line_that_saves_weights_wor
     for path, word in {**words, exported: "a program of torch.export"}.items():
         message, hint = refusal(path)
         assert word in message
-        line = hint.split('python -c "')[1].split('"')[0]
-        exec(line, {})
+        line = shlex.split(hint.partition("state dict: ")[2])
+        exec(line[line.index("-c") + 1], {})
         with Checkpoint(tmp_path / "state_dict.pth") as saved:
             assert "head.weight" in saved
     (tmp_path / "x.onnx").write_bytes(b"\x08\x0a\x12\x07pytorch\x1a\x052.1.0" + bytes(100))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,6 +34,7 @@ from qvec_cli.specs import (
     Silence,
     Target,
 )
+from qvec_cli.tame import command
 
 if TYPE_CHECKING:
     from qvec_cli.inputs.images import Proxies
@@ -59,7 +59,7 @@ class Candidate:
     def commands(self, out: str, *, crossing: bool) -> list[str]:
         """What the user would type; crossing: the receiver or its vector is for another grid."""
         words = [*_words(self.request, self.grid), *(["--cross-grid"] if crossing else [])]
-        return [*self.before, shlex.join([*words, "-o", out])]
+        return [*self.before, command([*words, "-o", Path(out)])]
 
 
 _KINDS: Final[Mapping[tuple[str, ...], tuple[Family, str]]] = {
@@ -145,17 +145,19 @@ def typed(lam: float) -> str:
     return short if float(short) == lam else repr(lam)
 
 
-def _words(request: QuantizeRequest, grid: Grid) -> Iterator[str]:
-    yield from ("qvec", "quantize", str(request.source), *_network_words(request.network))
+def _words(request: QuantizeRequest, grid: Grid) -> Iterator[str | Path]:
+    yield from ("qvec", "quantize")
+    yield request.source
+    yield from _network_words(request.network)
     yield from _grid_words(grid)
     if request.method is not Method.RTN:
         yield from ("--method", str(request.method))
     if request.rotate:
         yield "--rotate"
     if request.anchor:
-        yield from ("--anchor", str(request.anchor.rho), "--lambda", request.anchor.lam)
+        yield from ("--anchor", request.anchor.rho, "--lambda", request.anchor.lam)
     if request.moments:
-        yield from ("--moments", str(request.moments.path))
+        yield from ("--moments", request.moments.path)
     if images := request.calibration:
         yield from _image_words("calib", images.specs, images.samples)
         if images.target is Target.FLOAT:
@@ -319,15 +321,14 @@ class VectorOffers:
 
     def _fit_command(self) -> tuple[str, ...]:
         proxy = self._request.proxy
-        words = ["--fit", "--receiver", str(self._request.receiver)]
+        words: list[str | Path] = ["--fit", "--receiver", self._request.receiver]
         words += _network_words(self._request.network)
         words += _image_words("proxy", proxy.specs, proxy.samples)
         words += _loading_words(proxy.loading, self._request.device)
         return self._command("fitted.st", *words)
 
-    def _command(self, out: str, *more: str) -> tuple[str, ...]:
-        words = ("qvec", "combine", *map(str, self._request.vectors), *more, "-o", out)
-        return (shlex.join(words),)
+    def _command(self, out: str, *more: str | Path) -> tuple[str, ...]:
+        return (command(("qvec", "combine", *self._request.vectors, *more, "-o", out)),)
 
 
 @dataclass(frozen=True, slots=True)

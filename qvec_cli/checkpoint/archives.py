@@ -10,11 +10,13 @@ import re
 import struct
 import zipfile
 from collections.abc import Iterator
+from json import dumps
 from pathlib import Path
 from typing import Any, Final
 
 from qvec_cli.checkpoint.header import MAX_HEADER
 from qvec_cli.errors import CheckpointError
+from qvec_cli.tame import command
 
 _SLACK: Final = 1 << 20  # letters that the pickle of a small file may encode
 
@@ -79,12 +81,12 @@ def _refuse_other_kinds(path: Path, names: list[str]) -> None:
     if any("/code/" in name for name in names):
         raise CheckpointError(
             f"{path}: a TorchScript program, not a state dict",
-            hint=_save(f"torch.jit.load({str(path)!r}, map_location='cpu')"),
+            hint=_save(f'torch.jit.load({dumps(str(path))}, map_location="cpu")'),
         )
     if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in names):
         raise CheckpointError(
             f"{path}: a program of torch.export, not a state dict",
-            hint=_save(f"torch.export.load({str(path)!r})", "state_dict"),
+            hint=_save(f"torch.export.load({dumps(str(path))})", "state_dict"),
         )
 
 
@@ -100,17 +102,15 @@ def whole_model(path: Path, kind: str) -> CheckpointError:
     return CheckpointError(
         f"{path}: a whole model and not a state dict: holds {kind}, which could run code when it "
         "is loaded: not read",
-        hint=_save(f"torch.load({str(path)!r}, map_location='cpu', weights_only=False)")
+        hint=_save(f'torch.load({dumps(str(path))}, map_location="cpu", weights_only=False)')
         + " Where you do not trust it, leave it.",
     )
 
 
 def _save(model: str, state: str = "state_dict()") -> str:
     """The line of Python that saves the state dict alone."""
-    return (
-        f'Save its state dict: python -c "import torch; torch.save({model}.{state}, '
-        "'state_dict.pth')\""
-    )
+    code = f'import torch; torch.save({model}.{state}, "state_dict.pth")'
+    return f"Save its state dict: {command(('python', '-c', code))}"
 
 
 @contextlib.contextmanager

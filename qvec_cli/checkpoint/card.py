@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Final
 
+from qvec_cli.checkpoint.json_text import encode, parse
 from qvec_cli.errors import CheckpointError
 
 SCHEMA: Final = 1
@@ -67,7 +67,7 @@ class Card:
             return None
         try:
             return cls._parse(metadata)
-        except (ValueError, TypeError, KeyError, RecursionError) as fault:
+        except (ValueError, TypeError, KeyError) as fault:
             raise CheckpointError(f"its qvec card is damaged ({fault})") from None
 
     @classmethod
@@ -80,13 +80,15 @@ class Card:
             )
         targets = _load(metadata, "qvec.targets", list)
         mappings = {k: _load(metadata, f"qvec.{k}", dict) for k in ("data", "quant", "recipe")}
+        provenance = _load(metadata, "qvec.provenance", dict) or {}
+        _require_kinds(mappings["data"] or {}, provenance)
         return cls(
             kind=Kind(metadata["qvec.kind"]),
             role=metadata.get("qvec.role", ""),
             model=_load(metadata, "timm", dict),
             targets=None if targets is None else tuple(map(str, targets)),
             base=metadata.get("qvec.base"),
-            provenance=_load(metadata, "qvec.provenance", dict) or {},
+            provenance=provenance,
             aliases={k: str(v) for k, v in (_load(metadata, "qvec.aliases", dict) or {}).items()},
             moments=_load(metadata, "qvec.moments", dict),
             rotation=_load(metadata, "qvec.rotation", dict),
@@ -95,23 +97,28 @@ class Card:
         )
 
 
-_ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
 def canonical(value: object) -> str:
     """JSON with one spelling: sorted keys, no spaces, ASCII, no NaN."""
-    return _ENCODER.encode(value)
+    return encode(value, sort_keys=True, separators=(",", ":"))
+
+
+def _require_kinds(data: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+    """Refuses data sets and parents that are told of in other kinds of values: ValueError."""
+    kinds = {"digest": str, "name": str, "images": dict}
+    listed = [data, *(data["joined"] if isinstance(data.get("joined"), list) else [])]
+    parents = provenance.get("parents", [])
+    if not isinstance(parents, list) or not all(isinstance(each, dict) for each in parents):
+        raise ValueError("parents")
+    for each in (*listed, *parents):
+        for key, kind in kinds.items() if isinstance(each, dict) else ():
+            if not isinstance(each.get(key, kind()), kind | None):
+                raise ValueError(f"{key} of data or of a parent")
 
 
 def _load(metadata: Mapping[str, str], key: str, expected: type) -> Any:
     if key not in metadata:
         return None
-    value = json.loads(metadata[key], parse_constant=refuse_constant)
+    value = parse(metadata[key])
     if not isinstance(value, expected):
         raise ValueError(f"{key} is not a JSON {expected.__name__}")
     return value
-
-
-def refuse_constant(text: str) -> Any:
-    """For Python's parser, which takes NaN and Infinity, although they are not JSON."""
-    raise ValueError(f"{text} is not JSON")

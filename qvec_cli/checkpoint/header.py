@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import math
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple, Protocol
 
-from qvec_cli.checkpoint.card import refuse_constant
 from qvec_cli.checkpoint.dtypes import FORMATS
+from qvec_cli.checkpoint.json_text import MAX_JSON, parse_table, require_moderate
 from qvec_cli.errors import CheckpointError
 
-MAX_HEADER: Final = 16 << 20
-"""Bytes of header that are parsed; 100,000 tensors need 9 MB."""
-
-_MAX_SIGNS: Final = 1_800_000
-"""Commas and quotes in a header that is parsed, a measure of what it costs: memory and time.
-
-100,000 tensors of four dimensions have 1.7 million.
-"""
+MAX_HEADER: Final = MAX_JSON
+"""Bytes of header that are parsed."""
 
 MAX_NAME: Final = 10_000
 """Letters in the name of a tensor, which messages repeat."""
@@ -113,23 +105,6 @@ def read_header(source: Source) -> tuple[dict[str, Entry], dict[str, str]]:
     return entries, metadata
 
 
-def require_moderate(text: bytes, what: str = "its header") -> None:
-    """Refuses JSON that would cost more than a second or 200 MB to read, or is no header."""
-    if len(text) > MAX_HEADER:
-        raise CheckpointError(
-            f"{what} claims {len(text):,} bytes; more than {MAX_HEADER:,} is not read"
-        )
-    if len(text) > MAX_HEADER // 4 and not text.isascii():  # a letter may take four in memory
-        raise CheckpointError(
-            f"{what} has letters outside ASCII in {len(text):,} bytes; "
-            f"more than {MAX_HEADER // 4:,} of such are not read"
-        )
-    if (signs := text.count(b",") + text.count(b'"')) > _MAX_SIGNS:
-        raise CheckpointError(
-            f"{what} holds {signs:,} commas and quotes; more than {_MAX_SIGNS:,} are not read"
-        )
-
-
 def parse_header(text: bytes, start: int) -> tuple[dict[str, Entry], dict[str, str], int]:
     """Entries sorted by place in the file, the metadata, and where the data end.
 
@@ -159,11 +134,9 @@ def _uncollected() -> Iterator[None]:
 
 def _json(text: bytes) -> Any:
     try:
-        header = json.loads(
-            text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse_constant
-        )
+        header = parse_table(text.decode("utf-8"))
         _require_utf8(header)
-    except (ValueError, RecursionError) as fault:
+    except ValueError as fault:
         raise CheckpointError(f"its header is not valid: {fault}") from None
     return header
 
@@ -205,16 +178,6 @@ def _entry(name: str, value: Any, data_start: int) -> Entry:
     if entry.nbytes != stop - start:
         raise CheckpointError(f"{name}: {dtype} {list(shape)} does not take {stop - start} bytes")
     return entry
-
-
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose names are unique."""
-    mapping = dict(pairs)
-    if len(mapping) != len(pairs):
-        counts = Counter(name for name, _ in pairs)
-        twice = next(name for name, count in counts.items() if count > 1)
-        raise ValueError(f"{twice!r} stands in it twice")
-    return mapping
 
 
 def _require_utf8(header: Any) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from qvec_cli.checkpoint.card import refuse_constant
 from qvec_cli.checkpoint.fetch import fetched
-from qvec_cli.checkpoint.header import MAX_HEADER, Entry, read_header, require_moderate, unique
+from qvec_cli.checkpoint.header import MAX_HEADER, Entry, read_header
+from qvec_cli.checkpoint.json_text import decoded, require_moderate
 from qvec_cli.checkpoint.source import STREAM, Contents, File, WeightsChoice, open_file
 from qvec_cli.errors import CheckpointError
 
@@ -264,8 +263,8 @@ def read_json(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path}: {file.size:,} bytes; more than {MAX_HEADER:,} of JSON")
         text = file.read(file.size, 0)
         require_moderate(text, str(path))
-        document = json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant)
-    except (ValueError, RecursionError) as fault:
+        document = decoded(text)
+    except ValueError as fault:
         raise CheckpointError(f"{path}: is not valid JSON: {fault}") from None
     finally:
         file.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import secrets
 import shutil
@@ -16,8 +15,10 @@ from itertools import product
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from qvec_cli.checkpoint.json_text import encode
 from qvec_cli.checkpoint.source import STREAM
 from qvec_cli.errors import CheckpointError, ReaderLeftError, SpecError
+from qvec_cli.tame import command
 
 SUFFIX: Final = ".qvec-tmp"
 """How the hidden sibling ends; the next writer to the same target sweeps those of dead ones."""
@@ -111,7 +112,7 @@ def write_json(path: Path, document: object, *, force: bool) -> None:
 
 def dump(document: object) -> str:
     """JSON for people and programs: indented, sorted, no NaN, one newline at the end."""
-    return json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    return encode(document, indent=2, sort_keys=True) + "\n"
 
 
 def refused(path: Path, fault: OSError) -> CheckpointError:
@@ -138,7 +139,8 @@ def _check(path: Path, *, force: bool, size: int) -> None:
     folder = path.resolve().parent
     if not folder.is_dir():
         raise CheckpointError(
-            f"{path}: its folder does not exist", hint=f"Create it with: mkdir -p {path.parent}"
+            f"{path}: its folder does not exist",
+            hint=f"Create it with: {command(('mkdir', '-p', path.parent))}",
         )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise CheckpointError(f"{path}: its folder is not writable")

@@ -13,7 +13,8 @@ import numpy as np
 
 from qvec_cli.checkpoint.card import Card
 from qvec_cli.checkpoint.dtypes import FORMATS, Array
-from qvec_cli.checkpoint.header import Entry, require_moderate
+from qvec_cli.checkpoint.header import Entry
+from qvec_cli.checkpoint.json_text import require_moderate
 from qvec_cli.checkpoint.read import BLOCK, Hasher
 from qvec_cli.checkpoint.replace import check_target, replacing
 from qvec_cli.errors import CheckpointError

@@ -208,7 +208,7 @@ def _explain(fault: Exception) -> int:
 def _told(fault: QvecError) -> int:
     """A fault of ours on a line, and its exit code; that nothing was left to do is none."""
     if isinstance(fault, FinishedError):
-        show.explain(str(fault))
+        show.explain(" ".join(str(fault).split()))
     else:
         show.complain(str(fault), fault.hint)
     return fault.exit_code

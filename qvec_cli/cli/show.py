@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import shutil
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from qvec_cli.cli.text import Facts, data_use_text, plan_text
 from qvec_cli.errors import QvecError, ReaderLeftError, SpecError
 from qvec_cli.specs import Listener, Silence
+from qvec_cli.tame import tame
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -24,11 +24,6 @@ if TYPE_CHECKING:
     from qvec_cli.cli.options import OutputFlags
     from qvec_cli.outputs.metrics import Metrics
 
-
-_CONTROL: Final = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
-)
-"""What could steer a terminal: control characters, and marks that turn text around."""
 
 _LONGEST: Final = 2000
 """Characters of a message: a name from a hostile file may have millions."""
@@ -173,14 +168,9 @@ def drop_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def clean(text: str) -> str:
-    """Text from a file or a user, made harmless for a terminal."""
-    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
-
-
 def _row(text: str) -> str:
     """A line of a result, which no name in it can break into two."""
-    return clean(text).replace("\n", "\\n")
+    return tame(text).replace("\n", "\\n")
 
 
 def _for_people(lines: Iterable[str]) -> Iterable[str]:
@@ -235,7 +225,7 @@ class Terminal:
         if self._bar is None:
             explain(text)
         else:
-            self._bar.console.print(clean(text), markup=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(tame(text), markup=False, highlight=False, soft_wrap=True)
 
     def progress(self, label: str, done: float, total: float, **facts: float) -> None:
         """How far the work is, with the numbers of the moment and the time left.
@@ -299,5 +289,5 @@ def explain(text: str) -> None:
     """A line on stderr, if anybody can hear of it."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):  # work goes on when nobody can hear of it
-            sys.stderr.write(clean(text) + "\n")
+            sys.stderr.write(tame(text) + "\n")
             sys.stderr.flush()

@@ -170,6 +170,11 @@ class _SplitFolder:
 
     def check(self) -> None:
         """Refuses classes that are a folder above, one and the same folder, or of one name."""
+        if broken := [n for n in self.classes if n != n.encode("utf-8", "replace").decode()]:
+            raise DataError(
+                f"{self.path}: the class {broken[0]!a} is no name in UTF-8",
+                hint="Rename its folder: a model keeps the names of its classes.",
+            )
         real = {name: (self.path / name).resolve() for name in self.classes}
         owners = {path: name for name, path in real.items()}
         names: dict[str, str] = {}

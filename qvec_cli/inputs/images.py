@@ -311,13 +311,20 @@ def _unnamed(
     return known
 
 
+_LARGEST_MAP, _LONGEST_NAME = 1 << 24, 1000
+"""Bytes of a list of classes that are read, and letters of one of its names."""
+
+
 def listed_classes(path: str) -> tuple[str, ...]:
     """The class names of a file, one a line. Raises DataError: cannot be read, or one twice."""
     try:
-        names = tuple(filter(None, Path(path).read_text(encoding="utf-8").splitlines()))
+        with Path(path).open("rb") as file:
+            names = tuple(filter(None, file.read(_LARGEST_MAP).decode("utf-8-sig").splitlines()))
     except (OSError, UnicodeDecodeError) as fault:
         raise DataError(f"--class-map {path}: cannot be read: {fault}") from None
-    if double := next((name for name in names if names.count(name) > 1), None):
+    if long := next((name for name in names if len(name) > _LONGEST_NAME), None):
+        raise DataError(f"--class-map {path}: a name of {len(long):,} letters")
+    if double := next((name for name, count in Counter(names).items() if count > 1), None):
         raise DataError(f"--class-map {path}: {double!r} stands in it twice")
     return names
 
@@ -327,7 +334,7 @@ def natural(names: Sequence[str]) -> list[str]:
 
     def key(name: str) -> list[tuple[bool, int, str]]:
         pieces = re.split(r"(\d+)", name.lower())
-        return [(not p.isdigit(), int(p) if p.isdigit() else 0, p) for p in pieces]
+        return [(not p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in pieces]
 
     return sorted(names, key=key)
 

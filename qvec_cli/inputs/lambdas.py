@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from qvec_cli.checkpoint.locate import read_json
 from qvec_cli.errors import MismatchError, QvecError, SpecError
 from qvec_cli.specs import NOTHING, Grid, Use
 
@@ -60,7 +60,7 @@ def _decimal(text: str) -> Decimal:
 AUTO: Final = "auto"
 """The word for a lambda that is chosen on the way."""
 
-_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +90,8 @@ def read_choice(text: str) -> LambdaChoice:
     """
     if not (text.endswith(".json") or _is_file(text)):
         return LambdaChoice(parse_lambda(text), text)
+    document = read_json(Path(text))
     try:
-        document: dict[str, Any] = json.loads(Path(text).read_bytes())
         chosen, cost = document["results"]["chosen"], document["data_use"]
         return LambdaChoice(
             parse_lambda(repr(float(chosen["lambda"]))),
@@ -100,8 +100,6 @@ def read_choice(text: str) -> LambdaChoice:
             Grid.from_json(document["parameters"]["grid"]).to_json(),
             tuple(str(i["digest"]) for i in document["inputs"] if _concerns(i, chosen)),
         )
-    except OSError as fault:
-        raise QvecError(f"{text}: {(fault.strerror or 'cannot be read').lower()}") from None
     except (*_MALFORMED, QvecError):
         raise QvecError(f"{text}: is not the result of qvec sweep-lambda") from None
 

@@ -13,6 +13,7 @@ from qvec_cli.errors import CheckpointError, MismatchError, QvecError
 from qvec_cli.inputs.files import stated_model
 from qvec_cli.model.configuration import same_backbone
 from qvec_cli.specs import DataUse, Grid, Listener, Use, spent
+from qvec_cli.tame import command
 
 CROSS: Final = "Pass --cross-grid to cross them all the same."
 """The way past a refusal of two grids."""
@@ -120,7 +121,7 @@ def require_twins(donor: Checkpoint, donor_qat: Checkpoint, listener: Listener) 
         raise MismatchError(
             f"{donor.path} is the QAT checkpoint and {donor_qat.path} the plain "
             "one: the arguments look swapped",
-            hint=f"qvec extract {donor_qat.path} {donor.path} ...",
+            hint=f"{command(('qvec', 'extract', donor_qat.path, donor.path))} ...",
         )
     for checkpoint, expected in ((donor, "fp"), (donor_qat, "qat")):
         if checkpoint.card.role not in ("", expected):

@@ -118,8 +118,9 @@ class Session:
             card = done.card
         stored = {**(card.recipe or {}), "base": card.base, "grid": card.quant}
         stored |= {"model": card.model, "data": card.data, "device": current["device"]}
-        parents = {each["as"]: each["digest"] for each in card.provenance.get("parents", ())}
-        stored["teacher"] = parents.get("teacher")
+        parents = card.provenance.get("parents", ())
+        taught = (each.get("digest") for each in parents if each.get("as") == "teacher")
+        stored["teacher"] = next(taught, None)
         is_same_run(self.request.out, stored, current, force=False, listener=self.listener)
         raise FinishedError(f"{self.request.out}: done already")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.specs import Cost, FigureKind, Use
+from qvec_cli.tame import tame
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,7 +112,12 @@ def style() -> Iterator[None]:
 
 def render(figure: Figure, suffix: str) -> bytes:
     """A figure as the bytes of a file of one of ``FORMATS``."""
+    from matplotlib.text import Text
+
     file = io.BytesIO()
+    for text in figure.findobj(Text):
+        if (shown := tame(text.get_text())) != text.get_text():
+            text.set_text(shown)
     with style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # it is drawn as a box
         figure.savefig(file, format=suffix, metadata=_METADATA[suffix])
@@ -128,6 +134,7 @@ class Sheet:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
+        title, subtitle = name(title, 160), name(subtitle, 240)
         titles = wrapped(title, width - 0.3, 11.3)  # 10 points, bold
         below, lines = (wrapped(text, width - 0.3, 7.5) for text in (subtitle, notes))
         head = 0.18 * (len(titles) - 1) + 0.14 * max(len(below) - 1, 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from qvec_cli.checkpoint.json_text import encode
 from qvec_cli.checkpoint.replace import check_apart, check_target, replacing
 from qvec_cli.errors import QvecError, SpecError
 from qvec_cli.outputs.metrics import Metrics, version
@@ -28,6 +28,7 @@ from qvec_cli.results.summary import summarise
 from qvec_cli.results.tidy import rows as tidy_rows
 from qvec_cli.results.tidy import write_table
 from qvec_cli.specs import Listener, Use, spent
+from qvec_cli.tame import tame
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,7 @@ def page(title: str, lead: str, sections: Sequence[Section], data: Any, foot: st
         loader=jinja2.PackageLoader("qvec_cli", "report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: tame(value) if type(value) is str else value,  # not what is safe
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -188,7 +190,7 @@ def page(title: str, lead: str, sections: Sequence[Section], data: Any, foot: st
 
 def embedded(data: Any) -> str:
     """JSON that a script element can hold: nothing in it ends the element or opens a comment."""
-    text = json.dumps(data, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    text = encode(data, sort_keys=True, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 

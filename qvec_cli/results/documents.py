@@ -21,7 +21,7 @@ from qvec_cli.specs import DataUse, Grid, Use
 
 R = TypeVar("R")
 
-MAX_BYTES: Final = 1 << 28
+MAX_BYTES: Final = 1 << 25
 """Of one file; a grid of 22 x 22 with curves takes 3 million."""
 
 

@@ -7,7 +7,6 @@ of that file states the same. Whether something is of the same run is asked here
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -16,9 +15,12 @@ from typing import Any, BinaryIO, Final, NoReturn, Self
 
 from msgspec import Struct, structs
 
+from qvec_cli.checkpoint.json_text import encode
+from qvec_cli.checkpoint.json_text import parse as parse_json
+from qvec_cli.checkpoint.locate import read_json
 from qvec_cli.checkpoint.replace import lock, refused, replacing
 from qvec_cli.errors import CheckpointError, FinishedError, MismatchError
-from qvec_cli.results.records import decode
+from qvec_cli.results.records import Record
 from qvec_cli.specs import Listener
 
 Line = dict[str, Any]
@@ -47,7 +49,7 @@ def differences(stored: Any, current: Any) -> list[str]:
 
     One text a field: "seed 0 vs 5", or "data digest differs" where values are long.
     """
-    return sorted(_different(stored, json.loads(json.dumps(current))))
+    return sorted(_different(stored, parse_json(encode(current))))
 
 
 def is_same_run(path: Path, stored: Any, current: Any, *, force: bool, listener: Listener) -> bool:
@@ -77,7 +79,7 @@ def check_finished(
 
     ``inputs`` are digests, in the order of the document.
     """
-    done = decode(path.read_text(errors="replace"), str(path)).decoded(_Finished)
+    done = Record(str(path), read_json(path)).decoded(_Finished)
     stored = {**structs.asdict(done), "inputs": [each.get("digest") for each in done.inputs]}
     current = {"command": command, "inputs": [*inputs], "parameters": parameters}
     is_same_run(path, stored, current, force=False, listener=listener)
@@ -252,4 +254,4 @@ def _headers(path: Path, lines: list[Line]) -> list[Line]:
 
 def encoded(line: Line) -> bytes:
     """A line as the file has it."""
-    return json.dumps(line, allow_nan=False).encode() + b"\n"
+    return encode(line).encode() + b"\n"

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, TypeVar
 import msgspec
 from msgspec import Meta, Struct, field
 
+from qvec_cli.checkpoint.json_text import parse, require_moderate
 from qvec_cli.errors import CheckpointError, SpecError
 from qvec_cli.specs import DataUse, Granularity, Grid, Scale, ScaleDtype, Use
 
@@ -50,10 +51,10 @@ class Record:
 def decode(text: str, where: str) -> Record:
     """One JSON object; CheckpointError: no JSON, or JSON that is no object."""
     try:
-        value = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
-        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
-        raise CheckpointError(f"{where}: is not JSON: {reason}") from None
+        require_moderate(text.encode(), where)
+        value = parse(text)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{where}: is no JSON object")
     return Record(where, value)

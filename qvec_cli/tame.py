@@ -1,0 +1,28 @@
+"""Text of files and users, made harmless where it is shown or pasted: every door calls this."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+_CONTROL: Final = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+"""Control characters, marks that turn text around, halves of letters, and what is no letter."""
+
+
+def tame(text: str) -> str:
+    """Text that can steer no terminal and breaks no page: signs for machines in their codes."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def command(words: Iterable[str | Path]) -> str:
+    """A command line that a shell takes as these words; no path among them is taken for a flag."""
+    return shlex.join(f"./{w}" if isinstance(w, Path) and _is_flag(w) else str(w) for w in words)
+
+
+def _is_flag(path: Path) -> bool:
+    return str(path).startswith("-") and path != Path("-")
