@@ -18,10 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import call
 
+from qvec_cli.checkpoint.card import Card, Kind
+from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.json_text import encode, parse
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.checkpoint.write import write
+from qvec_cli.errors import CheckpointError
 from qvec_cli.inputs.yaml_text import MAX_BYTES
 
 FIRST = Path(__file__).parent / "golden" / "first"
@@ -43,7 +49,7 @@ VALUES: tuple[Any, ...] = (
         "\0",
     ),
     *("\u202egnp.exe", "a\nb", "/etc/passwd", "../..", "é" * 300, [], {}, [[]], [None], [1, "a"]),
-    *([0] * 5000, {"": {}}, {"a": 1}, ["\udcff"], {"\ud800": "\x9b"}, 50, 900),
+    *([0] * 5000, {"": {}}, {"a": 1}, ["\udcff"], {"\ud800": "\x9b"}, 250, 900),
 )
 """What a value is replaced by; the last two are so many lists in one another."""
 
@@ -342,7 +348,7 @@ REFUSED = {
     "a number of 5,000 digits": "9" * 5000,
     "the number 1e999 is too large": "1e999",
     "NaN is not JSON": "NaN",
-    "nested deeper than 32": "[" * 40 + "]" * 40,
+    "nested deeper than 256": "[" * 300 + "]" * 300,
     "nested too deep": "[" * 100_000 + "]" * 100_000,
     "a text of 100,000 letters": f'"{"a" * 100_000}"',
     "'\\ud800' is half a letter": '"\\ud800"',
@@ -364,10 +370,33 @@ def test_json_of_no_bounds_is_refused_wherever_it_is_read(reason: str, folder: P
     with contextlib.chdir(folder):
         for name, line in files.items():
             raw = Path(name).read_bytes()
-            Path(name).write_bytes(raw.replace(b"{", b'{"x": %b, ' % REFUSED[reason].encode(), 1))
+            first = b"{\n" if raw.startswith(b"{\n") else b"{"
+            value = b'%b"x": %b, ' % (first, REFUSED[reason].encode())
+            Path(name).write_bytes(raw.replace(first, value, 1))
             done = call(*line.format(name).split(), code=1)
             assert reason in done.errors[0], name
             Path(name).write_bytes(raw)
+
+
+def test_a_lineage_of_eighty_generations_is_read_and_no_longer_one_is_written(
+    tmp_path: Path,
+) -> None:
+    lineage: dict[str, Any] = {"op": "finetune", "parents": []}
+    entry = {"a": Entry("F32", (1,))}
+    refusals = []
+    for generation in range(90):
+        path, card = tmp_path / f"{generation}.st", Card(Kind.CHECKPOINT, provenance=lineage)
+        try:
+            write(path, entry, iter([("a", [np.ones(1, np.float32)])]), card, force=False)
+        except CheckpointError as error:
+            refusals.append(str(error))
+        else:
+            assert Checkpoint(path).card.provenance == lineage
+        lineage = {"op": "finetune", "parents": [{"as": "base", "provenance": lineage}]}
+    assert call("inspect", tmp_path / "80.st", "--lineage").out.count("finetune") == 81
+    assert not path.exists()
+    assert 0 < len(refusals) < 9
+    assert all("nested deeper" in each for each in refusals)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ _MAX_SIGNS: Final = 1_800_000
 100,000 tensors of four dimensions have 1.7 million.
 """
 
-_DEEPEST: Final = 32
-"""Lists and objects in one another; what qvec writes has ten."""
+_DEEPEST: Final = 256
+"""Lists and objects in one another; a card has three more for each generation of its lineage."""
 
 _LONGEST: Final = 10_000
 """Letters of a text in JSON, which messages and figures repeat."""

@@ -114,7 +114,8 @@ def _place(plan: Mapping[str, Entry], card: Card, align: int = 1) -> tuple[dict[
 
 
 def _header(placed: Mapping[str, Entry], card: Card, start: int, align: int) -> bytes:
-    table: dict[str, object] = {"__metadata__": card.to_header()}
+    metadata = card.to_header()
+    table: dict[str, object] = {"__metadata__": metadata}
     for name, entry in placed.items():
         table[name] = {
             "dtype": entry.dtype,
@@ -125,9 +126,10 @@ def _header(placed: Mapping[str, Entry], card: Card, start: int, align: int) -> 
     text += b" " * (-(8 + len(text)) % max(align, 8))
     try:
         require_moderate(text)
-    except CheckpointError:
+        Card.from_header(metadata)
+    except CheckpointError as error:
         raise CheckpointError(
-            f"{len(placed):,} tensors need a header that qvec could not read"
+            f"{len(placed):,} tensors need a header that qvec could not read: {error}"
         ) from None
     return len(text).to_bytes(8, "little") + text
 

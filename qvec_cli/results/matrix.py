@@ -249,7 +249,7 @@ def lines_of(text: str, name: str) -> Iterator[Record]:
         try:
             yield decode(row, where)
         except CheckpointError:
-            if place < len(rows):
+            if place < len(rows) or len(rows) == 1:
                 raise
             raise CheckpointError(
                 f"{where}: the last line is cut off",
