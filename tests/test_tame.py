@@ -52,7 +52,7 @@ def steered(value: Any, key: str = "") -> Any:
     return value + STEERING if named and isinstance(value, str) else value
 
 
-@pytest.mark.parametrize("name", ["sweep.json", "grid.jsonl", "quantize.json", "agree.json"])
+@pytest.mark.parametrize("name", ["sweep.json", "grid.jsonl", "quantize.json"])
 def test_names_that_steer_reach_no_figure_page_or_terminal(name: str, folder: Path) -> None:
     lines = [steered(json.loads(line)) for line in _documents(folder / name)]
     (folder / name).write_text("\n".join(map(json.dumps, lines)) + "\n")

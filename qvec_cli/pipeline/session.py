@@ -118,7 +118,7 @@ class Session:
             card = done.card
         stored = {**(card.recipe or {}), "base": card.base, "grid": card.quant}
         stored |= {"model": card.model, "data": card.data, "device": current["device"]}
-        parents = card.provenance.get("parents", ())
+        parents = [p for p in card.provenance.get("parents", ()) if isinstance(p, dict)]
         taught = (each.get("digest") for each in parents if each.get("as") == "teacher")
         stored["teacher"] = next(taught, None)
         is_same_run(self.request.out, stored, current, force=False, listener=self.listener)
