@@ -20,7 +20,7 @@ from qvec_cli.checkpoint.json_text import parse as parse_json
 from qvec_cli.checkpoint.locate import read_json
 from qvec_cli.checkpoint.replace import lock, refused, replacing
 from qvec_cli.errors import CheckpointError, FinishedError, MismatchError
-from qvec_cli.results.records import Record
+from qvec_cli.results.records import Record, decode
 from qvec_cli.specs import Listener
 
 Line = dict[str, Any]
