@@ -16,6 +16,7 @@ import pytest
 from conftest import MODEL, Drawer, Result, call, spawn, without_torch
 from safetensors.numpy import save_file
 
+from qvec_cli.checkpoint.stop import STOP
 from qvec_cli.cli import app, show
 
 
@@ -385,7 +386,7 @@ def test_a_signal_that_a_library_swallows_stops_the_work_at_its_next_step(
     number: signal.Signals, raised: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As torch does while it starts or ends the processes that decode images."""
-    monkeypatch.setattr(show, "stopped", None)
+    monkeypatch.setattr(STOP, "number", None)
     with show.Terminal() as terminal:
         terminal.progress("epoch", 1, 3)
         with contextlib.suppress(BaseException):

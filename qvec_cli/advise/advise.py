@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from qvec_cli.checkpoint.replace import (
     check_target,
     check_unfinished,
     may_be_finished,
+    scratch_folder,
     unfinished,
 )
 from qvec_cli.data.generated import GENERATED
@@ -72,11 +72,11 @@ def advise(request: AdviseRequest, listener: Listener) -> Metrics:
     started = time.perf_counter()
     finished = _check_outputs(request)
     files = InputFiles(listener, request.network.weights)
-    with files, tempfile.TemporaryDirectory(prefix="qvec-") as name:
+    with files, scratch_folder() as folder:
         theta, rhos = files.open(request.receiver), [files.open(path) for path in request.vectors]
         require(theta, Kind.CHECKPOINT)
         network_of(theta, request.network, listener)
-        ways = Ways(request, Path(name))
+        ways = Ways(request, folder)
         if request.moments is not None:  # refuses, as quantize would, those of another receiver
             grid = Grid(request.bits, scale=Scale.MSE_FULL)
             planned = ways.on_moments(grid, request.moments).request

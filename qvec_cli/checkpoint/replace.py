@@ -10,18 +10,19 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from qvec_cli.checkpoint.json_text import encode
 from qvec_cli.checkpoint.source import STREAM
+from qvec_cli.checkpoint.stop import STOP
 from qvec_cli.errors import CheckpointError, ReaderLeftError, SpecError
 from qvec_cli.tame import command
 
 SUFFIX: Final = ".qvec-tmp"
-"""How the hidden sibling ends; the next writer to the same target sweeps those of dead ones."""
+"""How a hidden sibling ends; the next writer to the same target sweeps those of dead ones."""
 
 _NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 """What file systems without hard links answer, as those of memory cards."""
@@ -86,7 +87,7 @@ def replacing(path: Path, *, force: bool) -> Iterator[BinaryIO]:
         return
     target = path.resolve()
     try:
-        _sweep(target)
+        sweep(target, Path.unlink)
         # open to the end, because its lock keeps others from sweeping it
         with _sibling(target) as (temporary, file):
             yield file
@@ -94,12 +95,13 @@ def replacing(path: Path, *, force: bool) -> Iterator[BinaryIO]:
                 os.fchmod(file.fileno(), target.stat().st_mode & 0o7777)
             file.flush()
             os.fsync(file.fileno())
-            _put(temporary, target, force=force)
+            with STOP.guarded():
+                _put(temporary, target, force=force)
     except FileExistsError:
         raise CheckpointError(f"{path}: exists", hint="Pass --force to replace it.") from None
     except OSError as fault:
         raise refused(path, fault) from None
-    _sync_folder(path, target.parent)
+    sync_folder(path, target.parent)
 
 
 def write_json(path: Path, document: object, *, force: bool) -> None:
@@ -159,21 +161,24 @@ def _room(folder: Path) -> int:
 
 @contextlib.contextmanager
 def _sibling(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """A new sibling that is locked as long as its writer lives, and removed at the end.
+    """A new sibling that is locked as long as its writer lives, and removed at the end."""
+    with STOP.guarded():
+        while True:
+            temporary = hidden(target)
+            try:
+                with temporary.open("xb") as file:
+                    if lock(file.fileno()) is not False and os.fstat(file.fileno()).st_nlink:
+                        with STOP.heard():
+                            yield temporary, file
+                        return  # else a sweeper was faster than the lock
+            finally:
+                with contextlib.suppress(OSError):  # else the next writer sweeps it
+                    temporary.unlink(missing_ok=True)
 
-    Its name is known before it is made: a signal may come at any line.
-    """
-    start = _start(target)
-    while True:
-        temporary = target.with_name(f"{start}{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
-        try:
-            with temporary.open("xb") as file:
-                if lock(file.fileno()) is not False and os.fstat(file.fileno()).st_nlink:
-                    yield temporary, file
-                    return  # else a sweeper was faster than the lock
-        finally:
-            with contextlib.suppress(OSError):  # else the next writer sweeps it
-                temporary.unlink(missing_ok=True)
+
+def hidden(target: Path) -> Path:
+    """A new name for a hidden sibling of a target."""
+    return target.with_name(f"{_start(target)}{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
 
 
 def _start(target: Path) -> str:
@@ -195,7 +200,7 @@ def lock(fd: int) -> bool | None:
     return True
 
 
-def _sweep(target: Path) -> None:
+def sweep(target: Path, remove: Callable[[Path], object]) -> None:
     """Removes what writers to the same target left behind that were killed."""
     start = _start(target)
     try:
@@ -208,7 +213,7 @@ def _sweep(target: Path) -> None:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 if lock(fd):
-                    Path(path).unlink()
+                    remove(Path(path))
             finally:
                 os.close(fd)
 
@@ -230,7 +235,7 @@ def _put(temporary: Path, target: Path, *, force: bool) -> None:
             raise
 
 
-def _sync_folder(path: Path, folder: Path) -> None:
+def sync_folder(path: Path, folder: Path) -> None:
     """Makes the new name durable, in folders that can be read and on disks that can do that."""
     try:
         fd = os.open(folder, os.O_RDONLY)
@@ -262,6 +267,13 @@ def _streaming(path: Path) -> Iterator[BinaryIO]:
         raise ReaderLeftError(f"{path}: its reader has left") from None
     except OSError as fault:
         raise refused(path, fault) from None
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder that is gone at the end, at whatever line a signal comes."""
+    with STOP.guarded(), tempfile.TemporaryDirectory(prefix="qvec-") as name, STOP.heard():
+        yield Path(name)
 
 
 def unfinished(out: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import math
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
+from qvec_cli.checkpoint.stop import STOP
 from qvec_cli.cli import help_text, look, measurement, quantization, show, study, training, vectors
 from qvec_cli.cli.signature import expand
 from qvec_cli.errors import (
@@ -134,8 +136,8 @@ def _program(first: str) -> typer.core.TyperGroup:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs a command line and exits: 0 done, 1 a fault, 2 usage, 130 interrupted."""
-    _prepare()
     try:
+        _prepare()
         code = run(argv)
         if sys.stdout is not None:
             code = _closing(code)
@@ -166,8 +168,13 @@ def run(argv: Sequence[str] | None = None) -> int:
         left = isinstance(exit_.__context__, BrokenPipeError)  # rich ends with 1 there
         code = ReaderLeftError.exit_code if left else exit_.code
     except Exception as fault:
-        distributed.wait_for_torchrun(_world(), fault)
-        return _explain(fault)
+        if STOP.code is None:  # else a library made this of the stop
+            distributed.wait_for_torchrun(_world(), fault)
+            return _explain(fault)
+        code = STOP.code
+    if STOP.code is not None:
+        gc.collect()  # ends contexts that were cut off before their blocks
+        code = STOP.code
     if code in _SIGNALS and _world().size == 1:  # torchrun reports a signal itself
         show.complain(_SIGNALS[code], None)
     return code if isinstance(code, int) else 0
@@ -288,8 +295,5 @@ class _Stop:
             signal.raise_signal(number)
         elif self._first == math.inf:
             self._first = now
-            show.stopped = (
-                KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
-            )
             sys.unraisablehook = lambda _: None  # what finalizers say of it is nobody's concern
-            raise show.stopped
+            STOP.ask(number)

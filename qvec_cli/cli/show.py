@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from qvec_cli.checkpoint.stop import STOP
 from qvec_cli.cli.text import Facts, data_use_text, plan_text
 from qvec_cli.errors import QvecError, ReaderLeftError, SpecError
 from qvec_cli.specs import Listener, Silence
@@ -189,10 +190,6 @@ def complain(message: str, hint: str | None) -> None:
         explain(f"hint: {_one_line(hint)}")
 
 
-stopped: BaseException | None = None
-"""What a signal raised: raised again where work goes on, because a library has swallowed it."""
-
-
 class Terminal:
     """A listener that writes to stderr: a live bar where one can be shown, else lines."""
 
@@ -233,8 +230,7 @@ class Terminal:
         A bar begins where the work is another one: with another total, or from further back. What
         is done by then says nothing of the speed.
         """
-        if stopped is not None:
-            raise stopped
+        STOP.check()
         if self._quiet:
             return
         now = time.monotonic()

@@ -19,6 +19,7 @@ from qvec_cli.checkpoint.json_text import encode
 from qvec_cli.checkpoint.json_text import parse as parse_json
 from qvec_cli.checkpoint.locate import read_json
 from qvec_cli.checkpoint.replace import lock, refused, replacing
+from qvec_cli.checkpoint.stop import STOP
 from qvec_cli.errors import CheckpointError, FinishedError, MismatchError
 from qvec_cli.results.records import Record, decode
 from qvec_cli.specs import Listener
@@ -168,11 +169,18 @@ class Journal:
         self._started = False
 
     def __enter__(self) -> Self:
-        self._file = self._opened()
+        try:
+            with STOP.guarded():
+                self._file = self._opened()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
+        if self._file is None:
+            return
+        with STOP.guarded():
             empty = os.fstat(self._file.fileno()).st_size == 0  # refused before it was started
             if empty or (self._started and len(self._lines) == 1):
                 self._path.unlink(missing_ok=True)
