@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
+import itertools
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +22,12 @@ import torch
 from conftest import NETWORKS, Drawer, bare, call
 from safetensors.numpy import load_file, save_file
 
+from qvec_cli.checkpoint import whole_folder
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.write import write
+from qvec_cli.errors import CheckpointError
 from qvec_cli.inputs.files import model_of
 from qvec_cli.inputs.foreign import stored_grid
 from qvec_cli.inputs.network import load_network
@@ -226,10 +232,11 @@ def test_a_run_that_fails_leaves_what_was_there(drawer: Drawer, tmp_path: Path) 
     assert content(tmp_path / "q") == before
 
 
+@pytest.mark.parametrize("exchange", [True, False], ids=["at once", "one by one"])
 def test_weights_are_never_beside_a_config_that_is_not_theirs(
-    drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exchange: bool, drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Looked at before each step that changes the folder, as after a crash there."""
+    """Looked at before each step that gives a file its name, as after a crash there."""
     folder, pairs = tmp_path / "q", []
     for number, kind in enumerate(((), ("--fake",))):
         out = tmp_path / f"alone{number}"
@@ -237,26 +244,61 @@ def test_weights_are_never_beside_a_config_that_is_not_theirs(
         pairs.append(content(out))
     seen: list[dict[str, bytes]] = []
 
-    def watched(name: str) -> Callable[..., Any]:
-        step = getattr(Path, name)
+    def watched(owner: Any, name: str) -> None:
+        step = getattr(owner, name)
 
         def look(*args: Any, **options: Any) -> Any:
-            seen.append({n: b for n, b in content(folder).items() if not n.startswith(".")})
+            seen.append(content(folder))
+            if name == "_exchange" and not exchange:
+                raise OSError(errno.EINVAL, "no")
             return step(*args, **options)
 
-        return look
+        monkeypatch.setattr(owner, name, look)
 
     shutil.copytree(tmp_path / "alone1", folder)
-    for name in ("replace", "unlink"):
-        monkeypatch.setattr(Path, name, watched(name))
+    for name in ("replace", "rename", "unlink"):
+        watched(Path, name)
+    watched(whole_folder, "_exchange")
     call("quantize", drawer.receiver, "--bits", 3, "-o", f"{folder}/", "--force")
     seen.append(content(folder))
-    for state in seen:
-        assert "config.json" not in state or state in pairs
-        assert state["model.safetensors"] in [pair["model.safetensors"] for pair in pairs]
+    assert all(state in pairs for state in seen if "config.json" in state)
+    assert all("config.json" in state for state in seen) == exchange
     assert seen[0] == pairs[1]
     assert seen[-1] == pairs[0]
-    assert sum("config.json" not in state for state in seen) >= 2
+
+
+def test_what_else_a_folder_holds_stays_the_same_file(drawer: Drawer, tmp_path: Path) -> None:
+    """Modes stay too. A folder within hinders the exchange, and nothing else."""
+    folder = tmp_path / "q"
+    args = ("quantize", drawer.receiver, "--bits", 3, "-o", f"{folder}/", "--force")
+    call(*args)
+    (folder / "notes.txt").write_text("mine")
+    (folder / "link").symlink_to("nowhere")
+    folder.chmod(0o750)
+    (folder / "config.json").chmod(0o640)
+    for inner in (False, True):
+        before, whole = (folder / "notes.txt").stat().st_ino, folder.stat().st_ino
+        if inner:
+            (folder / "more").mkdir()
+        call(*args, "--fake")
+        assert (folder / "notes.txt").stat().st_ino == before
+        assert (folder / "link").readlink() == Path("nowhere")
+        modes = [path.stat().st_mode & 0o777 for path in (folder, folder / "config.json")]
+        assert modes == [0o750, 0o640]
+        assert (folder.stat().st_ino == whole) == inner
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["q"]
+    assert {path.name for path in folder.iterdir()} == {*FILES, "link", "more", "notes.txt"}
+
+
+def test_a_folder_in_which_qvec_works_stays_the_same_one(
+    drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for kind in ((), ("--fake",)):
+        before = tmp_path.stat().st_ino
+        call("quantize", drawer.receiver, "--bits", 3, *kind, "-o", ".", "--force")
+        assert tmp_path.stat().st_ino == before
+        assert sorted(path.name for path in Path().iterdir()) == FILES
 
 
 def test_two_writers_of_a_folder_never_mix(drawer: Drawer, tmp_path: Path) -> None:
@@ -272,14 +314,72 @@ def test_two_writers_of_a_folder_never_mix(drawer: Drawer, tmp_path: Path) -> No
     call(*args, "--bits", 3)
 
 
-def test_weights_whose_config_could_not_be_written_stand_alone(
+def pair(folder: Path, text: str) -> None:
+    """Writes two files together."""
+    with whole_folder.replacing_folder(folder, force=True) as new:
+        for name in FILES:
+            (new / name).write_text(text)
+
+
+def test_of_two_writers_of_a_new_folder_one_wins(tmp_path: Path) -> None:
+    """The other has begun before the folder was there."""
+    writer = whole_folder.replacing_folder(tmp_path / "q", force=True)
+    (writer.__enter__() / "config.json").write_text("late")
+    pair(tmp_path / "q", "first")
+    with pytest.raises(CheckpointError, match="q: cannot be written: directory not empty"):
+        writer.__exit__(None, None, None)
+    assert content(tmp_path / "q") == dict.fromkeys(FILES, b"first")
+    assert [path.name for path in tmp_path.iterdir()] == ["q"]
+
+
+def killed_at(last: int, work: Callable[[], None]) -> None:
+    """Work in a child that is killed before the last of so many names is given."""
+    child = os.fork()
+    if child == 0:  # no exception may leave it
+        rename, calls = Path.rename, itertools.count(1)
+
+        def killed(self: Path, place: Path) -> Path:
+            if next(calls) == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return rename(self, place)
+
+        try:
+            Path.rename = killed
+            work()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12's
+@pytest.mark.parametrize("names", [[], FILES[:1], FILES], ids=len)
+def test_killed_between_two_names_a_folder_is_put_back_by_the_next_writer(
+    names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(whole_folder, "_exchanged", lambda *_: False)
+    folder, seen, old = tmp_path / "q", [], dict.fromkeys(names, b"old")
+    for last in range(1, len(old) + 4):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text("old")
+        killed_at(last, lambda: pair(folder, "new"))
+        with contextlib.suppress(IndexError), whole_folder.replacing_folder(folder, force=True):
+            raise IndexError  # the next writer has no luck either
+        seen.append(content(folder))
+        assert [path.name for path in tmp_path.iterdir()] == ["q"]
+    assert seen == [*[old] * (len(old) + 2), dict.fromkeys(FILES, b"new")]
+
+
+def test_a_config_that_could_not_be_written_leaves_the_folder_as_it_was(
     drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     args = ("quantize", drawer.receiver, "-o", f"{tmp_path}/q/")
     call(*args, "--bits", 4)
+    before = content(tmp_path / "q")
     monkeypatch.setattr(module, "write_json", lambda *_, **__: (_ for _ in ()).throw(OSError("x")))
     call(*args, "--bits", 3, "--force", code=1)
-    assert list(content(tmp_path / "q")) == ["model.safetensors"]
+    assert content(tmp_path / "q") == before
 
 
 @every_form

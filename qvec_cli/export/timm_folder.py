@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qvec_cli.checkpoint.card import FAKE, Kind
 from qvec_cli.checkpoint.dtypes import name_of
 from qvec_cli.checkpoint.header import Entry
-from qvec_cli.checkpoint.replace import write_json
+from qvec_cli.checkpoint.replace import scratch_folder, write_json
 from qvec_cli.export.form import ExportSource, ExportTarget, Form, compare
 from qvec_cli.inputs.files import card_of
 from qvec_cli.inputs.lineage import inherited_use
@@ -79,10 +78,10 @@ def write(
     def check(weights: Path) -> None:
         listener.progress("part 2/2: check", 1, 2)
         if target.check:
-            with tempfile.TemporaryDirectory() as folder:  # the weights are not in place yet
-                (Path(folder) / WEIGHTS).symlink_to(weights)
-                write_json(Path(folder) / CONFIG, document, force=False)
-                theirs = build.from_folder(Path(folder)).eval()
+            with scratch_folder() as folder:  # the weights are not in place yet
+                (folder / WEIGHTS).symlink_to(weights)
+                write_json(folder / CONFIG, document, force=False)
+                theirs = build.from_folder(folder).eval()
             checked.update(compare(target, network, source.model.input_size, theirs, bound=0))
 
     use = inherited_use(source.checkpoint)

@@ -1,17 +1,13 @@
 """A model on disk: one file, or a folder that stock loaders of transformers or timm take.
 
 A folder holds model.safetensors, the same bytes as the single file, and config.json. A stock loader
-needs both, so it loads nothing while config.json is away: it is written last, and an old one is
-removed before a new model.safetensors takes the place of the one that it described. Neither a
-crash nor a full disk can so leave a config.json beside weights that it does not describe. Whatever
-reads with qvec goes by the card in the weights' own header, and may do so all the time. Other files
-of the folder stay as they are.
+needs both, so they appear together, and replace older ones together. Whatever reads with qvec goes
+by the card in the weights' own header. Other files of the folder stay as they are.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +16,8 @@ from qvec_cli.checkpoint.card import Card
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.naming import WRAPPED
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.checkpoint.replace import check_target, dump, is_stream, lock, refused, write_json
+from qvec_cli.checkpoint.replace import check_target, dump, is_stream, refused, write_json
+from qvec_cli.checkpoint.whole_folder import replacing_folder
 from qvec_cli.checkpoint.write import Blocks, size_of, write
 from qvec_cli.errors import CheckpointError, MismatchError, SpecError, located
 from qvec_cli.model.configuration import Model, to_config
@@ -113,47 +110,11 @@ def write_output(
     if not config:
         return write(out, plan, tensors, card, force=force, align=ALIGN, ready=check)
 
-    def ready(weights: Path) -> None:
-        check(weights)
-        if force:
-            with _refusing(out / CONFIG):
-                (out / CONFIG).unlink(missing_ok=True)
-
-    is_new = True
-    with _refusing(out):
-        try:
-            out.mkdir()
-        except FileExistsError:
-            is_new = False
-    try:
-        with _alone(out):
-            weights = out / WEIGHTS
-            written = write(weights, plan, tensors, card, force=force, align=ALIGN, ready=ready)
-            write_json(out / CONFIG, config, force=force)
-    except BaseException:
-        if is_new:
-            with contextlib.suppress(OSError):  # it is not empty
-                out.rmdir()
-        raise
+    with replacing_folder(out, force=force) as new:
+        weights = new / WEIGHTS
+        written = write(weights, plan, tensors, card, force=False, align=ALIGN, ready=check)
+        write_json(new / CONFIG, config, force=False)
     return written
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keeps other writers out of a folder: the config.json of one beside the weights of another.
-
-    The lock is the operating system's, so that it goes with its process.
-    """
-    with _refusing(folder):
-        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if lock(fd) is False:
-            raise CheckpointError(
-                f"{folder}: another qvec is writing it", hint="Wait for it, or name another folder."
-            )
-        yield
-    finally:
-        os.close(fd)
 
 
 def _require_loadable(theta: Checkpoint, shapes: Mapping[str, tuple[int, ...]], grid: Grid) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from qvec_cli.checkpoint.replace import is_stream, refused, replacing
+from qvec_cli.checkpoint.replace import is_stream, replacing
+from qvec_cli.checkpoint.whole_folder import replacing_folder
 from qvec_cli.data.generated import COUNT, GeneratedImages
 from qvec_cli.errors import CheckpointError, SpecError
 from qvec_cli.outputs.metrics import Metrics, Plan
@@ -45,33 +45,23 @@ def pictures(request: PicturesRequest, listener: Listener) -> Metrics:
     if request.dry_run:
         images = {"generated": request.samples}
         return Plan("pictures", out, {}, {}, parameters, images).metrics((), started)
-    try:
-        size = _written(request, listener)
-    except OSError as fault:
-        raise refused(out, fault) from None
+    size = _written(request, listener)
     results = {"output": str(out), "images": request.samples, "bytes": size}
     use = Use(DataUse.NONE, {"generated": request.samples})
     return Metrics("pictures", (), parameters, results, use, started=started)
 
 
 def _written(request: PicturesRequest, listener: Listener) -> int:
-    """Writes all of them, a new folder as a whole; returns their bytes."""
-    out, numbers = request.out, range(request.samples)
-    if out.exists():
-        return sum(_write(out, number, request, listener) for number in numbers)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as place:
-        folder = Path(place) / "pictures"
-        folder.mkdir()
-        size = sum(_write(folder, number, request, listener) for number in numbers)
-        folder.rename(out)
-    return size
+    """Writes all of them together; returns their bytes."""
+    with replacing_folder(request.out, force=request.force) as folder:
+        return sum(_write(folder, number, request, listener) for number in range(request.samples))
 
 
 def _write(folder: Path, number: int, request: PicturesRequest, listener: Listener) -> int:
     """Draws and writes one; returns its bytes."""
     data = io.BytesIO()
     GeneratedImages(request.side).load(number).save(data, "PNG")
-    with replacing(folder / f"{number:04d}.png", force=request.force) as file:
+    with replacing(folder / f"{number:04d}.png", force=False) as file:
         file.write(data.getbuffer())
     listener.progress(f"picture {number + 1}/{request.samples}", number + 1, request.samples)
     return len(data.getbuffer())
