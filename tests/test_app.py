@@ -368,7 +368,9 @@ def test_training_stopped_by_a_signal_leaves_no_half_file_and_resumes_to_the_sam
         while not (tmp_path / "x.st.state").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
+        begun = time.monotonic()
         _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - begun < 5
     assert (process.returncode, errors.splitlines()[-1]) == (143, "error: stopped by SIGTERM")
     assert "Traceback" not in errors
     assert "x.st.state is kept: the same command with --resume goes on from there" in errors
@@ -431,6 +433,19 @@ def test_each_signal_ends_a_command_with_its_code(
         _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (code, f"error: {said}\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_modules_are_imported_shows_no_traceback() -> None:
+    code = HEARD + (
+        "import sys\n"
+        "class Early:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'qvec_cli.cli.app': signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Early())\n"
+        "from qvec_cli.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
 
 
 def test_a_terminal_that_has_gone_does_not_stop_the_work(tmp_path: Path) -> None:
