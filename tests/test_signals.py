@@ -204,9 +204,10 @@ def _in_child(desk: Path, line: str, log: Path, steps: Steps, writer: int) -> in
 
     steps._deed = timed
     app._prepare()
+    words = shlex.split(line)
     sys.setprofile(steps)
     try:
-        app.main(shlex.split(line))
+        app.main(words)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 98
     finally:
