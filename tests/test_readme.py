@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import io
 import os
 import re
 import shlex
@@ -12,9 +14,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import call
 
 from qvec_cli.cli.app import COMMANDS
+from qvec_cli.cli.app import run as qvec
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -47,11 +49,19 @@ def console_blocks(document: Path) -> list[tuple[str, list[str]]]:
     return pairs
 
 
+class Screen(io.StringIO):
+    """A terminal, whose columns COLUMNS tells."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 def shape(line: str) -> str:
     """A line without its numbers and without what hangs on them: they differ by training."""
     line = re.sub(r"\b[0-9a-f]{12,64}\b", "#", line)
     line = re.sub(r"\t<- chosen|(?<= proxy images, )(kl|features)", "", line)
-    return re.sub(r"-?\d[\d,.]*(e[-+]\d+)?", "#", line)
+    line = re.sub(r"-?\d[\d,.]*(e[-+]\d+)?", "#", line)
+    return re.sub(r" {2,}|\t", "  ", line).strip()  # columns are as wide as their numbers
 
 
 def shown(command: str, *, failing: bool) -> str:
@@ -67,9 +77,11 @@ def shown(command: str, *, failing: bool) -> str:
         done = subprocess.run([sys.executable, *args], capture_output=True, text=True, check=True)
         return done.stdout
     assert program == "qvec", command
-    result = call(*args, code=None)
-    assert (result.code != 0) == failing, result
-    return result.err if failing else result.out
+    out, err = Screen(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = qvec(args)
+    assert (code != 0) == failing, err.getvalue()
+    return (err if failing else out).getvalue()
 
 
 def python_block(document: Path) -> str:
@@ -123,6 +135,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         assert count == 1
         file.write_text(text)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
     return tmp_path
 
 

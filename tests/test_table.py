@@ -57,6 +57,20 @@ def test_a_narrow_terminal_gets_what_matters_most() -> None:
     assert "asymmetric" in narrow[2]
 
 
+def test_names_that_differ_are_told_apart_at_any_width() -> None:
+    grids = [
+        f"2-bit {b} {s}{z}"
+        for b in ("channel", "group 64")
+        for s in ("mse", "hqq", "absmax")
+        for z in ("", " asymmetric", " asymmetric, rotated")
+    ]
+    lines = ["grid\tbits per weight\tsize\tSQNR\ttest top-1"]
+    lines += [f"{name}\t2.375\t92.2 kB\t8.8 dB\t0.5580 +- 0.0222 (279/500)" for name in grids]
+    for width in range(40, 120, 8):
+        rows = [line.split("  ")[0] for line in shown(width, lines)[1 : len(lines)]]
+        assert len(set(rows)) == len(grids), width
+
+
 def test_a_table_of_another_width_begins_anew() -> None:
     lines = ["a\tb", "1\t2", "long name\tx\ty\tz", "2\t3\t4\t5"]
     assert shown(80, lines) == ["a  b", "1  2", "long name  x  y  z", "2          3  4  5"]

@@ -111,7 +111,7 @@ def open_file(path: Path) -> File:
     try:
         fd = _stdin() if path == STREAM else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file", hint=_near(path)) from None
+        raise CheckpointError(f"{path}: no such file", hint=near_files(path)) from None
     except OSError as fault:
         raise CheckpointError(f"{path}: {(fault.strerror or 'cannot be read').lower()}") from None
     mode = os.fstat(fd).st_mode
@@ -167,7 +167,8 @@ def _promised(start: bytes, length: int) -> int:
         return len(start)
 
 
-def _near(path: Path) -> str | None:
+def near_files(path: Path) -> str | None:
+    """The hint for a file that is not there: one beside it with a name like it."""
     import difflib
 
     try:

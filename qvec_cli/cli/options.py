@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Container
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -15,8 +15,8 @@ import typer
 
 from qvec_cli.checkpoint.source import WeightsChoice
 from qvec_cli.cli.signature import Adapted, flag, typed_flags
-from qvec_cli.errors import SpecError
-from qvec_cli.inputs.yaml_text import Value, entries, line, near, value
+from qvec_cli.errors import SpecError, did_you_mean
+from qvec_cli.inputs.yaml_text import Value, entries, line, value
 from qvec_cli.specs import (
     Granularity,
     GridOptions,
@@ -73,7 +73,7 @@ def apply_recipe(context: typer.Context, path: Path | None) -> Path | None:
     return _apply(context, path, ())
 
 
-def _apply(context: typer.Context, path: Path | None, parts: Container[str]) -> Path | None:
+def _apply(context: typer.Context, path: Path | None, parts: Collection[str]) -> Path | None:
     if path is not None:
         known = {p.name: p.opts for p in context.command.params if p.name and p.opts}
         flags = {opt for opts in known.values() for opt in opts if opt.startswith("--")}
@@ -93,7 +93,7 @@ def apply_grid(context: typer.Context, path: Path) -> Path | None:
     return _apply(context, path, PARTS)
 
 
-def load_recipe(path: Path, names: dict[str, str], parts: Container[str] = ()) -> dict[str, Value]:
+def load_recipe(path: Path, names: dict[str, str], parts: Collection[str] = ()) -> dict[str, Value]:
     """A recipe, a YAML mapping from flags to values, as parameter names and texts.
 
     ``names`` has parameters by flag without dashes; ``parts`` are keys that are read elsewhere.
@@ -110,9 +110,8 @@ def load_recipe(path: Path, names: dict[str, str], parts: Container[str] = ()) -
                 f"{where}: --{flag} is for the command line: no file says what is written"
             )
         if flag not in names or flag == "recipe":
-            raise SpecError(
-                f"{where}: {key.value!r} is no flag here", hint=near(flag, names, _LISTED)
-            )
+            near = did_you_mean(flag, {*names, *parts})
+            raise SpecError(f"{where}: {key.value!r} is no flag here", hint=near or _LISTED)
         if names[flag] in values:
             raise SpecError(f"{where}: {key.value!r} stands in it twice")
         values[names[flag]] = value(where, node)

@@ -11,7 +11,7 @@ from typing import Final
 _GAP: Final = "  "
 
 _SHORTEST: Final = 24
-"""Characters of the first column, names mostly, to which it may be shortened."""
+"""Characters of the first column, names mostly, to which it may be shortened if they differ."""
 
 _SPARE: Final = (
     *("dtype", "norm", "SQNR", "size", "bits/weight", "bits per weight", "shape", "median"),
@@ -60,7 +60,8 @@ def _fitted(table: Sequence[list[str]], width: int) -> Iterator[str]:
             missing.append(columns.pop(place)[0].strip())
     excess = _wide(columns) - width
     if excess > 0:
-        columns[0] = _shortened(columns[0], max(_SHORTEST, _width(columns[0]) - excess))
+        least = _shortest(columns[0])
+        columns[0] = _shortened(columns[0], max(least, _width(columns[0]) - excess))
     for cells in zip(*columns, strict=True):
         yield _GAP.join(cells).rstrip()
     if missing:
@@ -99,7 +100,17 @@ def _wide(columns: Sequence[Sequence[str]]) -> int:
 
 def _excess(columns: Sequence[Sequence[str]]) -> int:
     """By how much the first column may be shortened."""
-    return max(0, _width(columns[0]) - _SHORTEST)
+    return max(0, _width(columns[0]) - _shortest(columns[0]))
+
+
+def _shortest(column: Sequence[str]) -> int:
+    """The least width at which names that differ are still told apart."""
+    names = {cell.rstrip() for cell in column}
+    widths = range(min(_SHORTEST, _width(column)), _width(column))
+    return next(
+        (width for width in widths if len({_cut(n, width) for n in names}) == len(names)),
+        _width(column),
+    )
 
 
 def _place(columns: Sequence[Sequence[str]], head: str) -> int | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from qvec_cli.errors import SpecError
+from qvec_cli.checkpoint.source import near_files
+from qvec_cli.errors import CheckpointError, SpecError
 
 if TYPE_CHECKING:
     import yaml
@@ -24,7 +23,10 @@ Entry = tuple["yaml.ScalarNode", "yaml.Node"]
 
 
 def entries(path: Path) -> list[Entry]:
-    """The keys and values of a file's mapping, in its order; SpecError for any other file."""
+    """The keys and values of a file's mapping, in its order.
+
+    Raises CheckpointError: a file that cannot be read; SpecError: one that holds anything else.
+    """
     import yaml
 
     try:
@@ -33,8 +35,10 @@ def entries(path: Path) -> list[Entry]:
         if len(raw) > MAX_BYTES:
             raise SpecError(f"{path}: YAML of more than {MAX_BYTES:,} bytes is not read")
         root = yaml.compose(raw.decode("utf-8-sig"), Loader=yaml.SafeLoader)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file", hint=near_files(path)) from None
     except OSError as fault:
-        raise SpecError(f"{path}: {(fault.strerror or 'cannot be read').lower()}") from None
+        raise CheckpointError(f"{path}: {(fault.strerror or 'cannot be read').lower()}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as fault:
         raise SpecError(f"{path}: is not YAML: {' '.join(str(fault).split())}") from None
     if root is None:
@@ -87,9 +91,3 @@ def scalar(where: str, node: yaml.Node) -> yaml.ScalarNode:
     if not isinstance(node, yaml.ScalarNode) or node.tag not in _PLAIN:
         raise SpecError(f"{where}: a plain value belongs here")
     return node
-
-
-def near(word: str, known: Iterable[str], otherwise: str) -> str:
-    """The hint for a word that is not known."""
-    close = get_close_matches(word, list(known), n=1)
-    return f"Did you mean {close[0]}?" if close else otherwise

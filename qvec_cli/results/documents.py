@@ -10,7 +10,7 @@ from typing import Any, Final, Generic, Literal, TypeVar
 
 from msgspec import Struct
 
-from qvec_cli.checkpoint.source import STREAM
+from qvec_cli.checkpoint.source import STREAM, near_files
 from qvec_cli.errors import CheckpointError, MismatchError, SpecError
 from qvec_cli.outputs.metrics import SCHEMA, Input
 from qvec_cli.results import metrics_document as metrics
@@ -231,10 +231,10 @@ def _content(path: Path) -> bytes:
         with open(0 if path == STREAM else path, "rb", closefd=path != STREAM) as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as fault:
-        reason = (fault.strerror or "cannot be read").lower()
-        raise CheckpointError(
-            f"{path}: {reason}", hint="Results are JSON that commands wrote with -o or --metrics."
-        ) from None
+        gone = isinstance(fault, FileNotFoundError)
+        reason = "no such file" if gone else (fault.strerror or "cannot be read").lower()
+        hint = "Results are JSON that commands wrote with -o or --metrics."
+        raise CheckpointError(f"{path}: {reason}", near_files(path) or hint) from None
     if len(content) > MAX_BYTES:
         raise CheckpointError(f"{path}: is larger than {MAX_BYTES:,} bytes")
     return content

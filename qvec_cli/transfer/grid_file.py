@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import MismatchError, SpecError
+from qvec_cli.errors import MismatchError, SpecError, did_you_mean
 from qvec_cli.inputs.files import InputFiles, require, require_model
 from qvec_cli.inputs.identify import network_of
 from qvec_cli.inputs.images import ProxyOptions, is_own
@@ -21,7 +21,7 @@ from qvec_cli.inputs.lineage import (
     same_data,
 )
 from qvec_cli.inputs.receiver import Receiver, ReceiverOptions, resolve
-from qvec_cli.inputs.yaml_text import entries, inside, is_mapping, line, near, scalar
+from qvec_cli.inputs.yaml_text import entries, inside, is_mapping, line, scalar
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model
 from qvec_cli.outputs.metrics import version
@@ -148,7 +148,7 @@ def _keys(
     known = (*needed, *more)
     for key, value in keys.items():
         if key not in known:
-            hint = near(key, known, f"Known are {', '.join(known)}.")
+            hint = did_you_mean(key, known) or f"Known are {', '.join(known)}."
             raise SpecError(f"{line(path, value)}: {key!r} is no key of {name}", hint=hint)
     if missing := [key for key in needed if key not in keys]:
         raise SpecError(f"{line(path, node)}: {name} has no {missing[0]}")
