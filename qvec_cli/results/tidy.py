@@ -131,6 +131,8 @@ def _of_document(document: Document[Any]) -> Iterator[Row]:
     elif isinstance(results, metrics.ComparedResults):
         yield from _of_grids(results, document, where)
     elif isinstance(results, metrics.AdviceResults):
+        if results.fp:
+            yield _row(results.fp, DataUse.NONE, None, **where, way="fp")
         for tried in results.candidates:
             if tried.test:
                 use, bits = tried.data_use.level, tried.grid.bits
