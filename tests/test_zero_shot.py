@@ -192,6 +192,18 @@ def test_accuracy_is_averaged_over_the_candidates_that_keep_as_much(table: Modul
     assert table._kept(files).endswith("from: 0.6 0.75 (0.50 to 1.00), 0.9 1.00 (1.00 to 1.00)")
 
 
+def test_pictures_that_rank_as_labels_do_have_rank_one(table: ModuleType) -> None:
+    rows = []
+    for correct, near, far in ((50, 0.3, 0.1), (80, 0.2, 0.2), (90, 0.1, 0.3)):
+        row = candidate(f"c{correct}", 2.4, correct)
+        by = {"generated": near, "pictures": far}
+        rows.append({**row, "distance": near, "distance_by": by})
+    files = [("s0", "a", {"results": {"candidates": rows}})]
+    assert table._judges(files).endswith(
+        "generated +1.00 (least +1.00), pictures -1.00 (least -1.00), both +1.00 (least +1.00)"
+    )
+
+
 def test_a_rules_row_has_each_receivers_chosen_vector_against_its_own_rounding(
     table: ModuleType,
 ) -> None:

@@ -110,7 +110,13 @@ def main(out: Path, grids: Sequence[str]) -> None:
         several = (*_ruled(ruled), *_advised(runs, advised))
         for row in (*_one_donor(runs), *_baselines(runs), *several):
             print(row.text(gaps))
-        for line in (*_regret(runs), *_ranks(runs), *_decisions(advised), _kept(advised)):
+        for line in (
+            *_regret(runs),
+            *_ranks(runs),
+            *_decisions(advised),
+            _judges(advised),
+            _kept(advised),
+        ):
             print(line)
 
 
@@ -370,6 +376,26 @@ def _kept(advised: Sequence[tuple[str, str, Json]]) -> str:
         for tenth, shares in sorted(by_tenth.items())
     )
     return f"share of float accuracy by share of float answers kept, from: {', '.join(shown)}"
+
+
+def _judges(advised: Sequence[tuple[str, str, Json]]) -> str:
+    """How the pictures that judge rank the candidates of a receiver, beside labels."""
+    ranks: dict[str, list[float]] = defaultdict(list)
+    for _, _, document in advised:
+        rows = document["results"]["candidates"]
+        top1 = np.array([_score(row["test"]).top1 for row in rows])
+        for kind in sorted({kind for row in rows for kind in row.get("distance_by", {})}):
+            found = spearman(-np.array([row["distance_by"][kind] for row in rows]), top1)
+            if found is not None:
+                ranks[kind].append(found)
+        found = spearman(-np.array([row["distance"] for row in rows]), top1)
+        ranks["both"].append(found or 0.0)
+    shown = (
+        f"{kind} {fmean(values):+.2f} (least {min(values):+.2f})" for kind, values in ranks.items()
+    )
+    return (
+        f"candidates ranked by distance, with top-1 on test within a receiver: {', '.join(shown)}"
+    )
 
 
 if __name__ == "__main__":

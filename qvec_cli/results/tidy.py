@@ -131,14 +131,18 @@ def _of_document(document: Document[Any]) -> Iterator[Row]:
     elif isinstance(results, metrics.ComparedResults):
         yield from _of_grids(results, document, where)
     elif isinstance(results, metrics.AdviceResults):
-        if results.fp:
-            yield _row(results.fp, DataUse.NONE, None, **where, way="fp")
-        for tried in results.candidates:
-            if tried.test:
-                use, bits = tried.data_use.level, tried.grid.bits
-                yield _row(tried.test, use, bits, **where, way=tried.name)
+        yield from _of_advice(results, where)
     elif isinstance(results, metrics.SweepResults):
         yield from _of_sweep(results, document, where)
+
+
+def _of_advice(results: metrics.AdviceResults, where: dict[str, Any]) -> Iterator[Row]:
+    if results.fp:
+        yield _row(results.fp, DataUse.NONE, None, **where, way="fp")
+    for tried in results.candidates:
+        if tried.test:
+            use, bits = tried.data_use.level, tried.grid.bits
+            yield _row(tried.test, use, bits, **where, way=tried.name)
 
 
 def _of_sweep(
