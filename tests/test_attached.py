@@ -105,7 +105,7 @@ def test_a_bare_file_may_have_such_names_itself(tmp_path: Path) -> None:
 
 def test_inspect_tells_of_them(files: dict[str, Path]) -> None:
     for name, kept in (("rho_first", "whole"), ("rho_first_rank", "rank 16 and diagonal")):
-        shown = call("inspect", files[name])
+        shown = call("inspect", files[name], "--tensors")
         assert f"carries moments of 15 images (first), {kept}" in shown.out
         assert "moments/blocks.0.attn.qkv.weight/mean\tF32\t[64]" in shown.out
     results = call("inspect", files["first"], "--json").json["results"]

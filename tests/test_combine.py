@@ -312,7 +312,7 @@ MESSAGES: dict[str, tuple[int, str, tuple[str, ...]]] = {
     "what cancels out": (1, "rho would be zero", ("{rho}", "{minus}")),
     "too large": (
         *(1, "overflows float32"),
-        ("{rho}", "{own}", "--rule", "weighted", "--mix", "1,1e300"),
+        ("{rho}", "{own}", "--rule", "weighted", "--mix", "1,1e60"),
     ),
     "a mix of another length": (
         *(2, "--mix has 1 numbers for 2 vectors"),

@@ -172,9 +172,10 @@ def test_a_wrong_word_is_refused(tmp_path: Path) -> None:
         "--executor-arg goes with --executor": ("--executor-arg", "a=1"),
         "is not KEY=VALUE": ("--executor", "local", "--executor-arg", "a"),
     }
+    (tmp_path / "g.yaml").write_text("receivers: {}\ndonors: {}\n")
     for message, args in refused.items():
         result = call("transfer", tmp_path / "g.yaml", "-o", tmp_path / "o", *args, code=2)
-        assert "g.yaml" in result.errors[0] or message in result.errors[0]
+        assert message in result.errors[0]
 
 
 def test_an_argument_that_submitit_does_not_know_is_told(tmp_path: Path) -> None:

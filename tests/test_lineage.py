@@ -165,11 +165,15 @@ def test_a_sweep_does_not_go_on_with_other_images(
     assert "is of another run: data differs" in result.errors[0]
 
 
-def test_twins_of_different_images_get_a_note(drawer: Drawer, tmp_path: Path) -> None:
+def test_twins_of_different_images_are_refused_or_get_a_note(
+    drawer: Drawer, tmp_path: Path
+) -> None:
     name = drawer.donor_data.name
     other = elsewhere(drawer.donor_data, tmp_path / "b" / name, rotate=True)
     call("train-qat", drawer.base, "--data", other, *FAST, "-o", tmp_path / "q.st")
-    result = call("extract", drawer.donor, tmp_path / "q.st", "-o", tmp_path / "rho.st")
+    pair = (drawer.donor, tmp_path / "q.st", "-o", tmp_path / "rho.st")
+    assert "rho would hold the difference of the tasks" in call("extract", *pair, code=1).err
+    result = call("extract", *pair, "--cross-data")
     assert "the twins were trained differently (data digest" in result.err
 
 

@@ -40,7 +40,7 @@ def examples(text: str) -> list[list[str]]:
     blocks = re.findall(r"```(?:sh|console)\n(.*?)```", text, re.DOTALL)
     lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
     parts = [part.strip() for line in lines for part in line.split("|")]
-    return [part.split() for part in parts if part.startswith("qvec ")]
+    return [part.split() for part in parts if re.match("qvec [a-z]", part)]
 
 
 def test_every_command_has_a_page_and_every_page_is_listed() -> None:

@@ -9,7 +9,7 @@ import pytest
 from conftest import MODEL, Drawer, call
 
 from qvec_cli.cli.options import key_values, load_recipe
-from qvec_cli.errors import SpecError
+from qvec_cli.errors import CheckpointError, SpecError
 from qvec_cli.inputs.yaml_text import MAX_BYTES
 
 NAMES = {"epochs": "epochs", "lr": "lr", "no-aug": "no_aug", "model-arg": "model_arg"}
@@ -116,9 +116,10 @@ def test_anything_else_is_refused_and_nothing_runs(
 def test_a_value_of_another_type_is_a_usage_error(drawer: Drawer, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("epochs: 1.5\n")
     args = (*MODEL, "--data", drawer.donor_data, "--recipe", tmp_path / "r.yaml")
-    assert "'--epochs'" in call("finetune", *args, "-o", tmp_path / "x.st", code=2).err
+    refused = call("finetune", *args, "-o", tmp_path / "x.st", code=2)
+    assert "--epochs '1.5' is no whole number" in refused.err
 
 
 def test_a_recipe_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="no such file"):
+    with pytest.raises(CheckpointError, match="no such file"):
         load_recipe(tmp_path / "nothing.yaml", NAMES)

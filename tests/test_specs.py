@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qvec_cli import errors
-from qvec_cli.errors import FinishedError, QvecError, ReaderLeftError, SpecError
+from qvec_cli.errors import (
+    FellShortError,
+    FinishedError,
+    QvecError,
+    ReaderLeftError,
+    SpecError,
+)
 from qvec_cli.inputs.lambdas import MAX_LAMBDAS, parse_lambda, parse_lambdas
 from qvec_cli.specs import DataUse, Granularity, Grid, Loading, Recipe, Use, spent
 
@@ -211,6 +217,9 @@ def test_what_is_no_single_lambda_is_refused_as_usage(text):
     assert caught.value.exit_code == 2
 
 
+CODES = {SpecError: 2, FellShortError: 3, ReaderLeftError: 141, FinishedError: 0}
+
+
 def _leaves():
     kinds = [value for _, value in inspect.getmembers(errors, inspect.isclass)]
     return [kind for kind in kinds if issubclass(kind, QvecError)]
@@ -221,7 +230,7 @@ def test_an_error_carries_its_sentence_its_hint_and_an_exit_code(kind):
     error = kind("sentence", hint="way out")
     assert (str(error), error.hint) == ("sentence", "way out")
     assert kind("sentence").hint is None
-    assert error.exit_code == {SpecError: 2, ReaderLeftError: 141, FinishedError: 0}.get(kind, 1)
+    assert error.exit_code == CODES.get(kind, 1)
 
 
 def test_what_several_things_cost_is_the_dearest_and_counts_an_image_once():

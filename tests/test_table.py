@@ -91,7 +91,7 @@ def test_wide_letters_count_as_what_they_take() -> None:
 
 
 def test_a_terminal_shows_columns_and_a_pipe_gets_tabs(drawer: Drawer) -> None:
-    command = [sys.executable, "-m", "qvec_cli", "inspect", str(drawer.receiver)]
+    command = [sys.executable, "-m", "qvec_cli", "inspect", str(drawer.receiver), "--tensors"]
     reader, writer = pty.openpty()
     process = os.posix_spawn(
         sys.executable,

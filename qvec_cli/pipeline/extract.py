@@ -88,9 +88,9 @@ def _match(fp: Checkpoint, qat: Checkpoint, request: ExtractRequest, listener: L
     for checkpoint in (fp, qat):
         require(checkpoint, Kind.CHECKPOINT)
     require_twins(fp, qat, listener)
+    require_same_start(fp, qat, listener)
     if not request.cross_data:
         require_one_data(fp, qat)
-    require_same_start(fp, qat, listener)
     head = request.head.tensors(fp, stated_model(qat), str(fp.path), bare=fp.bare)
     pairing = pair(fp, qat, (str(fp.path), str(qat.path)), head)
     if not pairing.names:
