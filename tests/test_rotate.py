@@ -306,6 +306,7 @@ def test_moments_are_carried_over(drawer: Drawer, tmp_path: Path) -> None:
     assert call("quantize", drawer.donor, *gptq, "-o", tmp_path / "q.st").code == 0
 
 
+@pytest.mark.slow
 def test_a_rotated_file_goes_through_every_command(drawer: Drawer, tmp_path: Path) -> None:
     turned, data = tmp_path / "turned.st", ("--data", drawer.receiver_data)
     document = call("rotate", drawer.receiver, "-o", turned, "--json").json

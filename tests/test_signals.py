@@ -404,7 +404,7 @@ def once(function: Callable[..., Any]) -> Callable[..., Any]:
     return first
 
 
-@pytest.mark.parametrize("name", ["patch", "quantize to a folder"])
+@pytest.mark.parametrize("name", ["quantize to a folder"])
 def test_a_signal_a_kill_or_a_fault_leaves_the_old_or_the_new(name: str, desk: Path) -> None:
     assert [row for row in misdeeds(Bench(desk, name, old=True), 4, 2, 3, 3) if row] == []
 

@@ -91,7 +91,6 @@ sweep-lambda {model} {rho} --data spots --bits 3 --lambdas 0,1 -o {new}.json
 transfer {yaml} --bits 3 --lambdas 0,1 -o {new}.jsonl
 plot {json} -o {new}.svg
 report {json} {model}.json -o {new}.html
-advise {model} --bits 3 --rho {rho} --proxy bars --proxy-samples 18 --refine 0 --metrics {new}.json
 """
 """Every command, as it reads and writes such files."""
 
