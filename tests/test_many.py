@@ -207,6 +207,20 @@ def test_the_data_of_a_bare_file_can_be_told(drawer: Drawer, tmp_path: Path) -> 
     assert "has 3 classes" in call("import", tmp_path / "bare.st", *network, *wrong, code=1).err
 
 
+def test_several_between_commas_are_the_same_as_the_flag_repeated(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    gptq = ("--bits", 3, "--method", "gptq", "--calib-samples", 4, "-f", "-o", tmp_path / "q.st")
+    both = (drawer.donor_data, drawer.receiver_data)
+    call("quantize", drawer.receiver, *gptq, "--calib", both[0], "--calib", both[1])
+    once = (tmp_path / "q.st").read_bytes()
+    call("quantize", drawer.receiver, *gptq, "--calib", ",".join(map(str, both)))
+    assert (tmp_path / "q.st").read_bytes() == once
+    (tmp_path / "a,b").symlink_to(drawer.donor_data)
+    named = call("quantize", drawer.receiver, *gptq, "--calib", tmp_path / "a,b", "--json").json
+    assert named["inputs"][1]["path"] == str(tmp_path / "a,b")
+
+
 def test_named_data_sets_are_looked_for_where_the_environment_says(
     drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -396,12 +396,18 @@ class ProxyFlags:
         """The images that were named; SpecError: none, or too few."""
         from qvec_cli.inputs.images import ProxyOptions
 
-        return ProxyOptions(tuple(self.proxy or ()), self.proxy_samples or 256, loading)
+        return ProxyOptions(listed(self.proxy), self.proxy_samples or 256, loading)
 
 
 def globs(typed: list[str] | None) -> tuple[str, ...]:
     """The globs of a flag that is repeated, or has several between commas."""
     return tuple(glob for text in typed or () for glob in filter(None, text.split(",")))
+
+
+def listed(typed: Iterable[str | Path] | None) -> tuple[str, ...]:
+    """The same of data sets and files, unless what was typed is the name of one."""
+    texts = list(map(str, typed or ()))
+    return tuple(n for t in texts for n in ([t] if Path(t).exists() else globs([t])))
 
 
 class Writing(TypedDict):

@@ -106,7 +106,7 @@ class CalibrationFlags:
         """
         correction = self.bias_correction and self.moments is None
         if self.calib:
-            specs, samples = tuple(self.calib), self.calib_samples or 512
+            specs, samples = options.listed(self.calib), self.calib_samples or 512
             return Calibration(specs, samples, loading, device, correction, self.target)
         needing = {
             "--bias-correction": correction,

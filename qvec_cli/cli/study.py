@@ -59,7 +59,7 @@ def advise(
     from qvec_cli.advise.candidates import AdviseRequest
     from qvec_cli.checkpoint.replace import unfinished
 
-    vectors = tuple(ways.rho or ())
+    vectors = tuple(map(Path, options.listed(ways.rho)))
     request = AdviseRequest(
         receiver=receiver,
         bits=bits,
@@ -233,7 +233,7 @@ def transfer(
         proxy=proxies,
         network=network.options(),
     )
-    part, joined = jobs.part(), tuple(jobs.join or ())
+    part, joined = jobs.part(), tuple(map(Path, options.listed(jobs.join)))
     request = verb.TransferRequest(
         grid,
         output,
