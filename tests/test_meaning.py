@@ -419,6 +419,7 @@ def test_a_start_may_be_piped_in(drawer: Drawer, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.slow
 def test_thousands_of_tensors_are_subtracted_within_bounds(tmp_path: Path) -> None:
     count, size = 10_000, 16
     names = (f"blocks.{i // 10:05}.layer{i % 10}.weight" for i in range(count))

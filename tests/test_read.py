@@ -151,6 +151,7 @@ def test_a_file_without_tensors_opens(write):
         assert len(ours) == 0
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_tensors_open(write):
     header = {f"blocks.{i}.weight": EMPTY for i in range(100_000)}
     with Checkpoint(write(_bytes(header))) as ours:

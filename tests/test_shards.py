@@ -182,6 +182,7 @@ BUSY = 3
 """Seconds that are let pass; the work of one, on a machine that others use too."""
 
 
+@pytest.mark.slow
 def test_a_hostile_index_costs_little(tmp_path: Path) -> None:
     path = tmp_path / INDEX
     with opening() as opened:
