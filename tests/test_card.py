@@ -52,7 +52,7 @@ def test_a_card_survives_its_header(kind):
     assert Card.from_header(replace(FULL, kind=kind).to_header()) == replace(FULL, kind=kind)
 
 
-@settings(database=None, derandomize=True, max_examples=60)
+@settings(database=None, derandomize=True, max_examples=25)
 @given(FILLED, FILLED, st.lists(st.text(max_size=5), min_size=1).map(tuple))
 def test_whatever_json_a_card_holds_survives(model, recipe, targets):
     card = replace(FULL, model=model, recipe=recipe, targets=targets)

@@ -105,6 +105,7 @@ def test_no_path_and_no_line_of_source_stands_in_the_file(toy: Any) -> None:
         assert word not in made.content, word
 
 
+@pytest.mark.slow
 def test_the_same_network_gives_the_same_bytes() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(288, 32), nn.GELU(), nn.Linear(32, 5)).eval()
     packed = quantized(network, ["1.weight"], Grid(3, Granularity.GROUP, 16, symmetric=False))
