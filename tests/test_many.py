@@ -121,7 +121,10 @@ def test_what_is_skipped_stays_float_whoever_chose_the_rest(drawer: Drawer, tmp_
         for name in left:
             weight = name.removesuffix("_packed")
             assert np.array_equal(after[weight], before[weight])
-    for glob, reason in (("*.fc9.*", "matches no weight"), ("*", "leaves no weight")):
+    unset = call("quantize", drawer.receiver, "--bits", 3, "--targets", "", "-f", "-o", q, code=1)
+    assert "--targets '' matches no matrix" in unset.err
+    globs = (("*.fc9.*", "matches no weight"), ("", "matches no weight"), ("*", "leaves no weight"))
+    for glob, reason in globs:
         refused = call("quantize", drawer.receiver, *flags, "--skip", glob, code=1)
         assert reason in refused.err
 

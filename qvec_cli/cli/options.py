@@ -401,7 +401,9 @@ class ProxyFlags:
 
 def globs(typed: list[str] | None) -> tuple[str, ...]:
     """The globs of a flag that is repeated, or has several between commas."""
-    return tuple(glob for text in typed or () for glob in filter(None, text.split(",")))
+    return tuple(
+        glob for text in typed or () for glob in list(filter(None, text.split(","))) or [text]
+    )
 
 
 def listed(typed: Iterable[str | Path] | None) -> tuple[str, ...]:
