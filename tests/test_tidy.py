@@ -105,6 +105,20 @@ def test_a_table_replaces_no_file_that_it_was_not_told_to(files: Path, command: 
     assert "is an input" in result.err
 
 
+@pytest.mark.parametrize("command", ["report", "transfer"])
+@pytest.mark.parametrize("other", ["-o", "--metrics"])
+def test_a_table_is_another_file_than_the_other_outputs(
+    files: Path, command: str, other: str
+) -> None:
+    source, flag = ("sweep.json", "--csv") if command == "report" else ("grid.yaml", "--table")
+    made, metrics = files / "same.html", files / "same.json"
+    same = made if other == "-o" else metrics
+    flags = ("-o", made, "--metrics", metrics, flag, files / "." / same.name, "-f")
+    result = call(command, files / source, *flags, code=2)
+    assert "two outputs cannot be one file" in result.err
+    assert not same.exists()
+
+
 def compared(first: Path, second: Path, *flags: object, code: int = 0) -> dict[str, Any]:
     found: dict[str, Any] = call("compare", first, second, *flags, "--json", code=code).json
     return found["results"]

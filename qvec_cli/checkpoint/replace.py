@@ -58,6 +58,13 @@ def check_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
             )
 
 
+def check_distinct(outputs: Iterable[Path | None]) -> None:
+    """Refuses two outputs that are one file, whatever the names (SpecError)."""
+    places = [path.resolve() for path in outputs if path is not None]
+    if double := next((place for place in places if places.count(place) > 1), None):
+        raise SpecError(f"{double}: two outputs cannot be one file")
+
+
 def is_stream(path: Path) -> bool:
     """Whether an output goes to stdout, or to something else that is no file."""
     return path == STREAM or _is_stream(path)

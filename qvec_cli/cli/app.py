@@ -252,9 +252,7 @@ _BOUNDS: Final = {"le": "at most", "lt": "below", "ge": "at least", "gt": "above
 
 def _in_our_words(fault: Any, message: str) -> tuple[str, str | None]:
     """What is wrong with a flag's value without the words of typer's own parser, and a hint."""
-    details: list[Any] = getattr(
-        fault.__cause__, "errors", list
-    )()  # pydantic's, by which typer checks
+    details: list[Any] = getattr(fault.__cause__, "errors", list)()  # pydantic's, which typer uses
     parameter = getattr(fault, "param", None)
     if not (details and parameter):
         return message, None

@@ -307,8 +307,10 @@ def report(
         qvec report sweep.json -o report.html
         qvec report sweep.json quantized.json --title Digits -o report.html
     """
+    from qvec_cli.checkpoint.replace import check_distinct
     from qvec_cli.report import page as verb
 
+    check_distinct((output, table, writing.metrics))
     inputs = tuple(files)
     work = partial(verb.report, verb.ReportRequest(inputs, output, title, writing.force, table))
     show.deliver(work, report_text, writing, out=output, inputs=inputs)

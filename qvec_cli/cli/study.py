@@ -205,12 +205,13 @@ def transfer(
         qvec transfer grid.yaml -o grid.jsonl
         qvec transfer grid.yaml --shard 1/2 --resume -o grid-1.jsonl
     """
-    from qvec_cli.checkpoint.replace import unfinished
+    from qvec_cli.checkpoint.replace import check_distinct, unfinished
     from qvec_cli.inputs.lambdas import parse_lambdas
     from qvec_cli.transfer import transfer as verb
     from qvec_cli.transfer.grid_file import CellOptions
     from qvec_cli.transfer.slurm import Executor
 
+    check_distinct((output, table, writing.metrics))
     executor = None  # jobs run here
     if jobs.executor is None:
         options.refuse("goes with --executor", executor_arg=jobs.executor_arg)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from qvec_cli.checkpoint.json_text import encode
-from qvec_cli.checkpoint.replace import check_apart, check_target, replacing
+from qvec_cli.checkpoint.replace import check_apart, check_distinct, check_target, replacing
 from qvec_cli.errors import QvecError, SpecError
 from qvec_cli.outputs.metrics import Metrics, version
 from qvec_cli.report import figures, tables
@@ -62,6 +62,7 @@ def report(request: ReportRequest, listener: Listener) -> Metrics:
     if request.out.suffix.lower() not in (".html", ".htm", "") or request.out.name == "":
         raise SpecError(f"-o {request.out}: a report is written as .html")
     outputs = [request.out, *([request.table] if request.table else [])]
+    check_distinct(outputs)
     for path in outputs:
         check_target(path, force=request.force)
     check_apart(outputs, request.files)

@@ -13,6 +13,7 @@ import numpy as np
 from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.replace import (
     check_apart,
+    check_distinct,
     check_target,
     check_unfinished,
     is_stream,
@@ -116,6 +117,7 @@ def transfer(request: TransferRequest, listener: Listener) -> Metrics:
 
 def _check_outputs(request: TransferRequest) -> bool:
     """Whether the output may be whole already; refuses what could not be written at the end."""
+    check_distinct(request.outputs)
     out, force, resume = request.out, request.force, request.resume
     finished = may_be_finished(out, resume=resume, force=force)
     check_target(out, force=force or finished)
