@@ -78,6 +78,10 @@ def test_outputs_that_exist_are_kept_whole(drawer: Drawer, tmp_path: Path) -> No
     pair = (drawer.receiver, drawer.donor)
     assert "exists" in call("quantize", *pair, "--bits", 3, "-o", tmp_path, code=1).err
     assert (files_in(tmp_path), (tmp_path / "donor.st").read_bytes()) == (["donor.st"], b"mine")
+    (tmp_path / "donor.json").write_bytes(b"mine")
+    data = ("--data", drawer.receiver_data, "-o", tmp_path)
+    assert "donor.json: exists" in call("eval", drawer.receiver, drawer.donor, *data, code=1).err
+    assert files_in(tmp_path) == ["donor.json", "donor.st"]
     (tmp_path / "file").write_text("x")
     refused = call("quantize", *pair, "--bits", 3, "-o", tmp_path / "file", code=2)
     assert "a folder belongs here" in refused.err

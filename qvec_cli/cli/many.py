@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.source import STREAM
 from qvec_cli.cli import options, show
 from qvec_cli.cli.options import OutputFlags
@@ -84,6 +85,8 @@ def each(
     outputs = _outputs(files, output, f"{suffix or ''}{kind}")
     with _folder(output):
         rehearsal = replace(flags, dry_run=True)
+        for made in filter(None, outputs):
+            check_target(Path(made), force=flags.force)
         for file, out in zip(files, outputs, strict=True):
             job(file, out, rehearsal).work(Silence())
         return [job(f, o, flags).deliver(flags) for f, o in zip(files, outputs, strict=True)]
