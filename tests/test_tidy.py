@@ -145,6 +145,19 @@ def test_a_drop_is_taken_up_to_its_bound_and_exits_with_3_beyond(files: Path) ->
     assert "eval test" in result.out, "the table is shown all the same"
 
 
+def test_a_drop_as_large_as_its_bound_is_taken(files: Path) -> None:
+    """Of 1,000 images .95 and .945: as shares these are a last bit more than half a point apart."""
+    document = json.loads((files / "fp.json").read_text())
+    for name, correct in (("before", 950), ("after", 945)):
+        counts = {"n": 1000, "n_correct": correct, "top1": correct / 1000}
+        changed = {**document, "results": {**document["results"], **counts}}
+        (files / f"{name}.json").write_text(json.dumps(changed))
+    assert 100 * (0.95 - 0.945) > 0.5
+    pair = (files / "before.json", files / "after.json")
+    assert compared(*pair, "--max-drop", 0.5)["largest_drop"] == 0.5
+    assert "fell by 0.50 points" in call("compare", *pair, "--max-drop", 0.49, code=3).err
+
+
 def test_a_measurement_that_the_second_file_lacks_fails(files: Path) -> None:
     lines = (files / "grid.jsonl").read_text().splitlines(keepends=True)
     cut = files / "cut.jsonl"

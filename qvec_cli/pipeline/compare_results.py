@@ -123,7 +123,7 @@ def _pair(place: Place, first: Row, second: Row) -> dict[str, Any]:
         "n": first.n,
         "first": first.top1,
         "second": second.top1,
-        "points": 100 * (second.top1 - first.top1),
+        "points": 100 * (second.correct - first.correct) / first.n,  # shares would leave a last bit
         "standard_error": 100 * error,
     }
 
