@@ -122,6 +122,13 @@ class Measure(StrEnum):
     FEATURES = "features"  # of what the classifier is given, relative
 
 
+class Library(StrEnum):
+    """Whose networks these are."""
+
+    TIMM = "timm"
+    TRANSFORMERS = "transformers"
+
+
 class Interpolation(StrEnum):
     """How images are resized, in timm's words."""
 

@@ -36,7 +36,7 @@ class Card:
 
     kind: Kind
     role: str = ""  # fp, qat, ``PATCHED`` or ``FAKE``
-    model: dict[str, Any] | None = None  # timm's own configuration
+    model: dict[str, Any] | None = None  # the configuration of its network
     data: dict[str, Any] | None = None  # the data set and its classes
     quant: dict[str, Any] | None = None  # the grid that was trained for, or is stored
     targets: tuple[str, ...] | None = None  # names of the weights that quantization covers
@@ -56,7 +56,8 @@ class Card:
     def to_header(self) -> dict[str, str]:
         """Metadata strings, sorted; no time, no path: the same inputs give the same bytes."""
         values = {f"qvec.{f.name}": getattr(self, f.name) for f in fields(self)}
-        values |= {"qvec.schema": SCHEMA, "timm": values.pop("qvec.model"), "format": "pt"}
+        model = values.pop("qvec.model")
+        values |= {"qvec.schema": SCHEMA, _library(model): model, "format": "pt"}
         kept = sorted((key, value) for key, value in values.items() if value or value == ())
         return {k: v if isinstance(v, str) else canonical(v) for k, v in kept}
 
@@ -85,7 +86,7 @@ class Card:
         return cls(
             kind=Kind(metadata["qvec.kind"]),
             role=metadata.get("qvec.role", ""),
-            model=_load(metadata, "timm", dict),
+            model=_load(metadata, "timm", dict) or _load(metadata, "transformers", dict),
             targets=None if targets is None else tuple(map(str, targets)),
             base=metadata.get("qvec.base"),
             provenance=provenance,
@@ -95,6 +96,11 @@ class Card:
             digest=metadata.get("qvec.digest", NO_DIGEST),
             **mappings,
         )
+
+
+def _library(model: Mapping[str, Any] | None) -> str:
+    """The key that a network's configuration has in a header: the library that builds it."""
+    return "transformers" if (model or {}).get("library") == "transformers" else "timm"
 
 
 def canonical(value: object) -> str:

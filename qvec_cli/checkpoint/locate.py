@@ -17,6 +17,7 @@ _PICKLED: Final = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """How a file begins that ``torch.save`` wrote: a zip archive, or formerly a bare pickle."""
 
 INDEX: Final = ".index.json"
+PROCESSOR: Final = "preprocessor_config.json"
 
 _IN_FOLDER: Final = (
     *("model.safetensors", "*.safetensors" + INDEX, "*.safetensors"),
@@ -134,6 +135,8 @@ def _of_folder(folder: Path, choice: WeightsChoice) -> Contents:
         contents = _of_names(folder, names, choice)
         if (folder / "config.json").exists():
             contents.config = read_json(inside(folder, "config.json"))
+        if (folder / PROCESSOR).exists():
+            contents.processor = read_json(inside(folder, PROCESSOR))
         return contents
     raise CheckpointError(f"{folder}: a folder without a checkpoint", hint=_elsewhere(folder))
 

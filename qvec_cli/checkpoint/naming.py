@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
 
 HEADS: Final = (
     *("head", "head.l", "head.head.l", "head.head_dist.l", "head.classifier"),
@@ -19,6 +19,13 @@ HEADS: Final = (
 
 WRAPPED: Final = "timm_model."
 """What stands before every name of timm's inside transformers' wrapper."""
+
+
+def is_of_transformers(config: Mapping[str, Any] | None) -> bool:
+    """Whether a config.json is of a network that transformers has itself, and not timm."""
+    kind = (config or {}).get("model_type")
+    return isinstance(kind, str) and kind != "timm_wrapper"
+
 
 _AROUND: Final = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """What compile, sharding and activation checkpointing put around modules, at any depth."""

@@ -49,6 +49,7 @@ class Checkpoint(Mapping[str, Entry]):
         self._contents = locate(path, choice)
         self.metadata = self._contents.metadata  # the texts in the header
         self.config = self._contents.config  # what config.json beside the weights says
+        self.processor = self._contents.processor  # and preprocessor_config.json
         self.notes = self._contents.notes  # what the user should know of the reading
         self.script = self._contents.script  # what a training script keeps beside the weights
         self._hasher = Hasher()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from qvec_cli.checkpoint.header import MAX_HEADER, Entry, Source, parse_header
-from qvec_cli.checkpoint.naming import unwrap
+from qvec_cli.checkpoint.naming import is_of_transformers, unwrap
 from qvec_cli.errors import CheckpointError, SpecError
 
 STREAM: Final = Path("-")
@@ -195,6 +195,7 @@ class Contents:
     sources: list[Source] = field(default_factory=list)  # ``Entry.part`` counts in it
     metadata: dict[str, str] = field(default_factory=dict)
     config: dict[str, Any] | None = None  # config.json beside the weights
+    processor: dict[str, Any] | None = None  # preprocessor_config.json beside them
     script: dict[str, Any] = field(default_factory=dict)  # what a training script keeps beside them
     ties: dict[str, str] = field(default_factory=dict)  # as the safetensors library notes them
     aliases: dict[str, str] = field(default_factory=dict)  # tied names, and the one that is kept
@@ -226,11 +227,14 @@ class Contents:
     def strip(self) -> None:
         """Takes away what a wrapper has put before the names, and what is no part of the network.
 
-        Ties are found before, under the names of the file.
+        Ties are found before, under the names of the file. Where config.json tells a network of
+        transformers' own, its names are the file's.
         """
         for dropped, kept in self.ties.items():
             if kept in self.entries and dropped not in self.entries:
                 self.aliases[dropped] = kept
+        if is_of_transformers(self.config):
+            return
         names = unwrap((*self.entries, *self.aliases))
         self._rename(names.names)
         if names.prefix:

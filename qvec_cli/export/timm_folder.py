@@ -90,12 +90,13 @@ def write(
     role = FAKE if source.packed else card.role
     # Tied tensors stand under each of their names, as timm has them.
     card = replace(card, provenance=lineage, aliases={}, role=role)
+    files = {CONFIG: document}
     listener.progress("part 1/2: weights", 0, 2)
     written = write_output(
-        target.out, plan, tensors, lambda: card, document, force=target.force, check=check
+        target.out, plan, tensors, lambda: card, files, force=target.force, check=check
     )
     listener.progress("written", 2, 2)
-    size = size_of_output(plan, written, document)
+    size = size_of_output(plan, written, files)
     return {"digest": written.digest, "bytes_after": size, "check": checked or None}
 
 

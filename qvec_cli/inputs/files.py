@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Final
 
 from qvec_cli.checkpoint.card import FAKE, Card, Kind
+from qvec_cli.checkpoint.naming import is_of_transformers
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.source import WeightsChoice
 from qvec_cli.errors import CheckpointError, MismatchError, located
 from qvec_cli.inputs.foreign import refuse_foreign
 from qvec_cli.model.configuration import Model, of_config
+from qvec_cli.model.transformers_config import of_folder
 from qvec_cli.specs import Grid, Listener
 
 _INSTEAD = {
@@ -41,21 +43,6 @@ def require(checkpoint: Checkpoint, kind: Kind) -> None:
             hint=_INSTEAD[kind],
         )
     refuse_foreign(checkpoint, floats=True)
-    _refuse_library(checkpoint)
-
-
-def _refuse_library(checkpoint: Checkpoint) -> None:
-    """Refuses a folder of a network that is not timm's, which nobody could load afterwards."""
-    config = checkpoint.config or {}
-    kind = config.get("model_type")
-    if checkpoint.bare and isinstance(kind, str) and kind != "timm_wrapper":
-        named = config.get("architectures")
-        network = str(named[0]) if isinstance(named, list) and named else kind
-        raise MismatchError(
-            f"{checkpoint.path}: is a {network} of transformers, which qvec does not build: what "
-            "it wrote, no library could load",
-            hint="timm's networks, and folders of transformers' TimmWrapper, are read.",
-        )
 
 
 def _a(kind: Kind) -> str:
@@ -73,15 +60,20 @@ def require_model(checkpoint: Checkpoint) -> None:
             hint="qvec inspect FILE tells what a file is.",
         )
     refuse_foreign(checkpoint)
-    _refuse_library(checkpoint)
 
 
 def stated_model(checkpoint: Checkpoint) -> Model | None:
-    """The configuration of timm from the card, or from the folder of a bare checkpoint, if any."""
-    if not checkpoint.card.model:
-        return of_config(checkpoint.config) if checkpoint.config else None
+    """The configuration of a network from the card, or from the folder of a bare file, if any.
+
+    MismatchError: damaged, or a folder of a network that is not built here.
+    """
     with located(checkpoint.path):
-        return Model.from_json(checkpoint.card.model)
+        if checkpoint.card.model:
+            return Model.from_json(checkpoint.card.model)
+        if is_of_transformers(checkpoint.config):
+            names = (*checkpoint, *checkpoint.aliases)
+            return of_folder(checkpoint.config or {}, checkpoint.processor, names)
+    return of_config(checkpoint.config) if checkpoint.config else None
 
 
 def card_of(checkpoint: Checkpoint, kind: Kind) -> Card:
@@ -98,7 +90,7 @@ DOOR: Final = (
 
 
 def model_of(checkpoint: Checkpoint) -> Model:
-    """The configuration of timm from the card; CheckpointError where nothing says it."""
+    """The configuration of the network; CheckpointError where nothing says it."""
     if model := stated_model(checkpoint):
         return model
     raise CheckpointError(f"{checkpoint.path}: does not say its architecture", hint=DOOR)

@@ -18,7 +18,8 @@ from qvec_cli.model import build
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import FLAGS, Model, are_numbers
 from qvec_cli.model.recognise import recognise
-from qvec_cli.specs import Interpolation, Listener
+from qvec_cli.model.transformers_config import prepared_as
+from qvec_cli.specs import Interpolation, Library, Listener
 
 if TYPE_CHECKING:
     from qvec_cli.model.fit_shapes import Fitting
@@ -48,6 +49,8 @@ def network_of(checkpoint: Checkpoint, options: NetworkOptions, listener: Listen
         return model
     if checkpoint.bare and (names := _class_names(checkpoint, model, None)):
         checkpoint.card = replace(checkpoint.card, data=_named(checkpoint, names))
+    if checkpoint.bare and model.library is not Library.TIMM:
+        tell_preparation(checkpoint, model, listener)
     if options.shaped:
         also = "; qvec import FILE overrules what a folder says" if checkpoint.bare else ""
         raise MismatchError(
@@ -95,6 +98,8 @@ def identified(
     tensors, or that of the name has others.
     """
     stated = stated_model(checkpoint)
+    if stated and stated.library is not Library.TIMM:
+        return _of_library(checkpoint, stated, options, listener, classes)
     known = _of_config(stated) if stated else _of_script(checkpoint, listener)
     known = _merged(options, known)
     if known.name is None and search:
@@ -115,6 +120,48 @@ def identified(
         targets=_targets(checkpoint, fitting),
         aliases=checkpoint.aliases,
     )
+
+
+def _of_library(
+    checkpoint: Checkpoint,
+    stated: Model,
+    options: NetworkOptions,
+    listener: Listener,
+    classes: Sequence[str] | None,
+) -> Card:
+    """The card of a folder of transformers' own, of which flags change only how images are seen.
+
+    MismatchError: the tensors are not those of the network, or flags ask for another one.
+    """
+    from qvec_cli.inputs.network import check_network
+    from qvec_cli.model.targets import of_network
+
+    if options.name or options.args or options.img_size or options.in_chans:
+        raise MismatchError(
+            f"{checkpoint.path} is a {stated.architecture}, as its config.json says",
+            hint="Leave --model, --model-arg, --img-size and --in-chans out.",
+        )
+    model = prepared_as(stated, options.prepared)
+    network = check_network(checkpoint, model, "cpu")
+    tell_preparation(checkpoint, model, listener)
+    names = _class_names(checkpoint, model, classes)
+    return Card(
+        Kind.CHECKPOINT,
+        model=model.to_json(),
+        data=_named(checkpoint, names) if names else None,
+        targets=tuple(n for n in of_network(network, model) if n in checkpoint),
+        aliases=checkpoint.aliases,
+    )
+
+
+def tell_preparation(checkpoint: Checkpoint, model: Model, listener: Listener) -> None:
+    """Says how images are prepared where a folder does not."""
+    if checkpoint.processor is None:
+        listener.note(
+            f"{checkpoint.path}: has no preprocessor_config.json: images are prepared with "
+            f"{model.preparation}; where it was trained otherwise, say so to qvec import (--mean, "
+            "--std, --interpolation, --crop-pct)"
+        )
 
 
 def _named(checkpoint: Checkpoint, classes: list[str]) -> dict[str, Any]:

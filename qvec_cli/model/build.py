@@ -1,4 +1,4 @@
-"""Networks from timm: made from a name or from a card, and the images that they expect."""
+"""Networks, made from a name of timm's or from a card, and the images that they expect."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from qvec_cli.checkpoint.source import WeightsChoice
 from qvec_cli.errors import MismatchError, QvecError, SpecError, did_you_mean
 from qvec_cli.model.configuration import COLOURS, DATA_KEYS, FLAGS, Model
 from qvec_cli.model.targets import head_tensors
+from qvec_cli.specs import Library
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -106,6 +107,10 @@ def _check_patches(network: nn.Module, img_size: int | None, name: str) -> None:
 
 def rebuild(model: Model) -> nn.Module:
     """The network of a configuration, with random weights."""
+    if model.library is Library.TRANSFORMERS:
+        from qvec_cli.model.transformers_networks import rebuild as of_transformers
+
+        return of_transformers(model)
     return reshaped(model)[0]
 
 
@@ -116,9 +121,18 @@ def reshaped(
 
     Its weights are random; ``adapted`` brings those of the configuration to it. What is as asked
     for already, or not asked for, stays.
-    Raises SpecError: a size or a number of channels that timm cannot make.
+    Raises SpecError: a size or a number of channels that timm cannot make, or other ones for a
+    network that timm does not have.
     """
     channels, *size = model.input_size
+    if model.library is not Library.TIMM:
+        if img_size not in (None, *size) or in_chans not in (None, channels):
+            raise SpecError(
+                f"{model.architecture} of {model.library} stays at {size[0]} px and {channels} "
+                "channels",
+                hint="Leave --img-size and --in-chans out.",
+            )
+        return rebuild(model), model
     args = dict(model.model_args)
     if img_size and size != [img_size, img_size]:
         args["img_size"], size = img_size, [img_size, img_size]
@@ -201,7 +215,7 @@ def adapted(
     own, result = network.state_dict(), dict(state)
     head = head_tensors(own, model)
     names = [n for n in own if n in state and state[n].shape != own[n].shape and n not in head]
-    if not names:
+    if not names or model.library is not Library.TIMM:
         return result, ()
     bare = {n: state[n] for n in names if state[n].is_meta}
     start = {**state, **{n: t.new_zeros(t.shape, device="cpu") for n, t in bare.items()}}

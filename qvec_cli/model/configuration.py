@@ -1,4 +1,4 @@
-"""timm's JSON configuration of a network, as cards and folders of the hub hold it."""
+"""The JSON configuration of a network, in timm's words, as cards and folders hold it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from qvec_cli.errors import MismatchError
-from qvec_cli.specs import Interpolation
+from qvec_cli.specs import Interpolation, Library
 
 FLAGS: Final = {
     "img_size": "--img-size",
@@ -55,17 +55,21 @@ _LARGEST_NUMBER: Final = 1 << 16
 _MOST_BLOCKS: Final = 1024
 """The same, of words that count blocks or layers."""
 
-_MOST_ARGUMENTS, _LONGEST_TEXT, _DEEPEST = 256, 256, 4
+_MOST_WORDS: Final = 1 << 22
+"""The same, of words that count or number entries of a vocabulary."""
+
+_MOST_ARGUMENTS, _LONGEST_TEXT, _DEEPEST = 1024, 256, 4
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Which network timm builds, and how its images are prepared; fields have timm's names."""
+    """Which network is built, and how its images are prepared; fields have timm's names."""
 
-    architecture: str
+    architecture: str  # a name of timm's, or a class of transformers'
     num_classes: int
-    model_args: dict[str, Any]  # of timm's constructor
+    model_args: dict[str, Any]  # of timm's constructor, or transformers' configuration
     pretrained_cfg: dict[str, Any]  # preprocessing, and the names of the classifier's modules
+    library: Library = Library.TIMM
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Model:
@@ -73,10 +77,7 @@ class Model:
 
         Raises MismatchError: names the field.
         """
-        kinds = {"architecture": str, "num_classes": int, "model_args": dict}
-        for name, kind in {**kinds, "pretrained_cfg": dict}.items():
-            if not isinstance(value.get(name), kind):
-                raise _damaged(name)
+        _check_kinds(value)
         if past := value["model_args"].keys() & FLAGS.keys() - {"img_size", "in_chans"}:
             raise _damaged(min(past))
         data = value["pretrained_cfg"]
@@ -92,12 +93,19 @@ class Model:
         if type(value["num_classes"]) is not int or not 0 <= value["num_classes"] <= _MOST_CLASSES:
             raise _damaged("num_classes")
         _check_arguments(value["model_args"])
+        if isinstance(data.get("processor"), Mapping):
+            _check_arguments(data["processor"])
         _check_preparation(data, size[0])
-        return cls(value["architecture"], value["num_classes"], value["model_args"], data)
+        args, classes = value["model_args"], value["num_classes"]
+        library = Library(value.get("library", Library.TIMM))
+        return cls(value["architecture"], classes, args, data, library)
 
     def to_json(self) -> dict[str, Any]:
-        """The form that cards keep."""
-        return asdict(self)
+        """The form that cards keep, which tells of another library than timm alone."""
+        value = asdict(self)
+        if self.library is Library.TIMM:
+            del value["library"]
+        return value
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -118,6 +126,16 @@ class Model:
         mean, std = (" ".join(f"{value:g}" for value in data[key]) for key in ("mean", "std"))
         crop = f"crop {data['crop_pct']:g}"
         return f"mean {mean}, std {std}, {data['interpolation']}, {crop}"
+
+
+def _check_kinds(value: Mapping[str, Any]) -> None:
+    """Refuses fields that are missing or of another kind: MismatchError."""
+    kinds = {"architecture": str, "num_classes": int, "model_args": dict, "pretrained_cfg": dict}
+    for name, kind in kinds.items():
+        if not isinstance(value.get(name), kind):
+            raise _damaged(name)
+    if value.get("library", Library.TIMM) not in (*Library,):
+        raise _damaged("library")
 
 
 def _check_preparation(data: Mapping[str, Any], channels: int) -> None:
@@ -151,11 +169,13 @@ def _is_moderate(name: str, value: Any) -> bool:
         return len(value) <= _LONGEST_TEXT
     counts_blocks = any(word in name for word in ("depth", "layers", "blocks"))
     most = _MOST_BLOCKS if counts_blocks else _LARGEST_NUMBER
+    if name.endswith(("vocab_size", "_token_id")):
+        most = _MOST_WORDS
     return not isinstance(value, int | float) or abs(value) <= most
 
 
 def _damaged(what: str) -> MismatchError:
-    return MismatchError(f"its configuration for timm is damaged: {what}")
+    return MismatchError(f"its configuration of a network is damaged: {what}")
 
 
 def of_config(config: Mapping[str, Any]) -> Model | None:

@@ -109,14 +109,19 @@ def modules(
     """Prefix, module and attribute of each weight that is quantized.
 
     A module used in two places comes once, or with ``aliases`` under each of its names, as a
-    state dict has it.
+    state dict has it. A network may have a ``tower``, outside of which nothing is quantized, and
+    may be ``only_linear``: what ``nn.MultiheadAttention`` keeps itself, its library packs not.
     """
     from torch import nn
+    from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-    skipped = set(skip)
+    skipped, tower = set(skip), getattr(network, "tower", "")
+    plain = getattr(network, "only_linear", False)
     for name, module in network.named_modules(remove_duplicate=not aliases):
         prefix = f"{name}." if name else ""
-        if name in skipped:
+        if name in skipped or not prefix.startswith(tower):
+            continue
+        if plain and isinstance(module, nn.MultiheadAttention | NonDynamicallyQuantizableLinear):
             continue
         if isinstance(module, nn.Linear):
             yield prefix, module, "weight"

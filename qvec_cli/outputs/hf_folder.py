@@ -1,8 +1,9 @@
 """A model on disk: one file, or a folder that stock loaders of transformers or timm take.
 
-A folder holds model.safetensors, the same bytes as the single file, and config.json. A stock loader
-needs both, so they appear together, and replace older ones together. Whatever reads with qvec goes
-by the card in the weights' own header. Other files of the folder stay as they are.
+A folder holds model.safetensors, the same bytes as the single file, and config.json; beside a
+network of transformers' own stands preprocessor_config.json. A stock loader needs all of them, so
+they appear together, and replace older ones together. Whatever reads with qvec goes by the card in
+the weights' own header. Other files of the folder stay as they are.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ from typing import Any, Final
 
 from qvec_cli.checkpoint.card import Card
 from qvec_cli.checkpoint.header import Entry
+from qvec_cli.checkpoint.locate import PROCESSOR
 from qvec_cli.checkpoint.naming import WRAPPED
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target, dump, is_stream, refused, write_json
 from qvec_cli.checkpoint.whole_folder import replacing_folder
 from qvec_cli.checkpoint.write import Blocks, size_of, write
 from qvec_cli.errors import CheckpointError, MismatchError, SpecError, located
+from qvec_cli.model import transformers_config
 from qvec_cli.model.configuration import Model, to_config
 from qvec_cli.model.targets import may_be_linear
 from qvec_cli.quant.compressed_tensors import require_loadable, to_scheme
-from qvec_cli.specs import Grid
+from qvec_cli.specs import Grid, Library
 
 ALIGN: Final = 64
 """Bytes at whose multiples tensors start on disk, so that a loader that maps the file has them
@@ -32,8 +35,8 @@ there in memory too: the last bit of a product of matrices hangs on it (with MKL
 WEIGHTS: Final = "model.safetensors"
 CONFIG: Final = "config.json"
 
-Config = Mapping[str, Any]
-"""What config.json says; empty where a single file is meant."""
+Config = Mapping[str, Mapping[str, Any]]
+"""The JSON files beside the weights, by name; empty where a single file is meant."""
 
 
 def check_output(path: Path, *, folder: bool, force: bool, size: int = 0) -> None:
@@ -60,7 +63,7 @@ def check_output(path: Path, *, folder: bool, force: bool, size: int = 0) -> Non
 
 
 def config_of(theta: Checkpoint, model: Model, targets: Iterable[str], grid: Grid | None) -> Config:
-    """What config.json has to say of a network and, if there is a grid, of its packed targets.
+    """What has to be said of a network and, if there is a grid, of its packed targets.
 
     MismatchError: what a stock loader would fail on, or would not load to the same numbers.
     """
@@ -73,7 +76,9 @@ def config_of(theta: Checkpoint, model: Model, targets: Iterable[str], grid: Gri
     names = theta.classes
     if names is not None and not len(set(names)) == len(names) == model.num_classes:
         raise MismatchError(f"{theta.path}: its qvec card is damaged (classes)")
-    config = to_config(model, names)
+    own = model.library is Library.TRANSFORMERS
+    config = transformers_config.to_config(model, names) if own else to_config(model, names)
+    beside = {PROCESSOR: transformers_config.to_processor(model)} if own else {}
     if grid is not None:
         chosen = {name: theta[name].shape for name in sorted(targets)}
         _require_loadable(theta, chosen, grid)
@@ -81,14 +86,14 @@ def config_of(theta: Checkpoint, model: Model, targets: Iterable[str], grid: Gri
         # and naming an embedding as well does no harm, so that no network need be built.
         matrices = [name for name, entry in theta.items() if len(entry.shape) == 2]
         left = [name for name in matrices if name.endswith(".weight") and name not in chosen]
-        ignored = [WRAPPED + name.removesuffix(".weight") for name in left]
+        ignored = [(("" if own else WRAPPED) + name.removesuffix(".weight")) for name in left]
         config["quantization_config"] = to_scheme(grid, ignored)
-    return config
+    return {CONFIG: config, **beside}
 
 
 def size_of_output(plan: Mapping[str, Entry], card: Card, config: Config) -> int:
     """Bytes of what ``write_output`` would write."""
-    beside = len(dump(config).encode()) if config else 0
+    beside = sum(len(dump(document).encode()) for document in config.values())
     return size_of(plan, card, ALIGN) + beside
 
 
@@ -113,7 +118,8 @@ def write_output(
     with replacing_folder(out, force=force) as new:
         weights = new / WEIGHTS
         written = write(weights, plan, tensors, card, force=False, align=ALIGN, ready=check)
-        write_json(new / CONFIG, config, force=False)
+        for name, document in config.items():
+            write_json(new / name, document, force=False)
     return written
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from qvec_cli.calibration.refine import SEED, RefinementOptions, find_refinement
 from qvec_cli.calibration.sequential import CalibrationImages, calibrate, check_images, draw_images
 from qvec_cli.checkpoint.card import FAKE, PATCHED, Card, Kind
 from qvec_cli.checkpoint.header import Entry
+from qvec_cli.checkpoint.naming import is_of_transformers
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, SpecError
 from qvec_cli.inputs.files import InputFiles, card_of, input_files, require, stated_model
@@ -26,7 +27,7 @@ from qvec_cli.inputs.rotated import ROTATION, Rotated, rotated, rotated_if_less_
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import HeadChoice
-from qvec_cli.outputs.hf_folder import check_output, config_of, size_of_output, write_output
+from qvec_cli.outputs.hf_folder import Config, check_output, config_of, size_of_output, write_output
 from qvec_cli.outputs.metrics import Input, Metrics, Plan, provenance
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import parts, stored_bits
@@ -270,8 +271,8 @@ class _Job:
             "quantize", out, fates, theta, self.parameters, counts, data=data, folder=folder
         )
 
-    def config(self) -> Mapping[str, Any]:
-        """The config.json of a folder; empty where a file is written."""
+    def config(self) -> Config:
+        """The JSON files of a folder; empty where a file is written."""
         if not (self.request.folder and self.model):
             return {}
         grid = None if self.request.fake else self.quantizer.grid
@@ -320,6 +321,7 @@ def _prepared(request: QuantizeRequest, files: InputFiles, listener: Listener) -
     require(theta, Kind.CHECKPOINT)
     said = request.network.known or tells_network(theta)
     needed = request.folder or calibration or refinement
+    needed = needed or (theta.bare and is_of_transformers(theta.config))  # no rule fits all of them
     model = network_of(theta, request.network, listener) if said or needed else None
     patched = anchored(theta, request.anchor, files, listener)
     if request.moments:
