@@ -115,9 +115,7 @@ def _preparation(processor: Mapping[str, Any], side: Any, channels: Any) -> dict
     try:
         mean, std = ([n / factor for n in values] for values in (mean, std))
     except (TypeError, ZeroDivisionError):
-        raise MismatchError(
-            "preprocessor_config.json: image_mean and image_std: no numbers"
-        ) from None
+        raise MismatchError("preprocessor_config.json: image_mean, image_std: no numbers") from None
     if channels != len(mean):
         mean, std = ([sum(values) / len(values)] * channels for values in (mean, std))
     return {

@@ -320,8 +320,8 @@ def _prepared(request: QuantizeRequest, files: InputFiles, listener: Listener) -
     calibration, refinement = request.calibrated_on, request.refinement
     require(theta, Kind.CHECKPOINT)
     said = request.network.known or tells_network(theta)
-    needed = request.folder or calibration or refinement
-    needed = needed or (theta.bare and is_of_transformers(theta.config))  # no rule fits all of them
+    own = theta.bare and is_of_transformers(theta.config)  # whose names no rule fits
+    needed = request.folder or calibration or refinement or own
     model = network_of(theta, request.network, listener) if said or needed else None
     patched = anchored(theta, request.anchor, files, listener)
     if request.moments:
