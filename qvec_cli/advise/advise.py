@@ -38,6 +38,7 @@ from qvec_cli.inputs.receiver import ReceiverOptions, resolve
 from qvec_cli.inputs.rotated import ROTATION
 from qvec_cli.inputs.rotated import rotated as in_rotated_basis
 from qvec_cli.model.targets import head_tensors
+from qvec_cli.outputs.hf_folder import WEIGHTS, check_output
 from qvec_cli.outputs.metrics import Input, Metrics, Plan
 from qvec_cli.pipeline.quantize import quantize
 from qvec_cli.quant.qtensor import stored_bits
@@ -117,11 +118,13 @@ def _check_outputs(request: AdviseRequest) -> bool:
             "--resume needs -o FILE or --metrics FILE",
             hint="What is measured is kept beside the file; no other run can be gone on with.",
         )
-    each = [may_be_finished(path, resume=resume, force=force) for path in outputs]
+    files = [path / WEIGHTS if path == request.out and request.folder else path for path in outputs]
+    each = [may_be_finished(path, resume=resume, force=force) for path in files]
     finished = bool(each) and all(each) and not unfinished(outputs[0]).exists()
-    for path in (request.out, request.document):
-        if path is not None:
-            check_target(path, force=force or finished)
+    if request.out is not None:
+        check_output(request.out, folder=request.folder, force=force or finished)
+    if request.document is not None:
+        check_target(request.document, force=force or finished)
     if outputs:
         check_unfinished(outputs[0], resume=resume, force=force)
     return finished
@@ -192,7 +195,8 @@ def _plan(request: AdviseRequest, inputs: AdviseInputs, parameters: Facts) -> Pl
     quantized = f"quantized to {request.bits} bits, in many ways"
     fates |= dict.fromkeys(inputs.receiver.targets, quantized)
     images = {"proxy": inputs.judging.count + request.proxy.samples}
-    return Plan("advise", request.out, fates, theta, parameters, images)
+    folder = request.folder
+    return Plan("advise", request.out, fates, theta, parameters, images, folder=folder)
 
 
 def _candidates(
@@ -438,7 +442,7 @@ class Trials:
 
         The recommended model is written where an output is named: the bytes of its commands.
         """
-        out = self._request.out
+        out, folder = self._request.out, self._request.folder
         if self.best(Family.PLAIN) is None:
             reasons = self._skipped[0]["reason"]
             raise QvecError(f"{self._path}: no plain grid can be measured: {reasons}")
@@ -447,7 +451,7 @@ class Trials:
         chosen = self._candidates[verdict.chosen.name]
         facts: Facts = {
             **_decision(verdict),
-            "commands": self._commands(chosen, str(out or PLACEHOLDER)),
+            "commands": self._commands(chosen, f"{out}/" if folder else str(out or PLACEHOLDER)),
             "measure": self._judge.measure,
             "proxies": self._proxies,
             "candidates": self._rows,
@@ -457,7 +461,8 @@ class Trials:
             with located(self._path, NotFiniteError):
                 facts["fp"] = self._trial.float_score("test").to_json()
         if out is not None:
-            quantize(replace(chosen.request, out=out), self._stage(None), self._files)
+            written = replace(chosen.request, out=out, folder=folder)
+            quantize(written, self._stage(None), self._files)
             facts["output"] = str(out)
         return facts, self._uses[chosen.name]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -59,7 +60,8 @@ class Candidate:
     def commands(self, out: str, *, crossing: bool) -> list[str]:
         """What the user would type; crossing: the receiver or its vector is for another grid."""
         words = [*_words(self.request, self.grid), *(["--cross-grid"] if crossing else [])]
-        return [*self.before, command([*words, "-o", Path(out)])]
+        end = os.sep if out.endswith(os.sep) else ""  # of a folder
+        return [*self.before, command([*words, "-o", Path(out)]) + end]
 
 
 _KINDS: Final[Mapping[tuple[str, ...], tuple[Family, str]]] = {
@@ -343,6 +345,7 @@ class AdviseRequest:
     data: str | None = None  # labels, to judge the decision by; they take no part in it
     steps: int = 60  # of refinement; 0: it is not tried
     out: Path | None = None  # where the recommended model is written
+    folder: bool = False  # whether that is a folder for stock loaders
     document: Path | None = None  # where the metrics will be
     device: str = "auto"
     network: NetworkOptions = NetworkOptions()  # for a receiver without a card

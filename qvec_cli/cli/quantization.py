@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -246,7 +245,7 @@ class _Flags:
             refinement=chosen.refinement(self.proxy, loading, device),
             force=writing.force,
             dry_run=writing.dry_run,
-            folder=_is_folder(output),
+            folder=options.is_folder(output),
             network=self.network.options(),
             head=self.head.options(),
             moments=moments,
@@ -292,16 +291,6 @@ def quantize(
         raise SpecError("--compare is for one file")
     flags = _Flags(targets, grid, calibration, proxy, comparison, images, head, network)
     each(checkpoint, output, writing, flags.job, suffix=suffix)
-
-
-def _is_folder(typed: str) -> bool:
-    """Whether an output is one: by its last letter, which a path forgets, or on the disk."""
-    if typed in ("", "-"):  # a variable that is not set, and stdout
-        return False
-    try:
-        return typed.endswith(os.sep) or Path(typed).is_dir()
-    except OSError:  # closed to us, or no name that can be: writing to it will tell
-        return False
 
 
 def quantize_text(results: Facts) -> Iterator[str]:

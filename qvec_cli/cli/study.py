@@ -41,7 +41,11 @@ def advise(
     images: ImageFlags,
     network: NetworkFlags,
     output: Annotated[
-        Path | None, options.output_option("File for the model that is recommended.")
+        str | None,
+        options.output_option(
+            "For the model that is recommended; FOLDER/ is one that transformers loads.",
+            metavar="FILE|FOLDER/",
+        ),
     ] = None,
     resume: options.Resume = False,
     writing: OutputFlags,
@@ -60,6 +64,7 @@ def advise(
     from qvec_cli.checkpoint.replace import unfinished
 
     vectors = tuple(map(Path, options.listed(ways.rho)))
+    out = Path(output) if output is not None else None
     request = AdviseRequest(
         receiver=receiver,
         bits=bits,
@@ -68,7 +73,8 @@ def advise(
         proxy=proxy.options(images.loading(dry_run=writing.dry_run, class_map=network.class_map)),
         data=ways.data,
         steps=ways.refine,
-        out=output,
+        out=out,
+        folder=output is not None and options.is_folder(output),
         document=writing.metrics,
         device=images.device,
         network=network.options(),
@@ -79,7 +85,7 @@ def advise(
     inputs = (receiver, *vectors, *([ways.moments] if ways.moments else []))
     state = unfinished(request.outputs[0]) if request.outputs else None
     work, writing = partial(verb.advise, request), replace(writing, force=writing.force or resume)
-    show.deliver(work, advise_text, writing, inputs=inputs, out=output, state=state)
+    show.deliver(work, advise_text, writing, inputs=inputs, out=out, state=state)
 
 
 def advise_text(results: Facts) -> Iterator[str]:
