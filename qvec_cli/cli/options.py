@@ -186,11 +186,17 @@ class TargetFlags:
     skip: list[str] | None = flag(
         None, "Weights that are left out of them; repeat it.", metavar="GLOB"
     )
+    module: str | None = flag(
+        None,
+        "A part of a larger model, as vision_tower; nothing outside of it is quantized.",
+        metavar="NAME",
+    )
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """All globs, those of --skip with a ! before them."""
-        return (*globs(self.targets), *(f"!{glob}" for glob in globs(self.skip)))
+        """All globs, those of --skip with a ! before them, and --module with an @."""
+        inside = [f"@{self.module.strip('.')}"] if self.module else []
+        return (*globs(self.targets), *(f"!{glob}" for glob in globs(self.skip)), *inside)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from qvec_cli.checkpoint.naming import is_of_transformers
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError, located
 from qvec_cli.inputs.lineage import CROSS
@@ -16,18 +17,29 @@ from qvec_cli.specs import Grid, GridOptions, Listener
 
 
 def _choose(
-    theta: Checkpoint, patterns: Sequence[str], head: Collection[str], listener: Listener
+    theta: Checkpoint,
+    patterns: Sequence[str],
+    head: Collection[str],
+    listener: Listener,
+    modules: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """Names of the weights to quantize: the user's, the card's, or those a rule finds.
 
-    ``head`` are tensors of the classifier, which no rule takes.
-    MismatchError: a glob that matches nothing. CheckpointError: the card names a tensor that is not
-    there.
+    ``head`` are tensors of the classifier, which no rule takes; ``modules`` what all are to be in.
+    MismatchError: a glob that matches nothing, a module that is not there. CheckpointError: the
+    card names a tensor that is not there.
     """
     shapes = {name: entry.shape for name, entry in theta.items() if entry.floating}
+    if modules:
+        shapes = {name: shape for name, shape in shapes.items() if _is_in(name, modules)}
+        if not shapes:
+            raise MismatchError(
+                f"{theta.path}: --module {modules[0]}: no tensor is in it",
+                hint="qvec inspect FILE --tensors lists the names.",
+            )
     if patterns:
         targets = matching(patterns, shapes)
-    elif theta.card.targets is not None:
+    elif theta.card.targets is not None and not modules:
         targets = tuple(name for name in dict.fromkeys(theta.card.targets) if name not in head)
         if missing := [name for name in targets if len(shapes.get(name, ())) != 2]:
             raise CheckpointError(
@@ -35,12 +47,19 @@ def _choose(
                 "but it is not a matrix of the file"
             )
     else:
-        targets = of_outline(shapes, head)
+        fused = {name.removesuffix("in_proj_weight") for name in shapes if "in_proj_weight" in name}
+        fused = fused if is_of_transformers(theta.config) else set()  # which its loaders leave
+        targets = tuple(n for n in of_outline(shapes, head) if not n.startswith((*fused,)))
         listener.note(
             f"{theta.path} does not list its targets: {len(targets)} matrices chosen by "
             "name and shape"
         )
     return targets
+
+
+def _is_in(name: str, modules: Sequence[str]) -> bool:
+    """Whether one of the modules is on the way to a tensor."""
+    return any(f".{module}." in f".{name}" for module in modules)
 
 
 def targets_in(
@@ -56,15 +75,18 @@ def targets_in(
         theta: a float checkpoint.
         model: its network, if that must be known; a file without a card must then be one.
         patterns: globs of the user, which come first; then a list on the card. One with a ! before
-            it names weights that are left out, of whatever the others choose.
+            it names weights that are left out, of whatever the others choose; one with an @ is no
+            glob but a module, in which all are.
         head: tensors of the classifier.
         listener: hears of a choice by rule.
 
     Raises MismatchError: tensors that are not those of the network.
     """
-    named = [glob for glob in patterns if not glob.startswith("!")]
-    if model is None or not theta.bare or named or theta.card.targets is not None:
-        targets = _choose(theta, named, head, listener)
+    named = [glob for glob in patterns if not glob.startswith(("!", "@"))]
+    modules = [word[1:] for word in patterns if word.startswith("@")]
+    listed = theta.card.targets is not None and not modules
+    if modules or model is None or not theta.bare or named or listed:
+        targets = _choose(theta, named, head, listener, modules)
     else:
         targets = tuple(name for name in _of_network(theta, model) if name not in head)
     return without(targets, [glob[1:] for glob in patterns if glob.startswith("!")])

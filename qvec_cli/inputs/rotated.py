@@ -17,12 +17,13 @@ from qvec_cli.errors import CheckpointError, MismatchError, NotFiniteError, Qvec
 from qvec_cli.inputs.files import DOOR
 from qvec_cli.inputs.receiver import Patched, place
 from qvec_cli.model.basis import Basis, TensorChange, basis_of
+from qvec_cli.model.block_names import basis_of_transformers
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.recognise import heads_of, recognise
 from qvec_cli.quant.moments import Inputs
 from qvec_cli.quant.qtensor import energy
 from qvec_cli.quant.scales import rtn
-from qvec_cli.specs import UNSAID, Grid, Listener, Preset, Silence
+from qvec_cli.specs import UNSAID, Grid, Library, Listener, Preset, Silence
 
 if TYPE_CHECKING:
     from torch import nn
@@ -158,7 +159,7 @@ class Rotated:
     def _columns(self, values: Array, change: TensorChange) -> Array:
         """What changes along the last axis."""
         if change.gamma is not None:
-            values = values * self.source.finite(change.gamma)
+            values = values * _beside(self.source.finite(change.gamma), values)
         if change.over is not None:
             values = values / self.source.finite(change.over)
         if change.columns is not None:
@@ -179,9 +180,15 @@ class Rotated:
     def _product(self, weight: str, beta: str) -> Array:
         """A weight times a LayerNorm's bias, float32 [out]."""
         if weight not in self._biases:
-            added = self.source.finite(weight) * self.source.finite(beta)
+            matrix = self.source.finite(weight)
+            added = matrix * _beside(self.source.finite(beta), matrix)
             self._biases[weight] = added.sum(axis=1, dtype=np.float64).astype(np.float32)
         return self._biases[weight]
+
+
+def _beside(vector: Array, matrix: Array) -> Array:
+    """A LayerNorm's vector, as often as a layer reads it side by side."""
+    return np.tile(vector, matrix.shape[-1] // vector.size)
 
 
 def _without_affine(inputs: Inputs, gamma: Array, beta: Array | None) -> Inputs:
@@ -217,8 +224,7 @@ def rotated(
         )
     with located(theta.path):
         shapes = {name: entry.shape for name, entry in theta.items() if entry.floating}
-        pool = (model.model_args if model else {}).get("global_pool")
-        basis = basis_of(shapes, _heads(shapes, model), pool, seed)
+        basis = _basis(shapes, model, seed)
         tied = {*theta.aliases, *theta.aliases.values()} & basis.changes.keys()
         if tied:
             raise MismatchError(f"{min(tied)}: is tied to another tensor, which would change too")
@@ -227,6 +233,14 @@ def rotated(
     if any(theta[name].dtype in ("F16", "BF16") for name in basis.changes):
         listener.note(f"{theta.path}: its half-precision numbers are rounded anew")
     return Rotated(source, basis)
+
+
+def _basis(shapes: Mapping[str, tuple[int, ...]], model: Model | None, seed: int) -> Basis:
+    """The basis of a network of any library's."""
+    args = model.model_args if model else {}
+    if model and model.library is not Library.TIMM:
+        return basis_of_transformers(shapes, args, seed)
+    return basis_of(shapes, _heads(shapes, model), args.get("global_pool"), seed)
 
 
 def _heads(shapes: Mapping[str, tuple[int, ...]], model: Model | None) -> int | Sequence[int]:

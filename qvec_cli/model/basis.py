@@ -112,16 +112,24 @@ def _require_fit(name: str, change: TensorChange, shapes: Shapes) -> None:
     if fits:
         first, last = shape[0], shape[-1]
         beside: list[tuple[str | None, tuple[int, ...]]]
-        beside = [(change.gamma, (last,)), (change.over, (last,)), (change.scale, (first,))]
+        beside = [(change.over, (last,)), (change.scale, (first,))]
+        norms = [(change.gamma, last)]  # of which a layer may read several vectors, side by side
         if change.beta is not None:
             weight, norm = change.beta
-            beside += [(weight, (first, *shapes[norm]))]
+            beside += [(weight, (first, *shapes[weight][1:]))]
+            norms += [(norm, shapes[weight][-1])]
         fits = all(other is None or shapes[other] == wanted for other, wanted in beside)
+        fits &= all(other is None or _divides(shapes[other], width) for other, width in norms)
         fits &= len(shape) == 2 or change.gamma is None
         fits &= change.columns is None or last % change.columns.order == 0
         fits &= change.rows is None or (first - change.rows.start) % change.rows.order == 0
     if not fits:
         raise MismatchError(f"{name}: {list(shape)} does not fit the tensors beside it")
+
+
+def _divides(vector: tuple[int, ...], width: int) -> bool:
+    """Whether a layer that is so wide reads one or several vectors of a LayerNorm."""
+    return len(vector) == 1 and vector[0] > 0 and width % vector[0] == 0
 
 
 @dataclass(frozen=True, slots=True)

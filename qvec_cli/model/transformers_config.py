@@ -188,12 +188,15 @@ def to_config(model: Model, classes: Sequence[str] | None) -> dict[str, Any]:
     return config
 
 
-def to_processor(model: Model) -> dict[str, Any]:
-    """The preprocessor_config.json of a network: as it was read, or said in its words."""
-    data = model.pretrained_cfg
-    if isinstance(data.get("processor"), Mapping):
-        return dict(data["processor"])
-    _, height, width = model.input_size
+def processor_of(model: Model) -> Mapping[str, Any] | None:
+    """The preprocessor_config.json of a network, if one is known."""
+    processor = model.pretrained_cfg.get("processor")
+    return processor if isinstance(processor, Mapping) else None
+
+
+def _processor(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A preprocessor_config.json, from timm's words."""
+    _, height, width = data["input_size"]
     resized = {"height": int(height / data["crop_pct"]), "width": int(width / data["crop_pct"])}
     squash = data["crop_mode"] == "squash"
     return {
@@ -213,5 +216,7 @@ def to_processor(model: Model) -> dict[str, Any]:
 
 def prepared_as(model: Model, said: Mapping[str, Any]) -> Model:
     """The model with its images prepared as a user says, in timm's words."""
-    kept = {key: value for key, value in model.pretrained_cfg.items() if key != "processor"}
-    return replace(model, pretrained_cfg=kept | dict(said)) if said else model
+    if not said:
+        return model
+    data = {**model.pretrained_cfg, **said}
+    return replace(model, pretrained_cfg={**data, "processor": _processor(data)})

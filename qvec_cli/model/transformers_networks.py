@@ -126,11 +126,12 @@ def rebuild(model: Model) -> TransformersNetwork:
     return TransformersNetwork(inner, _names_in_files(inner))
 
 
-def _made(model: Model) -> PreTrainedModel:
+def _made(model: Model, *, whatever: bool = False) -> PreTrainedModel:
     library = _library()
     args, classes = dict(model.model_args), model.num_classes
     kind = str(args.pop("model_type", ""))
-    if model.architecture not in _architectures():
+    exists = whatever and hasattr(library, model.architecture)
+    if not exists and model.architecture not in _architectures():
         raise SpecError(
             f"{model.architecture} is no encoder or classifier that transformers "
             f"{library.__version__} knows",
@@ -195,7 +196,10 @@ def _names_in_files(network: PreTrainedModel) -> dict[str, str]:
 
 
 def names_in_memory(model: Model) -> dict[str, str]:
-    """What the library calls each tensor in memory, by its name in files."""
+    """What the library calls each tensor in memory, by its name in files.
+
+    Of any network that it has. Raises QvecError, SpecError, MismatchError: as ``rebuild``.
+    """
     with torch.device("meta"):
-        names = _names_in_files(_made(model))
+        names = _names_in_files(_made(model, whatever=True))
     return {name: memory for memory, name in names.items()}

@@ -21,7 +21,7 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import check_target, dump, is_stream, refused, write_json
 from qvec_cli.checkpoint.whole_folder import replacing_folder
 from qvec_cli.checkpoint.write import Blocks, size_of, write
-from qvec_cli.errors import CheckpointError, MismatchError, SpecError, located
+from qvec_cli.errors import CheckpointError, MismatchError, QvecError, SpecError, located
 from qvec_cli.model import transformers_config
 from qvec_cli.model.configuration import Model, to_config
 from qvec_cli.model.targets import may_be_linear
@@ -78,7 +78,8 @@ def config_of(theta: Checkpoint, model: Model, targets: Iterable[str], grid: Gri
         raise MismatchError(f"{theta.path}: its qvec card is damaged (classes)")
     own = model.library is Library.TRANSFORMERS
     config = transformers_config.to_config(model, names) if own else to_config(model, names)
-    beside = {PROCESSOR: transformers_config.to_processor(model)} if own else {}
+    processor = transformers_config.processor_of(model) if own else None
+    beside = {PROCESSOR: processor} if processor else {}
     if grid is not None:
         chosen = {name: theta[name].shape for name in sorted(targets)}
         _require_loadable(theta, chosen, grid)
@@ -86,9 +87,27 @@ def config_of(theta: Checkpoint, model: Model, targets: Iterable[str], grid: Gri
         # and naming an embedding as well does no harm, so that no network need be built.
         matrices = [name for name, entry in theta.items() if len(entry.shape) == 2]
         left = [name for name in matrices if name.endswith(".weight") and name not in chosen]
-        ignored = [(("" if own else WRAPPED) + name.removesuffix(".weight")) for name in left]
+        ignored = [f"{'' if own else WRAPPED}{name.removesuffix('.weight')}" for name in left]
+        ignored += _called_otherwise(model, ignored) if own else []
         config["quantization_config"] = to_scheme(grid, ignored)
     return {CONFIG: config, **beside}
+
+
+def _called_otherwise(model: Model, modules: Iterable[str]) -> list[str]:
+    """What transformers calls modules in memory, where that is not as in files.
+
+    Loaders ask by these names which layers are not packed. Where it is not installed, nothing is
+    known of them, and a head and embeddings have one name everywhere.
+    """
+    from qvec_cli.model.transformers_networks import names_in_memory
+
+    try:
+        memory = names_in_memory(model)
+    except QvecError:
+        return []
+    names = {name.removesuffix(".weight"): other for name, other in memory.items()}
+    others = [names[module].removesuffix(".weight") for module in modules if module in names]
+    return [name for name in others if name not in names]
 
 
 def size_of_output(plan: Mapping[str, Entry], card: Card, config: Config) -> int:

@@ -54,7 +54,7 @@ class QuantizeRequest:
     grid: GridOptions  # of every target
     method: Method = Method.RTN
     fake: bool = False  # write float32 weights on the grid in place of packed codes
-    patterns: tuple[str, ...] = ()  # globs that name the targets; else the card or a rule does
+    patterns: tuple[str, ...] = ()  # what names the targets, see ``targets_in``
     calibration: Calibration | None = None  # images, for methods that look at some
     anchor: Anchor | None = None  # a vector to start from
     refinement: RefinementOptions | None = None  # what follows the method
@@ -320,7 +320,8 @@ def _prepared(request: QuantizeRequest, files: InputFiles, listener: Listener) -
     calibration, refinement = request.calibrated_on, request.refinement
     require(theta, Kind.CHECKPOINT)
     said = request.network.known or tells_network(theta)
-    own = theta.bare and is_of_transformers(theta.config)  # whose names no rule fits
+    whole = not any(word.startswith("@") for word in request.patterns)
+    own = theta.bare and whole and is_of_transformers(theta.config)  # whose names no rule fits
     needed = request.folder or calibration or refinement or own
     model = network_of(theta, request.network, listener) if said or needed else None
     patched = anchored(theta, request.anchor, files, listener)
