@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import Drawer, call, light
+from conftest import Drawer, call
 from safetensors.torch import load_file, save_file
 
 from qvec_cli.checkpoint.naming import heads, unwrap
@@ -396,27 +396,9 @@ def test_a_model_of_the_hub_is_fetched_by_name_or_told_that_it_cannot_be(
     assert asked == [("org/name", "main")]
 
 
-def test_a_folder_of_transformers_own_network_is_refused_by_name(
+def test_weights_that_were_rotated_for_an_input_that_is_rotated_too_are_refused(
     drawer: Drawer, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "vit"
-    folder.mkdir()
-    tensors = {"vit.layernorm.weight": torch.ones(4), "classifier.weight": torch.ones(2, 4)}
-    save_file(tensors, folder / "model.safetensors")
-    config = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
-    (folder / "config.json").write_text(json.dumps(config))
-    out = ("-o", tmp_path / "o.st")
-    for line in (
-        ("quantize", folder, "--bits", 3),
-        ("patch", folder, drawer.rho),
-        ("extract", folder, folder),
-        ("import", folder),
-        ("export", folder, "--to", "timm"),
-    ):
-        code, heavy, lines = light(*line, *out)
-        assert (code, heavy) == (1, []), line
-        assert "ViTForImageClassification of transformers" in lines[-2]
-    call("inspect", folder)
     rotated = {"quantization_config": {"transform_config": {"config_groups": {"u": {}}}}}
     packed = tmp_path / "packed"
     call("quantize", drawer.receiver, "--bits", 4, "-o", f"{packed}/")

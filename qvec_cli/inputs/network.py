@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import CheckpointError, QvecError
+from qvec_cli.errors import CheckpointError, QvecError, located
 from qvec_cli.inputs.foreign import grid_of_packed, load_packed, refuse_foreign
 from qvec_cli.model import build
 from qvec_cli.model.configuration import Model
@@ -46,7 +46,8 @@ def load_state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 def load_network(checkpoint: Checkpoint, model: Model, on: str) -> torch.nn.Module:
     """The network of a file on a device, every tensor in its place."""
     target = device(on)
-    network = build.rebuild(model)
+    with located(checkpoint.path):
+        network = build.rebuild(model)
     build.load(network, load_state(checkpoint), str(checkpoint.path))
     return network.to(target)
 
@@ -54,7 +55,7 @@ def load_network(checkpoint: Checkpoint, model: Model, on: str) -> torch.nn.Modu
 def check_network(checkpoint: Checkpoint, model: Model, on: str) -> torch.nn.Module:
     """Refuses, by headers alone, what ``load_network`` would; the network is without numbers."""
     device(on)
-    with torch.device("meta"):
+    with located(checkpoint.path), torch.device("meta"):
         network = build.rebuild(model)
     own, state = network.state_dict(), outline(checkpoint)
     for name in packed_weights(checkpoint):

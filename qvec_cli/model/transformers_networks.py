@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor, nn
 
-from qvec_cli.errors import MismatchError, QvecError, SpecError, did_you_mean
+from qvec_cli.errors import MismatchError, QvecError, did_you_mean
 from qvec_cli.model.configuration import Model
 
 if TYPE_CHECKING:
@@ -119,8 +119,8 @@ def _holder(root: nn.Module, path: str) -> nn.Module:
 def rebuild(model: Model) -> TransformersNetwork:
     """The network of a configuration, with random weights.
 
-    Raises QvecError: transformers is not installed; SpecError: it does not know the architecture,
-    or cannot make it.
+    Raises QvecError: transformers is not installed; MismatchError: it does not know the
+    architecture, or cannot make it.
     """
     inner = _made(model)
     return TransformersNetwork(inner, _names_in_files(inner))
@@ -132,7 +132,7 @@ def _made(model: Model, *, whatever: bool = False) -> PreTrainedModel:
     kind = str(args.pop("model_type", ""))
     exists = whatever and hasattr(library, model.architecture)
     if not exists and model.architecture not in _architectures():
-        raise SpecError(
+        raise MismatchError(
             f"{model.architecture} is no encoder or classifier that transformers "
             f"{library.__version__} knows",
             hint=did_you_mean(model.architecture, _architectures(), 3)
@@ -143,8 +143,8 @@ def _made(model: Model, *, whatever: bool = False) -> PreTrainedModel:
         config = library.AutoConfig.for_model(kind, **args, **labels)
         network: PreTrainedModel = getattr(library, model.architecture)(config)
     except _WRONG_ARGUMENTS as fault:
-        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
-        raise SpecError(f"transformers cannot make {model.architecture}: {reason[:200]}") from None
+        reason = (str(fault).splitlines() or [type(fault).__name__])[0][:200]
+        raise MismatchError(f"transformers cannot make {model.architecture}: {reason}") from None
     return network
 
 
@@ -198,7 +198,7 @@ def _names_in_files(network: PreTrainedModel) -> dict[str, str]:
 def names_in_memory(model: Model) -> dict[str, str]:
     """What the library calls each tensor in memory, by its name in files.
 
-    Of any network that it has. Raises QvecError, SpecError, MismatchError: as ``rebuild``.
+    Of any network that it has. Raises QvecError, MismatchError: as ``rebuild``.
     """
     with torch.device("meta"):
         names = _names_in_files(_made(model, whatever=True))
