@@ -145,7 +145,10 @@ def _description_text(results: Facts) -> Iterator[str]:
         carried = f"carries {moments_text(results['moments'])}"
         yield _cut(f"{carried}, in {len(results['attached'])} tensors")
     if model := results["model"]:
-        named = f"{model['architecture']} {model['model_args'] or ''}"
+        own = model.get("library")  # whose arguments are a page of defaults
+        named = f"{model['architecture']} " + (
+            f"of {own}" if own else str(model["model_args"] or "")
+        )
         yield _cut(f"architecture: {named}, {model['num_classes']} classes")
     yield from map(_cut, _card_text(card)) if card else ["no qvec card: lineage is not known"]
     if results["layout"]:

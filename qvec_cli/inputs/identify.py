@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.checkpoint.card import Card, Kind
+from qvec_cli.checkpoint.naming import is_of_transformers
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError, located
 from qvec_cli.inputs.files import DOOR, model_of, stated_model
@@ -66,8 +67,12 @@ def network_of(checkpoint: Checkpoint, options: NetworkOptions, listener: Listen
 
 
 def tells_network(checkpoint: Checkpoint) -> bool:
-    """Whether a training script has kept the name of a network of timm's beside the weights."""
-    return _script_name(checkpoint) is not None
+    """Whether what lies beside a file's weights tells its network better than names and shapes.
+
+    A training script has kept the name of one of timm's, or a folder is of transformers' own.
+    """
+    own = checkpoint.bare and is_of_transformers(checkpoint.config)
+    return own or _script_name(checkpoint) is not None
 
 
 def _script_name(checkpoint: Checkpoint) -> str | None:

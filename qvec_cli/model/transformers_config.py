@@ -22,6 +22,10 @@ _LEFT_OUT: Final = frozenset(
 """Words of config.json that tell nothing of the network's function, or that a card has elsewhere.
 """
 
+_UNLOADABLE: Final = ("dinov2", "dinov2_with_registers")
+"""Networks of which no version of transformers that was tried (5.10 to 5.24) loads a folder that
+compressed-tensors has packed, by anybody: it fails on a tensor that only their SwiGLU has."""
+
 _CLASSIFYING: Final = ("ForImageClassification", "ForSequenceClassification")
 """What the names of classes have in them whose networks tell classes apart."""
 
@@ -186,6 +190,16 @@ def to_config(model: Model, classes: Sequence[str] | None) -> dict[str, Any]:
         config["id2label"] = {str(index): name for index, name in enumerate(labels)}
         config["label2id"] = {name: index for index, name in enumerate(labels)}
     return config
+
+
+def note_on_packed(model: Model) -> str | None:
+    """What is to be known of a packed folder of a network; None: stock transformers loads it."""
+    if model.model_args.get("model_type") not in _UNLOADABLE:
+        return None
+    return (
+        f"transformers fails to load packed folders of {model.architecture}, whoever packed them "
+        "(seen in 5.10 to 5.24); qvec reads it, and --fake writes one that loads"
+    )
 
 
 def processor_of(model: Model) -> Mapping[str, Any] | None:

@@ -15,10 +15,11 @@ from qvec_cli.checkpoint.card import Card
 from qvec_cli.checkpoint.dtypes import Array, to_float32
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.source import WeightsChoice
-from qvec_cli.errors import CheckpointError
+from qvec_cli.errors import CheckpointError, MismatchError
 from qvec_cli.inputs.files import opened, stated_model
 from qvec_cli.inputs.foreign import Packed, grid_of_packed, layout, load_packed, packed_in
 from qvec_cli.inputs.lineage import inherited_use
+from qvec_cli.model.configuration import Model
 from qvec_cli.outputs.metrics import Input, Metrics
 from qvec_cli.quant.qtensor import packed_weights, part_names
 from qvec_cli.specs import Listener, spent
@@ -43,7 +44,7 @@ def describe(path: Path, choice: WeightsChoice, listener: Listener) -> Metrics:
             "bytes": checkpoint.nbytes,
             "parameters": _parameters(checkpoint, packed),
             "layout": layout(checkpoint, packed),
-            "model": model.to_json() if (model := stated_model(checkpoint)) else None,
+            "model": model.to_json() if (model := _model(checkpoint, listener)) else None,
             "card": None if checkpoint.bare else _card(checkpoint.card),
             "metadata": checkpoint.metadata if checkpoint.bare else {},
             "tensors": tensors,
@@ -64,7 +65,7 @@ def survey(paths: Sequence[Path], choice: WeightsChoice, listener: Listener) -> 
     rows, inputs, uses = [], [], []
     for path in paths:
         with opened(path, listener, choice) as checkpoint:
-            model, card = stated_model(checkpoint), checkpoint.card
+            model, card = _model(checkpoint, listener), checkpoint.card
             rows.append(
                 {
                     "file": str(path),
@@ -80,6 +81,17 @@ def survey(paths: Sequence[Path], choice: WeightsChoice, listener: Listener) -> 
             inputs.append(Input(str(path), checkpoint.kind, checkpoint.stated))
             uses.append(inherited_use(checkpoint))
     return Metrics("inspect", tuple(inputs), {}, {"files": rows}, spent(*uses), started=started)
+
+
+def _model(checkpoint: Checkpoint, listener: Listener) -> Model | None:
+    """The network that a file states; None where a folder states one that is not built here."""
+    try:
+        return stated_model(checkpoint)
+    except MismatchError as error:
+        if not checkpoint.bare:
+            raise
+        listener.note(str(error))
+        return None
 
 
 def verify(path: Path, choice: WeightsChoice, listener: Listener) -> Metrics:

@@ -14,7 +14,6 @@ from qvec_cli.calibration.refine import SEED, RefinementOptions, find_refinement
 from qvec_cli.calibration.sequential import CalibrationImages, calibrate, check_images, draw_images
 from qvec_cli.checkpoint.card import FAKE, PATCHED, Card, Kind
 from qvec_cli.checkpoint.header import Entry
-from qvec_cli.checkpoint.naming import is_of_transformers
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, SpecError
 from qvec_cli.inputs.files import InputFiles, card_of, input_files, require, stated_model
@@ -27,6 +26,7 @@ from qvec_cli.inputs.rotated import ROTATION, Rotated, rotated, rotated_if_less_
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import HeadChoice
+from qvec_cli.model.transformers_config import note_on_packed
 from qvec_cli.outputs.hf_folder import Config, check_output, config_of, size_of_output, write_output
 from qvec_cli.outputs.metrics import Input, Metrics, Plan, provenance
 from qvec_cli.quant.methods import QUANTIZERS
@@ -320,14 +320,15 @@ def _prepared(request: QuantizeRequest, files: InputFiles, listener: Listener) -
     calibration, refinement = request.calibrated_on, request.refinement
     require(theta, Kind.CHECKPOINT)
     said = request.network.known or tells_network(theta)
-    whole = not any(word.startswith("@") for word in request.patterns)
-    own = theta.bare and whole and is_of_transformers(theta.config)  # whose names no rule fits
-    needed = request.folder or calibration or refinement or own
+    needed = request.folder or calibration or refinement
     model = network_of(theta, request.network, listener) if said or needed else None
     patched = anchored(theta, request.anchor, files, listener)
     if request.moments:
         carrier = files.open(request.moments.path)
         moments = LayerMoments(theta, carrier, request.moments, listener)
+    packed = request.folder and not request.fake
+    if model and packed and (note := note_on_packed(model)):
+        listener.note(note)
     head = request.head.tensors(theta, stated_model(theta), str(theta.path), bare=theta.bare)
     targets = targets_in(theta, model, request.patterns, head, listener)
     made_for, swept = (patched.rho, patched.choice.grid) if patched else (theta, None)
