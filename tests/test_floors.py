@@ -284,6 +284,7 @@ TORCHS_OWN = {
         "learn.distill",
         "learn.fit",
         "model.qat",
+        "model.transformers_networks",
         "pipeline.session",
         "selection.trial",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,3 +130,13 @@ def _folder(output: str | None) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):  # it has outputs in it
             Path(output).rmdir()
+
+
+def is_folder(typed: str) -> bool:
+    """Whether an output is one: by its last letter, which a path forgets, or on the disk."""
+    if typed in ("", "-"):  # a variable that is not set, and stdout
+        return False
+    try:
+        return typed.endswith(os.sep) or Path(typed).is_dir()
+    except OSError:  # closed to us, or no name that can be: writing to it will tell
+        return False

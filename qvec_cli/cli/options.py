@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import math
-import os
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
@@ -494,13 +493,3 @@ def refuse(why: str, *groups: object, hint: str | None = None, **flags: object) 
 
 _SPELLED: Final = {"output": "-o", "lam": "--lambda"}
 """Parameters whose flags have another name."""
-
-
-def is_folder(typed: str) -> bool:
-    """Whether an output is one: by its last letter, which a path forgets, or on the disk."""
-    if typed in ("", "-"):  # a variable that is not set, and stdout
-        return False
-    try:
-        return typed.endswith(os.sep) or Path(typed).is_dir()
-    except OSError:  # closed to us, or no name that can be: writing to it will tell
-        return False

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 import typer
 
 from qvec_cli.cli import options, show
-from qvec_cli.cli.many import Job, Suffix, each
+from qvec_cli.cli.many import Job, Suffix, each, is_folder
 from qvec_cli.cli.options import (
     GridFlags,
     HeadFlags,
@@ -245,7 +245,7 @@ class _Flags:
             refinement=chosen.refinement(self.proxy, loading, device),
             force=writing.force,
             dry_run=writing.dry_run,
-            folder=options.is_folder(output),
+            folder=is_folder(output),
             network=self.network.options(),
             head=self.head.options(),
             moments=moments,

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar
 import typer
 
 from qvec_cli.cli import options, show
+from qvec_cli.cli.many import is_folder
 from qvec_cli.cli.options import GridFlags, ImageFlags, NetworkFlags, OutputFlags, ProxyFlags
 from qvec_cli.cli.signature import Adapted, flag
 from qvec_cli.cli.text import Facts, gains_table
@@ -74,7 +75,7 @@ def advise(
         data=ways.data,
         steps=ways.refine,
         out=out,
-        folder=output is not None and options.is_folder(output),
+        folder=output is not None and is_folder(output),
         document=writing.metrics,
         device=images.device,
         network=network.options(),
