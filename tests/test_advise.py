@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -416,8 +417,8 @@ def goes_on_to_the_same_bytes(
         assert {path.name for path in Path().iterdir()} == {"out.st", "out.json"}
         with stopping() as made:
             assert "done already" in call("advise", *args, *outputs, "--resume").err
-            more = call("advise", *args, *outputs, "--resume", "--proxy-samples", 10, code=1)
-            assert "out.json: is of another run: " in more.err
+            more = call("advise", *args, *outputs, "--resume", "--refine", 9, code=1)
+            assert re.search(r"is of another run: .*refine \d vs 9", more.err)
         assert made == []
 
 
@@ -431,6 +432,38 @@ def test_a_run_cut_off_goes_on_to_the_same_bytes(drawer: Drawer, tmp_path: Path)
     assert "out.st: done already" in call("advise", *args, *model).err
     other = call("advise", *args, *model, "--bits", 3, code=1)
     assert "out.st: is of another run: bits 2 vs 3" in other.err
+
+
+def test_a_finished_model_is_of_the_run_whose_files_and_images_it_has_used(
+    drawer: Drawer, planted: Planted, moments: Path, tmp_path: Path
+) -> None:
+    """Each flag whose value a model can tell, as the commands of advise write it."""
+    mean, (one, two) = tmp_path / "mean.st", planted.parts
+    call("combine", one, two, "-o", mean)
+    bits, many = ("--bits", 2), ("--rho", one, "--rho", two)
+    drawn = ("--calib", "generated", "--calib-samples", 8, "--target", "float")
+    gptq = (*bits, "--method", "gptq", "--scale", "mse", "--asymmetric")
+    learned = ("--refine", 2, "--proxy", "generated", "--proxy-samples", 8)
+    mixed = ("--calib", "generated", "--calib", planted.pictures, *drawn[2:], "--diversify")
+    none, pictures = ("--refine", 0), ("--proxy", planted.pictures, "--refine", 0)
+    ways: dict[str, tuple[tuple[object, ...], ...]] = {
+        "images of calibration": ((*gptq, *drawn), none, (*none, "--proxy-samples", 10), pictures),
+        "images of calibration again": ((*gptq, *mixed), pictures, (*pictures, "--draw", 1), none),
+        "refine": ((*gptq, *drawn, *learned), ("--refine", 2), ("--refine", 3), none),
+        "rho": ((*bits, "--anchor", mean), many, ("--rho", one), ()),
+        "moments": ((*gptq, "--moments", moments), ("--moments", moments), (), many),
+    }
+    for name, (way, same, *others) in ways.items():
+        out = tmp_path / f"{name}.st"
+        call("quantize", drawer.receiver, *way, "--device", "cpu", "--cross-grid", "-o", out)
+        before = out.read_bytes()
+        advise = partial(call, "advise", drawer.receiver, *SMALL, "--resume", "-o", out)
+        assert f"{out}: done already" in advise(*same).err
+        for flags in others:
+            error = advise(*flags, code=1).errors[0]
+            assert f"{out}: is of another run: " in error, (name, flags)
+            assert name.removesuffix(" again") in error, (name, flags)
+        assert out.read_bytes() == before
 
 
 @pytest.mark.slow

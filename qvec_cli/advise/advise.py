@@ -10,24 +10,27 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from qvec_cli.advise.candidates import AdviseInputs, AdviseRequest, Candidate, VectorOffers, Ways
+from qvec_cli.advise.candidates import (
+    AdviseInputs,
+    AdviseRequest,
+    Candidate,
+    VectorOffers,
+    Ways,
+    pools,
+)
 from qvec_cli.advise.decision import EQUAL_BITS, Family, Judged, Verdict, decide
+from qvec_cli.advise.finished import check_outputs, check_same_run
 from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import (
-    check_target,
-    check_unfinished,
-    may_be_finished,
     scratch_folder,
     unfinished,
 )
 from qvec_cli.data.generated import GENERATED
 from qvec_cli.errors import (
-    FinishedError,
     MismatchError,
     NotFiniteError,
     QvecError,
-    SpecError,
     located,
 )
 from qvec_cli.inputs.files import InputFiles, opened, require
@@ -38,11 +41,10 @@ from qvec_cli.inputs.receiver import ReceiverOptions, resolve
 from qvec_cli.inputs.rotated import ROTATION
 from qvec_cli.inputs.rotated import rotated as in_rotated_basis
 from qvec_cli.model.targets import head_tensors
-from qvec_cli.outputs.hf_folder import WEIGHTS, check_output
 from qvec_cli.outputs.metrics import Input, Metrics, Plan
 from qvec_cli.pipeline.quantize import quantize
 from qvec_cli.quant.qtensor import stored_bits
-from qvec_cli.results.journal import Journal, Line, check_finished, is_same_run
+from qvec_cli.results.journal import Journal, Line
 from qvec_cli.results.records import MeasuredWay, Record
 from qvec_cli.selection.choose import Average
 from qvec_cli.specs import Calibration, Grid, Listener, Scale, Silence, Stage, Target, Use, spent
@@ -71,7 +73,7 @@ def advise(request: AdviseRequest, listener: Listener) -> Metrics:
     Raises MismatchError: vectors, moments or images that do not belong to the receiver.
     """
     started = time.perf_counter()
-    finished = _check_outputs(request)
+    finished = check_outputs(request)
     files = InputFiles(listener, request.network.weights)
     with files, scratch_folder() as folder:
         theta, rhos = files.open(request.receiver), [files.open(path) for path in request.vectors]
@@ -96,7 +98,7 @@ def advise(request: AdviseRequest, listener: Listener) -> Metrics:
             return _plan(request, inputs, parameters).metrics((theta, *rhos), started)
         read = (Input.of(theta), *map(Input.of, rhos), *inputs.judging.inputs)
         if finished:
-            _check_finished(request, read, parameters, listener)
+            check_same_run(request, inputs, read, parameters, files, listener)
         place = unfinished(request.outputs[0]) if request.outputs else ways.folder / "state"
         with Journal(place, _header(request, inputs, read, files)) as journal:
             if request.resume:
@@ -108,45 +110,6 @@ def advise(request: AdviseRequest, listener: Listener) -> Metrics:
             results, use = trials.recommended()
         use = spent(use, inputs.judging.use)
     return Metrics("advise", read, parameters, results, use, trials.device, started=started)
-
-
-def _check_outputs(request: AdviseRequest) -> bool:
-    """Refuses outputs that could not be written; whether a run to be resumed has them already."""
-    outputs, resume, force = request.outputs, request.resume, request.force
-    if resume and not outputs:
-        raise SpecError(
-            "--resume needs -o FILE or --metrics FILE",
-            hint="What is measured is kept beside the file; no other run can be gone on with.",
-        )
-    files = [path / WEIGHTS if path == request.out and request.folder else path for path in outputs]
-    each = [may_be_finished(path, resume=resume, force=force) for path in files]
-    finished = bool(each) and all(each) and not unfinished(outputs[0]).exists()
-    if request.out is not None:
-        check_output(request.out, folder=request.folder, force=force or finished)
-    if request.document is not None:
-        check_target(request.document, force=force or finished)
-    if outputs:
-        check_unfinished(outputs[0], resume=resume, force=force)
-    return finished
-
-
-def _check_finished(
-    request: AdviseRequest, read: Sequence[Input], parameters: Facts, listener: Listener
-) -> None:
-    """Raises FinishedError: the outputs are of this run; MismatchError: one is of another.
-
-    A model tells its receiver and its bits, and only the document all flags.
-    """
-    if (out := request.outputs[0]) == request.out:
-        with opened(out, Silence()) as file:
-            parents, grid = file.card.provenance.get("parents", ()), file.card.quant or {}
-        stored = {"receiver": [one.get("digest") for one in parents][:1], "bits": grid.get("bits")}
-        current = {"receiver": [read[0].digest], "bits": request.bits}
-        is_same_run(out, stored, current, force=False, listener=listener)
-    if (document := request.outputs[-1]) == request.document:
-        digests = [each.digest for each in read]
-        check_finished(document, "advise", digests, parameters, listener)
-    raise FinishedError(f"{out}: done already")
 
 
 def _header(
@@ -216,7 +179,7 @@ def _candidates(
         if trials.best(Family.MOMENTS) is None:
             yield ways.on_images(grid, images)
         return
-    first, *others = _pools(replace(images, target=Target.FLOAT), real=bool(inputs.judging.real))
+    first, *others = pools(replace(images, target=Target.FLOAT), real=bool(inputs.judging.real))
     yield from (ways.on_images(grid, pool) for pool in (first, *others))
     best = trials.best(*_CALIBRATED)
     if best is None:  # each was left out
@@ -229,19 +192,6 @@ def _candidates(
     if request.steps:
         yield ways.refined(last)
     yield from vectors.anchored(last)
-
-
-def _pools(images: Calibration, *, real: bool) -> Iterator[Calibration]:
-    """Pictures to calibrate on, the best on average first: generated ones beside real ones.
-
-    The real ones are made to differ, because a few of one kind say little of the receiver's.
-    """
-    if real:
-        taken = tuple(spec for spec in images.specs if spec != GENERATED)
-        apart = replace(images.loading, diversify=True)
-        yield replace(images, specs=(GENERATED, *taken), loading=apart)
-        images = replace(images, specs=taken)
-    yield images
 
 
 def _most(request: AdviseRequest, inputs: AdviseInputs) -> tuple[int, int]:

@@ -228,6 +228,19 @@ def _short(grid: Grid) -> str:
     return str(grid).split(" ", maxsplit=1)[1]
 
 
+def pools(images: Calibration, *, real: bool) -> Iterator[Calibration]:
+    """Pictures to calibrate on, the best on average first: generated ones beside real ones.
+
+    The real ones are made to differ, because a few of one kind say little of the receiver's.
+    """
+    if real:
+        taken = tuple(spec for spec in images.specs if spec != GENERATED)
+        apart = replace(images.loading, diversify=True)
+        yield replace(images, specs=(GENERATED, *taken), loading=apart)
+        images = replace(images, specs=taken)
+    yield images
+
+
 class VectorOffers:
     """What the vectors offer: their mean at lambda 1 and at a chosen lambda, a fit, moments."""
 
