@@ -1,4 +1,4 @@
-"""Text of files and users, made harmless where it is shown or pasted: every door calls this."""
+"""Text for people: of files and users made harmless where it is shown or pasted, and counts."""
 
 from __future__ import annotations
 
@@ -26,3 +26,9 @@ def command(words: Iterable[str | Path]) -> str:
 
 def _is_flag(path: Path) -> bool:
     return str(path).startswith("-") and path != Path("-")
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun, which is in the singular: 1 receiver, 2 receivers, 10 classes."""
+    ending = "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun if count == 1 else noun + ending}"

@@ -60,7 +60,8 @@ def shape(line: str) -> str:
     """A line without its numbers and without what hangs on them: they differ by training."""
     line = re.sub(r"\b[0-9a-f]{12,64}\b", "#", line)
     line = re.sub(r"\s+<- chosen|(?<= proxy images, )(kl|features)", "", line)
-    line = re.sub(r"-?\d[\d,.]*(e[-+]\d+)?", "#", line)
+    line = re.sub(r"[-+]?\d[\d,.]*(e[-+]\d+)?", "#", line)
+    line = re.sub(r"(?<=# )(epoch|step|image|picture)s\b", r"\1", line)  # one is enough here
     return re.sub(r" {2,}|\t", "  ", line).strip()  # columns are as wide as their numbers
 
 
@@ -141,6 +142,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         text, count = re.subn(number, less, file.read_text())
         assert count == 1
         file.write_text(text)
+    receiver, donor = "digits: {model: receiver.st, data: images/digits}", "greek: rho.st"
+    (tmp_path / "grid.yaml").write_text(f"receivers: {{{receiver}}}\ndonors: {{{donor}}}\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     return tmp_path

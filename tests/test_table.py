@@ -50,7 +50,7 @@ def test_a_narrow_terminal_gets_what_matters_most() -> None:
             assert word in lines[1]
     narrow = shown(80)
     assert narrow[4] == (
-        "(left out for the width: bits/weight, receiver data used; a pipe gets every column)"
+        "(left out for the width: bits/weight, receiver data used; a pipe has all)"
     )
     assert narrow[2].startswith("gptq on ")
     assert "..." in narrow[2]

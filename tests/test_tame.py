@@ -17,9 +17,10 @@ from xml.etree import ElementTree
 import pytest
 from conftest import call
 
-from qvec_cli.tame import command, tame
+from qvec_cli.tame import command, counted, tame
 
-FIRST = Path(__file__).parent / "golden" / "first"
+ROOT = Path(__file__).parents[1]
+FIRST = ROOT / "tests" / "golden" / "first"
 STEERING = "\x1b[31m\x07\0\x7f\x9b2J\u202egnp.\u2066\u2028\ufffe]]>--><!--$x$&<b>"
 """What steers a terminal, ends a comment, turns a text around or is no letter."""
 
@@ -176,3 +177,25 @@ def test_hints_and_advice_name_files_so_that_they_can_be_pasted(folder: Path) ->
 
 def _typed(*names: str) -> list[str]:
     return [f"./{name}" if name[0] == "-" else name for name in names]
+
+
+def test_one_of_a_kind_is_told_in_the_singular() -> None:
+    kinds = ("receiver", "class", "packed weight")
+    for count, endings in ((0, ("s", "es", "s")), (1, ("", "", "")), (2, ("s", "es", "s"))):
+        for noun, ending in zip(kinds, endings, strict=True):
+            assert counted(count, noun) == f"{count} {noun}{ending}"
+    assert counted(196608, "weight") == "196,608 weights"
+
+
+def test_no_command_puts_a_number_before_a_plural_itself() -> None:
+    """Else a grid of one receiver has "1 receivers"."""
+    nouns = "receivers|donors|tensors|layers|lines|steps|epochs|classes|channels|pictures|weights"
+    for file in (ROOT / "qvec_cli" / "cli").glob("*.py"):
+        assert not re.findall(rf"\}} (?:{nouns})\b", file.read_text()), file.name
+
+
+def test_a_grid_of_one_receiver_has_one_receiver(
+    folder: Path,
+) -> None:
+    text = call("transfer", "grid.yaml", *("--bits", 3, "--lambdas", "0,1", "-o", "g.jsonl")).out
+    assert text.splitlines()[0] == "g.jsonl: 5 lines, 1 receiver"

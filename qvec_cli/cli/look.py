@@ -16,6 +16,7 @@ from qvec_cli.cli.signature import Adapted, flag
 from qvec_cli.cli.text import Facts, gains_table, moments_text, size, some
 from qvec_cli.errors import QvecError, SpecError
 from qvec_cli.specs import Cost, FigureKind, Grid
+from qvec_cli.tame import counted
 
 _LONGEST: Final = 1000
 """Characters of a line that a card may fill."""
@@ -47,7 +48,7 @@ def pictures(
 
 def pictures_text(results: Facts) -> Iterator[str]:
     """How many pictures there are, and how large they are."""
-    yield f"{results['output']}: {results['images']} pictures, {size(results['bytes'])}"
+    yield f"{results['output']}: {counted(results['images'], 'picture')}, {size(results['bytes'])}"
 
 
 def inspect(
@@ -119,12 +120,12 @@ def _comparison_text(results: Facts) -> Iterator[str]:
         if results[key]:
             yield f"only in the {words}: {some(results[key])}"
     if results["same"]:
-        yield f"the same {len(rows)} tensors in both"
+        yield f"the same {counted(len(rows), 'tensor')} in both"
         return
     relative = results["relative_norm"]
     share = f", {relative:.3g} of the first" if relative is not None else ""
     norm = "not finite" if results["norm"] is None else f"{results['norm']:.4g}"
-    yield f"{len(rows)} tensors in both, norm of the difference {norm}{share}"
+    yield f"{counted(len(rows), 'tensor')} in both, norm of the difference {norm}{share}"
     yield "tensor\tdtype\tshape\tunequal\tnorm of the difference"
     for row in rows:
         if row.get("unequal") != 0:
@@ -138,18 +139,19 @@ def _comparison_text(results: Facts) -> Iterator[str]:
 def _description_text(results: Facts) -> Iterator[str]:
     card = results["card"]
     role = _cut(f", {card['role']}") if card and card["role"] else ""
-    count = "packed" if results["parameters"] is None else f"{results['parameters']:,}"
-    held = f"{len(results['tensors'])} tensors, {count} parameters, {size(results['bytes'])}"
+    count = results["parameters"]
+    parameters = "packed parameters" if count is None else counted(count, "parameter")
+    held = f"{counted(len(results['tensors']), 'tensor')}, {parameters}, {size(results['bytes'])}"
     yield f"{results['kind']}{role}: {held}"
     if results["moments"]:
         carried = f"carries {moments_text(results['moments'])}"
-        yield _cut(f"{carried}, in {len(results['attached'])} tensors")
+        yield _cut(f"{carried}, in {counted(len(results['attached']), 'tensor')}")
     if model := results["model"]:
         own = model.get("library")  # whose arguments are a page of defaults
         named = f"{model['architecture']} " + (
             f"of {own}" if own else str(model["model_args"] or "")
         )
-        yield _cut(f"architecture: {named}, {model['num_classes']} classes")
+        yield _cut(f"architecture: {named}, {counted(model['num_classes'], 'class')}")
     yield from map(_cut, _card_text(card)) if card else ["no qvec card: lineage is not known"]
     if results["layout"]:
         yield f"layout: {_layout_text(results['layout'])}"
@@ -187,7 +189,7 @@ def _layout_text(facts: Facts) -> str:
     from qvec_cli.inputs.foreign import bits_in_words
 
     group = f"group {facts['group_size']}" if facts["group_size"] else ""
-    weights = f"{facts['weights']} weight{'s' if facts['weights'] > 1 else ''}"
+    weights = counted(facts["weights"], "weight")
     return ", ".join(
         filter(None, (facts["name"], bits_in_words(facts["possible_bits"]), group, weights))
     )
@@ -204,7 +206,7 @@ def _card_text(card: Facts) -> Iterator[str]:
     if card["grid"]:
         yield f"grid: {_grid_text(card['grid'])}"
     if card["targets"] is not None:
-        yield f"targets: {len(card['targets'])} weights"
+        yield f"targets: {counted(len(card['targets']), 'weight')}"
     if recipe := card["recipe"]:
         yield "recipe: " + ", ".join(f"{key} {value}" for key, value in recipe.items())
     if rotation := card["rotation"]:
@@ -322,10 +324,11 @@ def report(
 def report_text(results: Facts) -> Iterator[str]:
     """What the page has, and the table of gains of each grid."""
     counts = [(results[key], key) for key in ("figures", "tables")]
-    shown = ", ".join(f"{count} {key if count != 1 else key[:-1]}" for count, key in counts)
+    shown = ", ".join(counted(count, key[:-1]) for count, key in counts)
     yield f"{results['output']}: {shown}, {size(results['bytes'])}"
     yield f"sections: {', '.join(results['sections'])}"
     for grid in results["grids"]:
         runs = f", {grid['runs']} runs" if grid["runs"] > 1 else ""
-        yield f"{grid['grid']}, {grid['summary']['receivers']} receivers{runs}"
+        receivers = counted(grid["summary"]["receivers"], "receiver")
+        yield f"{grid['grid']}, {receivers}{runs}"
         yield from gains_table(grid["summary"])

@@ -26,6 +26,7 @@ from qvec_cli.cli.signature import Adapted, flag
 from qvec_cli.cli.text import Facts, accuracy, size, some
 from qvec_cli.errors import SpecError
 from qvec_cli.specs import Calibration, ExportFormat, Listener, Loading, Method, Preset, Target
+from qvec_cli.tame import counted
 
 if TYPE_CHECKING:
     from qvec_cli.calibration.moments_file import MomentsOptions
@@ -303,7 +304,7 @@ def quantize_text(results: Facts) -> Iterator[str]:
     yield (
         f"{results['output']}: {size(results['bytes_before'])} -> {size(results['bytes_after'])}, "
         f"{results['bits_per_weight']:.3f} bits per weight{packed} in "
-        f"{len(results['quantized'])} tensors "
+        f"{counted(len(results['quantized']), 'tensor')} "
         f"({results['weights']:,} of {results['parameters']:,} parameters)"
     )
     yield f"left as they were: {some(results['left'])}"
@@ -318,8 +319,8 @@ def quantize_text(results: Facts) -> Iterator[str]:
         after = "not a number" if held["after"] is None else f"{held['after']:.4g}"
         fate = "" if refined["kept"] else ": not kept"
         yield (
-            f"refined in {refined['steps']} steps: {unit} to the float network on "
-            f"{held['images']} images held back {held['before']:.4g} -> {after}{fate}"
+            f"refined in {counted(refined['steps'], 'step')}: {unit} to the float network on "
+            f"{counted(held['images'], 'image')} held back {held['before']:.4g} -> {after}{fate}"
         )
 
 
@@ -368,8 +369,8 @@ def rotate_text(results: Facts) -> Iterator[str]:
     """How many tensors changed, and what of the network is in its old basis."""
     widths = ", ".join(map(str, results["turned"])) or "none"
     yield (
-        f"{results['output']}: {results['tensors']} tensors changed, seed {results['seed']}; "
-        f"streams turned, by width: {widths}"
+        f"{results['output']}: {counted(results['tensors'], 'tensor')} changed, "
+        f"seed {results['seed']}; streams turned, by width: {widths}"
     )
     yield from results["kept"]
 

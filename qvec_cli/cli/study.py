@@ -17,6 +17,7 @@ from qvec_cli.cli.signature import Adapted, flag
 from qvec_cli.cli.text import Facts, gains_table
 from qvec_cli.errors import SpecError
 from qvec_cli.specs import Method, Null
+from qvec_cli.tame import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +264,6 @@ def transfer(
 
 def transfer_text(results: Facts) -> Iterator[str]:
     """How many lines there are, and the table of gains."""
-    receivers = results["summary"]["receivers"]
-    yield f"{results['output']}: {results['lines']} lines, {receivers} receivers"
+    receivers = counted(results["summary"]["receivers"], "receiver")
+    yield f"{results['output']}: {counted(results['lines'], 'line')}, {receivers}"
     yield from gains_table(results["summary"])

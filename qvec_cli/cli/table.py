@@ -65,7 +65,7 @@ def _fitted(table: Sequence[list[str]], width: int) -> Iterator[str]:
     for cells in zip(*columns, strict=True):
         yield _GAP.join(cells).rstrip()
     if missing:
-        yield f"(left out for the width: {', '.join(missing)}; a pipe gets every column)"
+        yield f"(left out for the width: {', '.join(missing)}; a pipe has all)"
 
 
 def _column(cells: Sequence[str]) -> list[str]:

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from qvec_cli.tame import counted
+
 if TYPE_CHECKING:
     from qvec_cli.specs import Use
 
@@ -53,7 +55,7 @@ def moments_text(facts: Facts) -> str:
     """Of which images moments are, and how much of them is kept."""
     kept = f"rank {facts['rank']} and diagonal" if facts["rank"] else "whole"
     names = some(list(dict.fromkeys(source["name"] for source in facts["sources"])))
-    return f"moments of {facts['images']} images ({names}), {kept}"
+    return f"moments of {counted(facts['images'], 'image')} ({names}), {kept}"
 
 
 def data_use_text(use: Use) -> str:

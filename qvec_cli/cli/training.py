@@ -17,6 +17,7 @@ from qvec_cli.cli.signature import Adapted, flag
 from qvec_cli.cli.text import Facts, accuracy, some
 from qvec_cli.model.configuration import Model as Network
 from qvec_cli.specs import Grid, Recipe
+from qvec_cli.tame import counted
 
 Model = Annotated[
     str, typer.Argument(help="timm's name of a network, or a checkpoint file to start from.")
@@ -91,10 +92,10 @@ def import_text(results: Facts) -> Iterator[str]:
     model = Network.from_json(results["model"])
     channels, side, _ = model.input_size
     count = model.num_classes
-    classes = f"{count} classes" if count else "no classifier"
+    classes = counted(count, "class") if count else "no classifier"
     yield (
-        f"{results['output']}: {model.architecture} at {side} px, {channels} channels, {classes}, "
-        f"{results['parameters']:,} parameters"
+        f"{results['output']}: {model.architecture} at {side} px, {counted(channels, 'channel')}, "
+        f"{classes}, {counted(results['parameters'], 'parameter')}"
     )
     yield f"the head: {some(results['head'])}"
     yield f"images: {model.preparation}"
@@ -236,7 +237,8 @@ def _train(
 
 def training_text(results: Facts) -> Iterator[str]:
     """How long the training was, on what, and its accuracy in validation."""
-    yield f"{results['output']}: {results['steps']} steps, {len(results['epochs'])} epochs"
+    steps, epochs = counted(results["steps"], "step"), counted(len(results["epochs"]), "epoch")
+    yield f"{results['output']}: {steps}, {epochs}"
     images = results["data"]["images"]
     yield f"labelled images: {images['train']} to train, {images['val']} to validate"
     names = {"float": "validation, float", "quantized": "validation, quantized"}

@@ -25,6 +25,7 @@ from qvec_cli.cli.signature import Adapted, flag
 from qvec_cli.cli.text import Facts, moments_text, size, some
 from qvec_cli.errors import SpecError
 from qvec_cli.specs import Rule
+from qvec_cli.tame import counted
 
 Nameless = Annotated[NetworkFlags, Adapted(without=("class_map",))]
 """The network of a command that asks for no names of classes."""
@@ -73,8 +74,8 @@ def extract_text(results: Facts) -> Iterator[str]:
     relative = results["relative_norm"]
     share = f", {relative:.3g} of the donor's" if relative is not None else ""
     yield (
-        f"{results['output']}: rho of {results['tensors']} tensors, norm {results['norm']:.4g}"
-        f"{share}"
+        f"{results['output']}: rho of {counted(results['tensors'], 'tensor')}, "
+        f"norm {results['norm']:.4g}{share}"
     )
     yield f"left out: {some(results['left_out'])}"
     yield f"the head: {some(results['head'])}"
@@ -177,8 +178,8 @@ def combine_text(results: Facts) -> Iterator[str]:
     norms = results["norms"]
     of = ", ".join(f"{norm:.4g}" for norm in norms)
     yield (
-        f"{results['output']}: {_rule_text(results)} of {len(norms)} "
-        f"vector{'s' if len(norms) > 1 else ''}, {results['tensors']} tensors, "
+        f"{results['output']}: {_rule_text(results)} of "
+        f"{counted(len(norms), 'vector')}, {counted(results['tensors'], 'tensor')}, "
         f"norm {results['norm']:.4g} of {of}"
     )
     if "parts" in results:
@@ -251,7 +252,7 @@ def collected_text(results: Facts) -> Iterator[str]:
     """Of how many layers there are moments, and how large they are."""
     share = results["bytes"] / results["model_bytes"]
     yield (
-        f"{results['output']}: {moments_text(results)} for {results['layers']} layers, "
+        f"{results['output']}: {moments_text(results)} for {counted(results['layers'], 'layer')}, "
         f"{len(results['tokens'])} of them with inputs of their own"
     )
     yield f"{size(results['bytes'])}, {share:.2f} of the model's {size(results['model_bytes'])}"
@@ -331,7 +332,7 @@ def patch_text(results: Facts) -> Iterator[str]:
     """At which lambda how many tensors were patched, and which were not."""
     only = f", of {', '.join(results['parts'])} only" if "parts" in results else ""
     yield (
-        f"{results['output']}: {results['tensors']} tensors patched at lambda "
+        f"{results['output']}: {counted(results['tensors'], 'tensor')} patched at lambda "
         f"{results['lambda']:g}{only}"
     )
     yield f"kept from the receiver: {some(results['kept'])}"

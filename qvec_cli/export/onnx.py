@@ -15,6 +15,7 @@ from qvec_cli.export.form import ExportSource, ExportTarget, Form, compare
 from qvec_cli.export.matmulnbits import BlockLayout, layout
 from qvec_cli.outputs.metrics import version
 from qvec_cli.specs import Listener
+from qvec_cli.tame import counted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -59,8 +60,8 @@ def write(
     left = [name for name in packed if name not in placed]
     if left:
         listener.note(
-            f"{checkpoint.path}: {len(left)} packed weights become float numbers, because they "
-            f"serve more than linear layers: {', '.join(left[:3])}"
+            f"{checkpoint.path}: made float, because more than linear layers need it: "
+            f"{counted(len(left), 'packed weight')}, {', '.join(left[:3])}"
         )
     listener.progress("part 2/3: check", _GRAPH, _WHOLE)
     checked = _checked(graph.content, source, network, target, listener)

@@ -21,6 +21,7 @@ from qvec_cli.model.configuration import FLAGS, Model, are_numbers
 from qvec_cli.model.recognise import recognise
 from qvec_cli.model.transformers_config import prepared_as
 from qvec_cli.specs import Interpolation, Library, Listener
+from qvec_cli.tame import counted
 
 if TYPE_CHECKING:
     from qvec_cli.model.fit_shapes import Fitting
@@ -306,8 +307,8 @@ def _tell(
     channels, side, _ = model.input_size
     sizes = ("img_size", "in_chans")
     args = [f"{key} {value}" for key, value in model.model_args.items() if key not in sizes]
-    parts = [f"{model.architecture} at {side} px", f"{channels} channels", *args]
-    parts += [f"{model.num_classes} classes" if model.num_classes else "no classifier"]
+    parts = [f"{model.architecture} at {side} px", counted(channels, "channel"), *args]
+    parts += [counted(model.num_classes, "class") if model.num_classes else "no classifier"]
     listener.note(f"{checkpoint.path}: {', '.join(parts)}")
     if not fitting.sized:
         listener.note(

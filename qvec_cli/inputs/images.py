@@ -29,6 +29,7 @@ from qvec_cli.specs import (
     check_pool,
     spent,
 )
+from qvec_cli.tame import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -199,7 +200,7 @@ def draw(
     if start > 0 and len(samples) - start < min(count, LEAST):
         half = len(samples) // 2
         raise DataError(
-            f"{spec}: has {len(samples)} images, and the first {start} are used otherwise",
+            f"{spec}: has {counted(len(samples), 'image')}, and {start} are used otherwise",
             hint=f"--proxy-samples {half} leaves as many to judge by." if half > 1 else None,
         )
     count = min(count, len(samples) - start)
@@ -305,7 +306,7 @@ def _unnamed(
         )
     if len(known) != outputs:
         raise MismatchError(
-            f"{loading.class_map or spec} has {len(known)} classes, the head of "
+            f"{loading.class_map or spec} has {counted(len(known), 'class')}, the head of "
             f"{checkpoint.path} {outputs}"
         )
     return known
@@ -347,8 +348,8 @@ def _relabel(
     place = {name: exact.get(name, alike.get(composed(name))) for name in task.classes}
     if strange := [name for name, index in place.items() if index is None]:
         raise MismatchError(
-            f"{spec} has {len(task.classes)} classes, the head of {checkpoint.path} {len(known)}; "
-            f"it does not know {', '.join(map(repr, strange[:3]))}",
+            f"{spec} has {counted(len(task.classes), 'class')}, the head of {checkpoint.path} "
+            f"{len(known)}; it does not know {', '.join(map(repr, strange[:3]))}",
             hint="The model was trained on another data set.",
         )
     return tuple(index for index in place.values() if index is not None)

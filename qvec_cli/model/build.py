@@ -20,6 +20,7 @@ from qvec_cli.errors import MismatchError, QvecError, SpecError, did_you_mean
 from qvec_cli.model.configuration import COLOURS, DATA_KEYS, FLAGS, Model
 from qvec_cli.model.targets import head_tensors
 from qvec_cli.specs import Library
+from qvec_cli.tame import counted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -174,8 +175,9 @@ def load(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
         if n in state and state[n].shape != expected[n].shape
     ]
     if faults:
+        some, verb = counted(len(faults), "tensor"), "do" if len(faults) > 1 else "does"
         raise MismatchError(
-            f"{source}: {len(faults)} tensors do not fit the network: {'; '.join(faults[:5])}",
+            f"{source}: {some} {verb} not fit the network: {'; '.join(faults[:5])}",
             hint="Is it of another network, --img-size or --model-arg?",
         )
     network.load_state_dict(state)

@@ -24,6 +24,7 @@ from qvec_cli.inputs.lineage import require_one_data, require_same_start, requir
 from qvec_cli.model.targets import HeadChoice
 from qvec_cli.outputs.metrics import Input, Metrics, Plan, provenance
 from qvec_cli.specs import NOTHING, Listener
+from qvec_cli.tame import counted
 from qvec_cli.vector.arithmetic import Norm, difference
 from qvec_cli.vector.pairing import Pairing, pair
 
@@ -98,7 +99,7 @@ def _match(fp: Checkpoint, qat: Checkpoint, request: ExtractRequest, listener: L
     for checkpoint in (fp, qat):
         if half := [n for n in pairing.names if checkpoint[n].dtype in ("F16", "BF16")]:
             listener.note(
-                f"{checkpoint.path}: {len(half)} tensors are {checkpoint[half[0]].dtype}:"
+                f"{checkpoint.path}: {counted(len(half), 'tensor')} of {checkpoint[half[0]].dtype}:"
                 " rho from half precision is mostly rounding error; use the float32 files"
             )
     return pairing

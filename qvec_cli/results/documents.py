@@ -18,6 +18,7 @@ from qvec_cli.results.journal import differences
 from qvec_cli.results.matrix import Matrix, lines_of, parse, pooled
 from qvec_cli.results.records import Name, Record, Share, TransferResults, decode
 from qvec_cli.specs import DataUse, Grid, Use
+from qvec_cli.tame import counted
 
 R = TypeVar("R")
 
@@ -149,7 +150,9 @@ class ResultFiles:
     def matrix(self) -> Matrix | None:
         """The grid, if there is one; MismatchError: there are several."""
         if len(self.matrices) > 1:
-            kinds = " and ".join(f"{m.grid} ({len(m.receivers)} receivers)" for m in self.matrices)
+            sizes = [counted(len(matrix.receivers), "receiver") for matrix in self.matrices]
+            grids = [str(matrix.grid) for matrix in self.matrices]
+            kinds = " and ".join(f"{g} ({n})" for g, n in zip(grids, sizes, strict=True))
             raise MismatchError(
                 f"the files are of {len(self.matrices)} grids: {kinds}",
                 hint="Draw one at a time; qvec report takes all together.",

@@ -30,6 +30,7 @@ from qvec_cli.results.records import Record
 from qvec_cli.results.summary import summarise
 from qvec_cli.results.tidy import of_matrix, write_table
 from qvec_cli.specs import DataUse, Listener, Silence, Stage, Use
+from qvec_cli.tame import counted
 from qvec_cli.transfer import slurm
 from qvec_cli.transfer.cells import MeasuredReceiver, other_grids
 from qvec_cli.transfer.grid_file import (
@@ -89,7 +90,9 @@ def transfer(request: TransferRequest, listener: Listener) -> Metrics:
         grid = resolve_grid(members, request.options, files, listener)
         receivers = request.of_shard(members.receivers)
         if not receivers:
-            raise SpecError(f"--shard: the grid has {len(members.receivers)} receivers only")
+            raise SpecError(
+                f"--shard: the grid has {counted(len(members.receivers), 'receiver')} only"
+            )
         if request.dry_run:
             return _plan(request, grid, receivers).metrics((), started)
         with Journal(unfinished(request.out), grid.run) as journal:
@@ -202,7 +205,7 @@ def _measure(
             line = cell(name, vector)
             if journal.get(line) is None:
                 journal.add({**line, **receiver.cell(vector, next_stage())})
-    next_stage().milestone(f"{name}: {len(grid.vectors[name])} vectors")
+    next_stage().milestone(f"{name}: {counted(len(grid.vectors[name]), 'vector')}")
     files.release(member.model)
 
 
