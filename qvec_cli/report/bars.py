@@ -198,13 +198,18 @@ CHARTS: Final[Mapping[type[Any], Callable[[Any], BarChart]]] = {
 """What bars are drawn from, and how."""
 
 
+def evaluations(files: ResultFiles) -> list[list[Document[EvalResults]]]:
+    """All evaluations, by the images that they are of."""
+    documents = files.of(EvalResults)
+    images = dict.fromkeys(map(_images, documents))
+    return [[row for row in documents if _images(row) == one] for one in images]
+
+
 def groups(files: ResultFiles, kind: type[Any]) -> list[list[Any]]:
     """The documents of a kind that a page shows together: evaluations of the same images."""
     documents = files.of(kind)
     if kind is EvalResults:
-        images = dict.fromkeys(map(_images, documents))
-        parts = [[row for row in documents if _images(row) == one] for one in images]
-        return [part for part in parts if len(part) > 1]
+        return [part for part in evaluations(files) if len(part) > 1]
     if kind is WaysDocument:
         return [[row] for row in documents if any(table.bars for table in row.results.tables)]
     return [[document] for document in documents]

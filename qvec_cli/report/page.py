@@ -17,7 +17,7 @@ from qvec_cli.outputs.metrics import Metrics, version
 from qvec_cli.report import figures, tables
 from qvec_cli.report.canvas import Drawing, render
 from qvec_cli.report.tables import Table
-from qvec_cli.report.verdict import verdicts
+from qvec_cli.report.verdict import alone, verdicts
 from qvec_cli.report.ways import grid_use, table_of
 from qvec_cli.results import documents
 from qvec_cli.results import metrics_document as metrics
@@ -28,7 +28,7 @@ from qvec_cli.results.summary import summarise
 from qvec_cli.results.tidy import rows as tidy_rows
 from qvec_cli.results.tidy import write_table
 from qvec_cli.specs import Listener, Use, spent
-from qvec_cli.tame import tame
+from qvec_cli.tame import counted, tame
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,8 @@ def _lead(files: ResultFiles) -> str:
     """What the page is of, in a sentence."""
     parts = []
     for matrix in files.matrices:
-        sizes = f"{len(matrix.receivers)} receivers and {len(matrix.donors)} donors"
+        receivers = counted(len(matrix.receivers), "receiver")
+        sizes = f"{receivers} and {counted(len(matrix.donors), 'donor')}"
         parts.append(f"a transfer grid of {sizes} on {matrix.grid} ({matrix.method})")
     for kind, (_, one, several) in DRAWN.items():
         if kind is not Matrix and (count := len(files.of(kind))):
@@ -142,8 +143,8 @@ _PARTS: Final[tuple[tuple[type[Any], str, Callable[[Any], Iterable[Table]]], ...
 
 
 def _sections(files: ResultFiles) -> Iterator[Section]:
-    if verdict := verdicts(files):
-        yield Section("Verdict", (), (verdict,))
+    if shown := tuple(filter(None, (verdicts(files), alone(files)))):
+        yield Section("Verdict", (), shown)
     for matrix in files.matrices:
         one = replace(files, matrices=(matrix,))
         yield _section(f"Transfer, {matrix.grid}", one, Matrix, tables.tables_of(matrix))

@@ -9,12 +9,13 @@ from statistics import fmean
 
 from qvec_cli.errors import SpecError
 from qvec_cli.report import ways
-from qvec_cli.report.bars import CHARTS, Bar, BarPanel, groups
+from qvec_cli.report.bars import CHARTS, Bar, BarPanel, evaluations, groups
 from qvec_cli.report.canvas import LAMBDA, number, signed
-from qvec_cli.report.tables import NONE, Table
+from qvec_cli.report.tables import NONE, Table, accuracy
 from qvec_cli.results.documents import Document, ResultFiles, stem
 from qvec_cli.results.matrix import FLOAT, Matrix
 from qvec_cli.results.metrics_document import AdviceResults, SweepResults
+from qvec_cli.results.records import Score
 from qvec_cli.specs import DataUse
 
 
@@ -34,6 +35,19 @@ def verdicts(files: ResultFiles) -> Table | None:
     note = "More receiver data is named only where it gives more: the last row of each is the best."
     several = len({row[0] for row in rows}) < len(rows)
     return Table("The best way", head, rows, note if several else "")
+
+
+def alone(files: ResultFiles) -> Table | None:
+    """Files whose accuracy no other of the page can be compared with; None: there is none."""
+    rows = []
+    for document in (group[0] for group in evaluations(files) if len(group) == 1):
+        results, images = document.results, stem(document.inputs[-1].path)
+        score = accuracy(Score.of(results.n, results.n_correct))
+        bits = str(results.grid.bits) if results.grid else "float"
+        of = f"{images}, {results.split}, n = {results.n:,}"
+        rows.append((document.name, of, score, bits, document.use.level))
+    head = ("model", "images", "top-1, %", "bits", "receiver data used")
+    return Table("What was measured", head, rows) if rows else None
 
 
 def best(bars: Sequence[Bar]) -> Iterator[Bar]:

@@ -12,6 +12,7 @@ from qvec_cli.results.metrics_document import ComparedResults
 from qvec_cli.results.records import ChosenLambda, TransferResults
 from qvec_cli.results.summary import CROSSED, ORACLE
 from qvec_cli.specs import DataUse, Use
+from qvec_cli.tame import counted
 
 _WORDS: Final = {
     DataUse.NONE: "no receiver data",
@@ -32,7 +33,7 @@ def subtitle(matrix: Matrix) -> str:
     facts = matrix_facts(matrix)
     pairs = facts["cells"] + facts["missing"]
     some = f"{facts['cells']} of " if facts["missing"] else ""
-    cells = f"{some}{pairs} pair{'s' if pairs > 1 else ''}"
+    cells = f"{some}{counted(pairs, 'pair')}"
     cells += f" of {matrix.runs} runs" if matrix.runs > 1 else ""
     n = counts([matrix.plain(name).n for name in matrix.baselines])
     return f"{matrix.grid}, {matrix.method}; {cells}; top-1 on test, n = {n} images a receiver"
@@ -87,7 +88,7 @@ def table_of(document: Document[TransferResults]) -> WaysTable:
         rows.append(WayRecord(name, gain.top1, use, share, ends, gain.rates.loss))
     known = "float" if FLOAT in summary.baselines else None
     shown = [row.way for row in rows if row.way != known and row.data_use]
-    title = f"{document.grid}, {document.method}, {summary.receivers} receivers"
+    title = f"{document.grid}, {document.method}, {counted(summary.receivers, 'receiver')}"
     return WaysTable(title, tuple(rows), tuple(BarLabel(way, way) for way in shown), known)
 
 
