@@ -410,7 +410,7 @@ def test_a_signal_a_kill_or_a_fault_leaves_the_old_or_the_new(name: str, desk: P
 
 
 CHEAP = ("patch", "extract", "combine", "import", "quantize", "rotate", "pictures")
-MANY, SOME, FEW, FEWEST = (45, 35, 30, 30), (20, 15, 15, 15), (6, 5, 4, 4), (3, 2, 2, 2)
+MANY, SOME, FEW, FEWEST = (50, 40, 35, 35), (25, 20, 20, 20), (6, 5, 4, 4), (3, 2, 2, 2)
 
 
 @pytest.mark.slow
