@@ -199,7 +199,7 @@ REFUSALS = {
         *(1, "--group-size 5 does not divide", "train-qat", "{base}", "--data", "{donor_data}"),
         *("--group-size", 5, "-o", "x.st"),
     ),
-    "nothing at all of a command": (2, "Missing argument", "inspect"),
+    "nothing at all of a command": (2, "FILE... is missing", "inspect"),
     "a vector to evaluate": (1, "not a model", "eval", "{rho}", "--data", "{donor_data}"),
     "another architecture than the file's": (
         *(1, "is a test_vit, not a vit_tiny", "eval", "{donor}", "--data", "{donor_data}"),
@@ -227,8 +227,47 @@ REFUSALS = {
         *(2, "hint: Did you mean vit_tiny_patch16_224, ", "finetune", "vit_tiny"),
         *("--data", "{donor_data}", "-o", "x.st"),
     ),
-    "an unknown command": (2, "No such command", "extrct"),
-    "an unknown flag": (2, "No such option", "inspect", "{rho}", "--jsn"),
+    "no output": (2, "-o FILE is missing", "patch", "{receiver}", "{rho}"),
+    "no value of a flag": (2, "-o: its value is missing", "patch", "{receiver}", "{rho}", "-o"),
+    "a value for a flag that takes none": (2, "--force takes no value", "patch", "--force=1"),
+    "one file too many": (
+        *(2, "{donor}: more than the command takes", "patch", "{receiver}", "{rho}", "{donor}"),
+        *("-o", "x.st"),
+    ),
+    "a flag that is nearly one": (
+        *(2, "there is no flag '--asymetric' hint: Did you mean --asymmetric, ", "quantize"),
+        *("{donor}", "--asymetric", "-o", "x.st"),
+    ),
+    "a command that is nearly one": (
+        *(2, "there is no command 'quantise' hint: Did you mean quantize?", "quantise"),
+    ),
+    "a file named as a folder is": (
+        *(2, "-o x/: names a folder hint: Name a file with -o.", "patch", "{receiver}", "{rho}"),
+        *("-o", "x/"),
+    ),
+    "a folder named as a file is": (
+        *(2, "-o x.st: a folder belongs here", "quantize", "{donor}", "{receiver}"),
+        *("--bits", 3, "-o", "x.st"),
+    ),
+    "a folder of pictures named as one": (2, "x.png: is named like", "pictures", "-o", "x.png"),
+    "a lambda that is a word": (
+        *(2, "--lambda 'one' is not a number", "patch", "{receiver}", "{rho}", "--lambda", "one"),
+        *("-o", "x.st"),
+    ),
+    "a split by another name": (
+        *(1, "has no split 'validation'", "eval", "{donor}", "--data", "{donor_data}"),
+        *("--split", "validation"),
+    ),
+    "results to look into": (1, "hint: qvec report shows results", "inspect", "{results}"),
+    "weights to compare as results": (
+        *(1, "is not text hint: Results are JSON", "compare", "{donor}", "{donor}"),
+    ),
+    "a grid with a bracket left open": (
+        *(2, "open.yaml:2: is not YAML: expected ',' or '}}', but got ':'", "transfer", "{open}"),
+        *("-o", "x.jsonl"),
+    ),
+    "an unknown command": (2, "there is no command 'extrct'", "extrct"),
+    "an unknown flag": (2, "there is no flag '--jsn'", "inspect", "{rho}", "--jsn"),
 }
 
 
@@ -243,9 +282,12 @@ def refused(
     """What each refusal said, and what it ought to have said; one process runs them all."""
     folder = tmp_path_factory.mktemp("refusals")
     names = {"empty": "empty", "junk_json": "junk.json", "bad_recipe": "bad.yaml"}
+    names |= {"results": "eval.json", "open": "open.yaml"}
     (folder / "empty").mkdir()
     (folder / "junk.json").write_text("{}")
     (folder / "bad.yaml").write_text("epocks: 3\n")
+    (folder / "eval.json").write_text('{"command": "eval"}')
+    (folder / "open.yaml").write_text("receivers: {a: b\ndonors: c\n")
     (folder / "loop.json").symlink_to("loop.json")
     paths = {name: folder / file for name, file in {**names, "loop": "loop.json"}.items()}
     words = {name: str(path) for name, path in (vars(drawer) | paths).items()}

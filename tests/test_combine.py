@@ -299,7 +299,7 @@ def test_a_plan_tells_what_becomes_of_each_tensor(vectors: Vectors, tmp_path: Pa
 
 
 MESSAGES: dict[str, tuple[int, str, tuple[str, ...]]] = {
-    "no vectors": (2, "Missing argument", ()),
+    "no vectors": (2, "RHO... is missing", ()),
     "a checkpoint": (1, "is a checkpoint, a vector belongs here", ("{rho}", "{donor}")),
     "one file twice": (1, "are one file", ("{rho}", "{own}", "{rho}")),
     "another base": (1, "come from different bases", ("{rho}", "{base}")),

@@ -49,6 +49,8 @@ def test_names_shapes_and_formats_are_compared(tmp_path: Path) -> None:
     save_file(one, tmp_path / "a.st")
     save_file(two, tmp_path / "b.st")
     found = compared(tmp_path / "a.st", tmp_path / "b.st")
+    shown = call("inspect", tmp_path / "a.st", tmp_path / "b.st").out
+    assert "3 tensors in both, 1 of them of other shapes; of the rest the norm" in shown
     assert (found["only_in_first"], found["only_in_second"]) == (["left"], ["right"])
     rows = {row["name"]: row for row in found["tensors"]}
     assert rows["codes"]["unequal"] == 1

@@ -163,7 +163,7 @@ def test_a_fault_of_ours_in_a_job_is_told_in_its_own_words(tmp_path: Path) -> No
     jobs = {"a": "0,x"}
     with pytest.raises(QvecError) as caught:
         run_jobs(parse_lambdas, jobs, tmp_path / "out.jsonl", Executor("local"), Silence())
-    assert str(caught.value) == "1 of 1 jobs failed; a: lambda 'x' is not a number"
+    assert str(caught.value) == "1 of 1 jobs failed; a: --lambdas 'x' is not a number"
 
 
 def test_a_wrong_word_is_refused(tmp_path: Path) -> None:

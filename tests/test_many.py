@@ -90,6 +90,11 @@ def test_outputs_that_exist_are_kept_whole(drawer: Drawer, tmp_path: Path) -> No
     assert "--compare is for one" in call("quantize", *pair, "--bits", 3, "--compare", code=2).err
 
 
+def test_a_folder_as_output_of_one_has_a_file_of_its_name(drawer: Drawer, tmp_path: Path) -> None:
+    call("eval", drawer.receiver, "--data", drawer.receiver_data, "-o", f"{tmp_path}/new/")
+    assert files_in(tmp_path / "new") == ["receiver.json"]
+
+
 def test_a_dry_run_of_several_leaves_no_folder(drawer: Drawer, tmp_path: Path) -> None:
     flags = ("--bits", 3, "-o", tmp_path / "q", "--dry-run")
     shown = call("quantize", drawer.receiver, drawer.donor, *flags).out

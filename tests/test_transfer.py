@@ -287,7 +287,7 @@ def test_a_plan_counts_the_images_that_would_go_through(files: Files, tmp_path: 
         ("nulls: random", "nulls: rnadom", "--nulls 'rnadom' is none of random, shuffle", 2),
         ("null-donors: bars3", "null-donors: bars9", "--null-donors bars9 is no donor", 2),
         ("cross-grid: true", "cross-grid: false", "was made for 3-bit channel absmax, not", 1),
-        ("lambdas: 0,0.75", "lambdas: 0,x", "lambda 'x' is not a number", 2),
+        ("lambdas: 0,0.75", "lambdas: 0,x", "--lambdas 'x' is not a number", 2),
         ("lambdas: 0", "method: gptq\nlambdas: 0", "--method gptq needs calibration images", 2),
         ("nulls: random\n", "nulls: taskvec\n", "--nulls taskvec needs the model of donor", 2),
         ("bars4: {{model: {receiver}", "bars4: {{model: {rho}", "is a vector, a checkpoint", 1),

@@ -280,7 +280,9 @@ def _shards(path: Path, document: Mapping[str, Any]) -> dict[str, set[str]]:
     """The tensors of each shard, whose name is data and must be a plain file name."""
     table = document.get("weight_map")
     if not isinstance(table, dict) or not table:
-        raise CheckpointError(f"{path}: has no weight_map: it is not the index of a checkpoint")
+        hint = "qvec report shows results that commands wrote as JSON, qvec compare compares them."
+        fault = f"{path}: has no weight_map: it is not the index of a checkpoint"
+        raise CheckpointError(fault, hint=hint if "command" in document else None)
     suffix = ".bin" if path.name.endswith(".bin" + INDEX) else ".safetensors"
     shards: dict[str, set[str]] = {}
     for tensor, shard in table.items():

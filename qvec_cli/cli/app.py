@@ -255,7 +255,7 @@ def _in_our_words(fault: Any, message: str) -> tuple[str, str | None]:
     details: list[Any] = getattr(fault.__cause__, "errors", list)()  # pydantic's, which typer uses
     parameter = getattr(fault, "param", None)
     if not (details and parameter):
-        return message, None
+        return _of_the_line(message, parameter)
     flag, value = max(parameter.opts, key=len), str(details[0].get("input"))
     bounds = details[0].get("ctx") or {}
     for key, words in _BOUNDS.items():
@@ -267,6 +267,32 @@ def _in_our_words(fault: Any, message: str) -> tuple[str, str | None]:
     choices: list[str] = re.findall(r"'([^']*)'", message.partition(" is not one of ")[2])
     if choices:
         return f"{flag} {value!r} is none of {', '.join(choices)}", did_you_mean(value, choices)
+    return message, None
+
+
+_UNKNOWN: Final = re.compile(r"No such (option|command):? (\S+?)\.?(?: (?:Did|\(Poss)(.*))?")
+_PLAIN: Final = {
+    r"Option '(.*)' requires (?:an argument|\d+ arguments)": r"\1: its value is missing",
+    r"Option '(.*)' does not take a value": r"\1 takes no value",
+    r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)": r"\1: more than the command takes",
+}
+"""What typer's own parser says of a line's words, and what we say."""
+
+
+def _of_the_line(message: str, parameter: Any) -> tuple[str, str | None]:
+    """What is missing from a command line or unknown in it, and a hint of what may be meant."""
+    if parameter and message.startswith("Missing "):
+        named = parameter.param_type_name == "option"
+        flag = f"{min(parameter.opts, key=len)} " if named else ""
+        return f"{flag}{parameter.metavar} is missing", None
+    if match := _UNKNOWN.fullmatch(message):
+        kind, name, near = match.groups()
+        close = re.findall(r"--?[a-z][\w-]*|(?<=')[a-z][\w-]*", near or "")
+        hint = f"Did you mean {', '.join(close)}?" if close else None
+        return f"there is no {'flag' if kind == 'option' else kind} {name.strip(chr(39))!r}", hint
+    for theirs, ours in _PLAIN.items():
+        if match := re.fullmatch(theirs, message):
+            return match.expand(ours), None
     return message, None
 
 

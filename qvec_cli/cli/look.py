@@ -125,7 +125,10 @@ def _comparison_text(results: Facts) -> Iterator[str]:
     relative = results["relative_norm"]
     share = f", {relative:.3g} of the first" if relative is not None else ""
     norm = "not finite" if results["norm"] is None else f"{results['norm']:.4g}"
-    yield f"{counted(len(rows), 'tensor')} in both, norm of the difference {norm}{share}"
+    other = sum(row["shape"][0] != row["shape"][1] for row in rows)
+    count = counted(len(rows), "tensor")
+    rest = f" {other} of them of other shapes; of the rest the" if other else ""
+    yield f"{count} in both,{rest} norm of the difference {norm}{share}"
     yield "tensor\tdtype\tshape\tunequal\tnorm of the difference"
     for row in rows:
         if row.get("unequal") != 0:
@@ -134,6 +137,9 @@ def _comparison_text(results: Facts) -> Iterator[str]:
             )
             norm = f"{row['norm']:.6g}" if row.get("norm") is not None else "-"
             yield f"{row['name']}\t{dtype}\t{shape}\t{row.get('unequal', '-')}\t{norm}"
+
+
+_CARDLESS: Final = "no qvec card: lineage is not known (qvec import writes one)"
 
 
 def _description_text(results: Facts) -> Iterator[str]:
@@ -152,7 +158,7 @@ def _description_text(results: Facts) -> Iterator[str]:
             f"of {own}" if own else str(model["model_args"] or "")
         )
         yield _cut(f"architecture: {named}, {counted(model['num_classes'], 'class')}")
-    yield from map(_cut, _card_text(card)) if card else ["no qvec card: lineage is not known"]
+    yield from map(_cut, _card_text(card)) if card else [_CARDLESS]
     if results["layout"]:
         yield f"layout: {_layout_text(results['layout'])}"
     edited = "" if results["digest_holds"] else " (not that of its card: edited since)"

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -30,6 +30,10 @@ Suffix = Annotated[
         rich_help_panel=options.OUTPUT,
     ),
 ]
+
+
+_FILES: Final = (".st", ".safetensors", ".json")
+"""Endings of names that nobody means a new folder by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +74,17 @@ def each(
     *,
     kind: str = ".st",
     suffix: str | None = None,
+    whole: bool = False,
 ) -> list[Facts]:
     """Runs a command on one file, or on several with a folder as their output.
 
     All of several are planned before the first is written, so that what can be refused is refused
-    then. ``kind`` is the ending of the outputs.
+    then. ``kind`` is the ending of the outputs; ``whole``: FOLDER/ is the output of one file, not
+    where it belongs.
     Raises SpecError: outputs of one name, no folder, a flag that is for one file.
     """
-    if len(files) == 1 and suffix is None:
+    in_folder = not whole and output is not None and output.endswith(os.sep)
+    if len(files) == 1 and suffix is None and not in_folder:
         return [job(files[0], output, flags).deliver(flags)]
     if flags.metrics is not None:
         raise SpecError(
@@ -99,7 +106,8 @@ def _outputs(files: Sequence[Path], output: str | None, ending: str) -> list[str
         raise SpecError("- stands for stdin, which has no name for an output: name one file")
     if output is None:
         return [None] * len(files)
-    if output == "-" or (Path(output).exists() and not Path(output).is_dir()):
+    is_file = Path(output).exists() or Path(output).suffix in _FILES
+    if output == "-" or (is_file and not Path(output).is_dir()):
         raise SpecError(f"-o {output}: a folder belongs here, for the outputs of all files")
     places: dict[str, Path] = {}
     for file in files:

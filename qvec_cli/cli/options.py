@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import os
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
@@ -159,7 +160,15 @@ DataDir = Annotated[
     ),
 ]
 
-OutputFile = Annotated[Path, output_option("File to write.")]
+
+def file_path(typed: str) -> Path:
+    """The path of a file to write; SpecError: it ends as a folder's does, which paths forget."""
+    if typed.endswith(os.sep):
+        raise SpecError(f"-o {typed}: names a folder", hint="Name a file with -o.")
+    return Path(typed)
+
+
+OutputFile = Annotated[Path, output_option("File to write.", metavar="FILE", parser=file_path)]
 
 Resume = Annotated[
     bool, typer.Option(help="Go on with a run that was cut off.", rich_help_panel=OUTPUT)

@@ -291,7 +291,7 @@ def quantize(
     if comparison.compare and len(checkpoint) > 1:
         raise SpecError("--compare is for one file")
     flags = _Flags(targets, grid, calibration, proxy, comparison, images, head, network)
-    each(checkpoint, output, writing, flags.job, suffix=suffix)
+    each(checkpoint, output, writing, flags.job, suffix=suffix, whole=True)
 
 
 def quantize_text(results: Facts) -> Iterator[str]:
@@ -396,7 +396,9 @@ def export(
     *,
     kind: FormatFlags,
     network: Annotated[NetworkFlags, Adapted(without=("class_map",))],
-    output: options.OutputFile,
+    output: Annotated[
+        Path, options.output_option("File to write; timm has a folder.", metavar="FILE|FOLDER")
+    ],
     writing: OutputFlags,
 ) -> None:
     """Write CHECKPOINT for other programs: ONNX, or timm.

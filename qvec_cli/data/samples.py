@@ -8,13 +8,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from functools import cached_property
 from hashlib import sha256
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from qvec_cli.errors import DataError
+from qvec_cli.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -82,10 +81,10 @@ class Task:
         if name in self.faults:
             raise self.faults[name]
         if name not in self.splits:
-            close = get_close_matches(name, self.splits, 1)
+            begun = [split for split in self.splits if name.lower().startswith(split.lower())]
+            hint = did_you_mean(begun[0] if begun else name, self.splits)
             raise DataError(
-                f"{self.name} has no split {name!r}; it has {', '.join(self.splits)}",
-                hint=f"Did you mean {close[0]}?" if close else None,
+                f"{self.name} has no split {name!r}; it has {', '.join(self.splits)}", hint=hint
             )
         self._check_labels(name)
         return self.splits[name]

@@ -20,7 +20,7 @@ from qvec_cli.specs import Grid, Listener
 
 _INSTEAD = {
     Kind.VECTOR: "A vector comes from qvec extract.",
-    Kind.CHECKPOINT: "A float checkpoint comes from qvec finetune, train-qat or patch.",
+    Kind.CHECKPOINT: "A float checkpoint comes from qvec import, finetune, train-qat or patch.",
     Kind.MOMENTS: "Moments come from qvec moments.",
 }
 

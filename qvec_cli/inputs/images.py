@@ -293,6 +293,9 @@ def open_for(
     return Examples(task, model, _relabel(task, known, spec, checkpoint), loading)
 
 
+_OF_OTHERS: Final = "The model was trained on another data set."
+
+
 def _unnamed(
     task: Task, outputs: int, spec: str, checkpoint: Checkpoint, loading: Loading
 ) -> Sequence[str]:
@@ -307,7 +310,8 @@ def _unnamed(
     if len(known) != outputs:
         raise MismatchError(
             f"{loading.class_map or spec} has {counted(len(known), 'class')}, the head of "
-            f"{checkpoint.path} {outputs}"
+            f"{checkpoint.path} {outputs}",
+            hint=_OF_OTHERS,
         )
     return known
 
@@ -350,6 +354,6 @@ def _relabel(
         raise MismatchError(
             f"{spec} has {counted(len(task.classes), 'class')}, the head of {checkpoint.path} "
             f"{len(known)}; it does not know {', '.join(map(repr, strange[:3]))}",
-            hint="The model was trained on another data set.",
+            hint=_OF_OTHERS,
         )
     return tuple(index for index in place.values() if index is not None)

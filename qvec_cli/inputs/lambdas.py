@@ -20,7 +20,7 @@ MAX_LAMBDAS: Final = 1000
 
 def parse_lambda(text: str) -> float:
     """One scaling coefficient, any finite number."""
-    return float(_decimal(text))
+    return float(_decimal(text, "--lambda"))
 
 
 def parse_lambdas(text: str) -> tuple[float, ...]:
@@ -29,11 +29,11 @@ def parse_lambdas(text: str) -> tuple[float, ...]:
     Ranges are computed in decimal, so 0:1.5:0.15 holds exactly 0.45 and 1.5.
     """
     if ":" not in text:
-        return tuple(dict.fromkeys(float(_decimal(part)) for part in text.split(",")))
+        return tuple(dict.fromkeys(float(_decimal(part, "--lambdas")) for part in text.split(",")))
     parts = text.split(":")
     if len(parts) != 3:
-        raise SpecError(f"--lambdas {text!r} is not start:stop:step")
-    start, stop, step = (_decimal(part) for part in parts)
+        raise SpecError(f"--lambdas {text!r} is not start:stop:step, as 0:1.5:0.15")
+    start, stop, step = (_decimal(part, "--lambdas") for part in parts)
     if step <= 0 or stop < start:
         raise SpecError(f"--lambdas {text!r} needs a step above 0 and a stop from the start up")
     if stop - start >= step * MAX_LAMBDAS:
@@ -44,16 +44,16 @@ def parse_lambdas(text: str) -> tuple[float, ...]:
 
 def parse_mix(text: str) -> tuple[float, ...]:
     """Coefficients of vectors from ``0.5,0.3``, in the order of the vectors; one may come twice."""
-    return tuple(float(_decimal(part)) for part in text.split(","))
+    return tuple(float(_decimal(part, "--mix")) for part in text.split(","))
 
 
-def _decimal(text: str) -> Decimal:
+def _decimal(text: str, flag: str) -> Decimal:
     try:
         value = Decimal(text.strip())
     except InvalidOperation:
-        raise SpecError(f"lambda {text!r} is not a number") from None
+        raise SpecError(f"{flag} {text!r} is not a number") from None
     if not (value.is_finite() and math.isfinite(float(value))):
-        raise SpecError(f"lambda must be finite, got {text!r}")
+        raise SpecError(f"{flag} {text!r}: must be finite")
     return value
 
 

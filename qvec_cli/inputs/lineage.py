@@ -116,7 +116,9 @@ def require_twins(donor: Checkpoint, donor_qat: Checkpoint, listener: Listener) 
         raise MismatchError(f"{donor.path} and {donor_qat.path} are one file: rho would be zero")
     roles = donor.card.role, donor_qat.card.role
     if donor.bare or donor_qat.bare or "" in roles:
-        listener.note("without cards, nothing tells the donor from its QAT twin: mind their order")
+        silent = donor if donor.bare or not roles[0] else donor_qat
+        words = "does not say how it was trained: nothing tells the donor from its QAT twin"
+        listener.note(f"{silent.path} {words}, mind their order")
     if roles == ("qat", "fp"):
         raise MismatchError(
             f"{donor.path} is the QAT checkpoint and {donor_qat.path} the plain "

@@ -39,6 +39,9 @@ def entries(path: Path) -> list[Entry]:
         raise CheckpointError(f"{path}: no such file", hint=near_files(path)) from None
     except OSError as fault:
         raise CheckpointError(f"{path}: {(fault.strerror or 'cannot be read').lower()}") from None
+    except yaml.MarkedYAMLError as fault:
+        place = f"{path}:{fault.problem_mark.line + 1}" if fault.problem_mark else str(path)
+        raise SpecError(f"{place}: is not YAML: {fault.problem or fault.context}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as fault:
         raise SpecError(f"{path}: is not YAML: {' '.join(str(fault).split())}") from None
     if root is None:

@@ -39,6 +39,10 @@ def pictures(request: PicturesRequest, listener: Listener) -> Metrics:
     started, out = time.perf_counter(), request.out
     if is_stream(out):
         raise SpecError(f"{out}: a folder is written, which no stream can take")
+    if out.suffix.lower() in (".png", ".jpg", ".jpeg"):
+        raise SpecError(
+            f"{out}: is named like a picture", hint="-o names a folder for all of them."
+        )
     if out.exists() and not (request.force and out.is_dir()):
         raise CheckpointError(f"{out}: exists", hint="Name a new folder, or pass --force.")
     parameters = {"samples": request.samples, "img_size": request.side}

@@ -249,7 +249,7 @@ def _text(content: bytes, path: Path) -> str:
     except UnicodeDecodeError:
         raise CheckpointError(
             f"{path}: is not text",
-            hint="Figures are drawn from JSON: -o or --metrics of a command.",
+            hint="Results are JSON that commands wrote with -o or --metrics.",
         ) from None
     if not text.strip():
         raise CheckpointError(f"{path}: is empty")
