@@ -511,7 +511,7 @@ FAULTS: dict[str, tuple[tuple[str, ...], str]] = {
     "no vector": (("--rho", "DONOR"), "is a checkpoint, a vector belongs here"),
     "no moments": (("--moments", "DONOR"), "donor.st"),
     "no file of moments": (("--moments", "nowhere.st"), "nowhere.st: no such file"),
-    "none held back": (("--proxy", "PICTURES", "--proxy-samples", "80"), "has 90 images"),
+    "none held back": (("--proxy", "PICTURES", "--proxy-samples", "80"), "has 90 images, too few"),
     "no image": (("--proxy", "nowhere"), "nowhere"),
     "no data": (("--data", "nowhere"), "nowhere"),
     "out exists": (("-o", "DONOR"), "exists"),

@@ -227,6 +227,7 @@ REFUSALS = {
         *(2, "hint: Did you mean vit_tiny_patch16_224, ", "finetune", "vit_tiny"),
         *("--data", "{donor_data}", "-o", "x.st"),
     ),
+    "an address": (1, "no such file hint: Of the hub: hf-hub:", "inspect", "https://a.b/c.st"),
     "no output": (2, "-o FILE is missing", "patch", "{receiver}", "{rho}"),
     "no value of a flag": (2, "-o: its value is missing", "patch", "{receiver}", "{rho}", "-o"),
     "a value for a flag that takes none": (2, "--force takes no value", "patch", "--force=1"),

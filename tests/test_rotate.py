@@ -213,6 +213,21 @@ def test_tensors_that_do_not_fit_are_refused_by_name_and_quantized_as_they_are(
         assert (plain.code, "note: not rotated: " in plain.err) == (0, True), plain
 
 
+@pytest.mark.parametrize(
+    ("gain", "said"),
+    [
+        (-0.04, "not rotated: rounding leaves no less noise in"),
+        (0.3, "not rotated: rounding leaves only 0.3 dB less noise in"),
+        (0.9, ": rotated: rounding leaves 0.9 dB less noise in"),
+    ],
+)
+def test_how_much_a_rotation_gains_is_told_with_what_became_of_it(
+    gain: float, said: str, drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qvec_cli.inputs.rotated._gain", lambda *_: gain)
+    assert said in call("quantize", drawer.receiver, "--bits", 3, "-o", tmp_path / "q.st").err
+
+
 def test_what_overflows_if_rotated_is_quantized_as_it_is(drawer: Drawer, tmp_path: Path) -> None:
     with Checkpoint(drawer.receiver) as theta:
         state = {name: torch.from_numpy(theta.array(name)) for name in theta}

@@ -168,13 +168,14 @@ def _promised(start: bytes, length: int) -> int:
 
 
 def near_files(path: Path) -> str | None:
-    """The hint for a file that is not there: one beside it with a name like it."""
+    """The hint for a file that is not there: one beside it with a name like it, or a download."""
     import difflib
 
     try:
         names = [p.name for p in path.parent.iterdir() if p.name != path.name]
     except OSError:
-        return None
+        address = ":" in path.parts[0] if path.parts else False
+        return "Of the hub: hf-hub:ORG/NAME; load other files down first." if address else None
     close = difflib.get_close_matches(path.name, names, n=1)
     return f"Did you mean {path.parent / close[0]}?" if close else None
 

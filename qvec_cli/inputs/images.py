@@ -198,9 +198,9 @@ def draw(
     task = open_images(spec, model, loading, listener)
     samples = any_split(task)
     if start > 0 and len(samples) - start < min(count, LEAST):
-        half = len(samples) // 2
+        size, half = counted(len(samples), "image"), len(samples) // 2
         raise DataError(
-            f"{spec}: has {counted(len(samples), 'image')}, and {start} are used otherwise",
+            f"{spec}: has {size}, too few to use {start} of them and judge by others",
             hint=f"--proxy-samples {half} leaves as many to judge by." if half > 1 else None,
         )
     count = min(count, len(samples) - start)

@@ -295,9 +295,10 @@ def rotated_if_less_noise(
     except NotFiniteError as error:
         listener.note(f"not rotated: {error}")
         return None
-    fate = "rotated" if gain >= _CLEAR else "not rotated"
+    fate, only = ("rotated", "") if gain >= _CLEAR else ("not rotated", "only ")
+    less = f"{only}{gain:.1f} dB less" if gain >= 0.05 else "no less"
     listener.note(
-        f"{theta.path}: {fate}: rounding leaves {gain:.1f} dB less noise in a rotated basis "
+        f"{theta.path}: {fate}: rounding leaves {less} noise in a rotated basis "
         "(--rotate and --no-rotate overrule it)"
     )
     if gain < _CLEAR:
