@@ -336,6 +336,32 @@ def test_a_hostile_document_is_read_or_refused_in_a_line(name: str, folder: Path
         assert [*faults(ROWS[name], 5)] == []
 
 
+def test_where_a_run_stood_is_typed_and_of_a_run(folder: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.numpy import load_file, save_file
+
+    raw = (folder / "cut.st.state").read_bytes()
+    tensors = load_file(folder / "cut.st.state")
+    with safe_open(folder / "cut.st.state", "np") as file:
+        metadata = file.metadata()
+    card = json.loads(metadata["qvec.provenance"])
+    changes: dict[str, dict[str, Any]] = {
+        "correct: expected int, got array": {"correct": [[]]},
+        "history[0]: expected object, got int": {"history": [1]},
+        "its counts are of no run": {"step": -1},
+        "its counts are of no run ": {"correct": 1},
+        "has 1 epoch behind it, not 3": {"epoch": 3},
+    }
+    with contextlib.chdir(folder):
+        for said, change in changes.items():
+            changed = {**card, "progress": card["progress"] | change}
+            header = {**metadata, "qvec.provenance": json.dumps(changed)}
+            save_file(tensors, "cut.st.state", header)
+            refused = call(*f"{TRAINED} -o cut.st --resume".split(), code=1)
+            assert f"cut.st.state: progress: {said.strip()}" in refused.errors[0]
+    (folder / "cut.st.state").write_bytes(raw)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_no_hostile_document_of_many_does_harm(name: str, folder: Path) -> None:

@@ -43,7 +43,9 @@ from qvec_cli.model.targets import of_network
 from qvec_cli.outputs.metrics import Input, Metrics, Plan, backbone_digest, provenance
 from qvec_cli.pipeline.train_request import TrainRequest, stored_model
 from qvec_cli.results.journal import is_same_run
+from qvec_cli.results.records import Record
 from qvec_cli.specs import NOTHING, DataUse, Listener, Use, spent
+from qvec_cli.tame import counted
 
 _LOWER: Final = "A lower --lr or a longer --warmup-steps may hold it; start anew with --force."
 
@@ -240,11 +242,11 @@ class Session:
             stored, current, force = place["run"], self._header(), self.request.force
             if not is_same_run(path, stored, current, force=force, listener=self.listener):
                 return
+            at = _progress(Record(f"{path}: progress", place["progress"]))
             tensors = {name: saved.array(name) for name in saved}
             saved.settle()
             restore(self.fit, tensors, qat.plain_name)
-            self.fit.at = Progress(**place["progress"])
-        at = self.fit.at
+            self.fit.at = at
         self.listener.note(f"resumed at epoch {at.epoch + 1}, step {at.step + 1}")
 
     def _header(self) -> dict[str, Any]:
@@ -273,6 +275,16 @@ class Session:
         if (shortened := warmup_steps(recipe, steps)) < recipe.warmup_steps:
             warmup = f"{recipe.warmup_steps} to {shortened}"
             self.listener.note(f"the run has {steps} steps: warm-up shortened from {warmup}")
+
+
+def _progress(record: Record) -> Progress:
+    """Where a run that was cut off stood; CheckpointError: numbers that no run has."""
+    at = record.decoded(Progress)
+    if min(at.epoch, at.step, at.correct, at.seen) < 0 or at.correct > at.seen:
+        raise record.fault("its counts are of no run")
+    if len(at.history) != at.epoch:
+        raise record.fault(f"has {counted(len(at.history), 'epoch')} behind it, not {at.epoch}")
+    return at
 
 
 @dataclass(frozen=True, slots=True)
