@@ -9,6 +9,7 @@ import functools
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -22,6 +23,9 @@ import pytest
 from PIL import Image
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: sums differ with threads
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job, whose children ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MODEL = ("test_vit", "--img-size", "32")
 """timm's own test network: 265 thousand parameters at 32 pixels."""
