@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import math
-import os
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, TypedDict, Ty
 import typer
 
 from qvec_cli.checkpoint.source import WeightsChoice
-from qvec_cli.cli.signature import Adapted, flag, typed_flags
+from qvec_cli.cli.signature import Adapted, file_path, flag, typed_flags
 from qvec_cli.errors import SpecError, did_you_mean
 from qvec_cli.inputs.yaml_text import Value, entries, line, value
 from qvec_cli.specs import (
@@ -159,13 +158,6 @@ DataDir = Annotated[
         rich_help_panel=IMAGES,
     ),
 ]
-
-
-def file_path(typed: str) -> Path:
-    """The path of a file to write; SpecError: it ends as a folder's does, which paths forget."""
-    if typed.endswith(os.sep):
-        raise SpecError(f"-o {typed}: names a folder", hint="Name a file with -o.")
-    return Path(typed)
 
 
 OutputFile = Annotated[Path, output_option("File to write.", metavar="FILE", parser=file_path)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import types
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
@@ -13,6 +14,8 @@ from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_
 
 from typer import Option
 from typer.models import ArgumentInfo, ParameterInfo
+
+from qvec_cli.errors import SpecError
 
 INPUT: Final = "Input"
 """The section of arguments, and of flags that name no other."""
@@ -131,3 +134,10 @@ def _default_text(default: object, info: ParameterInfo) -> str:
     if isinstance(default, tuple):
         return ", ".join(map(str, default))
     return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def file_path(typed: str) -> Path:
+    """The path of a file to write; SpecError: it ends as a folder's does, which paths forget."""
+    if typed.endswith(os.sep):
+        raise SpecError(f"-o {typed}: names a folder", hint="Name a file with -o.")
+    return Path(typed)
