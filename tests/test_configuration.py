@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import timm
+import torch
 from timm.models import save_for_hf
 
-from qvec_cli.errors import MismatchError
+from qvec_cli.errors import MismatchError, SpecError
+from qvec_cli.export import timm_folder
 from qvec_cli.model.build import NetworkOptions, create, rebuild
-from qvec_cli.model.configuration import Model, of_config, same_backbone
+from qvec_cli.model.configuration import Model, of_config, same_backbone, to_config
 
 PICO = create(NetworkOptions("test_vit", 3, img_size=32))[1]
 
@@ -35,6 +37,28 @@ def test_neither_pooling_nor_dropout_shapes_a_backbone_and_other_arguments_do():
         assert same_backbone(PICO, with_args(**{name: 1})) == []
     for name in ("num_heads", "depth", "qk_norm", "in_chans"):
         assert same_backbone(PICO, with_args(**{name: 1})) == [f"{name} None vs 1"]
+
+
+def test_the_eps_of_norms_shapes_no_backbone_and_another_kind_of_norm_does():
+    other = with_args(norm_layer={"eps": 1e-12})
+    assert same_backbone(PICO, other) == same_backbone(other, PICO) == []
+    strange = with_args(norm_layer="rmsnorm")
+    assert same_backbone(other, strange) == ["norm_layer {'eps': 1e-12} vs rmsnorm"]
+
+
+def test_a_card_says_the_eps_of_norms_and_a_config_of_timms_cannot():
+    other = with_args(norm_layer={"eps": 0.25})
+    assert Model.from_json(other.to_json()) == other
+    norms = [m for m in rebuild(other).modules() if isinstance(m, torch.nn.LayerNorm)]
+    assert {norm.eps for norm in norms} == {0.25}
+    assert len(norms) > 2
+    with pytest.raises(MismatchError, match=r"norm_layer \{'eps': 0.25\}: timm has no word"):
+        to_config(other, None)
+    with pytest.raises(MismatchError, match="norm_layer"):
+        timm_folder.config(other, {}, 64, None)
+    for damaged in ({"eps": "1"}, {"eps": -1.0}, {"eps": 1.0, "x": 1}, {}, {"eps": True}):
+        with pytest.raises(SpecError, match="norm_layer"):
+            rebuild(with_args(norm_layer=damaged))
 
 
 def test_what_was_created_passes_and_any_field_that_is_damaged_does_not():

@@ -15,7 +15,7 @@ from qvec_cli.export.form import ExportSource, ExportTarget, Form, compare
 from qvec_cli.inputs.files import card_of
 from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.model import build
-from qvec_cli.model.configuration import Model
+from qvec_cli.model.configuration import Model, require_stock
 from qvec_cli.outputs.hf_folder import CONFIG, WEIGHTS, check_output, size_of_output, write_output
 from qvec_cli.outputs.metrics import provenance
 from qvec_cli.specs import Listener
@@ -30,8 +30,9 @@ def config(
     """The document, in the form of timm's ``save_for_hf``.
 
     ``known`` is what timm itself says of the architecture, ``features`` the width of what the head
-    sees, ``classes`` are in the order of the head.
+    sees, ``classes`` are in the order of the head. Raises MismatchError: timm has no word for it.
     """
+    require_stock(model)
     data = dict(model.pretrained_cfg)
     data["fixed_input_size"] = bool(known.get("fixed_input_size"))
     if data["input_size"][0] == 3 and known.get("first_conv"):

@@ -10,14 +10,14 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli.checkpoint.fetch import notice_no_network
 from qvec_cli.checkpoint.source import WeightsChoice
 from qvec_cli.errors import MismatchError, QvecError, SpecError, did_you_mean
-from qvec_cli.model.configuration import COLOURS, DATA_KEYS, FLAGS, Model
+from qvec_cli.model.configuration import COLOURS, DATA_KEYS, FLAGS, Model, norm_eps
 from qvec_cli.model.targets import head_tensors
 from qvec_cli.specs import Library
 from qvec_cli.tame import counted
@@ -327,7 +327,7 @@ def _create_model(name: str, num_classes: int, args: dict[str, Any], pretrained:
         notice_no_network()
     try:
         network: nn.Module = timm.create_model(
-            name, pretrained=pretrained, num_classes=num_classes, **args
+            name, pretrained=pretrained, num_classes=num_classes, **_with_norm(args)
         )
     except _WRONG_ARGUMENTS as fault:
         if "img_size" in args and "img_size" in str(fault):  # networks of any size, as ConvNeXt
@@ -342,6 +342,16 @@ def _create_model(name: str, num_classes: int, args: dict[str, Any], pretrained:
             hint="Offline? Give a checkpoint file in place of the name.",
         ) from None
     return network
+
+
+def _with_norm(args: dict[str, Any]) -> dict[str, Any]:
+    """Arguments with a class for a LayerNorm of another eps than timm's 1e-6: no text names one."""
+    eps = norm_eps(args)
+    if eps is None:
+        return args
+    from timm.layers import LayerNorm
+
+    return {**args, "norm_layer": partial(LayerNorm, eps=eps)}
 
 
 def _configuration(network: nn.Module, options: NetworkOptions, args: Mapping[str, Any]) -> Model:

@@ -27,6 +27,8 @@ COLOURS: Final = 3
 DATA_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 
 
+_EPS: Final = "eps"
+
 _LARGEST_FLOAT: Final = sys.float_info.max
 
 
@@ -174,6 +176,33 @@ def _is_moderate(name: str, value: Any) -> bool:
     return not isinstance(value, int | float) or abs(value) <= most
 
 
+def norm_eps(args: Mapping[str, Any]) -> float | None:
+    """The eps of LayerNorms that qvec makes timm build, where its constructor has another.
+
+    Such arguments say {"norm_layer": {"eps": 1e-12}}: timm itself takes a class there, which no
+    text of its own names.
+    """
+    norm = args.get("norm_layer")
+    if not isinstance(norm, Mapping) or norm.keys() != {_EPS}:
+        return None
+    eps = norm[_EPS]
+    return float(eps) if type(eps) in (int, float) and eps > 0 else None
+
+
+def with_norm_eps(eps: float) -> dict[str, Any]:
+    """The argument that says it."""
+    return {"norm_layer": {_EPS: eps}}
+
+
+def require_stock(model: Model) -> None:
+    """Refuses a network that timm does not build from its own config.json: MismatchError."""
+    if isinstance(model.model_args.get("norm_layer"), Mapping):
+        raise MismatchError(
+            f"norm_layer {model.model_args['norm_layer']}: timm has no word for an eps in a folder",
+            hint="A single file holds it: -o FILE.",
+        )
+
+
 def _damaged(what: str) -> MismatchError:
     return MismatchError(f"its configuration of a network is damaged: {what}")
 
@@ -212,7 +241,10 @@ def to_config(model: Model, classes: Sequence[str] | None) -> dict[str, Any]:
     Args:
         model: of a card.
         classes: names in the order of the head, if they are known.
+
+    Raises MismatchError: no config.json says how the network is made.
     """
+    require_stock(model)
     count = model.num_classes
     config = {
         "model_type": "timm_wrapper",
@@ -234,10 +266,14 @@ def to_config(model: Model, classes: Sequence[str] | None) -> dict[str, Any]:
 def same_backbone(first: Model, second: Model) -> list[str]:
     """What keeps two configurations from sharing a backbone, as "img_size 224 vs 384".
 
-    Pooling, which is the head's, and dropout, which is training's, do not.
+    Pooling, which is the head's, dropout, which is training's, and the eps of LayerNorms, which
+    displaces no weight, do not.
     """
     pairs: dict[str, Any] = {"architecture": (first.architecture, second.architecture)}
     ours, theirs = first.model_args, second.model_args
     keys = sorted({*ours, *theirs} - {"global_pool"} - {k for k in ours | theirs if "drop" in k})
     pairs |= {k: (ours.get(k), theirs.get(k)) for k in keys}
+    norms = [args.get("norm_layer") for args in (ours, theirs)]
+    if all(norm is None or isinstance(norm, Mapping) for norm in norms):
+        pairs.pop("norm_layer", None)
     return [f"{key} {a} vs {b}" for key, (a, b) in pairs.items() if a != b]
