@@ -21,7 +21,7 @@ from qvec_cli.errors import MismatchError
 from qvec_cli.model import build
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model
-from qvec_cli.model.plain_vit import PlainViT, of_timm, timms_name
+from qvec_cli.model.plain_vit import PlainViT, of_network, of_timm, timms_name
 from qvec_cli.model.spelling import Spelling, spelled_by_timm, spelled_by_transformers
 from qvec_cli.model.vit_config import CLASSES, of_config
 
@@ -82,6 +82,7 @@ TIMM: dict[str, tuple[str, int, dict[str, Any]]] = {
     "ViT without classes": ("vit_base_patch32_384", 0, {**NARROW, "patch_size": 8}),
     "ViT of relu": ("vit_tiny_patch16_224", 5, {**NARROW, "act_layer": "relu", "qkv_bias": False}),
     "ViT of unplaced class token": ("vit_tiny_patch16_224", 5, {**NARROW, "no_embed_class": True}),
+    "images of any size": ("vit_tiny_patch16_224", 5, {**NARROW, "dynamic_img_size": True}),
     "CLIP's eps": ("vit_base_patch32_clip_224", 5, {**NARROW, "pre_norm": False, "patch_size": 8}),
     "one register": ("vit_tiny_patch16_224", 5, {**NARROW, "reg_tokens": 1}),
     "DeiT": ("deit_tiny_patch16_224", 5, NARROW),
@@ -574,6 +575,77 @@ def test_an_argument_that_transformers_has_nothing_for_is_refused_by_name(case: 
     shapes = {n: tuple(t.shape) for n, t in network.state_dict().items()}
     with pytest.raises(MismatchError, match=message):
         spelled_by_transformers(model, shapes, lambda name: np.zeros(shapes[name], np.float32))
+
+
+def gate_last(network: Any) -> None:
+    network.blocks[1].mlp.gate_last = True
+
+
+def gate_by_gelu(network: Any) -> None:
+    network.blocks[1].mlp.act = nn.GELU()
+
+
+def approximate(network: Any) -> None:
+    for block in network.blocks:
+        block.mlp.act = nn.GELU(approximate="tanh")
+
+
+def one_other_activation(network: Any) -> None:
+    network.blocks[1].mlp.act = nn.ReLU()
+
+
+def unscaled_mlp(network: Any) -> None:
+    network.blocks[1].ls2 = nn.Identity()
+
+
+def unscaled_block(network: Any) -> None:
+    network.blocks[1].ls1 = network.blocks[1].ls2 = nn.Identity()
+
+
+def other_heads(network: Any) -> None:
+    network.blocks[1].attn.num_heads = 2
+
+
+def other_eps(network: Any) -> None:
+    network.blocks[1].norm2.eps = 1e-3
+
+
+TAMPERED = {
+    gate_last: ("SwiGLU", "blocks.1.mlp gates otherwise than SwiGLU"),
+    gate_by_gelu: ("SwiGLU", "blocks.1.mlp gates otherwise than SwiGLU"),
+    approximate: ("ViT", "blocks.0.mlp.act approximates by tanh"),
+    one_other_activation: ("ViT", "blocks that differ"),
+    unscaled_mlp: ("DINOv2", "blocks.1 has one LayerScale"),
+    unscaled_block: ("DINOv2", "blocks that differ"),
+    other_heads: ("ViT", "blocks that differ"),
+    other_eps: ("ViT", r"norms of several eps \(1e-06, 0.001\)"),
+}
+"""What another version of timm might build: nothing but the network itself says it."""
+
+
+@pytest.mark.parametrize("change", TAMPERED, ids=lambda change: change.__name__)
+def test_a_network_whose_blocks_are_no_plain_ones_is_refused(change: Any) -> None:
+    name, message = TAMPERED[change]
+    architecture, classes, args = TIMM[name]
+    with torch.device("meta"):
+        network, _ = build.create(NetworkOptions(architecture, classes, img_size=32, args=args))
+    of_network(network)
+    change(network)
+    with pytest.raises(MismatchError, match=message):
+        of_network(network)
+
+
+def test_a_negative_zero_is_a_number_that_is_kept(tmp_path: Path) -> None:
+    _, model = hub_folder("DINOv2", tmp_path / "hub")
+    state = {n: np.array(array) for n, array in arrays(tmp_path / "hub").items()}
+    state["embeddings.position_embeddings"][:, 0] = -0.0
+    saved(tmp_path / "x.st", state)
+    with Checkpoint(tmp_path / "x.st") as source:
+        assert of_timm(spelled(source, model, "timm").model).embedded
+    state["embeddings.position_embeddings"][:, 0] = 0.0
+    saved(tmp_path / "y.st", state)
+    with Checkpoint(tmp_path / "y.st") as source:
+        assert not of_timm(spelled(source, model, "timm").model).embedded
 
 
 def test_positions_of_registers_are_refused_unless_they_are_zeros(tmp_path: Path) -> None:

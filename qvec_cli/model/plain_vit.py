@@ -69,10 +69,11 @@ def of_timm(model: Model) -> PlainViT:
 
     with torch.device("meta"):
         network = build.rebuild(model)
-    return _of_network(network)
+    return of_network(network)
 
 
-def _of_network(network: nn.Module) -> PlainViT:
+def of_network(network: nn.Module) -> PlainViT:
+    """What a network of timm's computes, numbers or none; MismatchError as ``of_timm``."""
     faults = _faults(network)
     if (fault := next(faults, None)) is not None:
         raise MismatchError(f"{fault}: transformers has no such network, or not of timm's tensors")
@@ -220,7 +221,7 @@ def timms_name(vit: PlainViT, name: str | None = None) -> tuple[str, dict[str, A
     with torch.device("meta"):
         plain, model = build.create(NetworkOptions(name, vit.classes))
     with located(name):
-        args = _arguments(vit, _of_network(plain))
+        args = _arguments(vit, of_network(plain))
     result = replace(model, model_args=args, num_classes=vit.classes)
     try:
         made = of_timm(result)
