@@ -129,6 +129,18 @@ class Library(StrEnum):
     TRANSFORMERS = "transformers"
 
 
+class Spelled(StrEnum):
+    """Whose names a network is to have: a word of --to."""
+
+    TIMM = "timm"
+    HF = "hf"
+
+    @property
+    def library(self) -> Library:
+        """That builds it."""
+        return Library.TIMM if self is Spelled.TIMM else Library.TRANSFORMERS
+
+
 class Interpolation(StrEnum):
     """How images are resized, in timm's words."""
 

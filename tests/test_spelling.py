@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Drawer, call
 from torch import nn
 
 from qvec_cli.checkpoint.card import Card, Kind
@@ -18,12 +19,15 @@ from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.write import write
 from qvec_cli.errors import MismatchError
+from qvec_cli.inputs.files import stated_model
+from qvec_cli.inputs.network import load_network
 from qvec_cli.model import build
 from qvec_cli.model.build import NetworkOptions
-from qvec_cli.model.configuration import Model
+from qvec_cli.model.configuration import DATA_KEYS, Model
 from qvec_cli.model.plain_vit import PlainViT, of_network, of_timm, timms_name
 from qvec_cli.model.spelling import Spelling, spelled_by_timm, spelled_by_transformers
 from qvec_cli.model.vit_config import CLASSES, of_config
+from qvec_cli.specs import Library
 
 transformers = pytest.importorskip("transformers")
 
@@ -37,8 +41,6 @@ PREPARED = {
     "mean": [0.5, 0.5, 0.5],
     "std": [0.5, 0.5, 0.5],
 }
-LABELS = {"id2label", "label2id", "architectures", "transformers_version", "dtype"}
-
 HUB: dict[str, tuple[str, dict[str, Any]]] = {
     "ViT": ("ViTForImageClassification", {"intermediate_size": 192}),
     "ViT of other words": (
@@ -119,13 +121,10 @@ def hub_folder(name: str, folder: Path) -> tuple[nn.Module, Model]:
 
 
 def hub_model(folder: Path) -> Model:
-    config = json.loads((folder / "config.json").read_text())
-    channels, side = config["num_channels"], config["image_size"]
-    prepared = {**PREPARED, "input_size": [channels, side, side]}
-    prepared |= {key: prepared[key][:channels] for key in ("mean", "std")}
-    args = {key: value for key, value in config.items() if key not in LABELS}
-    classes = len(config["id2label"]) if "id2label" in config else 2
-    return Model(config["architectures"][0], classes, args, prepared)
+    with Checkpoint(folder) as source:
+        model = stated_model(source)
+    assert model is not None
+    return model
 
 
 def timm_file(name: str, path: Path) -> tuple[nn.Module, Model]:
@@ -326,7 +325,7 @@ def test_the_defaults_are_those_of_transformers() -> None:
     for name, kind in CLASSES.items():
         config = getattr(transformers, name).config_class()
         prepared = {**PREPARED, "input_size": [3, config.image_size, config.image_size]}
-        silent = Model(name, 5, {}, prepared)
+        silent = Model(name, 5, {}, prepared, Library.TRANSFORMERS)
         spoken = replace(silent, model_args=config.to_dict())
         assert of_config(silent) == of_config(spoken)
         assert config.model_type == kind.model_type
@@ -342,7 +341,9 @@ def test_images_classes_and_targets_travel_along(tmp_path: Path) -> None:
         assert spelling.names_of(three[:2]) == ()
         assert spelling.names_of(source).__len__() == len(spelling.tensors)
     prepared = spelling.model.pretrained_cfg
-    assert {key: prepared[key] for key in PREPARED} == model.pretrained_cfg
+    assert {key: prepared[key] for key in DATA_KEYS} == {
+        key: model.pretrained_cfg[key] for key in DATA_KEYS
+    }
     assert spelling.model.classifier == ("head", "head_dist")
     assert spelling.model.num_classes == 5
 
@@ -678,3 +679,211 @@ def test_an_architecture_that_cannot_be_the_network_is_refused(tmp_path: Path) -
         with Checkpoint(tmp_path) as source, pytest.raises(MismatchError, match=message) as fault:
             spelled(source, model, "timm", name=name)
         assert name in str(fault.value)
+
+
+# --- qvec import --to -----------------------------------------------------------------------------
+
+
+def hub_files(name: str, folder: Path, **processor: Any) -> nn.Module:
+    """A folder as the hub has it: with labels and a word on how images are prepared."""
+    network, _ = hub_folder(name, folder)
+    config = json.loads((folder / "config.json").read_text())
+    if "id2label" in config:
+        names = ["a", "b", "c", "d", "e"][: len(config["id2label"])]
+        config["id2label"] = {str(n): label for n, label in enumerate(names)}
+        config["label2id"] = {label: n for n, label in enumerate(names)}
+    (folder / "config.json").write_text(json.dumps(config))
+    words = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}
+    words |= {"resample": 3, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25]}
+    (folder / "preprocessor_config.json").write_text(json.dumps({**words, **processor}))
+    return network
+
+
+def opened_card(path: Path) -> tuple[Card, Model]:
+    with Checkpoint(path) as source:
+        assert source.card.model is not None
+        return source.card, Model.from_json(source.card.model)
+
+
+def test_a_folder_of_transformers_becomes_a_file_of_timms_and_a_folder_again(
+    tmp_path: Path,
+) -> None:
+    network = hub_files("ViT", tmp_path / "hub")
+    done = call("import", tmp_path / "hub", "--to", "timm", "-o", tmp_path / "timm.st")
+    assert "its ViTForImageClassification is a vit_base_patch8_224 of timm, with" in done.err
+    card, model = opened_card(tmp_path / "timm.st")
+    theirs = timms_network(model, tmp_path / "timm.st")
+    assert_equal_outputs(outputs(network, model), outputs(theirs, model))
+    assert card.data == {"name": "hub", "classes": ["a", "b", "c", "d", "e"]}
+    assert model.pretrained_cfg["mean"] == pytest.approx([0.4, 0.5, 0.6])
+    assert model.pretrained_cfg["crop_mode"] == "squash"
+    linear = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    assert set(card.targets or ()) == {
+        f"blocks.{n}.{part}.weight" for n in (0, 1) for part in linear
+    }
+    out = f"{tmp_path / 'again'}/"
+    call("import", tmp_path / "timm.st", "--to", "hf", "-o", out)
+    loaded = transformers.AutoModelForImageClassification.from_pretrained(out).eval()
+    assert_equal_outputs(outputs(network, model), outputs(loaded, model))
+    assert loaded.config.id2label == dict(enumerate("abcde"))
+    assert raw(tmp_path / "hub") == raw(tmp_path / "again")
+    read = json.loads((tmp_path / "again" / "preprocessor_config.json").read_text())
+    assert read["image_mean"] == pytest.approx([0.4, 0.5, 0.6])
+    assert read["size"] == {"height": 32, "width": 32}
+    again, _ = opened_card(tmp_path / "again")
+    assert len(again.targets or ()) == 2 * (3 + 1 + 2)
+    assert again.data == card.data
+
+
+@pytest.mark.parametrize("name", ["ViT without classes", "DeiT with teacher", "DINOv2"])
+def test_every_kind_of_head_goes_there_and_back_through_files(name: str, tmp_path: Path) -> None:
+    network = hub_files(name, tmp_path / "hub")
+    call("import", tmp_path / "hub", "--to", "timm", "-o", tmp_path / "timm.st")
+    _, model = opened_card(tmp_path / "timm.st")
+    theirs = timms_network(model, tmp_path / "timm.st")
+    assert_equal_outputs(outputs(network, model), outputs(theirs, model))
+    call("import", tmp_path / "timm.st", "--to", "hf", "-o", tmp_path / "again.st")
+    _, model = opened_card(tmp_path / "again.st")
+    assert_equal_outputs(outputs(network, model), outputs(built(tmp_path / "again.st"), model))
+    call("import", tmp_path / "timm.st", "--to", "hf", "-o", f"{tmp_path / 'again'}/")
+    kind = getattr(transformers, model.architecture)
+    loaded, report = kind.from_pretrained(tmp_path / "again", output_loading_info=True)
+    assert not any(report.values()), report
+    assert_equal_outputs(outputs(network, model), outputs(loaded.eval(), model))
+
+
+def built(path: Path) -> nn.Module:
+    """The network that qvec itself builds of a file."""
+    with Checkpoint(path) as source:
+        model = stated_model(source)
+        assert model is not None
+        return load_network(source, model, "cpu").eval()
+
+
+def test_a_vector_of_timms_donors_patches_a_receiver_of_transformers(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    """The receiver as others would have it: transformers wrote it, and nothing of qvec is in it."""
+    call("import", drawer.receiver, "--to", "hf", "-o", f"{tmp_path / 'mine'}/")
+    kind = transformers.ViTForImageClassification
+    kind.from_pretrained(tmp_path / "mine").save_pretrained(tmp_path / "theirs")
+    made = (tmp_path / "mine" / "preprocessor_config.json").read_text()
+    (tmp_path / "theirs" / "preprocessor_config.json").write_text(made)
+    named = ("--model", "test_vit", "--to", "timm")
+    call("import", tmp_path / "theirs", *named, "-o", tmp_path / "receiver.st")
+    data = ("--data", drawer.receiver_data, "--json")
+    paths = (drawer.receiver, tmp_path / "receiver.st", tmp_path / "theirs")
+    results = [json.loads(call("eval", path, *data).out)["results"] for path in paths]
+    assert len({result["n_correct"] for result in results}) == 1
+    assert max(r["loss"] for r in results) == pytest.approx(min(r["loss"] for r in results), 1e-4)
+    for path, out in ((drawer.receiver, "a.st"), (tmp_path / "receiver.st", "b.st")):
+        call("patch", path, drawer.rho, "--lambda", 0.5, "-o", tmp_path / out)
+    assert raw(tmp_path / "a.st") == raw(tmp_path / "b.st")
+
+
+def test_what_a_card_knows_travels_into_the_other_spelling_and_back(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    call("import", drawer.donor_qat, "--to", "hf", "-o", f"{tmp_path / 'hub'}/")
+    call("import", tmp_path / "hub", "--to", "timm", "--model", "test_vit", "-o", tmp_path / "x.st")
+    (first, model), (last, again) = opened_card(drawer.donor_qat), opened_card(tmp_path / "x.st")
+    assert of_timm(model) == of_timm(again)
+    parts = ("kind", "role", "data", "quant", "targets", "base", "recipe", "digest")
+    assert {p: getattr(first, p) for p in parts} == {p: getattr(last, p) for p in parts}
+
+
+def test_images_of_dinov2_are_prepared_at_its_own_size_or_it_is_refused(tmp_path: Path) -> None:
+    network = hub_files("DINOv2", tmp_path / "hub", size={"height": 24, "width": 24})
+    out = tmp_path / "timm.st"
+    done = call("import", tmp_path / "hub", "--to", "timm", "-o", out, code=1)
+    assert "image_size is 32, and images are prepared at 24 px" in done.err
+    assert "--img-size 32" in done.err
+    done = call("import", tmp_path / "hub", "--to", "timm", "--img-size", 24, "-o", out, code=1)
+    assert "--to takes a network at its own size and channels" in done.err
+    call("import", tmp_path / "hub", "--to", "timm", "--img-size", 32, "-o", out)
+    _, model = opened_card(out)
+    assert model.input_size == (3, 32, 32)
+    assert_equal_outputs(outputs(network, model), outputs(timms_network(model, out), model))
+
+
+def test_a_dry_run_tells_what_each_tensor_is_made_of(tmp_path: Path) -> None:
+    hub_files("DINOv2 with registers", tmp_path / "hub")
+    args = ("import", tmp_path / "hub", "--to", "timm", "-o", tmp_path / "x.st", "--dry-run")
+    plan = json.loads(call(*args, "--json").out)["results"]["plan"]
+    fates = {tensor["name"]: tensor["fate"] for tensor in plan["tensors"]}
+    attention = "encoder.layer.0.attention.attention"
+    three = ", ".join(f"{attention}.{part}.bias" for part in ("query", "key", "value"))
+    assert fates["blocks.0.attn.qkv.bias"] == f"made of {three}"
+    positions = "embeddings.position_embeddings"
+    assert fates["pos_embed"] == f"made of {positions}, zeros, {positions}"
+    assert not (tmp_path / "x.st").exists()
+    call(*args[:-1])
+    assert plan["bytes_out"] == (tmp_path / "x.st").stat().st_size
+
+
+def test_an_eps_that_timm_has_no_word_for_is_refused_in_a_folder_alone(tmp_path: Path) -> None:
+    hub_files("ViT", tmp_path / "hub")
+    out = f"{tmp_path / 'timm'}/"
+    done = call("import", tmp_path / "hub", "--to", "timm", "-o", out, code=1)
+    assert "norm_layer {'eps': 1e-12}: timm has no word for an eps in a folder" in done.err
+    assert not (tmp_path / "timm").exists()
+    hub_files("DINOv2", tmp_path / "dino")
+    call("import", tmp_path / "dino", "--to", "timm", "-o", out)
+    assert json.loads((tmp_path / "timm" / "config.json").read_text())["model_type"] == (
+        "timm_wrapper"
+    )
+
+
+def test_only_a_float_network_of_the_other_library_changes_its_spelling(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    packed, fake, tensor = (tmp_path / f"{name}.st" for name in ("packed", "fake", "tensor"))
+    call("quantize", drawer.receiver, "--bits", 4, "-o", packed)
+    call("quantize", drawer.receiver, "--bits", 4, "--fake", "-o", fake)
+    with Checkpoint(drawer.donor_qat) as source:
+        quant = {**(source.card.quant or {}), "granularity": "tensor"}
+        plan = {name: Entry(entry.dtype, entry.shape) for name, entry in source.items()}
+        tensors = ((name, source.blocks(name)) for name in source)
+        write(tensor, plan, tensors, replace(source.card, quant=quant), force=False)
+    with_moments = tmp_path / "moments.st"
+    images = ("--data", drawer.receiver_data, "--samples", 4)
+    call("moments", drawer.receiver, *images, "-o", with_moments)
+    cases: dict[Path, tuple[tuple[object, ...], str]] = {
+        packed: (("--to", "hf"), "is quantized already, to 4-bit"),
+        fake: (("--to", "hf"), "is quantized already, to 4-bit"),
+        drawer.rho: (("--to", "hf"), "is a vector, a checkpoint belongs here"),
+        with_moments: (("--to", "hf"), "is a file of moments"),
+        tensor: (("--to", "hf"), "was made for one scale a tensor"),
+        drawer.receiver: (("--to", "timm"), "is a network of timm already"),
+        drawer.base: (("--to", "hf", "--model", "test_vit"), "--model names a network of timm's"),
+        drawer.donor: (("--to", "hf", "--img-size", 64), "has a card already, which says"),
+    }
+    for path, (flags, message) in cases.items():
+        done = call("import", path, *flags, "-o", tmp_path / "out.st", code=1)
+        assert f"{path}: {message}" in done.err
+    assert not (tmp_path / "out.st").exists()
+
+
+def test_other_sizes_come_before_another_spelling(drawer: Drawer, tmp_path: Path) -> None:
+    saved(tmp_path / "bare.st", arrays(drawer.receiver))
+    with Checkpoint(tmp_path / "bare.st") as source:
+        tensors = {name: torch.from_numpy(np.array(source.array(name))) for name in source}
+    torch.save(tensors, tmp_path / "bare.pth")
+    args = (tmp_path / "bare.pth", "--model", "test_vit", "--img-size", 64)
+    done = call("import", *args, "--to", "hf", "-o", tmp_path / "x.st", code=1)
+    assert "--to takes a network at its own size and channels" in done.err
+    call("import", *args, "-o", tmp_path / "64.st")
+    call("import", tmp_path / "64.st", "--to", "hf", "-o", tmp_path / "x.st")
+    _, model = opened_card(tmp_path / "x.st")
+    assert model.model_args["image_size"] == 64
+
+
+def test_tied_tensors_are_not_converted(drawer: Drawer, tmp_path: Path) -> None:
+    with Checkpoint(drawer.receiver) as source:
+        names = [name for name in source if name != "norm.bias"]
+        plan = {name: Entry(source[name].dtype, source[name].shape) for name in names}
+        card = replace(source.card, aliases={"norm.bias": "blocks.0.norm1.bias"})
+        tensors = ((name, source.blocks(name)) for name in names)
+        write(tmp_path / "tied.st", plan, tensors, card, force=False)
+    done = call("import", tmp_path / "tied.st", "--to", "hf", "-o", tmp_path / "x.st", code=1)
+    assert "norm.bias: is tied to blocks.0.norm1.bias" in done.err

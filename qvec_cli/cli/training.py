@@ -16,7 +16,7 @@ from qvec_cli.cli.options import GridFlags, ImageFlags, NetworkFlags, OutputFlag
 from qvec_cli.cli.signature import Adapted, flag
 from qvec_cli.cli.text import Facts, accuracy, some
 from qvec_cli.model.configuration import Model as Network
-from qvec_cli.specs import Grid, Recipe
+from qvec_cli.specs import Grid, Recipe, Spelled
 from qvec_cli.tame import counted
 
 Model = Annotated[
@@ -53,10 +53,19 @@ def import_file(
         ),
     ] = None,
     data_dir: options.DataDir = None,
+    to: Annotated[
+        Spelled | None,
+        typer.Option(
+            help="Write the same network under the names of the other library, timm's or "
+            "transformers' own: ViT, DeiT, DINOv2."
+        ),
+    ] = None,
     output: Annotated[
         str,
         options.output_option(
-            "File to write, or a folder with one for each of several.", metavar="FILE|FOLDER"
+            "File to write; or a folder: with one for each of several, or with --to one that "
+            "transformers loads.",
+            metavar="FILE|FOLDER/",
         ),
     ],
     suffix: Suffix = None,
@@ -79,7 +88,15 @@ def import_file(
     def job(source: Path, out: str | None, flags: OutputFlags) -> Job:
         made = Path(out or "")
         request = verb.ImportRequest(
-            source, made, network.options(), classes, receiver_data, where, **flags.for_request
+            source,
+            made,
+            network.options(),
+            classes,
+            receiver_data,
+            where,
+            to=to,
+            folder=to is not None and options.is_folder(out or ""),
+            **flags.for_request,
         )
         work = partial(verb.import_file, request)
         return Job(work, import_text, (source,), made, data_use=False)

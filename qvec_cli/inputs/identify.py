@@ -142,12 +142,16 @@ def _of_library(
     from qvec_cli.inputs.network import check_network
     from qvec_cli.model.targets import of_network
 
-    if options.name or options.args or options.img_size or options.in_chans:
+    own = stated.model_args.get("image_size")
+    if options.name or options.args or options.img_size not in (None, own) or options.in_chans:
         raise MismatchError(
             f"{checkpoint.path} is a {stated.architecture}, as its config.json says",
-            hint="Leave --model, --model-arg, --img-size and --in-chans out.",
+            hint="Leave --model, --model-arg, --in-chans and an --img-size of another network out.",
         )
-    model = prepared_as(stated, options.prepared)
+    said = options.prepared
+    if options.img_size:  # networks that interpolate see others by default
+        said["input_size"] = [stated.input_size[0], own, own]
+    model = prepared_as(stated, said)
     network = check_network(checkpoint, model, "cpu")
     tell_preparation(checkpoint, model, listener)
     names = _class_names(checkpoint, model, classes)

@@ -23,9 +23,10 @@ from qvec_cli.checkpoint.dtypes import FORMATS, Array
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.write import Blocks
 from qvec_cli.errors import MismatchError
-from qvec_cli.model.configuration import Model
+from qvec_cli.model.configuration import DATA_KEYS, Model
 from qvec_cli.model.plain_vit import PlainViT, of_timm, timms_name
 from qvec_cli.model.vit_config import CLASSES, HubClass, of_config, to_config
+from qvec_cli.specs import Library
 
 Shapes = Mapping[str, tuple[int, ...]]
 Reader = Callable[[str], Array]
@@ -122,9 +123,9 @@ def spelled_by_timm(
     _require_zeros(links, "hub", read)
     unread += [link.hub for link in links if link.unread and link.hub and link.hub in shapes]
     architecture, args = timms_name(vit, name)
-    spelled = _renamed(model, vit, architecture, args)
+    spelled = replace(model, library=Library.TIMM, architecture=architecture, model_args=args)
     heads = ("head", "head_dist") if vit.distilled else ("head",)
-    return Spelling(_headed(spelled, heads), _assemblies(links, "timm"), tuple(unread))
+    return Spelling(_headed(spelled, heads, vit), _assemblies(links, "timm"), tuple(unread))
 
 
 def spelled_by_transformers(model: Model, shapes: Shapes, read: Reader) -> Spelling:
@@ -143,20 +144,17 @@ def spelled_by_transformers(model: Model, shapes: Shapes, read: Reader) -> Spell
     links = links_of(vit, kind)
     _require_shapes(shapes, links, "timm")
     _require_zeros(links, "timm", read)
-    spelled = _renamed(model, vit, architecture, config)
-    return Spelling(_headed(spelled, kind.classifiers), _assemblies(links, "hub"), ())
+    hubs = Library.TRANSFORMERS
+    spelled = replace(model, library=hubs, architecture=architecture, model_args=config)
+    return Spelling(_headed(spelled, kind.classifiers, vit), _assemblies(links, "hub"), ())
 
 
-def _renamed(model: Model, vit: PlainViT, architecture: str, args: dict[str, Any]) -> Model:
-    """The same preparation of images with a network in the other library's words."""
-    return replace(model, architecture=architecture, model_args=args, num_classes=vit.classes)
-
-
-def _headed(model: Model, heads: Sequence[str]) -> Model:
-    """With the names of the classifier's modules."""
+def _headed(model: Model, heads: Sequence[str], vit: PlainViT) -> Model:
+    """With the names of the classifier's modules; images are prepared in timm's words alone."""
     named = heads[0] if len(heads) == 1 else list(heads)
-    data = {**model.pretrained_cfg, "classifier": named, "num_classes": model.num_classes}
-    return replace(model, pretrained_cfg=data)
+    data = {key: model.pretrained_cfg[key] for key in DATA_KEYS}
+    data |= {"classifier": named, "num_classes": vit.classes}
+    return replace(model, num_classes=vit.classes, pretrained_cfg=data)
 
 
 # --- names ----------------------------------------------------------------------------------------

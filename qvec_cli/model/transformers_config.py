@@ -73,7 +73,7 @@ def of_folder(
     sized = vision if isinstance(vision, Mapping) else config
     channels = sized.get("num_channels", COLOURS)
     data = _preparation(processor or {}, sized.get("image_size", 224), channels)
-    classes = _class_count(config) if any(word in named[0] for word in _CLASSIFYING) else 0
+    classes = _class_count(config) if is_classifier(named[0]) else 0
     data["classifier"] = _outside(names) if classes else []
     if processor is not None:
         data["processor"] = dict(processor)
@@ -85,6 +85,11 @@ def of_folder(
         "pretrained_cfg": data,
     }
     return Model.from_json(model)
+
+
+def is_classifier(architecture: str) -> bool:
+    """Whether a class of transformers' tells classes apart, none of them perhaps."""
+    return any(word in architecture for word in _CLASSIFYING)
 
 
 def _class_count(config: Mapping[str, Any]) -> int:
@@ -185,7 +190,7 @@ def to_config(model: Model, classes: Sequence[str] | None) -> dict[str, Any]:
         classes: names in the order of the head, if they are known.
     """
     config = {**model.model_args, "architectures": [model.architecture], "dtype": "float32"}
-    if model.num_classes:
+    if is_classifier(model.architecture):  # to which silence would be two
         labels = classes or [f"LABEL_{index}" for index in range(model.num_classes)]
         config["id2label"] = {str(index): name for index, name in enumerate(labels)}
         config["label2id"] = {name: index for index, name in enumerate(labels)}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from qvec_cli.errors import MismatchError, QvecError, did_you_mean
 from qvec_cli.model.configuration import Model
+from qvec_cli.model.transformers_config import is_classifier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -139,7 +140,7 @@ def _made(model: Model, *, whatever: bool = False) -> PreTrainedModel:
             or "A newer transformers may know it.",
         )
     try:
-        labels = {"num_labels": classes} if classes else {}
+        labels = {"num_labels": classes} if is_classifier(model.architecture) else {}
         config = library.AutoConfig.for_model(kind, **args, **labels)
         network: PreTrainedModel = getattr(library, model.architecture)(config)
     except _WRONG_ARGUMENTS as fault:

@@ -100,7 +100,7 @@ def of_config(model: Model) -> PlainViT:
         raise MismatchError(
             f"image_size is {image}, and images are prepared at {sides[0]} px: position embeddings "
             "are interpolated as timm does not",
-            hint=f"Prepare them at its own size: --img-size {image}.",
+            hint=f"qvec import FOLDER --img-size {image} prepares them at its own size.",
         )
     words.require("num_channels", channels)
     return PlainViT(
