@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 import typer
 
 from qvec_cli.cli import options, show
-from qvec_cli.cli.many import Job, Suffix, each
+from qvec_cli.cli.many import Job, Suffix, each, is_folder
 from qvec_cli.cli.options import GridFlags, ImageFlags, NetworkFlags, OutputFlags
 from qvec_cli.cli.signature import Adapted, flag
 from qvec_cli.cli.text import Facts, accuracy, some
@@ -95,7 +95,7 @@ def import_file(
             receiver_data,
             where,
             to=to,
-            folder=to is not None and options.is_folder(out or ""),
+            folder=to is not None and is_folder(out or ""),
             **flags.for_request,
         )
         work = partial(verb.import_file, request)
