@@ -142,7 +142,8 @@ def _resolve(
         )
     judging, model = receiver.proxies, receiver.model
     assert judging is not None
-    if judging.real and GENERATED not in proxy.specs:  # far pictures flatter; these are far for all
+    drawable = GENERATED not in proxy.specs and not model.reads_texts
+    if judging.real and drawable:  # far pictures flatter; these are far for all
         judging, drawn = judging.half(), replace(proxy, specs=(GENERATED,))
         (pictures,) = find_proxies(theta, model, drawn, listener, held_back=True).sources
         judging = Proxies((*judging.sources, pictures.first(judging.count)))
@@ -179,7 +180,7 @@ def _candidates(
         if trials.best(Family.MOMENTS) is None:
             yield ways.on_images(grid, images)
         return
-    first, *others = pools(replace(images, target=Target.FLOAT), real=bool(inputs.judging.real))
+    first, *others = pools(replace(images, target=Target.FLOAT), mixed=inputs.mixed)
     yield from (ways.on_images(grid, pool) for pool in (first, *others))
     best = trials.best(*_CALIBRATED)
     if best is None:  # each was left out
@@ -196,7 +197,7 @@ def _candidates(
 
 def _most(request: AdviseRequest, inputs: AdviseInputs) -> tuple[int, int]:
     """The most ways that there can be, rounding and slow ones: some hang on how others do."""
-    plain, on_images, rotated = 7, 1 + bool(inputs.judging.real), 1
+    plain, on_images, rotated = 7, 1 + inputs.mixed, 1
     moments, anchored = bool(request.moments or request.vectors), bool(request.vectors)
     slow = on_images + rotated + bool(request.steps) + moments + anchored
     return plain + (3 if request.vectors else 0), slow

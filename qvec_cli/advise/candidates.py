@@ -228,12 +228,12 @@ def _short(grid: Grid) -> str:
     return str(grid).split(" ", maxsplit=1)[1]
 
 
-def pools(images: Calibration, *, real: bool) -> Iterator[Calibration]:
+def pools(images: Calibration, *, mixed: bool) -> Iterator[Calibration]:
     """Pictures to calibrate on, the best on average first: generated ones beside real ones.
 
     The real ones are made to differ, because a few of one kind say little of the receiver's.
     """
-    if real:
+    if mixed:
         taken = tuple(spec for spec in images.specs if spec != GENERATED)
         apart = replace(images.loading, diversify=True)
         yield replace(images, specs=(GENERATED, *taken), loading=apart)
@@ -380,6 +380,11 @@ class AdviseInputs:
     receiver: Receiver  # with its vectors, their grid and, where given, labelled images
     judging: Proxies  # images that no candidate has seen
     seen: Use  # the data that a choice on the candidates' own images uses
+
+    @property
+    def mixed(self) -> bool:
+        """Whether generated pictures stand beside real ones; there are no generated texts."""
+        return bool(self.judging.real) and not self.receiver.model.reads_texts
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

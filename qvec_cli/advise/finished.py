@@ -105,7 +105,7 @@ def _current(
     rhos = [files.open(path).digest for path in request.vectors]
     moments = [files.open(request.moments).settle()] if request.moments else rhos
     first = Calibration(proxy.specs, proxy.samples, proxy.loading, request.device)
-    taken = list(pools(first, real=bool(inputs.judging.real)))
+    taken = list(pools(first, mixed=inputs.mixed))
     learned = [replace(proxy, loading=pool.loading) for pool in taken]
     drawn: dict[str, Sequence[Calibration | ProxyOptions]] = {
         "images of calibration": taken,

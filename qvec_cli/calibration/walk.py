@@ -58,6 +58,7 @@ class Walk:
         resumed: bool = False,
     ) -> None:
         self._network, self._batches, self._resumed = network, batches, resumed
+        self._real = [_real(network, batch) for batch in batches]
         trace = Tracing(network, weights, batches[0][:2])
         self.segments, self._linked = trace.segments, trace.linked
 
@@ -90,13 +91,19 @@ class Walk:
             linked = place + 1 < len(self.segments) and self._linked[place]
             if not self._resumed:
                 for site in segment.sites:
-                    yield segment, site, calls, _inputs_of(segment, site, calls)
+                    yield segment, site, calls, self._kept(_inputs_of(segment, site, calls))
                 calls = [_after(segment.module, call) for call in calls] if linked else None
                 continue
             with _Forwards(segment, calls) as forwards:
                 for site in segment.sites:
-                    yield segment, site, calls, forwards.inputs(site)
+                    yield segment, site, calls, self._kept(forwards.inputs(site))
                 calls = forwards.outputs() if linked else None
+
+    def _kept(self, inputs: Iterator[Seen]) -> Iterator[Seen]:
+        """What a site meets in each call without the padding of texts, which is no sample."""
+        for seen, real in zip(inputs, self._real, strict=True):
+            stream = seen.stream if seen.stream is None else _without(seen.stream, real)
+            yield Seen(_without(seen.inputs, real), stream)
 
     def _reach(self, module: nn.Module) -> list[Call]:
         """What a module is called with, batch by batch, by the network as it is now."""
@@ -295,9 +302,10 @@ def _passes(
 
     def seen(used: nn.Parameter, inputs: Tensor) -> None:
         if add := adders.get(id(used)):
-            add(inputs)
+            add(_without(inputs.reshape(-1, inputs.shape[-1]), real))
 
     for done, batch in enumerate(batches, start=1):
+        real = _real(network, batch)
         with linears(seen):
             network(batch)
         yield done
@@ -336,6 +344,19 @@ def _missing(site: Site, ours: Seen, floats: Seen) -> Tensor | None:
         return None
     gain = site.added.gain
     return (floats.stream - ours.stream) * torch.where(gain == 0, 0, 1 / gain)
+
+
+def _real(network: nn.Module, batch: Tensor) -> Tensor | None:
+    """Which tokens of a batch are no padding, bool [all of its tokens]; None: all are."""
+    if getattr(network, "pad", None) is None:
+        return None
+    tokens: Tensor = network.real_tokens(batch)  # type: ignore[operator]
+    return tokens.reshape(-1)
+
+
+def _without(rows: Tensor, real: Tensor | None) -> Tensor:
+    """Rows [tokens, channels] of real tokens alone; rows of whole texts stay."""
+    return rows if real is None or len(rows) != len(real) else rows[real]
 
 
 def _rows(tensor: Tensor) -> Tensor:

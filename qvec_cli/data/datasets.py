@@ -16,6 +16,7 @@ from qvec_cli.data.noise import NOISE, noise
 from qvec_cli.data.pixels import to_mode
 from qvec_cli.data.samples import SPLITS, DataSource, Samples, Task, assemble, draw_validation, fold
 from qvec_cli.data.tasks import TASKS, PaperTask
+from qvec_cli.data.texts import SUFFIXES, has_tables, read_texts
 from qvec_cli.errors import DataError, SpecError
 
 __all__ = ["Samples", "Task", "draw_validation", "open_task", "to_mode"]
@@ -43,6 +44,8 @@ def _open(spec: str, folder: Path | None, *, download: bool) -> Task:
     has_separator = any(mark in spec for mark in (os.sep, os.altsep) if mark)
     if spec and (has_separator or spec not in TASKS) and _exists(Path(spec)):
         path = Path(spec)
+        if is_text(path):
+            return assemble(path.resolve().stem or spec, read_texts(path))
         return assemble(path.resolve().name or spec, read_folder(path))
     if spec in TASKS:
         return _checked(TASKS[spec], _find(TASKS[spec], folder, download=download))
@@ -207,7 +210,7 @@ def open_unlabelled(spec: str, folder: Path | None, side: int, *, download: bool
     if spec == GENERATED:
         return generated(side)
     place = Path(spec)
-    if spec and place.is_dir() and not has_splits(place):
+    if spec and place.is_dir() and not has_splits(place) and not has_tables(place):
         source = read_flat(place)
         name = place.resolve().name or spec
         return Task(name, source.classes, source.splits, notes=source.notes)
@@ -217,6 +220,11 @@ def open_unlabelled(spec: str, folder: Path | None, side: int, *, download: bool
         if near := get_close_matches(spec, (GENERATED, NOISE), 1, 0.7):
             raise SpecError(str(error), hint=f"Did you mean {near[0]}?") from None
         raise
+
+
+def is_text(path: Path) -> bool:
+    """Whether a path is a table of texts, or a folder with one for each split."""
+    return has_tables(path) if path.is_dir() else path.suffix in SUFFIXES
 
 
 def any_split(task: Task) -> Samples:

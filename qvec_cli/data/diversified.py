@@ -15,6 +15,7 @@ import numpy as np
 
 from qvec_cli.data.generated import GeneratedImages
 from qvec_cli.data.samples import Subset
+from qvec_cli.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -73,7 +74,10 @@ class DiversifiedImages:
         """[side, side, 3], whole numbers from 0 to 255."""
         from PIL import Image
 
-        image = self.pictures.load(index).convert("RGB")
+        loaded = self.pictures.load(index)
+        if isinstance(loaded, str):
+            raise DataError("texts are not made to differ", hint="Leave --diversify out.")
+        image = loaded.convert("RGB")
         small = image.resize((self.side, self.side), Image.Resampling.BICUBIC)
         return np.array(small).astype(np.int64)
 

@@ -34,8 +34,8 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def load(self, index: int) -> Image.Image:
-        """Decode one image.
+    def load(self, index: int) -> Image.Image | str:
+        """Decode one image, or give one text.
 
         Raises DataError: it cannot be decoded. No other image takes its place.
         """
@@ -132,8 +132,8 @@ class Subset:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def load(self, index: int) -> Image.Image:
-        """Decode one image."""
+    def load(self, index: int) -> Image.Image | str:
+        """Decode one image, or give one text."""
         return self.whole.load(self.indices[index])
 
     def first(self, count: int) -> Subset:

@@ -67,12 +67,15 @@ def stated_model(checkpoint: Checkpoint) -> Model | None:
 
     MismatchError: damaged, or a folder of a network that is not built here.
     """
-    with located(checkpoint.path):
+    path = checkpoint.path
+    place = path if path.is_dir() else path.parent
+    with located(path):
         if checkpoint.card.model:
-            return Model.from_json(checkpoint.card.model)
+            return replace(Model.from_json(checkpoint.card.model), place=place)
         if is_of_transformers(checkpoint.config):
             names = (*checkpoint, *checkpoint.aliases)
-            return of_folder(checkpoint.config or {}, checkpoint.processor, names)
+            model = of_folder(checkpoint.config or {}, checkpoint.processor, names)
+            return replace(model, place=place)
     return of_config(checkpoint.config) if checkpoint.config else None
 
 

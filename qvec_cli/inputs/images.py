@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.data.datasets import any_split, open_task, open_unlabelled
 from qvec_cli.data.diversified import DiversifiedImages
-from qvec_cli.data.generated import GeneratedImages
+from qvec_cli.data.generated import GENERATED, GeneratedImages
 from qvec_cli.data.noise import NOISE, NoiseImages
 from qvec_cli.data.samples import Subset, Task, composed
 from qvec_cli.errors import DataError, MismatchError, SpecError
@@ -241,7 +241,7 @@ class Examples:
         from qvec_cli.model import build
 
         samples, transform = self.task.split(split), build.transform(self.model, augment=False)
-        channels, workers = self.model.input_size[0], self.loading.workers
+        channels, workers = self.model.channels, self.loading.workers
         prepared = PreparedSplit(samples, transform, channels, workers, split, self.task.name)
         images, labels = decode(prepared, listener)
         return images, torch.tensor(self.relabel)[labels]
@@ -264,7 +264,15 @@ def data_facts(task: Task) -> dict[str, Any]:
 
 
 def open_images(spec: str, model: Model, loading: Loading, listener: Listener) -> Task:
-    """Images whose labels do not count, for one network: a data set, any folder, or noise."""
+    """Images whose labels do not count, for one network: a data set, any folder, or noise.
+
+    DataError: noise or generated pictures for a network of texts.
+    """
+    if model.reads_texts and spec in (GENERATED, NOISE):
+        raise DataError(
+            f"{spec}: is made of pictures, and {model.architecture} reads texts",
+            hint="Name texts: a table or a folder of tables, labels do not count.",
+        )
     folder = Path(loading.data_dir) if loading.data_dir else None
     side = model.input_size[-1]
     return _noted(open_unlabelled(spec, folder, side, download=loading.download), listener)

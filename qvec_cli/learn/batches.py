@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -22,13 +22,10 @@ from qvec_cli.errors import DataError
 from qvec_cli.learn.distributed import ALONE, World
 from qvec_cli.specs import Listener
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-Transform = Callable[["Image.Image"], Tensor]
+Transform = Callable[[Any], Tensor]
 
 Batch = tuple[Tensor, Tensor]
-"""uint8 images [N, C, H, W], int64 labels [N]."""
+"""uint8 images [N, C, H, W], or int32 tokens [N, longest]; int64 labels [N]."""
 
 NO_LABEL: Final = -100
 """Of an image that does not count: torch's own word, which cross-entropy leaves out."""
@@ -53,10 +50,16 @@ class PreparedSplit:
 
     samples: Samples
     transform: Transform
-    channels: int  # of the network
+    channels: int  # of the network; 0: it reads texts
     workers: int = 0  # processes that decode
     split: str = "the split"  # its name, and that of its data set
     data: str = "images"
+
+    def as_text(self, loaded: object) -> Tensor:
+        """The tokens of a text; DataError: the network takes images, or no text is there."""
+        if self.channels:
+            raise DataError(f"{self.data}: holds texts, and the network takes images")
+        return self.transform(loaded)
 
 
 _Item = tuple[Tensor, int, bool]
@@ -76,6 +79,8 @@ class _Decoded(Dataset[Any]):
         split = self.split
         try:
             loaded = split.samples.load(index)
+            if isinstance(loaded, str) or not split.channels:  # a text, or what takes texts alone
+                return split.as_text(loaded), split.samples.labels[index], False
             image, turned = to_mode(loaded, split.channels), is_turned(loaded)
         except DataError as fault:
             return _Fault(str(fault), fault.hint)
@@ -99,7 +104,7 @@ def decode(split: PreparedSplit, listener: Listener, places: Sequence[int] | Non
     done = 0
     for batch, _ in _loader(_Decoded(split), _chunks(places, _DECODE_BATCH), listener):
         if images is None:
-            images = torch.empty((count, *batch.shape[1:]), dtype=torch.uint8)
+            images = torch.empty((count, *batch.shape[1:]), dtype=batch.dtype)
         images[done : done + len(batch)] = batch
         done += len(batch)
         listener.progress(f"decode {split.split} {done}/{count}", done, count)
@@ -160,8 +165,10 @@ class TrainingBatches:
 
     def _fits(self) -> bool:
         split = self._split
-        first = split.transform(to_mode(split.samples.load(0), split.channels))
-        return first.numel() * len(split.samples) * self._world.local_size <= _RESIDENT_BYTES
+        first = _Decoded(split)[0]
+        if isinstance(first, _Fault):
+            raise DataError(first.message, hint=first.hint)
+        return first[0].numel() * len(split.samples) * self._world.local_size <= _RESIDENT_BYTES
 
 
 def _chunks(places: Sequence[int], size: int) -> list[list[int]]:

@@ -214,10 +214,11 @@ def training_fault(network: nn.Module, shape: Sequence[int], *, amp: bool) -> Ex
     Args:
         network: put into training mode and back as it was; on the meta device an operation that
             the device does not have is no fault.
-        shape: of the images, [N, C, H, W].
+        shape: of the images, [N, C, H, W], or of tokens, [N, tokens].
         amp: whether training computes in bfloat16 where it may.
     """
     device, was_training = next(network.parameters()).device, network.training
+    dtype = torch.long if len(shape) == 2 else None  # of tokens
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     network.train()
     try:
@@ -225,7 +226,7 @@ def training_fault(network: nn.Module, shape: Sequence[int], *, amp: bool) -> Ex
             torch.random.fork_rng([device] if device.type == "cuda" else []),
             torch.autocast("cpu" if device.type == "meta" else device.type, torch.bfloat16, amp),
         ):
-            network(torch.zeros(*shape, device=device))
+            network(torch.ones(*shape, device=device, dtype=dtype))
     except _FAULTS as fault:
         lacking = isinstance(fault, NotImplementedError) or "meta" in str(fault)
         return None if device.type == "meta" and lacking else fault

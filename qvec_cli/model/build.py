@@ -284,8 +284,15 @@ def _change(name: str, before: Tensor, after: Tensor) -> str:
     return f"position embeddings resampled from {old}x{old} to {new}x{new}"
 
 
-def transform(model: Model, *, augment: bool) -> Callable[[Image.Image], Tensor]:
-    """From a decoded image to a uint8 tensor [C, H, W], as timm prepares it."""
+def transform(model: Model, *, augment: bool) -> Callable[[Any], Tensor]:
+    """From a decoded image to a uint8 tensor [C, H, W], as timm prepares it.
+
+    Or from a text to an int32 tensor [tokens], padded to the longest that the network takes.
+    """
+    if model.reads_texts:
+        from qvec_cli.model.tokens import tokenizer
+
+        return tokenizer(model)
     from timm.data import create_transform
 
     data = model.pretrained_cfg
@@ -303,9 +310,14 @@ def transform(model: Model, *, augment: bool) -> Callable[[Image.Image], Tensor]
 
 
 def normalise(model: Model) -> Callable[[Tensor], Tensor]:
-    """From uint8 [N, C, H, W] to what the network takes: (x / 255 - mean) / std."""
+    """From uint8 [N, C, H, W] to what the network takes: (x / 255 - mean) / std.
+
+    Tokens stay as they are.
+    """
     import torch
 
+    if model.reads_texts:
+        return torch.Tensor.long
     mean, std = (
         torch.tensor(model.pretrained_cfg[key], dtype=torch.float32).view(1, -1, 1, 1)
         for key in ("mean", "std")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from qvec_cli.errors import MismatchError
@@ -72,6 +73,7 @@ class Model:
     model_args: dict[str, Any]  # of timm's constructor, or transformers' configuration
     pretrained_cfg: dict[str, Any]  # preprocessing, and the names of the classifier's modules
     library: Library = Library.TIMM
+    place: Path | None = field(default=None, compare=False)  # the folder of its file
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Model:
@@ -95,8 +97,7 @@ class Model:
         if type(value["num_classes"]) is not int or not 0 <= value["num_classes"] <= _MOST_CLASSES:
             raise _damaged("num_classes")
         _check_arguments(value["model_args"])
-        if isinstance(data.get("processor"), Mapping):
-            _check_arguments(data["processor"])
+        _check_beside(data)
         _check_preparation(data, size[0])
         args, classes = value["model_args"], value["num_classes"]
         library = Library(value.get("library", Library.TIMM))
@@ -105,6 +106,7 @@ class Model:
     def to_json(self) -> dict[str, Any]:
         """The form that cards keep, which tells of another library than timm alone."""
         value = asdict(self)
+        del value["place"]
         if self.library is Library.TIMM:
             del value["library"]
         return value
@@ -116,15 +118,31 @@ class Model:
         return channels, height, width
 
     @property
+    def channels(self) -> int:
+        """Of the images that it takes; 0: it takes texts."""
+        return 0 if self.reads_texts else self.input_size[0]
+
+    def batch_shape(self, count: int) -> tuple[int, ...]:
+        """Of so many images [N, C, H, W], or of short texts [N, tokens]."""
+        return (count, 8) if self.reads_texts else (count, *self.input_size)
+
+    @property
     def classifier(self) -> tuple[str, ...]:
         """Names of the modules that tell the classes apart."""
         named = self.pretrained_cfg.get("classifier") or ()
         return (named,) if isinstance(named, str) else tuple(named)
 
     @property
+    def reads_texts(self) -> bool:
+        """Whether it takes texts, and no images."""
+        return "tokens" in self.pretrained_cfg
+
+    @property
     def preparation(self) -> str:
         """How images are prepared, in words."""
         data = self.pretrained_cfg
+        if self.reads_texts:
+            return f"texts of up to {data['tokens']['longest']} tokens"
         mean, std = (" ".join(f"{value:g}" for value in data[key]) for key in ("mean", "std"))
         crop = f"crop {data['crop_pct']:g}"
         return f"mean {mean}, std {std}, {data['interpolation']}, {crop}"
@@ -149,6 +167,16 @@ def _check_preparation(data: Mapping[str, Any], channels: int) -> None:
             raise _damaged(key)
     if not len(data["mean"]) == len(data["std"]) == channels:
         raise _damaged("mean and std are of another number of channels")
+
+
+def _check_beside(data: Mapping[str, Any]) -> None:
+    """Refuses what makes no sense of an image processor, and of how texts are prepared."""
+    if isinstance(data.get("processor"), Mapping):
+        _check_arguments(data["processor"])
+    tokens = data.get("tokens", {"pad": 0, "longest": 1})
+    pad, longest = (tokens.get(w) if isinstance(tokens, dict) else None for w in ("pad", "longest"))
+    if type(pad) is not int or type(longest) is not int or pad < 0 or not 0 < longest < 1 << 16:
+        raise _damaged("tokens")
 
 
 def _check_arguments(args: Mapping[str, Any]) -> None:

@@ -26,7 +26,11 @@ _UNLOADABLE: Final = ("dinov2", "dinov2_with_registers")
 """Networks of which no version of transformers that was tried (5.10 to 5.24) loads a folder that
 compressed-tensors has packed, by anybody: it fails on a tensor that only their SwiGLU has."""
 
-_CLASSIFYING: Final = ("ForImageClassification", "ForSequenceClassification")
+_READING: Final = "ForSequenceClassification"
+_BEHIND_PAD: Final = ("roberta", "camembert", "mpnet")
+"""What networks of texts are called, and the kinds that count positions from the padding's on."""
+
+_CLASSIFYING: Final = ("ForImageClassification", _READING)
 """What the names of classes have in them whose networks tell classes apart."""
 
 _RESAMPLE: Final = (
@@ -69,6 +73,8 @@ def of_folder(
             hint='"architectures": ["ViTForImageClassification"], say, is what save_pretrained '
             "writes.",
         )
+    if _READING in named[0]:
+        return Model.from_json(_reading(config, named[0], names))
     vision = config.get("vision_config")
     sized = vision if isinstance(vision, Mapping) else config
     channels = sized.get("num_channels", COLOURS)
@@ -90,6 +96,31 @@ def of_folder(
 def is_classifier(architecture: str) -> bool:
     """Whether a class of transformers' tells classes apart, none of them perhaps."""
     return any(word in architecture for word in _CLASSIFYING)
+
+
+def _reading(config: Mapping[str, Any], name: str, names: Iterable[str]) -> dict[str, Any]:
+    """The model of a network that tells classes of texts apart."""
+    pad, positions = config.get("pad_token_id"), config.get("max_position_embeddings")
+    if type(pad) is not int or type(positions) is not int:
+        raise MismatchError("config.json: pad_token_id and max_position_embeddings are numbers")
+    longest = positions - (pad + 1 if str(config["model_type"]).endswith(_BEHIND_PAD) else 0)
+    data = {
+        "input_size": [1, 1, 1],
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+        "mean": [0.0],
+        "std": [1.0],
+        "tokens": {"pad": pad, "longest": longest},
+        "classifier": _outside(names),
+    }
+    return {
+        "library": Library.TRANSFORMERS.value,
+        "architecture": name,
+        "num_classes": _class_count(config),
+        "model_args": {key: value for key, value in config.items() if key not in _LEFT_OUT},
+        "pretrained_cfg": data,
+    }
 
 
 def _class_count(config: Mapping[str, Any]) -> int:

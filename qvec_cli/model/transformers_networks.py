@@ -44,13 +44,26 @@ class TransformersNetwork(nn.Module):
         super().__init__()
         self._inner = (inner,)  # in a tuple: no part of the state
         self.tower = _TOWER if _sees_and_reads(inner) else ""
+        self.pad: int | None = None  # the number of tokens that are none, where it reads texts
         _hang(self, inner, "", names)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[N, C, H, W] to logits [N, classes]; without a classifier to features [N, width]."""
+        """[N, C, H, W] to logits [N, classes]; without a classifier to features [N, width].
+
+        Or from tokens [N, longest], of which padding at the end counts for nothing.
+        """
         (inner,) = self._inner
+        if self.pad is not None:
+            real = self.real_tokens(images)
+            tokens = images[:, : real.shape[1]]
+            return _answer(inner(input_ids=tokens, attention_mask=real.long()))
         network: Any = inner.get_image_features if self.tower else inner
         return _answer(network(pixel_values=images))
+
+    def real_tokens(self, tokens: Tensor) -> Tensor:
+        """Which tokens of a batch are none of padding, bool [N, length of the longest text]."""
+        real = tokens.ne(-1 if self.pad is None else self.pad)
+        return real[:, : max(1, int(real.sum(1).max()))]
 
     def train(self, mode: bool = True) -> TransformersNetwork:
         """Puts also what has no tensors, as dropout, into training mode, or out of it."""
@@ -124,7 +137,10 @@ def rebuild(model: Model) -> TransformersNetwork:
     architecture, or cannot make it.
     """
     inner = _made(model)
-    return TransformersNetwork(inner, _names_in_files(inner))
+    network = TransformersNetwork(inner, _names_in_files(inner))
+    if model.reads_texts:
+        network.pad = model.pretrained_cfg["tokens"]["pad"]
+    return network
 
 
 def _made(model: Model, *, whatever: bool = False) -> PreTrainedModel:
@@ -168,6 +184,7 @@ def _architectures() -> frozenset[str]:
 
     tables = (
         auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+        auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
         auto.MODEL_MAPPING_NAMES,
     )
     names: set[str] = set()
@@ -175,6 +192,21 @@ def _architectures() -> frozenset[str]:
         for value in table.values():
             names.update([value] if isinstance(value, str) else value)
     return frozenset(names)
+
+
+def load_tokenizer(folder: str) -> Callable[[str], list[int]]:
+    """The tokens of a text by the tokenizer in a folder, whole; MismatchError: it is damaged."""
+    try:
+        tokenizer = _library().AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except _WRONG_ARGUMENTS as fault:
+        reason = (str(fault).splitlines() or [type(fault).__name__])[0][:200]
+        raise MismatchError(f"{folder}: its tokenizer cannot be read: {reason}") from None
+
+    def encode(text: str) -> list[int]:
+        numbers: list[int] = tokenizer(text, truncation=False, verbose=False)["input_ids"]
+        return numbers
+
+    return encode
 
 
 def _names_in_files(network: PreTrainedModel) -> dict[str, str]:

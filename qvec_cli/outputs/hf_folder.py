@@ -18,13 +18,14 @@ from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.locate import PROCESSOR
 from qvec_cli.checkpoint.naming import WRAPPED
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.checkpoint.replace import check_target, dump, is_stream, refused, write_json
+from qvec_cli.checkpoint.replace import check_target, dump, is_stream, refused, replacing
 from qvec_cli.checkpoint.whole_folder import replacing_folder
 from qvec_cli.checkpoint.write import Blocks, size_of, write
 from qvec_cli.errors import CheckpointError, MismatchError, QvecError, SpecError, located
 from qvec_cli.model import transformers_config
 from qvec_cli.model.configuration import Model, to_config
 from qvec_cli.model.targets import may_be_linear
+from qvec_cli.model.tokens import files_in
 from qvec_cli.quant.compressed_tensors import require_loadable, to_scheme
 from qvec_cli.specs import Grid, Library
 
@@ -35,8 +36,8 @@ there in memory too: the last bit of a product of matrices hangs on it (with MKL
 WEIGHTS: Final = "model.safetensors"
 CONFIG: Final = "config.json"
 
-Config = Mapping[str, Mapping[str, Any]]
-"""The JSON files beside the weights, by name; empty where a single file is meant."""
+Config = Mapping[str, Mapping[str, Any] | bytes]
+"""The files beside the weights, by name, as JSON or as they are; empty where one file is meant."""
 
 
 def check_output(path: Path, *, folder: bool, force: bool, size: int = 0) -> None:
@@ -79,7 +80,9 @@ def config_of(theta: Checkpoint, model: Model, targets: Iterable[str], grid: Gri
     own = model.library is Library.TRANSFORMERS
     config = transformers_config.to_config(model, names) if own else to_config(model, names)
     processor = transformers_config.processor_of(model) if own else None
-    beside = {PROCESSOR: processor} if processor else {}
+    beside: dict[str, Mapping[str, Any] | bytes] = {PROCESSOR: processor} if processor else {}
+    if model.reads_texts:
+        beside |= {name: path.read_bytes() for name, path in files_in(model.place).items()}
     if grid is not None:
         chosen = {name: theta[name].shape for name in sorted(targets)}
         _require_loadable(theta, chosen, grid)
@@ -112,7 +115,7 @@ def _called_otherwise(model: Model, modules: Iterable[str]) -> list[str]:
 
 def size_of_output(plan: Mapping[str, Entry], card: Card, config: Config) -> int:
     """Bytes of what ``write_output`` would write."""
-    beside = sum(len(dump(document).encode()) for document in config.values())
+    beside = sum(len(_bytes(document)) for document in config.values())
     return size_of(plan, card, ALIGN) + beside
 
 
@@ -138,8 +141,13 @@ def write_output(
         weights = new / WEIGHTS
         written = write(weights, plan, tensors, card, force=False, align=ALIGN, ready=check)
         for name, document in config.items():
-            write_json(new / name, document, force=False)
+            with replacing(new / name, force=False) as file:
+                file.write(_bytes(document))
     return written
+
+
+def _bytes(document: Mapping[str, Any] | bytes) -> bytes:
+    return document if isinstance(document, bytes) else dump(document).encode()
 
 
 def _require_loadable(theta: Checkpoint, shapes: Mapping[str, tuple[int, ...]], grid: Grid) -> None:

@@ -167,7 +167,7 @@ class Session:
         return PreparedSplit(
             self.task.split(split),
             build.transform(self.model, augment=augment),
-            self.model.input_size[0],
+            self.model.channels,
             self.request.loading.workers,
             split,
             self.task.name,
@@ -373,11 +373,11 @@ def _check_forward(
     recipe, amp = request.recipe, request.recipe.amp
     # one image or several, but no more than two: what more there are make no difference
     fewest = min(2, world.smallest(len(task.splits["train"]), recipe.batch_size))
-    fault = training_fault(network, (fewest, *model.input_size), amp=amp)
+    fault = training_fault(network, model.batch_shape(fewest), amp=amp)
     if fault is None:
         return
     reason = build.first_line(fault)
-    if fewest == 1 and training_fault(network, (2, *model.input_size), amp=amp) is None:
+    if fewest == 1 and training_fault(network, model.batch_shape(2), amp=amp) is None:
         shared = "a process's share of " if world.size > 1 else ""
         raise TrainingError(
             f"{shared}the last batch of an epoch is one image, too few for {model.architecture} "
