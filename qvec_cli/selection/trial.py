@@ -259,12 +259,22 @@ class Judge:
         """Class probabilities of the float receiver, float64 [N, C]."""
         return np.exp(log_softmax(self.teacher.logits))
 
-    def proxy_facts(self, listener: Listener) -> dict[str, Any]:
-        """How much the proxies tell of the model, for the metrics; a note where that is little."""
-        model, proxies, count = self.trial.model, self.proxies, min(_NOISES, len(self.images))
+    def _noise(self) -> torch.Tensor:
+        """Images of noise; of texts, their tokens in an order that was drawn."""
+        model, count = self.trial.model, min(_NOISES, len(self.images))
+        if model.reads_texts:
+            tokens = self.images[:count].clone()
+            real = tokens != model.pretrained_cfg["tokens"]["pad"]
+            order = torch.randperm(int(real.sum()), generator=torch.Generator().manual_seed(0))
+            tokens[real] = tokens[real][order]
+            return tokens
         samples = Subset(noise(model.input_size[-1]).splits["train"], 0, count)
         task = Task("noise", ("noise",), {"train": samples})
-        images, _ = Examples(task, model, (0,), Loading()).decoded("train", Silence())
+        return Examples(task, model, (0,), Loading()).decoded("train", Silence())[0]
+
+    def proxy_facts(self, listener: Listener) -> dict[str, Any]:
+        """How much the proxies tell of the model, for the metrics; a note where that is little."""
+        proxies, images = self.proxies, self._noise()
         self.trial.place(None)
         floor, of_proxies = diversity(self.trial.answers(images)), diversity(self.teacher)
         close = bool(proxies.real) and of_proxies < _CLOSE * floor
