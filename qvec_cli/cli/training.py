@@ -101,7 +101,7 @@ def import_file(
         work = partial(verb.import_file, request)
         return Job(work, import_text, (source,), made, data_use=False)
 
-    each(file, output, writing, job, suffix=suffix)
+    each(file, output, writing, job, suffix=suffix, whole=to is not None)
 
 
 def import_text(results: Facts) -> Iterator[str]:

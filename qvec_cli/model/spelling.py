@@ -25,6 +25,7 @@ from qvec_cli.checkpoint.write import Blocks
 from qvec_cli.errors import MismatchError
 from qvec_cli.model.configuration import DATA_KEYS, Model
 from qvec_cli.model.plain_vit import PlainViT, of_timm, timms_name
+from qvec_cli.model.transformers_config import prepared_as
 from qvec_cli.model.vit_config import CLASSES, HubClass, of_config, to_config
 from qvec_cli.specs import Library
 
@@ -150,11 +151,12 @@ def spelled_by_transformers(model: Model, shapes: Shapes, read: Reader) -> Spell
 
 
 def _headed(model: Model, heads: Sequence[str], vit: PlainViT) -> Model:
-    """With the names of the classifier's modules; images are prepared in timm's words alone."""
+    """With the names of the classifier's modules, and images prepared in the library's words."""
     named = heads[0] if len(heads) == 1 else list(heads)
     data = {key: model.pretrained_cfg[key] for key in DATA_KEYS}
     data |= {"classifier": named, "num_classes": vit.classes}
-    return replace(model, num_classes=vit.classes, pretrained_cfg=data)
+    headed = replace(model, num_classes=vit.classes, pretrained_cfg=data)
+    return headed if model.library is Library.TIMM else prepared_as(headed, data)
 
 
 # --- names ----------------------------------------------------------------------------------------
