@@ -282,6 +282,10 @@ REFUSED: dict[str, tuple[Arrange, str]] = {
         ),
         "generated: is made of pictures, and BertForSequenceClassification reads texts",
     ),
+    "export": (
+        lambda texts, _, __: ("export", texts.base, "-o", "x.onnx"),
+        "reads texts, and networks of images are exported",
+    ),
     "a rotated basis": (
         lambda texts, _, __: ("rotate", texts.base, "-o", "r.st"),
         "bert cannot be rotated",

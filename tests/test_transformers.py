@@ -469,3 +469,19 @@ def test_other_sizes_are_refused_for_networks_that_are_not_timms(
         "import", folders["vit"], "--model", "vit_tiny_patch16_224", "-o", "x.st", code=1
     )
     assert "is a ViTForImageClassification" in refused.errors[0]
+
+
+def test_what_timm_has_no_network_for_is_not_exported_to_it(
+    folders: Mapping[str, Path], tmp_path: Path
+) -> None:
+    refused = call("export", folders["swin"], "--to", "timm", "-o", tmp_path / "x", code=1)
+    assert "is a network of transformers" in refused.errors[0]
+    assert "qvec import FILE --to timm" in refused.err
+
+
+def test_it_is_exported_to_onnx_as_timms_networks_are(
+    folders: Mapping[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "x.onnx"
+    check = call("export", folders["vit"], "-o", out, "--json").json["results"]["check"]
+    assert check["max_abs_diff"] <= check["bound"]

@@ -9,15 +9,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from qvec_cli.errors import QvecError, SpecError
+from qvec_cli.errors import MismatchError, QvecError, SpecError
 from qvec_cli.export import onnx, timm_folder
-from qvec_cli.export.form import ExportSource, ExportTarget, Form
+from qvec_cli.export.form import ExportSource, ExportTarget, Form, require_images
 from qvec_cli.inputs.files import opened
 from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.outputs.metrics import Input, Metrics, Plan
 from qvec_cli.quant.qtensor import part_names
-from qvec_cli.specs import ExportFormat, Listener
+from qvec_cli.specs import ExportFormat, Library, Listener
 
 FORMS: Final[Mapping[ExportFormat, Form]] = {
     ExportFormat.ONNX: onnx.FORM,
@@ -57,6 +57,12 @@ def export(request: ExportRequest, listener: Listener) -> Metrics:
     parameters = {"to": chosen, "check": request.check}
     with opened(request.source, listener, request.network.weights) as checkpoint:
         source = ExportSource.of(checkpoint, request.network, listener)
+        require_images(source)
+        if chosen is ExportFormat.TIMM and source.model.library is not Library.TIMM:
+            raise MismatchError(
+                f"{checkpoint.path}: is a network of {source.model.library}",
+                hint="qvec import FILE --to timm -o NEW.st gives it timm's names, where timm has it.",
+            )
         fates = {name: form.fate(source, shape) for name, shape in source.packed.items()}
         if request.dry_run:
             plan = _planned(request.out, source, fates, parameters)

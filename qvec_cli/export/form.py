@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import QvecError
+from qvec_cli.errors import MismatchError, QvecError
 from qvec_cli.inputs.files import require_model
 from qvec_cli.inputs.foreign import stored_grid
 from qvec_cli.inputs.identify import network_of
@@ -74,6 +74,15 @@ class Form(NamedTuple):
     fate: Callable[[ExportSource, tuple[int, int]], str]  # what becomes of a packed weight
     write: Callable[[ExportSource, nn.Module, ExportTarget, Listener], dict[str, Any]]  # results
     needs: tuple[str, ...] = ()  # packages of an extra
+
+
+def require_images(source: ExportSource) -> None:
+    """Refuses a network of texts: MismatchError."""
+    if source.model.reads_texts:
+        raise MismatchError(
+            f"{source.checkpoint.path}: reads texts, and networks of images are exported",
+            hint="qvec quantize FILE -o FOLDER/ writes what transformers loads.",
+        )
 
 
 def compare(
