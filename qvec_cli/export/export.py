@@ -61,7 +61,7 @@ def export(request: ExportRequest, listener: Listener) -> Metrics:
         if chosen is ExportFormat.TIMM and source.model.library is not Library.TIMM:
             raise MismatchError(
                 f"{checkpoint.path}: is a network of {source.model.library}",
-                hint="qvec import FILE --to timm -o NEW.st gives it timm's names, where timm has it.",
+                hint="qvec import FILE --to timm -o NEW.st gives it timm's names, if timm has it.",
             )
         fates = {name: form.fate(source, shape) for name, shape in source.packed.items()}
         if request.dry_run:
