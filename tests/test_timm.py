@@ -64,14 +64,14 @@ def _check(name: str) -> list[str]:
         for place, module in network.named_modules(remove_duplicate=False)
         if isinstance(module, nn.Linear)
     }
-    usual = set(classifiers(model)) <= set(HEADS)
+    usual, bare = set(classifiers(model)) <= set(HEADS), head_tensors(ours, None)
     laws = {
         "no head": bool(head),
         "head is not what classes shape": head == differ,
         "head of another size": {ours[tensor][0] for tensor in head} == {11},
         "not every linear layer": targets == linears - head,
-        "outline differs": (set(of_outline(ours, model)) == targets) ^ (name in BANKS_OF_KERNELS),
-        "bare outline differs": of_outline(ours, None) == of_outline(ours, model) or not usual,
+        "outline differs": (set(of_outline(ours, head)) == targets) ^ (name in BANKS_OF_KERNELS),
+        "bare outline differs": of_outline(ours, bare) == of_outline(ours, head) or not usual,
         "unusual head": set(classifiers(model)) <= {*HEADS, *UNUSUAL},
     }
     return [f"{name}: {law}" for law, holds in laws.items() if not holds]

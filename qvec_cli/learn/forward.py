@@ -206,7 +206,9 @@ _FAULTS: Final = (
 
 
 @torch.no_grad()
-def training_fault(network: nn.Module, shape: Sequence[int], *, amp: bool) -> Exception | None:
+def training_fault(
+    network: nn.Module, shape: Sequence[int], *, amp: bool, texts: bool = False
+) -> Exception | None:
     """What a forward of training fails with, if it does; nothing is changed by it.
 
     The random streams and the buffers, such as running means, are as before.
@@ -215,10 +217,11 @@ def training_fault(network: nn.Module, shape: Sequence[int], *, amp: bool) -> Ex
         network: put into training mode and back as it was; on the meta device an operation that
             the device does not have is no fault.
         shape: of the images, [N, C, H, W], or of tokens, [N, tokens].
+        texts: whether these are tokens.
         amp: whether training computes in bfloat16 where it may.
     """
     device, was_training = next(network.parameters()).device, network.training
-    dtype = torch.long if len(shape) == 2 else None  # of tokens
+    dtype = torch.long if texts else None
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     network.train()
     try:

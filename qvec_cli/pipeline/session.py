@@ -370,14 +370,14 @@ def _check_forward(
 
     Raises TrainingError: with the word of torch.
     """
-    recipe, amp = request.recipe, request.recipe.amp
+    recipe, amp, texts = request.recipe, request.recipe.amp, model.reads_texts
     # one image or several, but no more than two: what more there are make no difference
     fewest = min(2, world.smallest(len(task.splits["train"]), recipe.batch_size))
-    fault = training_fault(network, model.batch_shape(fewest), amp=amp)
+    fault = training_fault(network, model.batch_shape(fewest), amp=amp, texts=texts)
     if fault is None:
         return
     reason = build.first_line(fault)
-    if fewest == 1 and training_fault(network, model.batch_shape(2), amp=amp) is None:
+    if fewest == 1 and training_fault(network, model.batch_shape(2), amp=amp, texts=texts) is None:
         shared = "a process's share of " if world.size > 1 else ""
         raise TrainingError(
             f"{shared}the last batch of an epoch is one image, too few for {model.architecture} "
