@@ -174,7 +174,7 @@ def test_a_state_that_does_not_fit_is_refused_and_not_loaded(pico):
         r"norm.bias: \[64, 1\] vs \[64\]": {**state, "norm.bias": torch.ones(64, 1)},
     }
     for fault, damaged in faults.items():
-        with pytest.raises(MismatchError, match=f"^a.st: 1 tensors do not fit.*{fault}"):
+        with pytest.raises(MismatchError, match=f"^a.st: 1 tensor does not fit.*{fault}"):
             load(network, damaged, "a.st")
         after = network.state_dict()
         assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
@@ -283,7 +283,7 @@ def test_another_width_or_depth_is_refused_at_another_size_too(pico):
         ("test_vit2", {}),
     ):
         network, model = create(NetworkOptions(name, 3, img_size=64, in_chans=1, args=args))
-        with pytest.raises(MismatchError, match="do not fit"):
+        with pytest.raises(MismatchError, match="fit the network"):
             start_from(network, adapted(state, network, model)[0], model, "base.st")
 
 

@@ -377,7 +377,7 @@ def test_a_config_that_could_not_be_written_leaves_the_folder_as_it_was(
     args = ("quantize", drawer.receiver, "-o", f"{tmp_path}/q/")
     call(*args, "--bits", 4)
     before = content(tmp_path / "q")
-    monkeypatch.setattr(module, "write_json", lambda *_, **__: (_ for _ in ()).throw(OSError("x")))
+    monkeypatch.setattr(module, "replacing", lambda *_, **__: (_ for _ in ()).throw(OSError("x")))
     call(*args, "--bits", 3, "--force", code=1)
     assert content(tmp_path / "q") == before
 

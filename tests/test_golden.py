@@ -24,9 +24,12 @@ MAKE = runpy.run_path(str(FIRST.parent / "make.py"))
 SAID: dict[str, Any] = {}
 for text in (FIRST / "said.jsonl").read_text().splitlines():
     SAID.update(json.loads(text))
-FREE = {"digest", "words", "bytes", "bytes_after", "figures"}
+FREE = {"digest", "words", "bytes", "bytes_after", "figures", "tables"}
 """Results that may differ: they follow from rounding, wording, what a header says, the version of
-matplotlib, or from how many figures a page has."""
+matplotlib, or from how many figures and tables a page has."""
+CLOSE, TRAINED = (1e-4, 1e-6), (1e-3, 1e-3)
+"""Share of a number, and size, that is only rounding; of one that was trained, whose rounding grows
+from step to step and is another on every kind of processor (3e-4 was seen)."""
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +44,18 @@ def _inside(folder: Path) -> Iterator[None]:
         yield
 
 
-def differences(old: Any, new: Any, place: str = "") -> Iterator[str]:
+def differences(
+    old: Any, new: Any, place: str = "", close: tuple[float, float] = CLOSE
+) -> Iterator[str]:
     """What an old answer said that a new one does not say; new keys may join."""
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         old, new = dict(enumerate(old)), dict(enumerate(new))
     if isinstance(old, dict) and isinstance(new, dict):
         free = FREE if place.startswith("/results") else set()
         for key in old.keys() - free:
-            yield from differences(old[key], new.get(key, "nothing"), f"{place}/{key}")
+            yield from differences(old[key], new.get(key, "nothing"), f"{place}/{key}", close)
     elif isinstance(old, float) and isinstance(new, float):
-        if new != pytest.approx(old, rel=1e-4, abs=1e-6):
+        if new != pytest.approx(old, rel=close[0], abs=close[1]):
             yield f"{place}: {old} was said, {new} is"
     elif old != new:
         yield f"{place}: {old} was said, {new} is"
@@ -67,7 +72,8 @@ def test_what_was_said_of_an_old_file_is_said_today(line: str) -> None:
     assert [*differences(SAID[line]["said"], new)] == []
     if SAID[line]["tensors"]:
         out = Path(words[words.index("-o") + 1])
-        assert [*differences(SAID[line]["tensors"], MAKE["tensors"](out))] == []
+        close = TRAINED if words[0] in ("finetune", "train-qat") else CLOSE
+        assert [*differences(SAID[line]["tensors"], MAKE["tensors"](out), close=close)] == []
 
 
 def test_an_old_state_is_gone_on_with_and_not_begun_anew(folder: Path) -> None:

@@ -221,7 +221,7 @@ def training_fault(
         amp: whether training computes in bfloat16 where it may.
     """
     device, was_training = next(network.parameters()).device, network.training
-    dtype = torch.long if texts else None
+    batch = torch.ones(*shape, dtype=torch.long) if texts else torch.zeros(*shape)
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     network.train()
     try:
@@ -229,7 +229,7 @@ def training_fault(
             torch.random.fork_rng([device] if device.type == "cuda" else []),
             torch.autocast("cpu" if device.type == "meta" else device.type, torch.bfloat16, amp),
         ):
-            network(torch.ones(*shape, device=device, dtype=dtype))
+            network(batch.to(device))
     except _FAULTS as fault:
         lacking = isinstance(fault, NotImplementedError) or "meta" in str(fault)
         return None if device.type == "meta" and lacking else fault
