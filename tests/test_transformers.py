@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -485,3 +486,25 @@ def test_it_is_exported_to_onnx_as_timms_networks_are(
     out = tmp_path / "x.onnx"
     check = call("export", folders["vit"], "-o", out, "--json").json["results"]["check"]
     assert check["max_abs_diff"] <= check["bound"]
+
+
+def test_a_configuration_makes_nothing_be_fetched(
+    folders: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Checkpoint(folders["tower"]) as theta:
+        model = model_of(theta)
+    asked: dict[str, Any] = {}
+    made = library.AutoConfig.for_model
+
+    def for_model(kind: str, **words: Any) -> Any:
+        asked.update(words)
+        return made(kind, **words)
+
+    monkeypatch.setattr(library.AutoConfig, "for_model", for_model)
+    hostile = {"attn_implementation": "org/kernel", "_attn_implementation": "org/kernel"}
+    hostile |= {"auto_map": {"AutoModel": "m.M"}, "use_pretrained_backbone": True}
+    vision = {**model.model_args["vision_config"], **hostile}
+    args = {**model.model_args, **hostile, "vision_config": vision}
+    transformers_networks.rebuild(replace(model, model_args=args))
+    assert asked["vision_config"] == model.model_args["vision_config"]
+    assert not {*hostile} & {*asked}

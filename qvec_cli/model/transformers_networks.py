@@ -145,7 +145,7 @@ def rebuild(model: Model) -> TransformersNetwork:
 
 def _made(model: Model, *, whatever: bool = False) -> PreTrainedModel:
     library = _library()
-    args, classes = dict(model.model_args), model.num_classes
+    args, classes = _harmless(model.model_args), model.num_classes
     kind = str(args.pop("model_type", ""))
     exists = whatever and hasattr(library, model.architecture)
     if not exists and model.architecture not in _architectures():
@@ -163,6 +163,23 @@ def _made(model: Model, *, whatever: bool = False) -> PreTrainedModel:
         reason = (str(fault).splitlines() or [type(fault).__name__])[0][:200]
         raise MismatchError(f"transformers cannot make {model.architecture}: {reason}") from None
     return network
+
+
+_FETCHING: Final = (
+    *("attn_implementation", "experts_implementation", "use_kernels", "use_pretrained_backbone"),
+    *("auto_map", "custom_pipelines", "quantization_config"),
+)
+"""What makes transformers fetch weights or code where a configuration says it."""
+
+
+def _harmless(config: Any) -> Any:
+    """A configuration without what would be fetched; a card is text from anywhere."""
+    if isinstance(config, list):
+        return [_harmless(each) for each in config]
+    if not isinstance(config, dict):
+        return config
+    kept = {key: each for key, each in config.items() if key.lstrip("_") not in _FETCHING}
+    return {key: _harmless(each) for key, each in kept.items()}
 
 
 def _library() -> Any:
