@@ -421,6 +421,10 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
         edited(lambda config: config.update(hidden_size=64)),
         "tensors do not fit the network",
     ),
+    "a size in words": (
+        edited(lambda config: config.update(num_hidden_layers="two")),
+        "transformers cannot make ViTForImageClassification",
+    ),
     "too wide": (edited(lambda config: config.update(hidden_size=10**9)), "is damaged"),
     "longest edge": (processed(size={"longest_edge": 28}), "has no name here"),
     "no such filter": (processed(size=28, resample=9), "resample 9 is no filter"),
@@ -508,3 +512,14 @@ def test_a_configuration_makes_nothing_be_fetched(
     transformers_networks.rebuild(replace(model, model_args=args))
     assert asked["vision_config"] == model.model_args["vision_config"]
     assert not {*hostile} & {*asked}
+
+
+@pytest.mark.parametrize("heads", [0, -2, "two", None, []])
+def test_a_number_of_heads_that_is_none_rotates_nothing(
+    heads: object, folders: Mapping[str, Path], tmp_path: Path
+) -> None:
+    for path in folders["vit"].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    edited(lambda config: config.update(num_attention_heads=heads, vision_config=[1]))(tmp_path)
+    refused = call("rotate", tmp_path, "-o", tmp_path / "r.st", code=1)
+    assert "is no number of attention heads" in refused.errors[0]

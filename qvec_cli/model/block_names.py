@@ -71,8 +71,12 @@ def basis_of_transformers(shapes: Shapes, config: Mapping[str, Any], seed: int) 
             f"{kind} cannot be rotated: its blocks are not x + f(norm(x)), or not known here",
             hint="ViT, DeiT, BEiT, DINOv2, Swin, CLIP and SigLIP can be.",
         )
-    seen = config.get("vision_config") or config
+    vision = config.get("vision_config")
+    seen = vision if isinstance(vision, Mapping) else config
     heads = seen.get("num_attention_heads", seen.get("num_heads", 12))
+    counts = heads if isinstance(heads, list) else [heads]
+    if not counts or not all(type(count) is int and count > 0 for count in counts):
+        raise MismatchError(f"num_attention_heads {heads!r} is no number of attention heads")
     names = timm_names(shapes)
     basis = basis_of({word: shapes[name] for word, name in names.items()}, heads, None, seed)
     changes = {names[word]: _renamed(change, names) for word, change in basis.changes.items()}

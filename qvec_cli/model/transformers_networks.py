@@ -19,12 +19,6 @@ if TYPE_CHECKING:
 EXTRA: Final = "pip install 'qvec[hf]'"
 """What installs the library."""
 
-_WRONG_ARGUMENTS: Final = (
-    *(TypeError, AssertionError, ValueError, ArithmeticError, LookupError, AttributeError),
-    *(NotImplementedError, RuntimeError, OSError, ImportError),
-)
-"""What its constructors raise for impossible configurations."""
-
 
 class TransformersNetwork(nn.Module):
     """A network of transformers' that takes images and gives logits.
@@ -159,7 +153,7 @@ def _made(model: Model, *, whatever: bool = False) -> PreTrainedModel:
         labels = {"num_labels": classes} if is_classifier(model.architecture) else {}
         config = library.AutoConfig.for_model(kind, **args, **labels)
         network: PreTrainedModel = getattr(library, model.architecture)(config)
-    except _WRONG_ARGUMENTS as fault:
+    except Exception as fault:  # of whatever kind: what it is made from is text from anywhere
         reason = (str(fault).splitlines() or [type(fault).__name__])[0][:200]
         raise MismatchError(f"transformers cannot make {model.architecture}: {reason}") from None
     return network
@@ -215,7 +209,7 @@ def load_tokenizer(folder: str) -> Callable[[str], list[int]]:
     """The tokens of a text by the tokenizer in a folder, whole; MismatchError: it is damaged."""
     try:
         tokenizer = _library().AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except _WRONG_ARGUMENTS as fault:
+    except Exception as fault:  # of whatever kind: what it is made from is text from anywhere
         reason = (str(fault).splitlines() or [type(fault).__name__])[0][:200]
         raise MismatchError(f"{folder}: its tokenizer cannot be read: {reason}") from None
 
