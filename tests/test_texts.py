@@ -197,7 +197,11 @@ def test_the_whole_chain_runs_on_texts_and_the_stock_call_gives_the_stated_accur
     monkeypatch.chdir(tmp_path)
     tokenizer_in(tmp_path)
     train = ("--data", texts.task, "--epochs", 10, "--lr", "3e-3", "--batch-size", 16)
-    call("finetune", texts.base, *train, "-o", "fp.st")
+    trained = call("finetune", texts.base, *train, "-o", "fp.st")
+    assert "images are prepared" not in trained.err
+    assert (
+        "images are prepared" not in call("eval", texts.base, "--data", texts.task, code=None).err
+    )
     call("train-qat", texts.base, *train, "--bits", 3, "-o", "qat.st")
     call("extract", "fp.st", "qat.st", "-o", "rho.st")
     call("moments", "fp.st", "--data", texts.task, "--samples", 8, "-o", "m.st")

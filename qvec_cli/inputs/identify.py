@@ -166,7 +166,7 @@ def _of_library(
 
 def tell_preparation(checkpoint: Checkpoint, model: Model, listener: Listener) -> None:
     """Says how images are prepared where a folder does not."""
-    if checkpoint.processor is None:
+    if checkpoint.processor is None and not model.reads_texts:
         listener.note(
             f"{checkpoint.path}: has no preprocessor_config.json: images are prepared with "
             f"{model.preparation}; where it was trained otherwise, say so to qvec import (--mean, "
