@@ -208,13 +208,17 @@ class Grid:
     scale: Scale = Scale.ABSMAX
     symmetric: bool = True
     scale_dtype: ScaleDtype = ScaleDtype.FLOAT32
+    layers: tuple[tuple[str, int], ...] = ()  # weights that have another width, and theirs
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "granularity", Granularity(self.granularity))
         object.__setattr__(self, "scale", Scale(self.scale))
         object.__setattr__(self, "scale_dtype", ScaleDtype(self.scale_dtype))
-        if not (isinstance(self.bits, int) and 2 <= self.bits <= 8):
-            raise SpecError(f"--bits must be 2 to 8, got {self.bits}")
+        for bits in (self.bits, *dict(self.layers).values()):
+            if not (type(bits) is int and 2 <= bits <= 8):
+                raise SpecError(f"--bits must be 2 to 8, got {bits}")
+        others = sorted(pair for pair in self.layers if pair[1] != self.bits)
+        object.__setattr__(self, "layers", tuple(others))
         if self.granularity is Granularity.GROUP:
             if self.group_size is None:
                 raise SpecError("--granularity group needs --group-size")
@@ -238,18 +242,33 @@ class Grid:
         """The largest code."""
         return (1 << (self.bits - 1)) - 1
 
+    def of(self, name: str) -> Self:
+        """The grid of one weight, by its name in a state dict."""
+        return replace(self, bits=dict(self.layers).get(name, self.bits), layers=())
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Every width that some weight may have, the smallest first."""
+        return tuple(sorted({self.bits, *dict(self.layers).values()}))
+
     def __str__(self) -> str:
         size = f" {self.group_size}" if self.group_size else ""
         kind = "" if self.symmetric else " asymmetric"
         stored = "" if self.scale_dtype is ScaleDtype.FLOAT32 else f" {self.scale_dtype}"
-        return f"{self.bits}-bit {self.granularity}{size} {self.scale}{kind}{stored}"
+        *most, last = map(str, self.widths)
+        bits = f"{', '.join(most)} and {last}" if most else last
+        return f"{bits}-bit {self.granularity}{size} {self.scale}{kind}{stored}"
 
     def to_json(self) -> dict[str, Any]:
-        """The grid as the card of a file and the metrics hold it; float32 goes without saying."""
+        """The grid as the card of a file and the metrics hold it.
+
+        float32 goes without saying, and that all weights have one width.
+        """
         facts = {k: str(v) if isinstance(v, StrEnum) else v for k, v in asdict(self).items()}
         if self.scale_dtype is ScaleDtype.FLOAT32:
             del facts["scale_dtype"]
-        return facts
+        del facts["layers"]
+        return facts | ({"layers": dict(self.layers)} if self.layers else {})
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
@@ -259,8 +278,9 @@ class Grid:
                 raise ValueError(value)
             words = Granularity(value["granularity"]), value["group_size"], Scale(value["scale"])
             stored = ScaleDtype(value.get("scale_dtype", ScaleDtype.FLOAT32))
-            return cls(value["bits"], *words, value["symmetric"], stored)
-        except (KeyError, ValueError):
+            layers = tuple(dict(value.get("layers", {})).items())
+            return cls(value["bits"], *words, value["symmetric"], stored, layers)
+        except (KeyError, ValueError, TypeError):
             raise SpecError(f"this version of qvec does not know the grid {dict(value)}") from None
 
 
@@ -316,6 +336,7 @@ class GridOptions:
             self.scale or own.scale,
             own.symmetric if self.symmetric is None else self.symmetric,
             self.scale_dtype or own.scale_dtype,
+            own.layers,
         )
 
 

@@ -221,7 +221,7 @@ REFUSALS = {
         *("--calib-samples", 0, "-o", "x.st"),
     ),
     "a word for a number": (
-        *(2, "--bits 'three' is no whole number", "quantize", "{donor}", "--bits", "three"),
+        *(2, "--bits 'three' is no number", "quantize", "{donor}", "--bits", "three"),
     ),
     "the beginning of a network's name": (
         *(2, "hint: Did you mean vit_tiny_patch16_224, ", "finetune", "vit_tiny"),

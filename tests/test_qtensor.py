@@ -85,7 +85,7 @@ def test_shapes_and_bits_are_foretold():
         found = {name: (name_of(array.dtype), array.shape) for name, array in named.items()}
         assert found == parts(NAME, shape, grid)
         size = named.pop(f"{NAME}_shape")
-        assert stored_bits(shape, grid) == 8 * sum(array.nbytes for array in named.values())
+        assert stored_bits({"w": shape}, grid) == 8 * sum(array.nbytes for array in named.values())
         assert size.tolist() == list(shape)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +22,7 @@ from qvec_cli.advise.candidates import (
 )
 from qvec_cli.advise.decision import EQUAL_BITS, Family, Judged, Verdict, decide
 from qvec_cli.advise.finished import check_outputs, check_same_run
+from qvec_cli.calibration.widths import WidthOptions
 from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.replace import (
@@ -47,7 +50,17 @@ from qvec_cli.quant.qtensor import stored_bits
 from qvec_cli.results.journal import Journal, Line
 from qvec_cli.results.records import MeasuredWay, Record
 from qvec_cli.selection.choose import Average
-from qvec_cli.specs import Calibration, Grid, Listener, Scale, Silence, Stage, Target, Use, spent
+from qvec_cli.specs import (
+    Calibration,
+    Grid,
+    Listener,
+    Scale,
+    Silence,
+    Stage,
+    Target,
+    Use,
+    spent,
+)
 
 if TYPE_CHECKING:
     from qvec_cli.learn.forward import Outputs
@@ -83,7 +96,7 @@ def advise(request: AdviseRequest, listener: Listener) -> Metrics:
         if request.moments is not None:  # refuses, as quantize would, those of another receiver
             grid = Grid(request.bits, scale=Scale.MSE_FULL)
             planned = ways.on_moments(grid, request.moments).request
-            quantize(replace(planned, dry_run=True), Silence(), files)
+            quantize(replace(planned, dry_run=True, widths=WidthOptions()), Silence(), files)
         inputs = _resolve(request, theta, rhos, listener)
         parameters = {
             "bits": request.bits,
@@ -93,6 +106,7 @@ def advise(request: AdviseRequest, listener: Listener) -> Metrics:
             "samples": request.proxy.samples,
             "data": request.data,
             "refine": request.steps,
+            "widths": asdict(request.widths),
         }
         if request.dry_run:
             return _plan(request, inputs, parameters).metrics((theta, *rhos), started)
@@ -121,7 +135,8 @@ def _header(
     facts: Line = {"receiver": theta, "inputs": others, "model": receiver.model.to_json()}
     facts["moments"] = files.open(moments).settle() if moments else None
     facts["labels"] = receiver.labelled.task.digest if receiver.labelled else None
-    facts |= {"bits": request.bits, "samples": proxy.samples, "refine": request.steps}
+    facts |= {"bits": request.bits, "widths": asdict(request.widths)}
+    facts |= {"samples": proxy.samples, "refine": request.steps}
     facts |= {key: getattr(proxy.loading, key) for key in ("draw", "diversify", "batch_size")}
     return {"kind": "run", "command": "advise", "device": request.device, **facts}
 
@@ -156,7 +171,7 @@ def _plan(request: AdviseRequest, inputs: AdviseInputs, parameters: Facts) -> Pl
     theta = inputs.receiver.theta
     check_network(theta, inputs.receiver.model, request.device)
     fates = dict.fromkeys(theta, "kept: no target")
-    quantized = f"quantized to {request.bits} bits, in many ways"
+    quantized = f"quantized to {request.small}, in many ways"
     fates |= dict.fromkeys(inputs.receiver.targets, quantized)
     images = {"proxy": inputs.judging.count + request.proxy.samples}
     folder = request.folder
@@ -235,8 +250,7 @@ class Trials:
         self._folder, self._journal, self._listener = folder, journal, listener
         splits = ("test",) if inputs.receiver.labelled else ()
         self._path = inputs.receiver.theta.path
-        # as much as a scale and a zero point a row
-        self._allowed = bits_per_weight(Grid(request.bits, symmetric=False), inputs.shapes)
+        self._allowed = _allowed(request, inputs.shapes)
         loading = Stage(listener, 0, 0, 1, "float answers")
         self._trial = load_trial(inputs.receiver, splits, request.device, loading)
         with located(self._path, NotFiniteError):
@@ -285,7 +299,7 @@ class Trials:
         """What is measured of a candidate; None of one that is left out."""
         started = time.perf_counter()
         try:
-            quantize(candidate.request, InWay(stage), self._files)
+            made = quantize(candidate.request, InWay(stage), self._files)
         except QvecError as error:
             self.leave_out(candidate.name, str(error))
             return None
@@ -296,7 +310,7 @@ class Trials:
             self.leave_out(candidate.name, str(error))
             return None
         test = self._on_test(candidate.name) if self._inputs.receiver.labelled else {}
-        return {**measured, "seconds": seconds, **test}
+        return {**measured, "grid": made.parameters["grid"], "seconds": seconds, **test}
 
     def _measure(self, candidate: Candidate) -> Line:
         from qvec_cli.inputs.network import load_state
@@ -316,14 +330,14 @@ class Trials:
         """Counts a candidate as measured, by this run or by one that was cut off."""
         self._candidates[candidate.name], self._uses[candidate.name] = candidate, way.use
         distances, kept = np.array(way.distances), self._by_kinds(way.same)
-        bits = bits_per_weight(candidate.grid, self._inputs.shapes)
+        bits = bits_per_weight(way.grid.grid, self._inputs.shapes)
         least, most = min(kept.values()), max(kept.values())
         judged = Judged(candidate.name, candidate.family, bits, distances, least, most - least)
         row = {
             "name": candidate.name,
             "way": candidate.way,
             "family": candidate.family,
-            "grid": candidate.grid.to_json(),
+            "grid": way.grid.grid.to_json(),
             "bits_per_weight": bits,
             "distance": judged.mean,
             "standard_error": Average.of(distances).standard_error,
@@ -429,7 +443,24 @@ def _decision(verdict: Verdict) -> Facts:
     }
 
 
+def _allowed(request: AdviseRequest, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    """Stored bits of a weight that count as equal: with a scale and a zero point a row.
+
+    Whatever meets a budget of bytes is small enough.
+    """
+    widths = request.widths
+    if widths.size is not None:
+        return math.inf
+    if widths.average is None:
+        said = {name: bits for glob, bits in widths.layers for name in fnmatch.filter(shapes, glob)}
+        grid = Grid(request.bits, symmetric=False, layers=tuple(said.items()))
+        return bits_per_weight(grid, shapes)
+    below, above = math.floor(widths.average), math.ceil(widths.average)
+    least, most = (bits_per_weight(Grid(b, symmetric=False), shapes) for b in (below, above))
+    return least + (widths.average - below) * (most - least)
+
+
 def bits_per_weight(grid: Grid, shapes: Mapping[str, tuple[int, ...]]) -> float:
     """Scales and zero points counted."""
     weights = sum(rows * columns for rows, columns in shapes.values())
-    return sum(stored_bits(shape, grid) for shape in shapes.values()) / weights
+    return stored_bits(shapes, grid) / weights

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Final
 from qvec_cli.advise.decision import Family
 from qvec_cli.calibration.moments_file import MomentsOptions
 from qvec_cli.calibration.refine import RefinementOptions
+from qvec_cli.calibration.widths import WidthOptions
 from qvec_cli.checkpoint.replace import is_stream
 from qvec_cli.data.generated import GENERATED
 from qvec_cli.data.noise import NOISE
-from qvec_cli.errors import QvecError
+from qvec_cli.errors import QvecError, SpecError
 from qvec_cli.inputs.files import InputFiles
 from qvec_cli.inputs.images import ProxyOptions
 from qvec_cli.inputs.receiver import Anchor
@@ -138,7 +139,8 @@ class Ways:
         options = GridOptions(bits, granularity, group_size, scale, symmetric, dtype, cross=True)
         out = self.folder / "candidate.st"
         receiver, network = self._request.receiver, self._request.network
-        return QuantizeRequest(receiver, out, options, force=True, network=network)
+        widths = self._request.widths
+        return QuantizeRequest(receiver, out, options, force=True, network=network, widths=widths)
 
 
 def typed(lam: float) -> str:
@@ -151,6 +153,7 @@ def _words(request: QuantizeRequest, grid: Grid) -> Iterator[str | Path]:
     yield from ("qvec", "quantize")
     yield request.source
     yield from _network_words(request.network)
+    yield from _width_words(request.widths, grid)
     yield from _grid_words(grid)
     if request.method is not Method.RTN:
         yield from ("--method", str(request.method))
@@ -212,8 +215,19 @@ def _loading_words(loading: Loading, device: str) -> Iterator[str]:
         yield from ("--device", device)
 
 
+def _width_words(widths: WidthOptions, grid: Grid) -> Iterator[str]:
+    if widths.size is not None:
+        yield from ("--target-size", str(widths.size))
+    else:
+        yield from ("--bits", f"{widths.average or grid.bits:g}")
+    for glob, bits in widths.layers:
+        yield from ("--bits-for", f"{glob}={bits}")
+    for flag, width in (("--head-bits", widths.head), ("--embed-bits", widths.embed)):
+        if width is not None:
+            yield from (flag, str(width))
+
+
 def _grid_words(grid: Grid) -> Iterator[str]:
-    yield from ("--bits", str(grid.bits))
     if grid.group_size:
         yield from ("--group-size", str(grid.group_size))
     yield from ("--scale", str(grid.scale))
@@ -351,7 +365,7 @@ class AdviseRequest:
     """What ``qvec advise`` is asked for."""
 
     receiver: Path
-    bits: int
+    bits: int  # of all weights for which ``widths`` say no other
     vectors: tuple[Path, ...] = ()
     moments: Path | None = None  # None: those that the vectors carry
     proxy: ProxyOptions = field(default_factory=lambda: ProxyOptions((GENERATED,)))
@@ -365,6 +379,22 @@ class AdviseRequest:
     resume: bool = False
     force: bool = False
     dry_run: bool = False
+    widths: WidthOptions = field(default_factory=WidthOptions)
+
+    def __post_init__(self) -> None:
+        if self.vectors and self.widths.budget:
+            raise SpecError(
+                "--rho goes with one width for all layers: a vector serves the grid that it was "
+                "made for",
+                hint="--moments takes the moments that a vector carries.",
+            )
+
+    @property
+    def small(self) -> str:
+        """How small the model is to be, in words."""
+        if self.widths.size is not None:
+            return f"{self.widths.size} bytes"
+        return f"{self.widths.average or self.bits:g} bits"
 
     @property
     def outputs(self) -> list[Path]:

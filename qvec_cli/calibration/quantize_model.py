@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from qvec_cli.errors import NotFiniteError
 from qvec_cli.inputs.receiver import Patched
 from qvec_cli.inputs.rotated import Rotated
 from qvec_cli.quant.methods import quantize_weight
-from qvec_cli.quant.qtensor import QTensor
+from qvec_cli.quant.qtensor import QTensor, as_matrix
 from qvec_cli.specs import Grid, Listener, Method, Silence
 
 
@@ -36,7 +36,13 @@ class ModelQuantizer:
     grid: Grid
     method: Method
     moments: LayerMoments | None = None  # of the targets' inputs, if they come from a file
+    rounded: tuple[str, ...] = ()  # of the head and embeddings, what is rounded beside the targets
     listener: Listener = field(default_factory=Silence)  # hears how many targets are quantized
+
+    @property
+    def packed(self) -> tuple[str, ...]:
+        """Every weight that is quantized."""
+        return (*self.targets, *self.rounded)
 
     @property
     def theta(self) -> Checkpoint:
@@ -53,6 +59,8 @@ class ModelQuantizer:
         Raises NotFiniteError: a corrected bias beyond the file's number format.
         """
         weight = self.source.finite(name)
+        if name in self.rounded:
+            return self._rounded(name, weight, model)
         inputs = self.moments.inputs(name) if self.moments else None
         if inputs is not None and isinstance(self.source, Rotated):
             inputs = self.source.inputs(name, inputs)
@@ -64,9 +72,18 @@ class ModelQuantizer:
         self.tell(model)
         return quantized.codes
 
+    def _rounded(self, name: str, weight: Array, model: QuantizedModel) -> QTensor:
+        """The codes of a tensor of two or more dimensions that is only rounded."""
+        shape = weight.shape
+        matrix = weight.reshape(as_matrix(shape))
+        quantized = quantize_weight(name, matrix, self.grid, Method.RTN)
+        model.sqnr_db[name] = quantized.sqnr_db
+        self.tell(model)
+        return quantized.codes if len(shape) == 2 else replace(quantized.codes, shape=shape)
+
     def tell(self, model: QuantizedModel) -> None:
         """Tells the listener how many targets are quantized."""
-        done, count = len(model.sqnr_db), len(self.targets)
+        done, count = len(model.sqnr_db), len(self.packed)
         self.listener.progress(f"layer {done}/{count}", done, count)
 
     def complete(self, model: QuantizedModel) -> None:
@@ -85,7 +102,8 @@ class ModelQuantizer:
         A bias that is still to be corrected comes after its weight. ``model`` gets the errors of
         the weights; with ``fake`` they are float numbers on the grid in place of packed codes.
         """
-        chosen, biases = set(self.targets), {name: self._bias(name) for name in self.targets}
+        chosen = set(self.packed)
+        biases = {name: self._bias(name) for name in self.targets}
         late = {bias for bias in biases.values() if bias not in model.floats}
         for name in self.theta:
             if name in late:
@@ -96,7 +114,7 @@ class ModelQuantizer:
             codes = model.weights.get(name) or self.quantize(name, model)
             stored = {name: codes.weight()} if fake else codes.to_named(name)
             yield from ((part, [array.reshape(-1)]) for part, array in stored.items())
-            if (bias := biases[name]) and bias in late:
+            if (bias := biases.get(name)) and bias in late:
                 yield bias, self._float(bias, model)
         self.source.settle()
         if self.moments:

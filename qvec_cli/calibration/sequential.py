@@ -211,7 +211,8 @@ class _LayerQuantizer:
         factors = QUANTIZERS[self._quantizer.method].factors
         if factors is None or not site.norms:
             return inputs
-        by = factors([*map(_numbers, site.weights)], self._quantizer.grid, inputs)
+        grid = self._quantizer.grid.of(site.names[0])
+        by = factors([*map(_numbers, site.weights)], grid, inputs)
         norm = site.norms[-1]
         if not fold(segment, site, torch.from_numpy(by).to(norm.weight.device), call):
             return inputs

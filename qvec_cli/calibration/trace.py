@@ -227,13 +227,21 @@ def _gain(before: Tensor, after: Tensor, inputs: Tensor, weight: Tensor) -> Tens
 
 
 @contextlib.contextmanager
-def linears(seen: Callable[[nn.Parameter, Tensor], None]) -> Iterator[None]:
-    """Tells of every product with a weight, also of those inside nn.MultiheadAttention."""
+def linears(
+    seen: Callable[[nn.Parameter, Tensor], None],
+    given: Callable[[nn.Parameter, Tensor], None] = lambda weight, output: None,
+) -> Iterator[None]:
+    """Tells of every product with a weight, also of those inside nn.MultiheadAttention.
+
+    ``seen`` hears of the inputs before, ``given`` of the outputs after.
+    """
     plain, fast = functional.linear, torch.backends.mha.get_fastpath_enabled()
 
     def linear(input: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:  # noqa: A002
         seen(weight, input)
-        return plain(input, weight, bias)
+        output = plain(input, weight, bias)
+        given(weight, output)
+        return output
 
     functional.linear = linear
     torch.backends.mha.set_fastpath_enabled(False)  # it would multiply unseen

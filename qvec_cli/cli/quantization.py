@@ -24,8 +24,18 @@ from qvec_cli.cli.options import (
 )
 from qvec_cli.cli.signature import Adapted, flag
 from qvec_cli.cli.text import Facts, accuracy, size, some
+from qvec_cli.cli.width_flags import WidthFlags
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Calibration, ExportFormat, Listener, Loading, Method, Preset, Target
+from qvec_cli.specs import (
+    Calibration,
+    ExportFormat,
+    GridOptions,
+    Listener,
+    Loading,
+    Method,
+    Preset,
+    Target,
+)
 from qvec_cli.tame import counted
 
 if TYPE_CHECKING:
@@ -175,6 +185,7 @@ class _Flags:
     """All of quantize's, whatever the file."""
 
     targets: TargetFlags
+    widths: WidthFlags
     grid: GridFlags
     calibration: CalibrationFlags
     proxy: ProxyFlags
@@ -193,6 +204,10 @@ class _Flags:
         out = Path(output) if output is not None else None
         return Job(work(checkpoint, output, writing), quantize_text, inputs, out)
 
+    @property
+    def _grid(self) -> GridOptions:
+        return replace(self.grid, bits=self.widths.whole).options()
+
     def _loading(self, writing: OutputFlags) -> Loading:
         return self.images.loading(dry_run=writing.dry_run, class_map=self.network.class_map)
 
@@ -205,13 +220,14 @@ class _Flags:
             "does not go with --compare, which writes no checkpoint",
             self.calibration,
             self.proxy,
+            replace(self.widths, bits=self.widths.fraction),
             hint="--metrics FILE keeps the table as JSON.",
             output=output,
             dry_run=writing.dry_run,
         )
         table = verb.CompareGridsRequest(
             checkpoint,
-            self.grid.options(),
+            self._grid,
             self.targets.patterns,
             self.comparison.data,
             self.comparison.split or "val",
@@ -237,7 +253,7 @@ class _Flags:
         request = verb.QuantizeRequest(
             source=checkpoint,
             out=Path(output),
-            grid=replace(self.grid.options(), preset=chosen.preset),
+            grid=replace(self._grid, preset=chosen.preset),
             method=chosen.method,
             fake=chosen.fake,
             patterns=self.targets.patterns,
@@ -251,6 +267,7 @@ class _Flags:
             head=self.head.options(),
             moments=moments,
             rotate=chosen.rotate,
+            widths=self.widths.options(),
         )
         return partial(verb.quantize, request)
 
@@ -262,7 +279,8 @@ def quantize(
     ],
     *,
     targets: TargetFlags,
-    grid: GridFlags,
+    widths: WidthFlags,
+    grid: Annotated[GridFlags, Adapted(without=("bits",))],
     calibration: CalibrationFlags,
     proxy: Annotated[ProxyFlags, Adapted(without=("measure",))],
     comparison: CompareFlags,
@@ -282,7 +300,7 @@ def quantize(
 ) -> None:
     """Write CHECKPOINT with its linear weights in 2 to 8 bits.
 
-    The classifier head stays as it is.
+    The classifier head stays as it is, unless --head-bits says otherwise.
 
     Examples:
         qvec quantize receiver.st --bits 3 --scale mse-full -o receiver_w3.st
@@ -290,7 +308,7 @@ def quantize(
     """
     if comparison.compare and len(checkpoint) > 1:
         raise SpecError("--compare is for one file")
-    flags = _Flags(targets, grid, calibration, proxy, comparison, images, head, network)
+    flags = _Flags(targets, widths, grid, calibration, proxy, comparison, images, head, network)
     each(checkpoint, output, writing, flags.job, suffix=suffix, whole=True)
 
 
@@ -307,6 +325,7 @@ def quantize_text(results: Facts) -> Iterator[str]:
         f"{counted(len(results['quantized']), 'tensor')} "
         f"({results['weights']:,} of {results['parameters']:,} parameters)"
     )
+    yield from _widths_text(results)
     yield f"left as they were: {some(results['left'])}"
     yield f"the head: {some(results['head'])}"
     if ratios and not results["calibrated"]:  # else outputs count, and weights move far for them
@@ -321,6 +340,19 @@ def quantize_text(results: Facts) -> Iterator[str]:
         yield (
             f"refined in {counted(refined['steps'], 'step')}: {unit} to the float network on "
             f"{counted(held['images'], 'image')} held back {held['before']:.4g} -> {after}{fate}"
+        )
+
+
+def _widths_text(results: Facts) -> Iterator[str]:
+    """How many tensors have which width, where they have not all the same."""
+    counts = Counter(results["widths"].values())
+    if len(counts) > 1:
+        tensors = (f"{bits} bits in {counted(counts[bits], 'tensor')}" for bits in sorted(counts))
+        yield f"widths: {', '.join(tensors)}"
+    if budget := results.get("budget"):
+        yield (
+            f"chosen by {budget['by']}; other widths of this size could do {budget['gap']:.1%} "
+            "less damage at most"
         )
 
 

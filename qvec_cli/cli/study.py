@@ -15,6 +15,7 @@ from qvec_cli.cli.many import is_folder
 from qvec_cli.cli.options import GridFlags, ImageFlags, NetworkFlags, OutputFlags, ProxyFlags
 from qvec_cli.cli.signature import Adapted, flag
 from qvec_cli.cli.text import Facts, gains_table
+from qvec_cli.cli.width_flags import WidthFlags
 from qvec_cli.errors import SpecError
 from qvec_cli.specs import Method, Null
 from qvec_cli.tame import counted
@@ -37,8 +38,8 @@ class WayFlags:
 def advise(
     receiver: Annotated[Path, typer.Argument(help="Model to be quantized.")],
     *,
-    bits: Annotated[int, typer.Option(min=2, max=8, help="Width of a code, 2 to 8.")],
     ways: WayFlags,
+    widths: WidthFlags,
     proxy: Annotated[ProxyFlags, Adapted(without=("measure",), defaults={"proxy": ("generated",)})],
     images: ImageFlags,
     network: NetworkFlags,
@@ -66,10 +67,12 @@ def advise(
     from qvec_cli.checkpoint.replace import unfinished
 
     vectors = tuple(map(Path, options.listed(ways.rho)))
+    if widths.whole is None:
+        raise SpecError("--bits is missing", hint="Or --target-size SIZE, as 6MB.")
     out = Path(output) if output is not None else None
     request = AdviseRequest(
         receiver=receiver,
-        bits=bits,
+        bits=widths.whole,
         vectors=vectors,
         moments=ways.moments,
         proxy=proxy.options(images.loading(dry_run=writing.dry_run, class_map=network.class_map)),
@@ -83,6 +86,7 @@ def advise(
         resume=resume,
         force=writing.force,
         dry_run=writing.dry_run,
+        widths=widths.options(),
     )
     inputs = (receiver, *vectors, *([ways.moments] if ways.moments else []))
     state = unfinished(request.outputs[0]) if request.outputs else None

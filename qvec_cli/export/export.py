@@ -63,7 +63,7 @@ def export(request: ExportRequest, listener: Listener) -> Metrics:
                 f"{checkpoint.path}: is a network of {source.model.library}",
                 hint="qvec import FILE --to timm -o NEW.st gives it timm's names, if timm has it.",
             )
-        fates = {name: form.fate(source, shape) for name, shape in source.packed.items()}
+        fates = {name: form.fate(source, name) for name in source.packed}
         if request.dry_run:
             plan = _planned(request.out, source, fates, parameters)
             return plan.metrics((checkpoint,), started)

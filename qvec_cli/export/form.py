@@ -30,7 +30,7 @@ class ExportSource:
 
     checkpoint: Checkpoint
     model: Model  # timm's configuration
-    packed: Mapping[str, tuple[int, int]]  # shapes [out, in] of its packed weights
+    packed: Mapping[str, tuple[int, ...]]  # shapes of its packed weights
     grid: Grid | None  # theirs
 
     @classmethod
@@ -71,7 +71,7 @@ class Form(NamedTuple):
     """How one format is made."""
 
     refuse: Callable[[ExportTarget], None]  # what could not be written afterwards
-    fate: Callable[[ExportSource, tuple[int, int]], str]  # what becomes of a packed weight
+    fate: Callable[[ExportSource, str], str]  # what becomes of the packed weight of a name
     write: Callable[[ExportSource, nn.Module, ExportTarget, Listener], dict[str, Any]]  # results
     needs: tuple[str, ...] = ()  # packages of an extra
 

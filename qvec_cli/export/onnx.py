@@ -14,6 +14,7 @@ from qvec_cli.errors import QvecError, located
 from qvec_cli.export.form import ExportSource, ExportTarget, Form, compare
 from qvec_cli.export.matmulnbits import BlockLayout, layout
 from qvec_cli.outputs.metrics import version
+from qvec_cli.quant.qtensor import as_matrix
 from qvec_cli.specs import Listener
 from qvec_cli.tame import counted
 
@@ -35,9 +36,9 @@ def refuse(target: ExportTarget) -> None:
     check_target(target.out, force=target.force)
 
 
-def fate(source: ExportSource, shape: tuple[int, int]) -> str:
+def fate(source: ExportSource, name: str) -> str:
     """What becomes of a packed weight."""
-    form = _layout(source, shape)
+    form = _layout(source, name)
     return f"MatMulNBits: {form.bits} bits, blocks of {form.block}"
 
 
@@ -69,7 +70,7 @@ def write(
     with replacing(target.out, force=target.force) as file:
         file.write(graph.content)
     listener.progress("written", _WHOLE, _WHOLE)
-    layouts = {name: _layout(source, source.packed[name]) for name in packed if name in placed}
+    layouts = {name: _layout(source, name) for name in packed if name in placed}
     return {
         "digest": hashlib.sha256(graph.content).hexdigest(),
         "bytes_after": len(graph.content),
@@ -82,10 +83,10 @@ def write(
 FORM: Final = Form(refuse, fate, write, needs=("onnx", "onnxscript"))
 
 
-def _layout(source: ExportSource, shape: tuple[int, int]) -> BlockLayout:
+def _layout(source: ExportSource, name: str) -> BlockLayout:
     assert source.grid is not None
     with located(source.checkpoint.path):
-        return layout(shape[1], source.grid)
+        return layout(as_matrix(source.packed[name])[1], source.grid.of(name))
 
 
 def _facts(source: ExportSource) -> dict[str, str]:

@@ -55,9 +55,10 @@ def refuse(target: ExportTarget) -> None:
     check_output(target.out, folder=True, force=target.force)
 
 
-def fate(source: ExportSource, shape: tuple[int, int]) -> str:
+def fate(source: ExportSource, name: str) -> str:
     """What becomes of a packed weight."""
-    return f"float32 {list(shape)} on the grid {source.grid}"
+    grid = source.grid.of(name) if source.grid else None
+    return f"float32 {list(source.packed[name])} on the grid {grid}"
 
 
 def write(

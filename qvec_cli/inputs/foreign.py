@@ -16,7 +16,14 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, located
 from qvec_cli.quant.compressed_tensors import of_scheme
 from qvec_cli.quant.pack import words
-from qvec_cli.quant.qtensor import PACKED, QTensor, from_named, packed_weights, part_names
+from qvec_cli.quant.qtensor import (
+    PACKED,
+    QTensor,
+    as_matrix,
+    from_named,
+    packed_weights,
+    part_names,
+)
 from qvec_cli.specs import Grid, ScaleDtype
 
 OWN: Final = "compressed-tensors pack-quantized"
@@ -70,14 +77,17 @@ def _own(checkpoint: Checkpoint, tensor: str) -> Packed | None:
     name = tensor.removesuffix(PACKED)
     shape, scale = checkpoint.get(name + "_shape"), checkpoint.get(name + "_scale")
     stored = checkpoint[tensor]
-    if name == tensor or not (shape and scale) or shape.shape != (2,) or shape.dtype != "I64":
+    if name == tensor or not (shape and scale) or len(shape.shape) != 1 or shape.dtype != "I64":
         return None
-    sides = [int(side) for side in checkpoint.array(name + "_shape")]
-    if stored.dtype != "I32" or sides[:1] != [*stored.shape[:1]] or not 0 < sides[1] < 1 << 40:
+    sides = tuple(int(side) for side in checkpoint.array(name + "_shape"))
+    if len(sides) < 2 or not all(0 < side < 1 << 40 for side in sides):
         return None
-    bits = tuple(b for b in range(2, 9) if stored.shape[1] == words(sides[1], b))
+    rows, columns = as_matrix(sides)
+    if stored.dtype != "I32" or (rows,) != stored.shape[:1]:
+        return None
+    bits = tuple(b for b in range(2, 9) if stored.shape[1] == words(columns, b))
     groups = scale.shape[1] if len(scale.shape) == 2 else 1
-    group_size = sides[1] // groups if groups > 1 and sides[1] % groups == 0 else None
+    group_size = columns // groups if groups > 1 and columns % groups == 0 else None
     parts = part_names(name, Grid(symmetric=False))
     return Packed(tensor, OWN, bits, group_size, math.prod(sides), parts) if bits else None
 
@@ -92,9 +102,10 @@ def layout(checkpoint: Checkpoint, weights: Sequence[Packed]) -> dict[str, Any] 
     """What ``inspect`` tells of packed weights: a width only where the file leaves no doubt."""
     if not weights:
         return None
-    grid = checkpoint.card.quant or {}
+    stated = checkpoint.card.quant
+    known = Grid.from_json(stated).widths if stated else ()
     possible = sorted({width for weight in weights for width in weight.bits})
-    possible = [width for width in possible if width == grid.get("bits")] or possible
+    possible = [width for width in possible if width in known] or possible
     groups = {weight.group_size for weight in weights}
     return {
         "name": " and ".join(dict.fromkeys(weight.layout for weight in weights)),

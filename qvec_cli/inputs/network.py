@@ -62,7 +62,7 @@ def check_network(checkpoint: Checkpoint, model: Model, on: str) -> torch.nn.Mod
         grid = grid_of_packed(checkpoint, name)
         shapes = [tuple(state.pop(part).shape) for part in part_names(name, grid)]
         shape = tuple(own[name].shape) if name in own else ()
-        planned = parts(name, shape, grid).values() if len(shape) == 2 else ()
+        planned = parts(name, shape, grid).values() if len(shape) >= 2 else ()
         if [size for _, size in planned] == shapes:
             state[name] = torch.empty(shape, device="meta")
     build.load(network, state, str(checkpoint.path))

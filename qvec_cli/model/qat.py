@@ -50,8 +50,9 @@ class FakeQuantize(nn.Module):
 
 def prepare(network: nn.Module, model: Model, grid: Grid) -> None:
     """Lets the network compute with fake-quantized targets from now on."""
-    for _, module, attribute in list(modules(network, classifiers(model))):
-        parametrize.register_parametrization(module, attribute, FakeQuantize(grid), unsafe=True)
+    for prefix, module, attribute in list(modules(network, classifiers(model))):
+        on_grid = FakeQuantize(grid.of(f"{prefix}{attribute}"))
+        parametrize.register_parametrization(module, attribute, on_grid, unsafe=True)
 
 
 def strip(network: nn.Module) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from qvec_cli.checkpoint.naming import HEADS, heads
 from qvec_cli.errors import MismatchError, SpecError
 from qvec_cli.model.configuration import Model
+from qvec_cli.quant.qtensor import as_matrix
 
 if TYPE_CHECKING:
     from torch import nn
@@ -146,6 +147,20 @@ def of_outline(shapes: Mapping[str, tuple[int, ...]], head: Collection[str]) -> 
 def _has_bias(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether a bias of its length stands beside a weight: an embedding has none."""
     return shapes.get(f"{name.removesuffix('weight')}bias") == shapes[name][:1]
+
+
+def embeddings(
+    shapes: Mapping[str, tuple[int, ...]], targets: Collection[str], head: Collection[str]
+) -> tuple[str, ...]:
+    """What embeds patches, positions and tokens: convolutions, tables, matrices by their names."""
+    others = {name: s for name, s in shapes.items() if name not in targets and name not in head}
+    return tuple(
+        name
+        for name, shape in others.items()
+        if len(shape) >= 2
+        and min(as_matrix(shape)) > 1
+        and (len(shape) > 2 or not may_be_linear(name))
+    )
 
 
 def may_be_linear(name: str) -> bool:

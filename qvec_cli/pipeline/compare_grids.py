@@ -149,7 +149,7 @@ def _row(
         quantized = quantize_weight(name, source.finite(name), grid, specs.Method.RTN)
         signal += energy(quantized.original)
         noise += energy(quantized.restored - quantized.original)
-        stored += stored_bits(quantized.original.shape, grid)
+        stored += stored_bits({name: quantized.original.shape}, grid)
         weights += quantized.original.size
     rest = sum(entry.nbytes for name, entry in theta.items() if name not in set(targets))
     row = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from qvec_cli.calibration.moments_file import LayerMoments, MomentsOptions
 from qvec_cli.calibration.quantize_model import ModelQuantizer, QuantizedModel
 from qvec_cli.calibration.refine import SEED, RefinementOptions, find_refinement_images, refine
 from qvec_cli.calibration.sequential import CalibrationImages, calibrate, check_images, draw_images
+from qvec_cli.calibration.widths import Unquantized, WidthOptions, with_widths
 from qvec_cli.checkpoint.card import FAKE, PATCHED, Card, Kind
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
@@ -20,12 +21,12 @@ from qvec_cli.inputs.files import InputFiles, card_of, input_files, require, sta
 from qvec_cli.inputs.grids import choose_grid, targets_in
 from qvec_cli.inputs.identify import network_of, tells_network
 from qvec_cli.inputs.images import Proxies
-from qvec_cli.inputs.lineage import inherited_use
+from qvec_cli.inputs.lineage import CROSS, inherited_use
 from qvec_cli.inputs.receiver import Anchor, Patched, anchored
 from qvec_cli.inputs.rotated import ROTATION, Rotated, rotated, rotated_if_less_noise
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model
-from qvec_cli.model.targets import HeadChoice
+from qvec_cli.model.targets import HeadChoice, embeddings
 from qvec_cli.model.transformers_config import note_on_packed
 from qvec_cli.outputs.hf_folder import Config, check_output, config_of, size_of_output, write_output
 from qvec_cli.outputs.metrics import Input, Metrics, Plan, provenance
@@ -65,6 +66,7 @@ class QuantizeRequest:
     head: HeadChoice = HeadChoice()  # the classifier, which stays float
     moments: MomentsOptions | None = None  # from a file, in place of images
     rotate: bool | None = False  # whether the basis is rotated before; None: where that helps
+    widths: WidthOptions = field(default_factory=WidthOptions)  # other widths than the grid's
 
     @property
     def calibrated_on(self) -> Calibration | None:
@@ -105,8 +107,10 @@ def quantize(
             "digest": written.digest,
             "bytes_before": theta.weight_bytes,
             "bytes_after": size_of_output(plan, written, config),
-            **_sizes(theta, job.quantizer.targets, job.quantizer.grid),
-            "head": [name for name in job.head if name not in job.quantizer.targets],
+            **_sizes(theta, job.quantizer.packed, job.quantizer.grid),
+            "head": [name for name in job.head if name not in job.quantizer.packed],
+            "widths": {name: job.quantizer.grid.of(name).bits for name in job.quantizer.packed},
+            **({"budget": job.budget} if job.budget else {}),
             "changed": sorted(quantized.floats),
             "sqnr_db": quantized.sqnr_db,
             "calibrated": job.calibrated,
@@ -175,6 +179,7 @@ class _Job:
     model: Model | None  # timm's configuration, where it must be known
     calibration: CalibrationImages | None
     refinement: Proxies | None  # images
+    budget: dict[str, Any] = field(default_factory=dict)  # what there is to say of it
 
     @property
     def rotation(self) -> dict[str, Any] | None:
@@ -221,7 +226,7 @@ class _Job:
     @property
     def facts(self) -> dict[str, Any]:
         """What there is to say beside the grid and the method."""
-        facts: dict[str, Any] = {}
+        facts: dict[str, Any] = {"budget": self.budget} if self.budget else {}
         if rotation := self.rotation:
             facts["rotation"] = rotation
         if self.calibration:
@@ -244,7 +249,7 @@ class _Job:
         """Dtype and shape of every tensor that is written."""
         theta, quantizer = self.theta, self.quantizer
         plan = {name: Entry(entry.dtype, entry.shape) for name, entry in theta.items()}
-        for name in quantizer.targets:
+        for name in quantizer.packed:
             shape = plan.pop(name).shape
             if self.request.fake:
                 plan[name] = Entry("F32", shape)
@@ -263,7 +268,8 @@ class _Job:
         fates |= dict.fromkeys(self.head, "kept: the classifier's")
         if self.patched:
             fates |= dict.fromkeys(self.patched.names, "patched: no target")
-        fates |= dict.fromkeys(self.quantizer.targets, f"quantized to {self.quantizer.grid}")
+        grid = self.quantizer.grid
+        fates |= {name: f"quantized to {grid.of(name)}" for name in self.quantizer.packed}
         specs = [source.spec for images in self.images.values() for source in images.sources]
         counts = {name: images.count for name, images in self.images.items()}
         data = specs[0] if specs else None
@@ -276,7 +282,7 @@ class _Job:
         if not (self.request.folder and self.model):
             return {}
         grid = None if self.request.fake else self.quantizer.grid
-        return config_of(self.theta, self.model, self.quantizer.targets, grid)
+        return config_of(self.theta, self.model, self.quantizer.packed, grid)
 
     def card(self) -> Card:
         """The card of what is written."""
@@ -339,13 +345,39 @@ def _prepared(request: QuantizeRequest, files: InputFiles, listener: Listener) -
         moments.check(targets, listener)
     count, steps = len(targets), refinement.steps if refinement else 0
     stage = Stage(listener, 0, count, count + steps)
-    quantizer = ModelQuantizer(source, targets, grid, request.method, moments, stage)
+    quantizer = ModelQuantizer(source, targets, grid, request.method, moments, listener=stage)
     images = others = None
     if model and calibration:
         images = draw_images(theta, model, calibration, listener)
     if model and refinement:
         others = find_refinement_images(theta, model, refinement, request.calibration, listener)
-    return _Job(request, theta, patched, quantizer, head, model, images, others)
+    job = _Job(request, theta, patched, quantizer, head, model, images, others)
+    return job if request.widths == WidthOptions() else _with_widths(job, listener)
+
+
+def _with_widths(job: _Job, listener: Listener) -> _Job:
+    """The same with the widths that were asked for."""
+    request, theta, quantizer, images = job.request, job.theta, job.quantizer, job.calibration
+    options, made_for = request.widths, job.patched.rho if job.patched else theta
+    if options.budget and made_for.card.quant and not request.grid.cross:
+        grid = Grid.from_json(made_for.card.quant)
+        raise MismatchError(
+            f"{made_for.path} was made for {grid}, not for other widths", hint=CROSS
+        )
+    if options.budget and images and request.dry_run:
+        images = None
+        listener.note("a dry run chooses widths by the weights alone, and not on images")
+    shapes = {name: entry.shape for name, entry in theta.items() if entry.floating}
+    matrices = tuple(n for n in job.head if len(shapes.get(n, ())) >= 2)
+    others = Unquantized(matrices, embeddings(shapes, quantizer.targets, job.head))
+
+    def size(chosen: ModelQuantizer, budget: dict[str, Any]) -> int:
+        tried = replace(job, quantizer=chosen, budget=budget)
+        return size_of_output(tried.plan(), tried.card(), tried.config())
+
+    looking = Stage(listener, 0, 0, 1, "widths")
+    chosen, facts = with_widths(quantizer, options, images, others, size, looking)
+    return replace(job, quantizer=chosen, budget=facts)
 
 
 def _in_basis(
@@ -377,12 +409,12 @@ def _packed_role(role: str) -> str:
 
 
 def _sizes(theta: Checkpoint, targets: Iterable[str], grid: Grid) -> dict[str, Any]:
-    shapes = [theta[name].shape for name in targets]
-    weights = sum(rows * columns for rows, columns in shapes)
+    shapes = {name: theta[name].shape for name in targets}
+    weights = sum(theta[name].size for name in targets)
     return {
         "weights": weights,
         "parameters": sum(entry.size for entry in theta.values()),
         "quantized": list(targets),
         "left": sorted(theta.keys() - set(targets), key=lambda n: (-theta[n].size, n)),
-        "bits_per_weight": sum(stored_bits(shape, grid) for shape in shapes) / weights,
+        "bits_per_weight": stored_bits(shapes, grid) / weights,
     }

@@ -21,23 +21,26 @@ _GAPLESS: Final = (2, 4, 8)
 _SINGLE_FILE: Final = "A single file takes them all: -o FILE."
 
 
-def to_scheme(grid: Grid, ignored: Iterable[str]) -> dict[str, Any]:
-    """What the stock loader needs to know to unpack every ``nn.Linear`` but those ignored."""
-    weights: dict[str, Any] = {
-        "num_bits": grid.bits,
-        "type": "int",
-        "symmetric": grid.symmetric,
-        "dynamic": False,
-        "strategy": str(grid.granularity),
-    }
-    if grid.group_size:
-        weights["group_size"] = grid.group_size
+def to_scheme(
+    grid: Grid, ignored: Iterable[str], widths: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """What the stock loader needs to know to unpack every ``nn.Linear`` but those ignored.
+
+    ``widths`` are the bits of modules that have others than the grid's, by their names.
+    """
+    named: dict[int, list[str]] = {}
+    for module, bits in sorted((widths or {}).items()):
+        named.setdefault(bits, []).append(module)
+    groups = [(["Linear"], grid.bits), *((named[bits], bits) for bits in sorted(named))]
     scheme: dict[str, Any] = {
         "quant_method": _METHOD,
         "format": _FORMAT,
         "quantization_status": "compressed",
         "ignore": sorted(ignored),
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "config_groups": {
+            f"group_{place}": {"targets": targets, "weights": _weights(grid, bits)}
+            for place, (targets, bits) in enumerate(groups)
+        },
     }
     if grid.scale_dtype is ScaleDtype.FLOAT32:
         # Unpacked while they are read, and not at the first forward, weights are there when a
@@ -46,6 +49,18 @@ def to_scheme(grid: Grid, ignored: Iterable[str]) -> dict[str, Any]:
         # they are, on the other one they are float32 first.
         scheme["dequantize"] = True
     return scheme
+
+
+def _weights(grid: Grid, bits: int) -> dict[str, Any]:
+    """How the weights of a group are packed."""
+    weights: dict[str, Any] = {
+        "num_bits": bits,
+        "type": "int",
+        "symmetric": grid.symmetric,
+        "dynamic": False,
+        "strategy": str(grid.granularity),
+    }
+    return weights | ({"group_size": grid.group_size} if grid.group_size else {})
 
 
 def of_scheme(scheme: Mapping[str, Any]) -> Grid:
@@ -93,7 +108,7 @@ def require_loadable(shapes: Mapping[str, tuple[int, ...]], grid: Grid) -> None:
                 f"{name}: is not the weight of a linear layer, and {_METHOD} packs no other",
                 hint=f"Choose others with --targets. {_SINGLE_FILE}",
             )
-        if grid.bits == 4 and _packs_zero_points(grid) and shape[0] <= 8:
+        if grid.of(name).bits == 4 and _packs_zero_points(grid) and shape[0] <= 8:
             raise MismatchError(
                 f"{name}: {_METHOD} 0.20 cannot unpack 4-bit zero points of {shape[0]} rows",
                 hint=f"Leave it out with --targets. {_SINGLE_FILE}",

@@ -77,11 +77,11 @@ def quantize_weight(
 ) -> QuantizedWeight:
     """Puts the weight [out, in], float32, that the state dict has under ``name`` on a grid.
 
-    A calibrated method needs ``inputs``; ``target`` is what the layer is to give in place of its
-    own outputs.
+    Its own width, if ``grid`` states one for it. A calibrated method needs ``inputs``; ``target``
+    is what the layer is to give in place of its own outputs.
     Raises MismatchError: scales beyond what float16 holds, weights that overflow when rounded.
     """
-    quantizer, aimed = QUANTIZERS[method], weight
+    quantizer, aimed, grid = QUANTIZERS[method], weight, grid.of(name)
     if target is not None:
         assert quantizer.aim is not None
         aimed, inputs = quantizer.aim(target.weight, weight, inputs, target.bias_change)

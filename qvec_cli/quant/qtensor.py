@@ -35,23 +35,25 @@ class QTensor:
     scale: Array  # see ``scale_shape``, float32, in weight units per code
     grid: Grid
     zero_point: Array | None = None  # like scale, int8, the code of zero; None if symmetric
+    shape: tuple[int, ...] = ()  # of the tensor, where it is no matrix; see ``as_matrix``
 
     def weight(self) -> Array:
-        """The weight that the codes stand for, float32 [out, in]."""
+        """The weight that the codes stand for, float32 [out, in], or as its tensor has it."""
         blocks = self.codes.reshape(block_shape(self.codes.shape, self.grid)).astype(np.float32)
         zero = self.zero_point
         zero = None if zero is None else zero.reshape(-1, 1).astype(np.float32)
         params = QParams(self.scale.reshape(-1, 1), zero)
-        return np.asarray(dequantize(blocks, params)).reshape(self.codes.shape)
+        return np.asarray(dequantize(blocks, params)).reshape(self.shape or self.codes.shape)
 
     def to_named(self, name: str) -> dict[str, Array]:
         """The arrays of ``parts``, to store under their names."""
         bits = self.grid.bits
-        arrays = [pack(self.codes, bits), self.scale, np.array(self.codes.shape)]
+        shape = self.shape or self.codes.shape
+        arrays = [pack(self.codes, bits), self.scale, np.array(shape)]
         if (zero := self.zero_point) is not None:
             whole = self.grid.granularity is Granularity.TENSOR
             arrays.append(zero if whole else pack(np.ascontiguousarray(zero.T), bits).T)
-        planned = parts(name, self.codes.shape, self.grid)
+        planned = parts(name, shape, self.grid)
         return {
             part: np.ascontiguousarray(array.astype(_NUMPY[dtype], copy=False))
             for array, (part, (dtype, _)) in zip(arrays, planned.items(), strict=True)
@@ -76,19 +78,30 @@ def of_blocks(codes: Array, params: QParams, shape: tuple[int, ...], grid: Grid)
     )
 
 
+def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """The matrix [out, in] as which a tensor of two or more dimensions is quantized.
+
+    A convolution [out, in, height, width] has a row for each output, embeddings of positions
+    [1, positions, width] one for each position.
+    """
+    rows = shape[0] if shape[0] != 1 else math.prod(shape[:-1])
+    return rows, math.prod(shape) // max(rows, 1)
+
+
 def parts(name: str, shape: tuple[int, ...], grid: Grid) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Dtype, as safetensors names it, and shape of each array of a weight [out, in].
+    """Dtype, as safetensors names it, and shape of each array of a weight, see ``as_matrix``.
 
     Zero points are packed down each column of groups, but plain where one serves the matrix.
     """
-    size = scale_shape(shape, grid)
+    dimensions, shape = len(shape), as_matrix(shape)
+    size, bits = scale_shape(shape, grid), grid.of(name).bits
     scales = "F16" if grid.scale_dtype is ScaleDtype.FLOAT16 else "F32"
     whole = grid.granularity is Granularity.TENSOR
     kinds: tuple[tuple[str, tuple[int, ...]], ...] = (
-        ("I32", (shape[0], words(shape[1], grid.bits))),
+        ("I32", (shape[0], words(shape[1], bits))),
         (scales, size),
-        ("I64", (2,)),
-        ("I8", (1,)) if whole else ("I32", (words(shape[0], grid.bits), size[-1])),
+        ("I64", (dimensions,)),
+        ("I8", (1,)) if whole else ("I32", (words(shape[0], bits), size[-1])),
     )
     return dict(zip(part_names(name, grid), kinds, strict=False))
 
@@ -102,7 +115,7 @@ def from_named(name: str, arrays: Mapping[str, Array], grid: Grid) -> QTensor:
     """The weight stored under ``name`` by ``to_named``.
     Raises MismatchError: parts that are missing, do not belong together, or are packed otherwise.
     """
-    shape = shape_of(name, arrays)
+    shape, grid = shape_of(name, arrays), grid.of(name)
     planned = parts(name, shape, grid)
     for part, (dtype, size) in planned.items():
         if part not in arrays:
@@ -117,23 +130,24 @@ def from_named(name: str, arrays: Mapping[str, Array], grid: Grid) -> QTensor:
                 hint="Files packed by compressed-tensors before 0.18 have another 3-bit layout.",
             )
     codes, scale, _, *zero = (arrays[part] for part in planned)
-    point = None
+    point, (rows, columns) = None, as_matrix(shape)
     if zero and grid.granularity is Granularity.TENSOR:
         point = zero[0].astype(np.int8)
     elif zero:
-        point = np.ascontiguousarray(unpack(zero[0].T, shape[0], grid.bits).T)
-    return QTensor(unpack(codes, shape[1], grid.bits), scale.astype(np.float32), grid, point)
+        point = np.ascontiguousarray(unpack(zero[0].T, rows, grid.bits).T)
+    unpacked, other = unpack(codes, columns, grid.bits), shape if len(shape) > 2 else ()
+    return QTensor(unpacked, scale.astype(np.float32), grid, point, other)
 
 
-def shape_of(name: str, arrays: Mapping[str, Array]) -> tuple[int, int]:
-    """The shape [out, in] that a packed weight says it has.
+def shape_of(name: str, arrays: Mapping[str, Array]) -> tuple[int, ...]:
+    """The shape that a packed weight says it has, [out, in] where it is a linear layer's.
     Raises MismatchError: it does not say one.
     """
     stated = arrays.get(name + "_shape")
     if stated is None:
         raise MismatchError(f"{name}: {name}_shape is missing")
     size = tuple(map(int, stated.reshape(-1))) if stated.dtype.kind == "i" else ()
-    if len(size) != 2 or not all(0 <= side < 1 << 40 for side in size):
+    if len(size) < 2 or not all(0 <= side < 1 << 40 for side in size):
         raise MismatchError(f"{name}: {name}_shape {list(size)} is not the shape of a matrix")
     return size
 
@@ -143,11 +157,14 @@ def packed_weights(names: Iterable[str]) -> list[str]:
     return [name.removesuffix(PACKED) for name in names if name.endswith(PACKED)]
 
 
-def stored_bits(shape: tuple[int, ...], grid: Grid) -> int:
-    """Bits that a weight's codes, scales and zero points take in a file, padding counted."""
-    planned = parts("", shape, grid)
-    del planned["_shape"]
-    return sum(8 * _BYTES[dtype] * int(np.prod(size)) for dtype, size in planned.values())
+def stored_bits(shapes: Mapping[str, tuple[int, ...]], grid: Grid) -> int:
+    """Bits that weights' codes, scales and zero points take in a file, padding counted."""
+    total = 0
+    for name, shape in shapes.items():
+        planned = parts(name, shape, grid)
+        del planned[f"{name}_shape"]
+        total += sum(8 * _BYTES[dtype] * int(np.prod(size)) for dtype, size in planned.values())
+    return total
 
 
 _SOME: Final = 1 << 16

@@ -221,6 +221,17 @@ class RotateResults(OutputResults, frozen=True):
     tensors: records.Count
 
 
+class WidthBudget(Struct, frozen=True):
+    """What widths were chosen for, and by how much a better choice could be better."""
+
+    average: float | None
+    target_size: records.Count | None
+    by: Annotated[str, one_of("images", "moments", "weights")]
+    damage: records.NonNegative
+    bound: records.NonNegative  # below which the damage of no choice is
+    gap: records.NonNegative
+
+
 class QuantizeResults(OutputResults, frozen=True):
     """quantize: the file that was written, and the error of each weight."""
 
@@ -229,6 +240,8 @@ class QuantizeResults(OutputResults, frozen=True):
     bits_per_weight: records.NonNegative
     bytes_before: records.Count
     bytes_after: records.Count
+    widths: dict[str, records.Positive] = {}  # bits of a code
+    budget: WidthBudget | None = None
 
     @property
     def ordered(self) -> Mapping[str, float | None]:

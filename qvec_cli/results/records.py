@@ -142,6 +142,7 @@ class GridRecord(Struct, frozen=True, forbid_unknown_fields=True):
     scale: Scale
     symmetric: bool
     scale_dtype: ScaleDtype | None = None  # float32 goes without saying
+    layers: dict[str, int] = {}  # widths of weights that have another
 
     def __post_init__(self) -> None:
         try:
@@ -152,10 +153,9 @@ class GridRecord(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def grid(self) -> Grid:
         """The grid itself."""
-        stored = self.scale_dtype or ScaleDtype.FLOAT32
-        return Grid(
-            self.bits, self.granularity, self.group_size, self.scale, self.symmetric, stored
-        )
+        stored, layers = self.scale_dtype or ScaleDtype.FLOAT32, tuple(self.layers.items())
+        words = self.granularity, self.group_size, self.scale, self.symmetric
+        return Grid(self.bits, *words, stored, layers)
 
 
 class Measured(Struct, frozen=True):
@@ -198,6 +198,7 @@ class MeasuredWay(Struct, frozen=True):
     same: list[bool]  # whether its first class is the float one
     use: Use
     seconds: NonNegative
+    grid: GridRecord
     test: dict[str, Any] | None = None  # a score, with its further numbers
 
     def __post_init__(self) -> None:
