@@ -206,6 +206,29 @@ def test_the_stock_call_loads_a_packed_folder_to_the_numbers_of_its_twin(
         )
 
 
+MIXED = ["vit", "two heads", "swin", "clip"]
+
+
+@pytest.mark.parametrize("kind", MIXED)
+def test_the_stock_call_loads_layers_of_different_widths(
+    kind: str, folders: Mapping[str, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("compressed_tensors")
+    words = ["--bits", 2.5, "--head-bits", 8]
+    for word, more in (("packed", []), ("fake", ["--fake"])):
+        call("quantize", folders[kind], *words, *more, "-o", f"{tmp_path / word}/")
+    scheme = json.loads((tmp_path / "packed/config.json").read_text())["quantization_config"]
+    widths = [group["weights"]["num_bits"] for group in scheme["config_groups"].values()]
+    assert len(widths) > 2
+    assert 8 in widths
+    side = json.loads((folders[kind] / "preprocessor_config.json").read_text())["size"]["height"]
+    packed, fake = (stock(tmp_path / word, side) for word in ("packed", "fake"))
+    assert torch.equal(packed, fake)
+    with Checkpoint(tmp_path / "packed") as theta, torch.no_grad():
+        ours = load_network(theta, model_of(theta), "cpu").eval()(images(side))
+    assert torch.equal(packed, ours)
+
+
 def test_what_is_beside_the_tower_stays_to_the_bit(
     folders: Mapping[str, Path], tmp_path: Path
 ) -> None:

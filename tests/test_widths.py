@@ -243,17 +243,22 @@ def test_a_folder_names_a_group_a_width(drawer: Drawer, tmp_path: Path) -> None:
     words = ("--bits", 2.5, "--head-bits", 8)
     results = call("quantize", drawer.receiver, *words, "-o", f"{tmp_path}/", "--json").json
     scheme = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
-    (usual, *others) = scheme["config_groups"].values()
-    assert usual["targets"] == ["Linear"]
-    named = {name: g["weights"]["num_bits"] for g in others for name in g["targets"]}
-    widths = results["results"]["widths"]
-    expected = {
-        f"timm_model.{name.removesuffix('.weight')}": bits
-        for name, bits in widths.items()
-        if bits != usual["weights"]["num_bits"]
-    }
-    assert named == expected
+    groups = [(g["weights"]["num_bits"], g["targets"]) for g in scheme["config_groups"].values()]
+    named = {name: bits for bits, names in groups for name in names}
+    widths = results["results"]["widths"].items()
+    assert named == {f"timm_model.{n.removesuffix('.weight')}": bits for n, bits in widths}
+    assert len({bits for bits, _ in groups}) == len(groups) > 2
     assert not {*named} & {*scheme["ignore"]}
+    assert results["parameters"]["grid"]["symmetric"]  # which alone the stock loader takes
+
+
+def test_zero_points_beside_different_widths_are_for_single_files(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    words = ("--bits", 2.5, "--asymmetric", "-o")
+    text = call("quantize", drawer.receiver, *words, f"{tmp_path}/q/", code=1).err
+    assert "zero points beside layers of different widths" in text
+    call("quantize", drawer.receiver, *words, tmp_path / "q.st")
 
 
 def test_an_embedding_is_no_linear_layer_of_a_folder(drawer: Drawer, tmp_path: Path) -> None:

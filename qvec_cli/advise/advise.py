@@ -186,7 +186,7 @@ def _candidates(
     yield from ways.plain(bits, inputs.shapes)
     vectors = VectorOffers(request, inputs, ways, files, trials.leave_out)
     yield from vectors.candidates()
-    grid = Grid(bits, scale=Scale.MSE, symmetric=False)
+    grid = ways.best_grid(bits)
     moments, before = vectors.moments()
     if moments is not None:
         yield ways.on_moments(grid, moments, before)

@@ -77,6 +77,13 @@ class Ways:
 
     def __init__(self, request: AdviseRequest, folder: Path) -> None:
         self._request, self.folder = request, folder  # for files that are made on the way
+        # A folder's loaders take no zero points beside layers of different widths.
+        self._symmetric = request.folder and request.widths.mixed
+
+    def best_grid(self, bits: int) -> Grid:
+        """The grid of ways that look at more than weights."""
+        scale = Scale.MSE_FULL if self._symmetric else Scale.MSE
+        return Grid(bits, scale=scale, symmetric=self._symmetric)
 
     def plain(self, bits: int, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Candidate]:
         """Grids without data: a scale a row under each rule, and the largest group that fits.
@@ -85,13 +92,13 @@ class Ways:
         """
         for scale in (Scale.ABSMAX, Scale.MSE_FULL):
             yield self._rounded(Grid(bits, scale=scale))
-        for scale in (Scale.ABSMAX, Scale.MSE, Scale.HQQ):
+        for scale in () if self._symmetric else (Scale.ABSMAX, Scale.MSE, Scale.HQQ):
             yield self._rounded(Grid(bits, scale=scale, symmetric=False))
         shared = math.gcd(*(shape[1] for shape in shapes.values()))
         if size := next((size for size in _GROUPS if shared % size == 0), None):
-            group = Granularity.GROUP
-            yield self._rounded(Grid(bits, group, size, Scale.MSE, False, ScaleDtype.FLOAT16))
-        yield self.rotated(self._rounded(Grid(bits, scale=Scale.MSE, symmetric=False)))
+            grid = replace(self.best_grid(bits), scale_dtype=ScaleDtype.FLOAT16)
+            yield self._rounded(replace(grid, granularity=Granularity.GROUP, group_size=size))
+        yield self.rotated(self._rounded(self.best_grid(bits)))
 
     def _rounded(self, grid: Grid) -> Candidate:
         return Candidate(f"rtn, {_short(grid)}", "rtn", Family.PLAIN, grid, self.onto(grid))

@@ -2,14 +2,13 @@
 
 Losses of layers are taken to add up. Images tell most: how much an error of each output of a layer
 changes the answers (its Fisher information), and how large the errors are that rounding makes of
-the layer's inputs. Moments from a file tell the second alone, and weights neither; what is not
-known of the first is taken to be the number of blocks that an error goes through.
+the layer's inputs. Moments from a file tell the second alone, and weights neither: then the loss
+is what share of a layer's outputs, or of its weights, is noise.
 """
 
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -62,16 +61,15 @@ def damages(
     """
     targets, grid, source = quantizer.targets, quantizer.grid, quantizer.source
     known = _by_images(quantizer, images, listener) if images else None
-    ahead = _blocks_ahead(targets)
     result: dict[str, Damage] = {}
     for done, name in enumerate(targets, start=1):
         weight = source.finite(name)
-        loss = _relative_noise(weight, ahead[name])
+        loss = _relative_noise(weight)
         if known is not None:
             loss = _loss(known[name])
         elif quantizer.moments is not None:
             moment = quantizer.moments.inputs(name).moment
-            loss = _relative_output_noise(weight, moment, ahead[name])
+            loss = _relative_output_noise(weight, moment)
         result[name] = {bits: loss(_error(name, weight, grid, bits)) for bits in widths}
         listener.progress(f"layer {done}/{len(targets)}", done, len(targets))
     return result
@@ -84,14 +82,14 @@ def _error(name: str, weight: Array, grid: Grid, bits: int) -> Array:
         return np.asarray(rtn(weight, chosen).weight()) - weight
 
 
-def _relative_noise(weight: Array, ahead: int) -> Callable[[Array], float]:
+def _relative_noise(weight: Array) -> Callable[[Array], float]:
     power = float(np.square(weight, dtype=np.float64).sum()) or 1.0
-    return lambda error: ahead * float(np.square(error, dtype=np.float64).sum()) / power
+    return lambda error: float(np.square(error, dtype=np.float64).sum()) / power
 
 
-def _relative_output_noise(weight: Array, moment: Array, ahead: int) -> Callable[[Array], float]:
+def _relative_output_noise(weight: Array, moment: Array) -> Callable[[Array], float]:
     power = float(output_error(weight, moment).sum()) or 1.0
-    return lambda error: ahead * float(output_error(error, moment).sum()) / power
+    return lambda error: float(output_error(error, moment).sum()) / power
 
 
 def _loss(known: Sensitivity) -> Callable[[Array], float]:
@@ -100,19 +98,6 @@ def _loss(known: Sensitivity) -> Callable[[Array], float]:
     Errors of different outputs are taken to be independent.
     """
     return lambda error: 0.5 * float(known.fisher @ output_error(error, known.moment))
-
-
-def _blocks_ahead(targets: Sequence[str]) -> dict[str, int]:
-    """How many blocks an error of each weight goes through, its own among them.
-
-    Blocks are told by the numbers in names, in the order of the targets.
-    """
-    numbers = [tuple(re.findall(r"(?<=\.)\d+(?=\.)", f".{name}")) for name in targets]
-    blocks = [*dict.fromkeys(number[:2] for number in numbers)]
-    return {
-        name: len(blocks) - blocks.index(number[:2])
-        for name, number in zip(targets, numbers, strict=True)
-    }
 
 
 def _by_images(

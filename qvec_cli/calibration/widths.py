@@ -45,6 +45,11 @@ class WidthOptions:
             raise SpecError("--target-size and --bits both say how small, and one will do")
 
     @property
+    def mixed(self) -> bool:
+        """Whether weights may get different widths."""
+        return self != WidthOptions()
+
+    @property
     def budget(self) -> bool:
         """Whether widths are chosen, so that something is small enough."""
         return self.average is not None or self.size is not None

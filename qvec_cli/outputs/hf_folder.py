@@ -92,22 +92,25 @@ def config_of(theta: Checkpoint, model: Model, targets: Iterable[str], grid: Gri
         left = [name for name in matrices if name.endswith(".weight") and name not in chosen]
         ignored = [f"{'' if own else WRAPPED}{name.removesuffix('.weight')}" for name in left]
         ignored += _called_otherwise(model, ignored) if own else []
-        config["quantization_config"] = to_scheme(grid, ignored, _widths(model, grid, own=own))
+        widths = _widths(model, chosen, grid, own=own)
+        config["quantization_config"] = to_scheme(grid, ignored, widths)
     return {CONFIG: config, **beside}
 
 
-def _widths(model: Model, grid: Grid, *, own: bool) -> dict[str, int]:
-    """The bits of modules that have others than most, by the names that loaders know them by.
+def _widths(model: Model, names: Iterable[str], grid: Grid, *, own: bool) -> dict[str, int]:
+    """The bits of each module, by the name that loaders know it by; none if all have the same.
 
     QvecError: transformers, which alone knows its names, is not installed.
     """
-    others = dict(grid.layers)
-    if not (own and others):
-        return {f"{WRAPPED}{name.removesuffix('.weight')}": bits for name, bits in others.items()}
-    from qvec_cli.model.transformers_networks import names_in_memory
+    widths = {name: grid.of(name).bits for name in names}
+    if len({*widths.values()}) < 2:
+        return {}
+    known = {name: f"{WRAPPED}{name}" for name in names}
+    if own:
+        from qvec_cli.model.transformers_networks import names_in_memory
 
-    memory = names_in_memory(model)
-    return {memory.get(n, n).removesuffix(".weight"): bits for n, bits in others.items()}
+        known |= {name: name for name in names} | names_in_memory(model)
+    return {known[name].removesuffix(".weight"): bits for name, bits in widths.items()}
 
 
 def _called_otherwise(model: Model, modules: Iterable[str]) -> list[str]:

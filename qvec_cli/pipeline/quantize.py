@@ -39,6 +39,7 @@ from qvec_cli.specs import (
     Listener,
     Method,
     Preset,
+    Scale,
     Stage,
     Target,
     Use,
@@ -340,6 +341,11 @@ def _prepared(request: QuantizeRequest, files: InputFiles, listener: Listener) -
     made_for, swept = (patched.rho, patched.choice.grid) if patched else (theta, None)
     choose_grid(request.grid, made_for, theta, targets, swept)  # refuses, before weights are read
     source, options = _in_basis(request, patched or theta, model, targets, listener)
+    if request.folder and request.widths.mixed and _may_choose(options, made_for):
+        options = replace(options, scale=Scale.MSE_FULL)
+        listener.note(
+            "stock loaders take no zero points beside layers of different widths: --scale mse-full"
+        )
     grid = choose_grid(options, made_for, theta, targets, swept)
     if moments:
         moments.check(targets, listener)
@@ -352,7 +358,7 @@ def _prepared(request: QuantizeRequest, files: InputFiles, listener: Listener) -
     if model and refinement:
         others = find_refinement_images(theta, model, refinement, request.calibration, listener)
     job = _Job(request, theta, patched, quantizer, head, model, images, others)
-    return job if request.widths == WidthOptions() else _with_widths(job, listener)
+    return _with_widths(job, listener) if request.widths.mixed else job
 
 
 def _with_widths(job: _Job, listener: Listener) -> _Job:
@@ -395,12 +401,17 @@ def _in_basis(
     network = model or stated_model(theta)
     if request.rotate:
         return rotated(source, network, ROTATION, listener), options
-    free = options.preset is Preset.PLAIN and options.silent and not theta.card.quant
+    free = options.preset is Preset.PLAIN and _may_choose(options, theta)
     told = request.rotate is not None or calibrated or isinstance(source, Patched)
     if told or not free or options.bits is None:
         return source, options
     turned = rotated_if_less_noise(theta, network, targets, options.bits, listener)
     return (turned, replace(options, preset=Preset.BEST)) if turned else (source, options)
+
+
+def _may_choose(options: GridOptions, made_for: Checkpoint) -> bool:
+    """Whether neither flags nor the file say which grid it is, but for its bits."""
+    return options.preset is not Preset.PAPER and options.silent and not made_for.card.quant
 
 
 def _packed_role(role: str) -> str:

@@ -26,12 +26,12 @@ def to_scheme(
 ) -> dict[str, Any]:
     """What the stock loader needs to know to unpack every ``nn.Linear`` but those ignored.
 
-    ``widths`` are the bits of modules that have others than the grid's, by their names.
+    ``widths`` are the bits of each module, by its name, where they have not all the same.
     """
     named: dict[int, list[str]] = {}
     for module, bits in sorted((widths or {}).items()):
         named.setdefault(bits, []).append(module)
-    groups = [(["Linear"], grid.bits), *((named[bits], bits) for bits in sorted(named))]
+    groups = [(named[bits], bits) for bits in sorted(named)] or [(["Linear"], grid.bits)]
     scheme: dict[str, Any] = {
         "quant_method": _METHOD,
         "format": _FORMAT,
@@ -42,11 +42,12 @@ def to_scheme(
             for place, (targets, bits) in enumerate(groups)
         },
     }
-    if grid.scale_dtype is ScaleDtype.FLOAT32:
+    if grid.scale_dtype is ScaleDtype.FLOAT32 and not widths:
         # Unpacked while they are read, and not at the first forward, weights are there when a
         # network such as Swin v2 asks for them, and transformers 5.24 does not take zero points
         # for unpacked ones. Float16 scales must wait: on this way they would be multiplied as
-        # they are, on the other one they are float32 first.
+        # they are, on the other one they are float32 first. So must several groups: transformers
+        # takes the first one for all.
         scheme["dequantize"] = True
     return scheme
 
@@ -113,6 +114,11 @@ def require_loadable(shapes: Mapping[str, tuple[int, ...]], grid: Grid) -> None:
                 f"{name}: {_METHOD} 0.20 cannot unpack 4-bit zero points of {shape[0]} rows",
                 hint=f"Leave it out with --targets. {_SINGLE_FILE}",
             )
+    if _packs_zero_points(grid) and len({grid.of(name).bits for name in shapes}) > 1:
+        raise MismatchError(
+            f"zero points beside layers of different widths: {_METHOD} 0.20 cannot unpack them",
+            hint=f"Leave --asymmetric out, or say --symmetric. {_SINGLE_FILE}",
+        )
     if _packs_zero_points(grid) and grid.scale_dtype is ScaleDtype.FLOAT16:
         raise MismatchError(
             f"--scale-dtype float16 with --asymmetric: {_METHOD} would multiply in float16, and "
