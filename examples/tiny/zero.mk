@@ -165,5 +165,10 @@ endef
 comma := ,
 $(foreach s,$(SEEDS),$(foreach g,$(GRIDS),$(eval $(call grid,$(s),$(g),$(OUT)/s$(s)/$(g)))))
 
+# widths of single layers against one for all: about 10 minutes beside what zero-shot has made
+RECEIVERS := $(foreach s,$(SEEDS),$(TASKS:%=s$(s)/%))
+GROUP := 32
+include widths.mk
+
 clean:
 	rm -rf $(OUT)

@@ -1,0 +1,66 @@
+"""The table of widths: accuracy and size of each way, means over receivers.
+
+python widths.py FOLDER WAY...: FOLDER/WAY/**/NAME.json is what qvec eval has written, and
+NAME.json.quantize beside it what qvec quantize has.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+Json = dict[str, Any]
+
+PAIRS = (
+    ("rtn-2.5", "rtn-2"),
+    ("rtn-2.5", "rtn-2-group"),
+    ("rtn-3.5", "rtn-3"),
+    ("rtn-3.5", "rtn-3-group"),
+    ("best-2.5", "best-2"),
+    ("best-2.5", "best-2-group"),
+    ("best-2.5", "best-3"),
+)
+"""Ways whose accuracies are compared, receiver by receiver."""
+
+
+def cells(folder: Path, way: str) -> dict[str, tuple[float, Json]]:
+    """Accuracy, and the results of quantize, by receiver."""
+    rows = {}
+    for path in sorted((folder / way).rglob("*.json")):
+        measured = json.loads(path.read_text())["results"]
+        quantized = json.loads(path.with_name(f"{path.name}.quantize").read_text())["results"]
+        rows[str(path.relative_to(folder / way))] = measured["top1"], quantized
+    return rows
+
+
+def table(folder: Path, ways: Sequence[str]) -> Iterator[str]:
+    """A line a way, then a line a pair of ways."""
+    all_cells = {way: cells(folder, way) for way in ways}
+    counts = {len(rows) for rows in all_cells.values()}
+    if len(counts) != 1:
+        raise SystemExit(f"ways have different receivers: {counts}")
+    yield f"{counts.pop()} receivers, no data of theirs; chosen by: see the last column"
+    yield f"{'way':14}{'top-1':>8}{'kB':>9}{'bits/weight':>13}  widths by"
+    for way, rows in all_cells.items():
+        size = fmean(q["bytes_after"] for _, q in rows.values()) / 1000
+        bits = fmean(q["bits_per_weight"] for _, q in rows.values())
+        by = {q["budget"]["by"] if "budget" in q else "-" for _, q in rows.values()}
+        top1 = fmean(top1 for top1, _ in rows.values())
+        yield f"{way:14}{top1:8.4f}{size:9.1f}{bits:13.3f}  {', '.join(sorted(by))}"
+    for one, other in PAIRS:
+        apart = [top1 - all_cells[other][name][0] for name, (top1, _) in all_cells[one].items()]
+        error = stdev(apart) / math.sqrt(len(apart)) if len(apart) > 1 else float("nan")
+        better = sum(points > 0 for points in apart)
+        yield (
+            f"{one} less {other}: {100 * fmean(apart):+.1f} points +- {100 * error:.1f}, "
+            f"better on {better} of {len(apart)}"
+        )
+
+
+if __name__ == "__main__":
+    print("\n".join(table(Path(sys.argv[1]), sys.argv[2:])))
