@@ -91,7 +91,7 @@ CASES: dict[str, tuple[str, tuple[object, ...]]] = {
     "vit 2 bits": ("vit", ("--bits", 2, "--scale", "mse-full")),
     "swin 4 bits, half scales": ("swin", ("--bits", 4, "--scale-dtype", "float16")),
     "coat 3 bits": ("coat", ("--bits", 3)),
-    "vit, a width a layer": ("vit", ("--bits", 4.5, "--head-bits", 8, "--bits-for", "*.0.*=2")),
+    "vit, a width a layer": ("vit", ("--bits", 4.5, "--head-bits", 8, "--bits-for", "*.fc1.*=2")),
 }
 
 
