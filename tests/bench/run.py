@@ -2,7 +2,7 @@
 
     make bench, or: python tests/bench/run.py [PART]..., of
 
-    startup files rotate hashing many peers pack sweep transfer qat quantize gptq zero
+    startup files rotate hashing many peers pack sweep transfer qat quantize gptq ship zero
 
 Ratios are medians over pairs taken in turn (A B A B ...), so that a machine that slows down slows
 both. Nothing is cached between the two sides but what the operating system caches for both.
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from packing import packing
 from peers import peers
 from quantizing import calibrating, quantizing
+from shipping import shipping
 from timing import ratio, report, run, spread
 from transferring import transferring
 from withoutdata import Tools, without_data
@@ -327,6 +328,7 @@ PARTS = {
     "qat": qat,
     "quantize": lambda folder: quantizing(folder, QVEC, _pair),
     "gptq": lambda folder: calibrating(folder, _pair),
+    "ship": lambda folder: shipping(folder, QVEC, _pair),
     "zero": lambda folder: without_data(folder, Tools(QVEC, _pair, _stepper)),
 }
 
