@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import re
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -219,10 +223,131 @@ def test_two_label_columns_are_refused_unless_one_is_called_label(fake: Fake) ->
     assert open_task("hfds/org/two", None).classes == ("a", "b")
 
 
-def test_a_set_without_images_is_refused(fake: Fake) -> None:
-    fake.sets["org/text"] = {"test": Rows({"text": "string", "label": ClassLabel(["a"])}, {})}
-    with pytest.raises(DataError, match="has 0 image columns"):
-        open_task("hfds/org/text", None)
+def texts(
+    rows: list[tuple[Any, Any]], names: list[str] | None, text: str = "text", label: str = "label"
+) -> Rows:
+    kind = ClassLabel(names) if names else "string"
+    columns = {text: [row[0] for row in rows], label: [row[1] for row in rows]}
+    return Rows({"id": "string", text: "string", label: kind}, columns)
+
+
+def test_a_set_without_images_or_texts_is_refused(fake: Fake) -> None:
+    fake.sets["org/none"] = {"test": Rows({"words": "string", "label": ClassLabel(["a"])}, {})}
+    with pytest.raises(DataError, match="no image column among words, label, and none of texts"):
+        open_task("hfds/org/none", None)
+
+
+def test_texts_have_the_names_and_the_order_of_their_classes(fake: Fake) -> None:
+    rows = [("one", 1), ("two", 0), ("three", 2)]
+    names = ["World", "Sci/Tech", "Sports"]
+    fake.sets["org/news"] = {"train": texts(rows * 8, names), "test": texts(rows, names)}
+    task = open_task("hfds/org/news", None)
+    assert task.classes == tuple(names)
+    assert {name: len(split) for name, split in task.splits.items()} == {
+        "train": 22,
+        "val": 2,
+        "test": 3,
+    }
+    assert [*task.split("test").labels] == [1, 0, 2]
+    assert [task.splits["test"].load(n) for n in range(3)] == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_the_rows_of_a_set_and_of_a_table_are_the_same_task(
+    fake: Fake, named: bool, tmp_path: Path
+) -> None:
+    columns = ("text", "label") if not named else ("my text & more", "grade")
+    suffix = "?text=my+text+%26+more&label=grade" if named else ""
+    rows = [("one", "b"), ("two", "a")] * 10
+    fake.sets["org/words"] = {"train": texts(rows, None, *columns)}
+    with (tmp_path / "train.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+    lines = [json.dumps({**dict(zip(columns, row, strict=True)), "text": 1}) for row in rows]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    hub, table = (
+        open_task(name + suffix, None) for name in ("hfds/org/words", f"{tmp_path}/train.csv")
+    )
+    assert hub.digest == table.digest
+    assert hub.classes == ("a", "b")
+    if named:
+        lines_too = open_task(f"{tmp_path}/train.jsonl{suffix}", None)
+        assert lines_too.digest == hub.digest
+
+
+def test_rows_of_texts_without_a_label_are_refused_where_labels_count(fake: Fake) -> None:
+    for names, label in ((["a", "b"], -1), (None, None), (None, ""), (None, 1.5)):
+        split = texts([("x", 0 if names else "a"), ("y", 1 if names else "b")] * 10, names)
+        fake.sets["org/words"] = {"train": split, "test": texts([("z", label)], names)}
+        task = open_task("hfds/org/words", None)
+        assert task.classes == ("a", "b")
+        assert task.digest
+        with pytest.raises(DataError, match="of test has the label -1"):
+            task.split("test")
+    bare = texts([("x", 0), ("y", 1)], None)
+    del bare.features["label"], bare.columns["label"]
+    fake.sets["org/words"] = {"train": bare}
+    assert open_task("hfds/org/words", None).classes == ("unlabelled",)
+
+
+def test_numbers_without_names_are_classes_in_their_order(fake: Fake) -> None:
+    rows = [("x", 10), ("y", 2), ("z", True)]
+    fake.sets["org/stars"] = {"test": texts(rows, None)}
+    task = open_task("hfds/org/stars", None)
+    assert (task.classes, [*task.split("test").labels]) == (("1", "2", "10"), [2, 1, 0])
+
+
+COLUMN_FAULTS: dict[str, tuple[str, str]] = {
+    "a column that is not there": ("?text=words", "has no column words, only id, text, label"),
+    "a label that is not there": ("?label=grade", "has no column grade, only id, text, label"),
+    "another word": ("?column=text", "is not text=COLUMN&label=COLUMN"),
+    "nothing": ("?", "is not text=COLUMN&label=COLUMN"),
+    "a word without a column": ("?text=", "is not text=COLUMN&label=COLUMN"),
+    "a word twice": ("?text=a&text=b", "is not text=COLUMN&label=COLUMN"),
+}
+
+
+@pytest.mark.parametrize("fault", COLUMN_FAULTS)
+def test_columns_that_cannot_be_are_refused_in_a_line(
+    fault: str, fake: Fake, tmp_path: Path
+) -> None:
+    suffix, reason = COLUMN_FAULTS[fault]
+    rows = [("x", "a"), ("y", "b")]
+    fake.sets["org/words"] = {"test": texts(rows, None)}
+    with (tmp_path / "words.tsv").open("w", newline="") as file:
+        lines = [("id", "text", "label"), *((n, *row) for n, row in enumerate(rows))]
+        csv.writer(file, delimiter="\t").writerows(lines)
+    for name in ("hfds/org/words", f"{tmp_path}/words.tsv"):
+        with pytest.raises((DataError, SpecError), match=re.escape(reason)) as caught:
+            open_task(name + suffix, None)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["CIFAR10", "torch/CIFAR10", "."])
+def test_columns_of_images_in_files_are_not_named(name: str) -> None:
+    with pytest.raises(SpecError, match="columns are named of tables of texts and of hfds/"):
+        open_task(f"{name}?label=label", None)
+
+
+def test_one_of_two_label_columns_can_be_named_of_images_and_of_texts(fake: Fake) -> None:
+    split = rows([0, 1], ["a", "b"], label="fine")
+    split.features["coarse"], split.columns["coarse"] = ClassLabel(["c"]), [0, 0]
+    fake.sets["org/two"] = {"test": split}
+    for label, classes in (("fine", ("a", "b")), ("coarse", ("c",))):
+        assert open_task(f"hfds/org/two?label={label}", None).classes == classes
+    both = texts([("x", 0), ("y", 1)], ["a", "b"], label="fine")
+    both.features["coarse"], both.columns["coarse"] = ClassLabel(["c"]), [0, 0]
+    fake.sets["org/two"] = {"test": both}
+    with pytest.raises(DataError, match="has 2 label columns among") as caught:
+        open_task("hfds/org/two", None)
+    assert "?text=COLUMN&label=COLUMN" in str(caught.value.hint)
+    assert open_task("hfds/org/two?label=coarse", None).classes == ("c",)
+
+
+@pytest.mark.parametrize("value", ["", " ", None, 3])
+def test_a_row_without_a_text_is_named(fake: Fake, value: Any) -> None:
+    fake.sets["org/words"] = {"test": texts([("x", "a"), (value, "b")], None)}
+    with pytest.raises(DataError, match="org/words test: row 1: no text"):
+        open_task("hfds/org/words", None)
 
 
 def test_a_copy_without_the_columns_or_splits_of_the_table_is_refused(fake: Fake) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from qvec_cli.data import hub, torchvision_sets
 from qvec_cli.data.folders import has_splits, layout, read_flat, read_folder
@@ -16,10 +17,13 @@ from qvec_cli.data.noise import NOISE, noise
 from qvec_cli.data.pixels import to_mode
 from qvec_cli.data.samples import SPLITS, DataSource, Samples, Task, assemble, draw_validation, fold
 from qvec_cli.data.tasks import TASKS, PaperTask
-from qvec_cli.data.texts import SUFFIXES, has_tables, read_texts
+from qvec_cli.data.texts import SUFFIXES, Columns, has_tables, named_columns, read_texts
 from qvec_cli.errors import DataError, SpecError
 
 __all__ = ["Samples", "Task", "draw_validation", "open_task", "to_mode"]
+
+
+_HUB: Final = "hfds/"
 
 
 def open_task(spec: str, folder: Path | None, *, download: bool = False) -> Task:
@@ -28,24 +32,30 @@ def open_task(spec: str, folder: Path | None, *, download: bool = False) -> Task
     Args:
         spec: the path of an image folder, the name of one of the paper's 22 tasks,
             ``torch/NAME`` or ``hfds/ORG/NAME``. A path wins over a name if it exists and has
-            a separator, or if no task has that name.
+            a separator, or if no task has that name. Tables and sets of the hub may have
+            ``?text=COLUMN&label=COLUMN`` behind them.
         folder: where named data sets lie.
         download: whether the network may be used.
 
     Raises SpecError: nothing has that name; DataError: it is not there, or not what it should be.
     """
+    columns = Columns()
+    if "?" in spec and not _exists(Path(spec)):
+        spec, columns = named_columns(spec)
+        if not (spec.startswith(_HUB) or is_text(Path(spec))):
+            raise SpecError(f"{spec}: columns are named of tables of texts and of {_HUB}ORG/NAME")
     try:
-        return _open(spec, folder, download=download)
+        return _open(spec, columns, folder, download=download)
     except OSError as error:  # a folder that we may not look into, a disk that fails
         raise DataError(f"{error.filename or spec}: {error.strerror or error}") from None
 
 
-def _open(spec: str, folder: Path | None, *, download: bool) -> Task:
+def _open(spec: str, columns: Columns, folder: Path | None, *, download: bool) -> Task:
     has_separator = any(mark in spec for mark in (os.sep, os.altsep) if mark)
     if spec and (has_separator or spec not in TASKS) and _exists(Path(spec)):
         path = Path(spec)
         if is_text(path):
-            return assemble(path.resolve().stem or spec, read_texts(path))
+            return assemble(path.resolve().stem or spec, read_texts(path, columns))
         return assemble(path.resolve().name or spec, read_folder(path))
     if spec in TASKS:
         return _checked(TASKS[spec], _find(TASKS[spec], folder, download=download))
@@ -55,7 +65,7 @@ def _open(spec: str, folder: Path | None, *, download: bool) -> Task:
     if source == "hfds":
         if name.count("/") != 1 or not all(name.split("/")):
             raise SpecError(f"{spec!r} is not hfds/ORG/NAME")
-        return assemble(spec, hub.open_hub(name, download=download))
+        return assemble(spec, hub.open_hub(name, columns, download=download))
     near = _near(Path(spec))
     hint = f"Did you mean {near}?" if near else None
     if has_separator:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, Final
 
 from PIL import Image
 
 from qvec_cli.data.pixels import cause, decoding, undecoded
 from qvec_cli.data.samples import DataSource, Samples, name_classes
 from qvec_cli.data.tasks import TASKS, PaperTask
+from qvec_cli.data.texts import (
+    LARGEST,
+    TEXTS,
+    UNLABELLED,
+    USUAL,
+    Columns,
+    TextSamples,
+    checked_text,
+)
 from qvec_cli.errors import DataError
 
 EXTRA = "pip install 'qvec[hfds]'"
@@ -20,6 +29,11 @@ EXTRA = "pip install 'qvec[hfds]'"
 _SPELLINGS = {"train": ("train",), "val": ("validation", "valid", "val"), "test": ("test",)}
 
 _LABELS = ("label", "labels")
+
+_NAMED: Final = "Columns are named as in 'hfds/{}?text=COLUMN&label=COLUMN'."
+
+NO_LABEL: Final = -1
+"""What data sets have where a row has none; its split is refused when it is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +76,33 @@ def installed() -> bool:
     return True
 
 
-def open_hub(id: str, *, download: bool) -> DataSource:  # noqa: A002  the hub's word
+def open_hub(
+    id: str,  # noqa: A002  the hub's word
+    columns: Columns = USUAL,
+    *,
+    download: bool,
+) -> DataSource:
     """The splits of a data set; those of the paper's tasks are the paper's.
+
+    Images are taken where it has a column of them and none of texts is named; else texts.
 
     Args:
         id: ORG/NAME.
+        columns: those that the user names.
         download: whether the network may be used; otherwise only the cache is looked at.
 
     Raises DataError: the package or the data set is missing, or its columns are not clear.
     """
-    task = next((task for task in TASKS.values() if task.hub.id == id), None)
+    task = next((t for t in TASKS.values() if t.hub.id == id and not any(columns)), None)
     loaded = _load(id, task.hub.config if task else None, download=download)
     names = _splits(loaded, task, id)
-    image, label = _columns(loaded[names[0][1]].features, task, id)
-    columns = ((split, loaded[name][label]) for split, name in names)
+    features = loaded[names[0][1]].features
+    if columns.text or (task is None and not _of_kind(features, "Image")):
+        return _texts({split: loaded[name] for split, name in names}, features, columns, id)
+    image, label = _columns(features, task, id, columns.label)
+    values = ((split, loaded[name][label]) for split, name in names)
     # PCAM's True and False are integers too; anything else stays and is refused later.
-    raw = {s: [int(v) if isinstance(v, Integral) else v for v in column] for s, column in columns}
+    raw = {s: [int(v) if isinstance(v, Integral) else v for v in column] for s, column in values}
     first = _first_label(raw, task)
     splits: dict[str, Samples] = {
         split: HubImages(
@@ -89,7 +114,64 @@ def open_hub(id: str, *, download: bool) -> DataSource:  # noqa: A002  the hub's
         )
         for split, name in names
     }
-    return DataSource(_classes(loaded[names[0][1]].features[label], splits, task), splits)
+    return DataSource(_classes(features[label], splits, task), splits)
+
+
+def _texts(
+    loaded: Mapping[str, Any], features: Mapping[str, Any], columns: Columns, where: str
+) -> DataSource:
+    """The splits of a set of texts, whose classes keep their names, as those of tables do."""
+    text, label = columns.of(features, where)
+    if text is None:
+        raise DataError(
+            f"{where}: has no image column among {', '.join(features)}, and none of texts",
+            hint=f"Texts are looked for in {', '.join(TEXTS)}. {_NAMED.format(where)}",
+        )
+    if label is None and (kinds := _of_kind(features, "ClassLabel")):
+        if len(kinds) > 1:
+            raise DataError(
+                f"{where}: has {len(kinds)} label columns among {', '.join(features)}, not one",
+                hint=_NAMED.format(where),
+            )
+        label = kinds[0]
+    labels = {
+        split: list(map(_label, rows[label])) if label else [UNLABELLED] * len(rows)
+        for split, rows in loaded.items()
+    }
+    known: Sequence[str] | None = getattr(features.get(label or ""), "names", None)
+    seen = {value for each in labels.values() for value in each if value != NO_LABEL}
+    ordered = sorted(seen, key=lambda value: (isinstance(value, str), value))
+    place: dict[str | int, int] = {value: index for index, value in enumerate(ordered)}
+    if known:
+        place = {index: index for index in range(len(known))}
+    classes = tuple(known or map(str, ordered)) or (UNLABELLED,)
+    splits: dict[str, Samples] = {
+        split: TextSamples(
+            _column(rows[text], f"{where} {split}"),
+            [place.get(value, NO_LABEL) for value in labels[split]],
+            classes,
+        )
+        for split, rows in loaded.items()
+    }
+    return DataSource(classes, splits)
+
+
+def _label(value: object) -> str | int:
+    """A label as texts have it, a name or a number from 0; else ``NO_LABEL``."""
+    if isinstance(value, Integral):
+        return max(int(value), NO_LABEL)
+    return value if isinstance(value, str) and value else NO_LABEL
+
+
+def _column(texts: Iterable[object], where: str) -> tuple[str, ...]:
+    """The texts of a split, which fit into memory."""
+    checked, letters = [], 0
+    for index, text in enumerate(texts):
+        checked.append(checked_text(text, f"{where}: row {index}"))
+        letters += len(checked[-1])
+        if letters > LARGEST:
+            raise DataError(f"{where}: more than {LARGEST:,} letters")
+    return tuple(checked)
 
 
 def _load(id: str, config: str | None, *, download: bool) -> Mapping[str, Any]:  # noqa: A002
@@ -142,22 +224,32 @@ def _splits(loaded: Mapping[str, Any], task: PaperTask | None, where: str) -> li
     return pairs
 
 
-def _columns(features: Mapping[str, Any], task: PaperTask | None, where: str) -> tuple[str, str]:
+def _of_kind(features: Mapping[str, Any], kind: str) -> list[str]:
+    """The columns of one of the library's kinds."""
+    import datasets
+
+    return [name for name, each in features.items() if isinstance(each, getattr(datasets, kind))]
+
+
+def _columns(
+    features: Mapping[str, Any], task: PaperTask | None, where: str, named: str | None
+) -> tuple[str, str]:
+    """The column of images, and that of labels, which a user may have named."""
+    if named is not None and named not in features:
+        raise DataError(f"{where}: has no column {named}, only {', '.join(features)}")
     if task is not None:
         image, label = task.hub.image, task.hub.label
         if missing := [name for name in (image, label) if name not in features]:
             raise DataError(f"{where}: has no column {missing[0]}, only {', '.join(features)}")
         return image, label
-    import datasets
-
-    images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
-    labels = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    images, labels = _of_kind(features, "Image"), _of_kind(features, "ClassLabel")
     usual = [name for name in _LABELS if name in (labels or features)]
-    labels = usual[:1] or labels
+    labels = [named] if named else usual[:1] or labels
     for kind, names in (("image", images), ("label", labels)):
         if len(names) != 1:
             raise DataError(
-                f"{where}: has {len(names)} {kind} columns among {', '.join(features)}, not one"
+                f"{where}: has {len(names)} {kind} columns among {', '.join(features)}, not one",
+                hint=_NAMED.format(where) if kind == "label" else None,
             )
     return images[0], labels[0]
 

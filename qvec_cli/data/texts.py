@@ -1,32 +1,78 @@
-"""Texts and labels from tables in CSV, TSV or JSON lines, by columns ``text`` and ``label``."""
+"""Texts and labels from tables in CSV, TSV or JSON lines, by columns ``text`` and ``label``.
+
+Columns of other names are said behind the name of a data set: ``FILE?text=COLUMN&label=COLUMN``.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
+from urllib.parse import parse_qsl
 
 from qvec_cli.data.samples import SPLITS, DataSource, Samples
-from qvec_cli.errors import DataError
+from qvec_cli.errors import DataError, SpecError
 
 SUFFIXES: Final = (".csv", ".tsv", ".jsonl")
 
-_TEXTS: Final = ("text", "sentence", "content", "review", "document")
-_LABELS: Final = ("label", "class", "category", "target")
+TEXTS: Final = ("text", "sentence", "content", "review", "document")
+LABELS: Final = ("label", "labels", "class", "category", "target")
 """What columns are called, the usual name first."""
 
-_LARGEST: Final = 1 << 30  # bytes of a table
+UNLABELLED: Final = "unlabelled"
+"""The one class of rows without labels."""
+
+LARGEST: Final = 1 << 30  # bytes of a table, letters of a column
 _LONGEST: Final = 1 << 20  # letters of a text
+
+
+class Columns(NamedTuple):
+    """The columns that a user names; None: the usual ones."""
+
+    text: str | None = None
+    label: str | None = None
+
+    def of(self, names: Collection[str], where: str) -> tuple[str | None, str | None]:
+        """Those of texts and of labels among the columns of a data set; None: it has none.
+
+        Raises DataError: a column that is named is not there.
+        """
+        for name in filter(None, self):
+            if name not in names:
+                listed = ", ".join(map(str, names))
+                raise DataError(f"{where}: has no column {name}, only {listed}")
+        text, label = (next((n for n in usual if n in names), None) for usual in (TEXTS, LABELS))
+        return self.text or text, self.label or label
+
+
+USUAL: Final = Columns()
+
+
+def named_columns(spec: str) -> tuple[str, Columns]:
+    """A data set's name without the columns behind it, and those: ``NAME?text=A&label=B``.
+
+    Letters that have a meaning there are written as in addresses: ``%26`` is ``&``.
+    Raises SpecError: words that name no columns.
+    """
+    name, _, words = spec.partition("?")
+    try:
+        pairs = parse_qsl(words, strict_parsing=True)
+    except ValueError:
+        pairs = []
+    columns = dict(pairs)
+    if not len(columns) == len(pairs) > 0 or columns.keys() - {*Columns._fields}:
+        raise SpecError(f"{spec}: what stands behind the ? is not text=COLUMN&label=COLUMN")
+    return name, Columns(**columns)
 
 
 @dataclass(frozen=True)
 class TextSamples:
-    """The rows of one table."""
+    """The rows of one table; a label that is none of the classes is refused where it is used."""
 
     texts: tuple[str, ...]
     labels: Sequence[int]
@@ -41,8 +87,10 @@ class TextSamples:
 
     @cached_property
     def _digest(self) -> str:
+        names = dict(enumerate(self.names))
         rows = (
-            [text, self.names[label]] for text, label in zip(self.texts, self.labels, strict=True)
+            [text, names.get(label, str(label))]
+            for text, label in zip(self.texts, self.labels, strict=True)
         )
         return sha256("\n".join(map(json.dumps, rows)).encode()).hexdigest()
 
@@ -56,14 +104,14 @@ def has_tables(folder: Path) -> bool:
     return any((folder / f"{split}{suffix}").is_file() for split in SPLITS for suffix in SUFFIXES)
 
 
-def read_texts(path: Path) -> DataSource:
+def read_texts(path: Path, columns: Columns = USUAL) -> DataSource:
     """The splits of a folder with train.csv, test.csv and the like, or one table as train and test.
 
     Raises DataError: no such columns, a row without a text, or a table that cannot be read; names
     file and line.
     """
     tables = {"train": path} if path.is_file() else _tables(path)
-    rows = {split: [*_rows(table)] for split, table in tables.items()}
+    rows = {split: [*_rows(table, columns)] for split, table in tables.items()}
     classes = sorted({label for each in rows.values() for _, label in each})
     place = {name: index for index, name in enumerate(classes)}
     splits: dict[str, Samples] = {
@@ -86,33 +134,34 @@ def _tables(folder: Path) -> dict[str, Path]:
     return tables
 
 
-def _rows(table: Path) -> Iterator[tuple[str, str]]:
+def _rows(table: Path, columns: Columns) -> Iterator[tuple[str, str]]:
     """Text and label of each row; a table without labels has one class, "unlabelled"."""
-    if table.stat().st_size > _LARGEST:
-        raise DataError(f"{table}: {table.stat().st_size:,} bytes, more than {_LARGEST:,}")
+    if table.stat().st_size > LARGEST:
+        raise DataError(f"{table}: {table.stat().st_size:,} bytes, more than {LARGEST:,}")
     text_column = label_column = None
     for number, row in _records(table):
         if text_column is None:
-            text_column = _column(row, _TEXTS)
-            label_column = _column(row, _LABELS)
+            text_column, label_column = columns.of(row, str(table))
             if text_column is None:
                 raise DataError(
                     f"{table}: has no column of texts; it has {', '.join(map(str, row))}",
-                    hint=f"Call it {_TEXTS[0]}, and the one of labels {_LABELS[0]}.",
+                    hint=f"Call it {TEXTS[0]}, and the one of labels {LABELS[0]}; or say "
+                    f"'{table}?text=COLUMN&label=COLUMN'.",
                 )
-        text = row.get(text_column)
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{table}: line {number}: no text")
-        if len(text) > _LONGEST:
-            raise DataError(f"{table}: line {number}: a text of {len(text):,} letters")
-        label = row.get(label_column) if label_column else "unlabelled"
+        text = checked_text(row.get(text_column), f"{table}: line {number}")
+        label = row.get(label_column) if label_column else UNLABELLED
         if not isinstance(label, str | int) or label == "":
             raise DataError(f"{table}: line {number}: no label")
         yield text, str(label)
 
 
-def _column(row: Mapping[str, object], names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in row), None)
+def checked_text(text: object, where: str) -> str:
+    """A text of moderate length; DataError: there is none, or a longer one."""
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"{where}: no text")
+    if len(text) > _LONGEST:
+        raise DataError(f"{where}: a text of {len(text):,} letters")
+    return text
 
 
 def _records(table: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
