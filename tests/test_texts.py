@@ -6,8 +6,9 @@ import csv
 import json
 import os
 import random
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from qvec_cli.calibration.sequential import linear_weights
 from qvec_cli.calibration.walk import Walk, mean_inputs, site_moments
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.data.datasets import open_task
-from qvec_cli.errors import DataError
+from qvec_cli.errors import DataError, MismatchError
 from qvec_cli.inputs.files import model_of
 from qvec_cli.inputs.network import load_network
 from qvec_cli.model import build
@@ -224,6 +225,69 @@ def test_the_whole_chain_runs_on_texts_and_the_stock_call_gives_the_stated_accur
     assert correct == scores["OUT"]["n_correct"]
 
 
+def test_a_file_that_was_moved_has_the_tokenizer_of_its_start(
+    texts: Texts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(texts.base, "base")
+    short = ("--data", texts.task, "--epochs", 1, "--no-aug", "--device", "cpu")
+    for folder in ("runs", "sums", "elsewhere", "deep/er"):
+        Path(folder).mkdir(parents=True)
+    call("finetune", "base", *short, "-o", "runs/a.st")
+    call("train-qat", "base/", *short, "--bits", 4, "-o", "runs/q.st")
+    Path("runs/a.st").rename("elsewhere/b.st")
+    call("extract", "elsewhere/b.st", "runs/q.st", "-o", "rho.st")
+    call("patch", "elsewhere/b.st", "rho.st", "--lambda", 1, "-o", "sums/p.st")
+    call("quantize", "sums/p.st", "--bits", 4, "-o", "sums/p4.st")
+    Path("sums/p4.st").rename("deep/er/p4.st")
+    call("quantize", "elsewhere/b.st", "--bits", 8, "-o", "out/")
+    assert Path("out/tokenizer.json").read_bytes() == Path("base/tokenizer.json").read_bytes()
+    shutil.copytree("base", "by")
+    shutil.copy("elsewhere/b.st", "by/c.st")
+    scores = [
+        call("eval", name, "--data", texts.task, "--json").json["results"]["n_correct"]
+        for name in ("elsewhere/b.st", "by/c.st", "out")
+    ]
+    assert scores[0] == scores[1]
+    assert call("eval", "deep/er/p4.st", "--data", texts.task, "--json").json["results"]
+    assert "tokenizer: base" in call("inspect", "deep/er/p4.st").out.splitlines()
+    Path("base").rename("gone")
+    lost = call("eval", "elsewhere/b.st", "--data", texts.task, code=1)
+    assert "no tokenizer is in elsewhere nor in base, and BertFor" in lost.errors[0]
+    assert "beside the file" in lost.err
+    assert call("eval", "by/c.st", "--data", texts.task, "--json").json["results"]
+    call("quantize", "elsewhere/b.st", "--bits", 8, "-o", "kept.st")
+    assert "tokenizer: base" in call("inspect", "kept.st").out.splitlines()
+
+
+def test_a_place_of_a_tokenizer_that_is_none_is_passed_over(texts: Texts, tmp_path: Path) -> None:
+    call("import", texts.base, "-o", tmp_path / "a.st")
+    with Checkpoint(tmp_path / "a.st") as theta:
+        assert theta.card.provenance["tokenizer"] == str(texts.base)
+        lineage = theta.card.provenance
+        for odd in (3, None, ["x"], "a\0b", "x" * 5000, "y" * 400, "/root/closed"):
+            theta.card = replace(theta.card, provenance={**lineage, "tokenizer": odd})
+            with pytest.raises(MismatchError, match=f"no tokenizer is in {tmp_path}"):
+                build.transform(model_of(theta), augment=False)
+
+
+def test_a_network_of_images_names_no_tokenizer(drawer: Drawer) -> None:
+    with Checkpoint(drawer.receiver) as theta:
+        assert "tokenizer" not in theta.card.provenance
+
+
+def test_no_code_of_a_tokenizer_is_run_or_offered(texts: Texts, tmp_path: Path) -> None:
+    folder = shutil.copytree(texts.base, tmp_path / "bert")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"auto_map": {"AutoTokenizer": ["strange.Words", None]}, "tokenizer_class": "Words"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "strange.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    read, plain = (call("eval", f, "--data", texts.task, "--json") for f in (folder, texts.base))
+    assert read.json["results"]["n_correct"] == plain.json["results"]["n_correct"]
+    assert "[y/N]" not in read.out + read.err
+    assert not (tmp_path / "ran").exists()
+
+
 FAULTS: dict[str, tuple[str, str]] = {
     "no column of texts": ("words,label\na,b\n", "has no column of texts; it has words, label"),
     "an empty text": ("text,label\na,b\n ,b\n", "line 3: no text"),
@@ -256,15 +320,16 @@ def _strange(texts: Texts, folder: Path, _: Drawer) -> tuple[object, ...]:
 
 
 def _no_tokenizer(texts: Texts, folder: Path, _: Drawer) -> tuple[object, ...]:
-    alone = folder / "alone.st"
-    call("import", texts.base, "-o", alone)
+    alone, base = folder / "alone.st", shutil.copytree(texts.base, folder / "base")
+    call("import", base, "-o", alone)
+    shutil.rmtree(base)
     return ("eval", alone, "--data", texts.task)
 
 
 REFUSED: dict[str, tuple[Arrange, str]] = {
     "a text longer than positions": (_long, "a text of 42 tokens"),
     "a label that the head does not know": (_strange, "has 3 classes, the head of"),
-    "no tokenizer": (_no_tokenizer, "no tokenizer is there"),
+    "no tokenizer": (_no_tokenizer, "no tokenizer is in "),
     "images": (
         lambda texts, _, drawer: ("moments", texts.base, "--data", drawer.receiver_data, "-o", "m"),
         "reads texts, and this data set holds images",

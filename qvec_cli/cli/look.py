@@ -219,6 +219,8 @@ def _card_text(card: Facts) -> Iterator[str]:
         kept = "".join(f"; {reason}" for reason in rotation.get("kept", ()))
         yield f"rotated with seed {rotation.get('seed')}{kept}"
     yield f"base: {card['base'] or 'unknown'}"
+    if "tokenizer" in card["provenance"]:
+        yield f"tokenizer: {card['provenance']['tokenizer']}"
     yield from _lineage_text(card["provenance"], "")
 
 

@@ -15,6 +15,7 @@ from qvec_cli.checkpoint.source import WeightsChoice
 from qvec_cli.errors import CheckpointError, MismatchError, located
 from qvec_cli.inputs.foreign import refuse_foreign
 from qvec_cli.model.configuration import Model, of_config
+from qvec_cli.model.tokens import places_of
 from qvec_cli.model.transformers_config import of_folder
 from qvec_cli.specs import Grid, Listener
 
@@ -67,15 +68,14 @@ def stated_model(checkpoint: Checkpoint) -> Model | None:
 
     MismatchError: damaged, or a folder of a network that is not built here.
     """
-    path = checkpoint.path
-    place = path if path.is_dir() else path.parent
-    with located(path):
+    with located(checkpoint.path):
+        places = places_of(checkpoint)
         if checkpoint.card.model:
-            return replace(Model.from_json(checkpoint.card.model), place=place)
+            return replace(Model.from_json(checkpoint.card.model), places=places)
         if is_of_transformers(checkpoint.config):
             names = (*checkpoint, *checkpoint.aliases)
             model = of_folder(checkpoint.config or {}, checkpoint.processor, names)
-            return replace(model, place=place)
+            return replace(model, places=places)
     return of_config(checkpoint.config) if checkpoint.config else None
 
 

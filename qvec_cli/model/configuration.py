@@ -73,7 +73,7 @@ class Model:
     model_args: dict[str, Any]  # of timm's constructor, or transformers' configuration
     pretrained_cfg: dict[str, Any]  # preprocessing, and the names of the classifier's modules
     library: Library = Library.TIMM
-    place: Path | None = field(default=None, compare=False)  # the folder of its file
+    places: tuple[Path, ...] = field(default=(), compare=False)  # where its tokenizer may be
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Model:
@@ -106,7 +106,7 @@ class Model:
     def to_json(self) -> dict[str, Any]:
         """The form that cards keep, which tells of another library than timm alone."""
         value = asdict(self)
-        del value["place"]
+        del value["places"]
         if self.library is Library.TIMM:
             del value["library"]
         return value

@@ -1,13 +1,19 @@
-"""Texts as a network of transformers' reads them: token numbers, padded to one length."""
+"""Texts as a network of transformers' reads them: token numbers, padded to one length.
+
+A tokenizer is no part of a single file. It is looked for beside the file, then in the folder where
+the lineage of the file had it, which cards name as it was typed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import DataError, MismatchError
 from qvec_cli.model.configuration import Model
+from qvec_cli.model.transformers_config import is_reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,28 +25,59 @@ FILES: Final = (
 """What a tokenizer is kept in, beside the weights."""
 
 
-def files_in(folder: Path | None) -> dict[str, Path]:
-    """The files of a tokenizer in a folder, by name."""
-    if folder is None:
+PLACE: Final = "tokenizer"
+"""The word of a lineage for the folder where the tokenizer was."""
+
+_LONGEST_PATH: Final = 4096
+
+
+def places_of(checkpoint: Checkpoint) -> tuple[Path, ...]:
+    """The folders where the tokenizer of a file may be, the likeliest first."""
+    own = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    named = checkpoint.card.provenance.get(PLACE)
+    if not isinstance(named, str) or not named.isprintable() or len(named) > _LONGEST_PATH:
+        return (own,)
+    return tuple(dict.fromkeys((own, Path(named))))
+
+
+def home_among(places: Iterable[Path]) -> Path | None:
+    """The first folder that has a tokenizer's files."""
+    return next((place for place in places if files_in(place)), None)
+
+
+def place_in_lineage(parents: Iterable[Checkpoint]) -> dict[str, str]:
+    """What a lineage says of the tokenizer: of the first parent that reads texts, if one does."""
+    for parent in parents:
+        if is_reading(parent.card.model, parent.config):
+            places = places_of(parent)
+            return {PLACE: str(home_among(places) or places[-1])}
+    return {}
+
+
+def files_in(folder: Path) -> dict[str, Path]:
+    """The files of a tokenizer in a folder, by name; none where it is closed to us."""
+    try:
+        return {name: folder / name for name in FILES if (folder / name).is_file()}
+    except OSError:
         return {}
-    return {name: folder / name for name in FILES if (folder / name).is_file()}
 
 
 def tokenizer(model: Model) -> Callable[[Any], Tensor]:
     """From a text to its tokens, int32 [longest], padded at the end.
 
-    MismatchError: no tokenizer lies beside the network's file. What is called raises DataError: no
+    MismatchError: no tokenizer is where it may be. What is called raises DataError: no
     text, or one that is longer than the network has positions.
     """
     from qvec_cli.model.transformers_networks import load_tokenizer
 
-    place, facts = model.place, model.pretrained_cfg["tokens"]
-    if not files_in(place):
+    facts, home = model.pretrained_cfg["tokens"], home_among(model.places)
+    if home is None:
+        listed = " nor in ".join(map(str, model.places))
         raise MismatchError(
-            f"{place}: no tokenizer is there, and {model.architecture} reads texts",
+            f"no tokenizer is in {listed}, and {model.architecture} reads texts",
             hint="Put tokenizer.json and what else belongs to it beside the file.",
         )
-    encode, longest = load_tokenizer(str(place)), facts["longest"]
+    encode, longest = load_tokenizer(str(home)), facts["longest"]
 
     def run(text: Any) -> Tensor:
         import torch

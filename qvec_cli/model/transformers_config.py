@@ -98,6 +98,12 @@ def is_classifier(architecture: str) -> bool:
     return any(word in architecture for word in _CLASSIFYING)
 
 
+def is_reading(model: Mapping[str, Any] | None, config: Mapping[str, Any] | None) -> bool:
+    """Whether a network reads texts, by the configuration of its card or else of its folder."""
+    named = [model.get("architecture")] if model else (config or {}).get("architectures")
+    return isinstance(named, list) and any(_READING in str(name) for name in named)
+
+
 def _reading(config: Mapping[str, Any], name: str, names: Iterable[str]) -> dict[str, Any]:
     """The model of a network that tells classes of texts apart."""
     pad, positions = config.get("pad_token_id"), config.get("max_position_embeddings")

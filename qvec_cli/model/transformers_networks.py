@@ -208,7 +208,9 @@ def _architectures() -> frozenset[str]:
 def load_tokenizer(folder: str) -> Callable[[str], list[int]]:
     """The tokens of a text by the tokenizer in a folder, whole; MismatchError: it is damaged."""
     try:
-        tokenizer = _library().AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = _library().AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception as fault:  # of whatever kind: what it is made from is text from anywhere
         reason = (str(fault).splitlines() or [type(fault).__name__])[0][:200]
         raise MismatchError(f"{folder}: its tokenizer cannot be read: {reason}") from None

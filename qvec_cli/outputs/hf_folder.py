@@ -25,7 +25,7 @@ from qvec_cli.errors import CheckpointError, MismatchError, QvecError, SpecError
 from qvec_cli.model import transformers_config
 from qvec_cli.model.configuration import Model, to_config
 from qvec_cli.model.targets import may_be_linear
-from qvec_cli.model.tokens import files_in
+from qvec_cli.model.tokens import files_in, home_among
 from qvec_cli.quant.compressed_tensors import require_loadable, to_scheme
 from qvec_cli.specs import Grid, Library
 
@@ -81,8 +81,8 @@ def config_of(theta: Checkpoint, model: Model, targets: Iterable[str], grid: Gri
     config = transformers_config.to_config(model, names) if own else to_config(model, names)
     processor = transformers_config.processor_of(model) if own else None
     beside: dict[str, Mapping[str, Any] | bytes] = {PROCESSOR: processor} if processor else {}
-    if model.reads_texts:
-        beside |= {name: path.read_bytes() for name, path in files_in(model.place).items()}
+    if model.reads_texts and (home := home_among(model.places)):
+        beside |= {name: path.read_bytes() for name, path in files_in(home).items()}
     if grid is not None:
         chosen = {name: theta[name].shape for name in sorted(targets)}
         _require_loadable(theta, chosen, grid)

@@ -20,6 +20,7 @@ from qvec_cli.checkpoint.replace import check_apart, check_target, unfinished, w
 from qvec_cli.errors import SpecError
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import head_tensors
+from qvec_cli.model.tokens import place_in_lineage
 from qvec_cli.outputs.hf_folder import CONFIG, WEIGHTS, check_output
 from qvec_cli.specs import NOTHING, Use
 
@@ -174,13 +175,15 @@ def provenance(
 ) -> dict[str, Any]:
     """The lineage that an output's card keeps, whole: each parent brings its own.
 
-    Names come without folders, so that the same inputs give the same bytes anywhere. Digests
-    are those of ``Checkpoint.settle``, which a stream knows at its end.
+    Names come without folders, so that the same inputs give the same bytes anywhere; only the
+    folder of a tokenizer stands there as it was typed. Digests are those of
+    ``Checkpoint.settle``, which a stream knows at its end.
     """
     return {
         "op": op,
         "qvec": version("qvec"),
         **facts,
+        **place_in_lineage(parents.values()),
         "data_use": use.level,
         "counts": dict(use.counts),
         "parents": [
