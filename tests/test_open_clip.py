@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections import OrderedDict
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,9 @@ from safetensors.numpy import load_file, save_file
 from test_targets import model_with
 from torch import Tensor, nn
 
+from qvec_cli.checkpoint.read import Checkpoint
+from qvec_cli.inputs.files import model_of
+from qvec_cli.inputs.network import load_network
 from qvec_cli.model.qat import plain_name, prepare, strip
 from qvec_cli.model.targets import head_tensors, of_network, of_outline
 from qvec_cli.quant.scales import fake_quantize
@@ -217,3 +222,196 @@ def test_a_vector_of_bare_files_moves_every_tensor(clip: Clip, tmp_path: Path) -
     call("patch", tmp_path / "fp.st", tmp_path / "rho.st", "--no-head", "-o", tmp_path / "p.st")
     patched = load_file(tmp_path / "p.st")
     assert all(np.array_equal(patched[name], fp[name] + (qat[name] - fp[name])) for name in fp)
+
+
+# --- qvec import --to hf --------------------------------------------------------------------------
+
+SIDE, PATCH, HEADS = 24, 8, 4
+VISION: dict[str, Any] = {
+    "image_size": SIDE,
+    "patch_size": PATCH,
+    "layers": 2,
+    "width": WIDTH,
+    "head_width": WIDTH // HEADS,
+    "mlp_ratio": 2.0,
+}
+IMAGES: dict[str, Any] = {
+    "mean": [0.4, 0.5, 0.6],
+    "std": [0.2, 0.3, 0.25],
+    "interpolation": "bilinear",
+    "resize_mode": "squash",
+}
+
+
+class QuickGELU(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class PlainTower(nn.Module):
+    """A class token, a norm before the blocks, the token's features through a bare matrix."""
+
+    def __init__(self, activation: nn.Module, width: int, heads: int) -> None:
+        super().__init__()
+        patches = (SIDE // PATCH) ** 2
+        self.class_embedding = nn.Parameter(torch.randn(width))
+        self.positional_embedding = nn.Parameter(torch.randn(patches + 1, width))
+        self.proj = nn.Parameter(torch.randn(width, JOINT))
+        self.conv1 = nn.Conv2d(3, width, PATCH, PATCH, bias=False)
+        self.ln_pre, self.ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.transformer = Blocks(width)
+        for block in self.transformer.resblocks:
+            block.attn.num_heads, block.attn.head_dim = heads, width // heads
+            block.mlp.gelu = activation
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = self.conv1(images).flatten(2).transpose(1, 2)
+        first = self.class_embedding.expand(len(images), 1, -1)
+        x = self.ln_pre(torch.cat([first, patches], 1) + self.positional_embedding)
+        return self.ln_post(self.transformer(x)[:, 0]) @ self.proj
+
+
+def clip_file(
+    folder: Path,
+    activation: nn.Module,
+    config: dict[str, Any] | None,
+    width: int = WIDTH,
+    heads: int = HEADS,
+) -> Clip:
+    """A file as open_clip writes it, no number of it that of a new network."""
+    torch.manual_seed(2)
+    clip = Clip()
+    clip.visual = PlainTower(activation, width, heads)  # type: ignore[assignment]
+    with torch.no_grad():
+        for parameter in clip.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({n: t.numpy() for n, t in clip.state_dict().items()}, folder / "open_clip_model.st")
+    if config is not None:
+        (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return clip.eval()
+
+
+def configured(quick: bool, **vision: Any) -> dict[str, Any]:
+    words = {"quick_gelu": True} if quick else {}
+    model = {"embed_dim": JOINT, "vision_cfg": {**VISION, **vision}, **words}
+    return {"model_cfg": model, "preprocess_cfg": IMAGES}
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_vision_tower_becomes_transformers_clip_and_computes_the_same(
+    quick: bool, tmp_path: Path
+) -> None:
+    library = pytest.importorskip("transformers", reason="qvec[hf] is not installed")
+    clip = clip_file(tmp_path, QuickGELU() if quick else nn.GELU(), configured(quick))
+    done = call("import", tmp_path / "open_clip_model.st", "--to", "hf", "-o", f"{tmp_path}/out/")
+    act = "quick_gelu" if quick else "gelu"
+    assert f"is a CLIPVisionModelWithProjection of transformers with {act}" in done.err
+    images = torch.randn(5, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(4))
+    kind = library.CLIPVisionModelWithProjection
+    stock, report = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(report.values()), report
+    with Checkpoint(tmp_path / "out") as theta:
+        model = model_of(theta)
+        ours = load_network(theta, model, "cpu").eval()
+        targets = set(theta.card.targets or ())
+    with torch.no_grad():
+        theirs = clip.visual(images)
+        for network in (stock.eval(), ours):
+            answer = network(images)
+            answer = answer if isinstance(answer, Tensor) else answer.image_embeds
+            assert (answer - theirs).abs().max() < 2e-6 * theirs.abs().max()
+    assert targets == set(of_network(ours, model))
+    assert len(targets) == 2 * (3 + 1 + 2)
+    data = {key: model.pretrained_cfg[key] for key in ("mean", "std", "crop_mode")}
+    assert data == {"mean": IMAGES["mean"], "std": IMAGES["std"], "crop_mode": "squash"}
+    processor = library.AutoImageProcessor.from_pretrained(tmp_path / "out")
+    assert [*processor.image_mean] == IMAGES["mean"]
+
+
+def test_without_a_configuration_the_user_says_the_activation_alone(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="qvec[hf] is not installed")
+    clip = clip_file(tmp_path, QuickGELU(), None, width=128, heads=2)
+    file, out = tmp_path / "open_clip_model.st", tmp_path / "x.st"
+    refused = call("import", file, "--to", "hf", "-o", out, code=1)
+    assert "no tensor tells its activation, and no open_clip_config.json beside it" in refused.err
+    call("import", file, "--to", "hf", "--model-arg", "hidden_act=quick_gelu", "-o", out)
+    images = torch.randn(5, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(4))
+    with Checkpoint(out) as theta, torch.no_grad():
+        model = model_of(theta)
+        ours, theirs = load_network(theta, model, "cpu").eval()(images), clip.visual(images)
+    assert (ours - theirs).abs().max() < 2e-6 * theirs.abs().max()
+    assert model.pretrained_cfg["mean"][0] == 0.48145466
+
+
+def test_a_tower_goes_the_whole_way_to_few_bits(tmp_path: Path) -> None:
+    library = pytest.importorskip("transformers", reason="qvec[hf] is not installed")
+    pytest.importorskip("compressed_tensors")
+    clip_file(tmp_path, nn.GELU(), configured(False))
+    call("import", tmp_path / "open_clip_model.st", "--to", "hf", "-o", tmp_path / "a.st")
+    for word, more in (("packed", ()), ("fake", ("--fake",))):
+        flags = ("--bits", 4, "--preset", "paper", *more)
+        call("quantize", tmp_path / "a.st", *flags, "-o", f"{tmp_path / word}/")
+    images = torch.randn(5, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(4))
+    kind = library.CLIPVisionModelWithProjection
+    with torch.no_grad():
+        packed, fake = (
+            kind.from_pretrained(tmp_path / word).eval()(images).image_embeds
+            for word in ("packed", "fake")
+        )
+    assert torch.equal(packed, fake)
+    call("rotate", tmp_path / "a.st", "-o", tmp_path / "turned.st")
+
+
+CLIP_FAULTS: dict[str, tuple[dict[str, Any] | None, tuple[object, ...], str]] = {
+    "another pooling": (configured(False, pool_type="avg"), (), "pool_type 'avg'"),
+    "LayerScale": (configured(False, ls_init_value=0.1), (), "ls_init_value 0.1"),
+    "a tower of timm's": (configured(False, timm_model_name="x"), (), "timm_model_name 'x'"),
+    "no objects": ({"model_cfg": []}, (), "vision_cfg and preprocess_cfg are objects"),
+    "heads that do not divide": (configured(False, head_width=5), (), "head_width 5 does not"),
+    "a pad": (
+        {**configured(False), "preprocess_cfg": {"resize_mode": "longest"}},
+        (),
+        "resize_mode 'longest'",
+    ),
+    "no numbers": (
+        {**configured(False), "preprocess_cfg": {"mean": ["a"]}},
+        (),
+        "configuration of a network is damaged: mean",
+    ),
+    "an activation": (None, ("--model-arg", "hidden_act=relu"), "no tensor tells its activation"),
+    "another word": (configured(False), ("--model-arg", "depth=3"), "no tensor tells"),
+    "classes": (configured(False), ("--num-classes", 3), "at its own size, without classes"),
+    "a name": (configured(False), ("--model", "test_vit"), "at its own size, without classes"),
+}
+
+
+@pytest.mark.parametrize("fault", CLIP_FAULTS)
+def test_what_is_no_such_tower_is_refused_in_a_line(fault: str, tmp_path: Path) -> None:
+    config, flags, reason = CLIP_FAULTS[fault]
+    clip_file(tmp_path, nn.GELU(), config)
+    file = tmp_path / "open_clip_model.st"
+    refused = call("import", file, "--to", "hf", *flags, "-o", tmp_path / "x.st", code=1)
+    assert len(refused.errors) == 1
+    assert reason in refused.errors[0]
+    assert not (tmp_path / "x.st").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("visual.ln_pre.weight"),
+        lambda state: state.update({"visual.transformer.resblocks.0.ls_1.gamma": np.ones(3)}),
+        lambda state: state.update({"visual.proj": np.ones(3)}),
+        lambda state: state.update({"visual.positional_embedding": np.ones((8, WIDTH))}),
+        lambda state: state.update({"visual.conv1.weight": np.ones((WIDTH, 3, 4, 8))}),
+    ],
+)
+def test_tensors_of_another_tower_are_refused_by_name(change: Any, tmp_path: Path) -> None:
+    clip_file(tmp_path, nn.GELU(), configured(False))
+    file = tmp_path / "open_clip_model.st"
+    state = load_file(file)
+    change(state)
+    save_file(state, file)
+    refused = call("import", file, "--to", "hf", "-o", tmp_path / "x.st", code=1)
+    assert "visual." in refused.errors[0]

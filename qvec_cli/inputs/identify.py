@@ -254,7 +254,8 @@ def _searched(checkpoint: Checkpoint, listener: Listener) -> str:
         raise MismatchError(
             f"{checkpoint.path}: no network of timm has these names and shapes",
             hint="Where it has other widths than timm's, name the nearest: --model NAME; "
-            "transformers' and open_clip's own networks are not timm's.",
+            "transformers' and open_clip's own networks are not timm's; import FILE --to hf takes "
+            "open_clip's vision transformers.",
         )
     if len(groups) > 1:
         each = ", ".join(names[0] for names in groups[:_SHOWN])

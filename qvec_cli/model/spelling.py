@@ -65,6 +65,7 @@ class Assembly(NamedTuple):
     shape: tuple[int, ...]
     axis: int
     pieces: tuple[Piece, ...]
+    transposed: bool = False  # of one piece, the whole of a matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,10 @@ class Spelling:
         """
         for name, assembly in self.tensors.items():
             numpys = FORMATS[_dtype(name, assembly, source)].numpy
-            if math.prod(assembly.shape[: assembly.axis]) == 1:
+            if assembly.transposed:
+                whole = np.concatenate([*read(str(assembly.pieces[0].name))])
+                yield name, [whole.reshape(assembly.shape[::-1]).T.reshape(-1)]
+            elif math.prod(assembly.shape[: assembly.axis]) == 1:
                 yield name, _stream(assembly, read, numpys)
             else:
                 yield name, [_columns(assembly, source, read, numpys)]
@@ -116,7 +120,7 @@ def spelled_by_timm(
     links = links_of(vit, kind)
     pooler = [f"{kind.within}pooler.dense.{part}" for part in ("weight", "bias")]
     unread = [n for n in pooler if n in shapes and kind.classifiers]
-    _require_shapes({n: s for n, s in shapes.items() if n not in unread}, links, "hub")
+    require_shapes({n: s for n, s in shapes.items() if n not in unread}, links, "hub")
     positions = f"{kind.within}embeddings.position_embeddings"
     if not _bits(read(positions)[:, : -vit.patches]).any():
         vit = replace(vit, embedded=False)
@@ -126,7 +130,7 @@ def spelled_by_timm(
     architecture, args = timms_name(vit, name)
     spelled = replace(model, library=Library.TIMM, architecture=architecture, model_args=args)
     heads = ("head", "head_dist") if vit.distilled else ("head",)
-    return Spelling(_headed(spelled, heads, vit), _assemblies(links, "timm"), tuple(unread))
+    return Spelling(_headed(spelled, heads, vit), assemblies(links, "timm"), tuple(unread))
 
 
 def spelled_by_transformers(model: Model, shapes: Shapes, read: Reader) -> Spelling:
@@ -143,11 +147,11 @@ def spelled_by_transformers(model: Model, shapes: Shapes, read: Reader) -> Spell
     architecture, config = to_config(vit)
     kind = CLASSES[architecture]
     links = links_of(vit, kind)
-    _require_shapes(shapes, links, "timm")
+    require_shapes(shapes, links, "timm")
     _require_zeros(links, "timm", read)
     hubs = Library.TRANSFORMERS
     spelled = replace(model, library=hubs, architecture=architecture, model_args=config)
-    return Spelling(_headed(spelled, kind.classifiers, vit), _assemblies(links, "hub"), ())
+    return Spelling(_headed(spelled, kind.classifiers, vit), assemblies(links, "hub"), ())
 
 
 def _headed(model: Model, heads: Sequence[str], vit: PlainViT) -> Model:
@@ -169,9 +173,9 @@ def links_of(vit: PlainViT, kind: HubClass) -> list[Link]:
     for n in range(vit.depth):
         here, there = f"blocks.{n}.", f"{kind.within}encoder.layer.{n}."
         links += [e._replace(timm=f"{here}{e.timm}", hub=f"{there}{e.hub}") for e in block]
-    links += _layer("norm", f"{kind.within}layernorm", vit.width)
+    links += layer("norm", f"{kind.within}layernorm", vit.width)
     for timms, hubs in zip(("head", "head_dist"), kind.classifiers, strict=False):
-        weight, *bias = _layer(timms, hubs, vit.classes, vit.width)
+        weight, *bias = layer(timms, hubs, vit.classes, vit.width)
         mean = [weight._replace(timm=None, axis=1)] if kind.dino else []
         links += [weight._replace(axis=len(mean)), *mean, *bias] if vit.classes else []
     return links
@@ -198,10 +202,10 @@ def _embeddings(vit: PlainViT, kind: HubClass) -> Iterator[Link]:
         if count and (timm or hub):
             yield Link(timm, hub, (1, count, vit.width), 1)
     kernel = (vit.width, vit.channels, vit.patch, vit.patch)
-    yield from _layer("patch_embed.proj", f"{within}patch_embeddings.projection", *kernel)
+    yield from layer("patch_embed.proj", f"{within}patch_embeddings.projection", *kernel)
 
 
-def _layer(timm: str, hub: str, *shape: int, bias: bool = True) -> list[Link]:
+def layer(timm: str, hub: str, *shape: int, bias: bool = True) -> list[Link]:
     """A weight and its bias."""
     links = [Link(f"{timm}.weight", f"{hub}.weight", shape)]
     return links + ([Link(f"{timm}.bias", f"{hub}.bias", shape[:1])] if bias else [])
@@ -212,18 +216,18 @@ def _attention(vit: PlainViT) -> list[Link]:
     square = (vit.width, vit.width)
     links = []
     for name in ("query", "key", "value"):
-        links += _layer("attn.qkv", f"attention.attention.{name}", *square, bias=vit.qkv_bias)
-    return links + _layer("attn.proj", "attention.output.dense", *square)
+        links += layer("attn.qkv", f"attention.attention.{name}", *square, bias=vit.qkv_bias)
+    return links + layer("attn.proj", "attention.output.dense", *square)
 
 
 def _vit_block(vit: PlainViT) -> list[Link]:
     """A block of ViT or DeiT."""
     return [
-        *_layer("norm1", "layernorm_before", vit.width),
+        *layer("norm1", "layernorm_before", vit.width),
         *_attention(vit),
-        *_layer("norm2", "layernorm_after", vit.width),
-        *_layer("mlp.fc1", "intermediate.dense", vit.hidden, vit.width),
-        *_layer("mlp.fc2", "output.dense", vit.width, vit.hidden),
+        *layer("norm2", "layernorm_after", vit.width),
+        *layer("mlp.fc1", "intermediate.dense", vit.hidden, vit.width),
+        *layer("mlp.fc2", "output.dense", vit.width, vit.hidden),
     ]
 
 
@@ -232,12 +236,12 @@ def _dino_block(vit: PlainViT) -> list[Link]:
     first, second = ("weights_in", "weights_out") if vit.gated else ("fc1", "fc2")
     inner = vit.hidden // 2 if vit.gated else vit.hidden
     return [
-        *_layer("norm1", "norm1", vit.width),
+        *layer("norm1", "norm1", vit.width),
         *_attention(vit),
         Link("ls1.gamma", "layer_scale1.lambda1", (vit.width,)),
-        *_layer("norm2", "norm2", vit.width),
-        *_layer("mlp.fc1", f"mlp.{first}", vit.hidden, vit.width),
-        *_layer("mlp.fc2", f"mlp.{second}", vit.width, inner),
+        *layer("norm2", "norm2", vit.width),
+        *layer("mlp.fc1", f"mlp.{first}", vit.hidden, vit.width),
+        *layer("mlp.fc2", f"mlp.{second}", vit.width, inner),
         Link("ls2.gamma", "layer_scale2.lambda1", (vit.width,)),
     ]
 
@@ -272,7 +276,7 @@ def _places(links: Sequence[Link], side: Side) -> dict[int, Piece]:
     return places
 
 
-def _assemblies(links: Sequence[Link], side: Side) -> dict[str, Assembly]:
+def assemblies(links: Sequence[Link], side: Side) -> dict[str, Assembly]:
     """Every tensor of a spelling, put together of pieces of the other's tensors."""
     places = _places(links, _other(side))
     assemblies = {}
@@ -288,7 +292,7 @@ def _other(side: Side) -> Side:
     return "hub" if side == "timm" else "timm"
 
 
-def _require_shapes(shapes: Shapes, links: Sequence[Link], side: Side) -> None:
+def require_shapes(shapes: Shapes, links: Sequence[Link], side: Side) -> None:
     """Refuses tensors that are not those of the configuration: MismatchError names one."""
     tensors = _by_tensor(links, side)
     for name, indices in tensors.items():

@@ -37,7 +37,7 @@ class TransformersNetwork(nn.Module):
     def __init__(self, inner: PreTrainedModel, names: Mapping[str, str]) -> None:
         super().__init__()
         self._inner = (inner,)  # in a tuple: no part of the state
-        self.tower = _TOWER if _sees_and_reads(inner) else ""
+        self.tower = _TOWER if hasattr(inner, "visual_projection") or _sees_and_reads(inner) else ""
         self.pad: int | None = None  # the number of tokens that are none, where it reads texts
         _hang(self, inner, "", names)
 
@@ -51,7 +51,7 @@ class TransformersNetwork(nn.Module):
             real = self.real_tokens(images)
             tokens = images[:, : real.shape[1]]
             return _answer(inner(input_ids=tokens, attention_mask=real.long()))
-        network: Any = inner.get_image_features if self.tower else inner
+        network: Any = inner.get_image_features if _sees_and_reads(inner) else inner
         return _answer(network(pixel_values=images))
 
     def real_tokens(self, tokens: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class TransformersNetwork(nn.Module):
 
 
 _TOWER: Final = "vision_model."
-"""Where networks of images and texts have what sees the images."""
+"""Where networks of images and texts, or whose features go with texts, have what sees images."""
 
 
 def _sees_and_reads(network: PreTrainedModel) -> bool:
@@ -198,7 +198,7 @@ def _architectures() -> frozenset[str]:
         auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
         auto.MODEL_MAPPING_NAMES,
     )
-    names: set[str] = set()
+    names = {"CLIPVisionModelWithProjection"}
     for table in tables:
         for value in table.values():
             names.update([value] if isinstance(value, str) else value)

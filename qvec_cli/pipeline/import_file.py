@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qvec_cli.checkpoint.card import Card, Kind
 from qvec_cli.checkpoint.dtypes import from_float32
 from qvec_cli.checkpoint.header import Entry
+from qvec_cli.checkpoint.locate import read_json
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.write import Blocks
 from qvec_cli.errors import MismatchError, located
@@ -19,6 +20,8 @@ from qvec_cli.inputs.identify import identified
 from qvec_cli.inputs.images import data_facts, listed_classes, open_for
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model
+from qvec_cli.model.open_clip import CONFIG as OPEN_CLIP
+from qvec_cli.model.open_clip import is_open_clip, spelled_from_open_clip, targets_of
 from qvec_cli.model.spelling import Spelling, spelled_by_timm, spelled_by_transformers
 from qvec_cli.model.targets import head_tensors
 from qvec_cli.outputs.hf_folder import Config, check_output, config_of, size_of_output, write_output
@@ -87,6 +90,8 @@ def _imported(request: ImportRequest, source: Checkpoint, listener: Listener) ->
     if not source.bare and request.to is None:
         raise MismatchError(f"{source.path}: has a card already: every command takes it as it is")
     require(source, Kind.CHECKPOINT)
+    if request.to is Spelled.HF and source.bare and is_open_clip(source):
+        return _of_open_clip(request, source, listener)
     card, other = _identity(request, source, listener)
     if request.data is not None:
         loading = Loading(request.data_dir)
@@ -101,6 +106,33 @@ def _imported(request: ImportRequest, source: Checkpoint, listener: Listener) ->
         )
     spelling = _spelling(request.to, request.network.name, source, card, listener)
     return _Imported(source, card, spelling.model, {}, spelling)
+
+
+def _of_open_clip(request: ImportRequest, source: Checkpoint, listener: Listener) -> _Imported:
+    """The vision tower of a file of open_clip's, in transformers' words.
+
+    MismatchError: transformers has no such tower, or flags are of a classifier or another network.
+    """
+    options = request.network
+    classes = request.data or request.class_map or options.num_classes
+    if classes or options.name or options.img_size or options.in_chans:
+        raise MismatchError(
+            f"{source.path}: is a vision tower of open_clip's at its own size, without classes",
+            hint="With --to go --model-arg and what says how images are prepared.",
+        )
+    path = source.path if source.path.is_dir() else source.path.parent
+    config = read_json(path / OPEN_CLIP) if (path / OPEN_CLIP).exists() else {}
+    shapes = {tensor: entry.shape for tensor, entry in source.items()}
+    with located(source.path):
+        spelling = spelled_from_open_clip(shapes, config, options.args, options.prepared)
+    model, words = spelling.model, spelling.model.model_args
+    listener.note(
+        f"{source.path}: its vision tower is a {model.architecture} of transformers with "
+        f"{words['hidden_act']} and {words['num_attention_heads']} heads, images are prepared with "
+        f"{model.preparation}; what reads texts is left out"
+    )
+    card = Card(Kind.CHECKPOINT, targets=targets_of(source))
+    return _Imported(source, card, model, {}, spelling)
 
 
 def _identity(
