@@ -487,12 +487,63 @@ def test_a_network_whose_tensors_are_split_when_read_is_refused(
     assert "transformers changes this tensor when it reads it" in refused.errors[0]
 
 
-def test_other_sizes_are_refused_for_networks_that_are_not_timms(
+POSITIONS = {
+    "vit": "vit.embeddings.position_embeddings",
+    "two heads": "deit.embeddings.position_embeddings",
+    "dinov2": "dinov2.embeddings.position_embeddings",
+    "siglip": "vision_model.embeddings.position_embedding.weight",
+    "tower": "vision_model.embeddings.position_embedding.weight",
+}
+PREFIX = {"two heads": 2, "siglip": 0}
+"""Tokens before those of the patches, where there is not one."""
+
+
+@pytest.mark.parametrize("kind", POSITIONS)
+def test_position_embeddings_come_to_another_image_size_as_timms_do(
+    kind: str, folders: Mapping[str, Path], tmp_path: Path
+) -> None:
+    from timm.layers import resample_abs_pos_embed
+
+    done = call("import", folders[kind], "--img-size", 42, "-o", tmp_path / "x.st")
+    assert "position embeddings resampled from 4x4 to 6x6" in done.err
+    before, after = load_file(folders[kind] / "model.safetensors"), load_file(tmp_path / "x.st")
+    name = POSITIONS[kind]
+    assert [n for n in before if not torch.equal(before[n], after[n])] == [name]
+    rows = before[name].reshape(1, -1, SMALL["hidden_size"])
+    wanted = resample_abs_pos_embed(rows, [6, 6], num_prefix_tokens=PREFIX.get(kind, 1))
+    assert torch.equal(after[name], wanted.reshape(after[name].shape))
+    with Checkpoint(tmp_path / "x.st") as theta:
+        model = model_of(theta)
+        network = load_network(theta, model, "cpu").eval()
+    assert model.input_size == (3, 42, 42)
+    with torch.no_grad():
+        assert len(network(images(42))) == 3
+
+
+def test_a_network_that_is_trained_at_another_size_is_the_librarys_at_that_size(
+    folders: Mapping[str, Path], pictures: Path, tmp_path: Path
+) -> None:
+    flags = ("--data", pictures, "--epochs", 1, "--no-aug", "--device", "cpu", "--img-size", 42)
+    call("finetune", folders["vit"], *flags, "-o", tmp_path / "x.st")
+    call("quantize", tmp_path / "x.st", "--bits", 8, "--fake", "-o", f"{tmp_path / 'out'}/")
+    processor = library.AutoImageProcessor.from_pretrained(tmp_path / "out")
+    assert dict(processor.size) == {"height": 42, "width": 42}
+    with Checkpoint(tmp_path / "out") as theta, torch.no_grad():
+        ours = load_network(theta, model_of(theta), "cpu").eval()(images(42))
+    assert torch.equal(ours, stock(tmp_path / "out", 42))
+    assert call("eval", tmp_path / "out", "--data", pictures, "--json").json["results"]
+
+
+def test_sizes_that_cannot_be_are_refused_for_networks_that_are_not_timms(
     folders: Mapping[str, Path], pictures: Path
 ) -> None:
-    flags = ("--data", pictures, "--img-size", 56, "-o", "x.st")
-    refused = call("finetune", folders["vit"], *flags, code=2)
+    data = ("--data", pictures, "-o", "x.st")
+    refused = call("finetune", folders["vit"], "--in-chans", 1, *data, code=2)
     assert "stays at 28 px and 3 channels" in refused.errors[0]
+    refused = call("finetune", folders["beit"], "--img-size", 56, *data, code=1)
+    assert "relative_position_bias_table: [52, 2] vs [228, 2]" in refused.errors[0]
+    refused = call("finetune", folders["vit"], "--img-size", 4, *data, code=1)
+    assert len(refused.errors) == 1
     refused = call(
         "import", folders["vit"], "--model", "vit_tiny_patch16_224", "-o", "x.st", code=1
     )

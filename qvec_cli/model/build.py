@@ -19,6 +19,7 @@ from qvec_cli.checkpoint.source import WeightsChoice
 from qvec_cli.errors import MismatchError, QvecError, SpecError, did_you_mean
 from qvec_cli.model.configuration import COLOURS, DATA_KEYS, FLAGS, Model, norm_eps
 from qvec_cli.model.targets import head_tensors
+from qvec_cli.model.transformers_config import at_size
 from qvec_cli.specs import Library
 from qvec_cli.tame import counted
 
@@ -122,18 +123,19 @@ def reshaped(
 
     Its weights are random; ``adapted`` brings those of the configuration to it. What is as asked
     for already, or not asked for, stays.
-    Raises SpecError: a size or a number of channels that timm cannot make, or other ones for a
-    network that timm does not have.
+    Raises SpecError: a size or a number of channels that timm cannot make; of a network that timm
+    does not have, other channels, or a size that its configuration has no word for.
     """
     channels, *size = model.input_size
     if model.library is not Library.TIMM:
-        if img_size not in (None, *size) or in_chans not in (None, channels):
+        other = at_size(model, img_size) if img_size and img_size not in size else model
+        if other is None or in_chans not in (None, channels):
             raise SpecError(
                 f"{model.architecture} of {model.library} stays at {size[0]} px and {channels} "
                 "channels",
-                hint="Leave --img-size and --in-chans out.",
+                hint="Leave --in-chans out, and where it names no size of images --img-size too.",
             )
-        return rebuild(model), model
+        return rebuild(other), other
     args = dict(model.model_args)
     if img_size and size != [img_size, img_size]:
         args["img_size"], size = img_size, [img_size, img_size]
@@ -196,6 +198,10 @@ def start_from(
     return keep
 
 
+_POSITIONS: Final = re.compile(r"^pos_embed|(^|\.)embeddings\.position_embedding(s|\.weight)$")
+"""What timm and transformers call the position embeddings of images."""
+
+
 def adapted(
     state: Mapping[str, Tensor], network: nn.Module, model: Model
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -217,11 +223,11 @@ def adapted(
     own, result = network.state_dict(), dict(state)
     head = head_tensors(own, model)
     names = [n for n in own if n in state and state[n].shape != own[n].shape and n not in head]
-    if not names or model.library is not Library.TIMM:
+    if not names:
         return result, ()
     bare = {n: state[n] for n in names if state[n].is_meta}
     start = {**state, **{n: t.new_zeros(t.shape, device="cpu") for n, t in bare.items()}}
-    start |= _first_conv(start, network, model)
+    start |= _first_conv(start, network, model) if model.library is Library.TIMM else {}
     notes: dict[str, None] = {}
     for name, tensor in _resampled(start, network, model).items():
         if name in names and tensor.shape == own[name].shape:
@@ -257,12 +263,15 @@ def _resampled(state: dict[str, Tensor], network: nn.Module, model: Model) -> di
 
     result = dict(state)
     for name, own in network.state_dict().items():
-        if name.startswith("pos_embed") and own.ndim == 3 and name in state:
-            side = math.isqrt(own.shape[1])
+        if _POSITIONS.search(name) and own.ndim in (2, 3) and name in state:
+            side = math.isqrt(own.shape[-2])
             with contextlib.suppress(*_WRONG_ARGUMENTS, RuntimeError):
+                rows = state[name].reshape(1, -1, own.shape[-1])
                 result[name] = resample_abs_pos_embed(
-                    state[name], [side, side], num_prefix_tokens=own.shape[1] - side**2
-                )
+                    rows, [side, side], num_prefix_tokens=own.shape[-2] - side**2
+                ).reshape(own.shape)
+    if model.library is not Library.TIMM:
+        return result
     module = sys.modules[timm.models.model_entrypoint(model.architecture).__module__]
     adapt = getattr(module, "checkpoint_filter_fn", None)
     with contextlib.suppress(*_WRONG_ARGUMENTS, RuntimeError), warnings.catch_warnings():
@@ -278,9 +287,9 @@ def _change(name: str, before: Tensor, after: Tensor) -> str:
     if before.ndim == 4:
         old, new = before.shape[1], after.shape[1]
         return f"the first convolution adapted from {old} channels to {new}"
-    if "pos_embed" not in name:
+    if not _POSITIONS.search(name):
         return "tables of relative positions resampled"
-    old, new = (math.isqrt(tensor.shape[1]) for tensor in (before, after))
+    old, new = (math.isqrt(tensor.shape[-2]) for tensor in (before, after))
     return f"position embeddings resampled from {old}x{old} to {new}x{new}"
 
 

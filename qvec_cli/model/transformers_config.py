@@ -276,3 +276,15 @@ def prepared_as(model: Model, said: Mapping[str, Any]) -> Model:
         return model
     data = {**model.pretrained_cfg, **said}
     return replace(model, pretrained_cfg={**data, "processor": _processor(data)})
+
+
+def at_size(model: Model, side: int) -> Model | None:
+    """The model for square images of another size; None: its configuration names no size."""
+    args, vision = dict(model.model_args), model.model_args.get("vision_config")
+    sized = dict(vision) if isinstance(vision, Mapping) else args
+    if not isinstance(sized.get("image_size"), int | list):
+        return None
+    sized["image_size"] = side
+    args |= {} if sized is args else {"vision_config": sized}
+    size = {"input_size": [model.input_size[0], side, side]}
+    return prepared_as(replace(model, model_args=args), size)
