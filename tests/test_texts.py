@@ -271,9 +271,16 @@ def test_a_place_of_a_tokenizer_that_is_none_is_passed_over(texts: Texts, tmp_pa
                 build.transform(model_of(theta), augment=False)
 
 
-def test_a_network_of_images_names_no_tokenizer(drawer: Drawer) -> None:
-    with Checkpoint(drawer.receiver) as theta:
-        assert "tokenizer" not in theta.card.provenance
+def test_a_card_names_no_tokenizer_where_none_is(
+    texts: Texts, drawer: Drawer, tmp_path: Path
+) -> None:
+    shutil.copytree(texts.base, tmp_path / "base")
+    for file in (tmp_path / "base").glob("tokenizer*"):
+        file.unlink()
+    call("import", tmp_path / "base", "-o", tmp_path / "a.st")
+    for path in (tmp_path / "a.st", drawer.receiver):
+        with Checkpoint(path) as theta:
+            assert "tokenizer" not in theta.card.provenance
 
 
 def test_no_code_of_a_tokenizer_is_run_or_offered(texts: Texts, tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from numbers import Integral
 from typing import Any, Final
 
@@ -14,7 +15,6 @@ from qvec_cli.data.pixels import cause, decoding, undecoded
 from qvec_cli.data.samples import DataSource, Samples, name_classes
 from qvec_cli.data.tasks import TASKS, PaperTask
 from qvec_cli.data.texts import (
-    LARGEST,
     TEXTS,
     UNLABELLED,
     USUAL,
@@ -29,8 +29,6 @@ EXTRA = "pip install 'qvec[hfds]'"
 _SPELLINGS = {"train": ("train",), "val": ("validation", "valid", "val"), "test": ("test",)}
 
 _LABELS = ("label", "labels")
-
-_NAMED: Final = "Columns are named as in 'hfds/{}?text=COLUMN&label=COLUMN'."
 
 NO_LABEL: Final = -1
 """What data sets have where a row has none; its split is refused when it is used."""
@@ -122,32 +120,21 @@ def _texts(
 ) -> DataSource:
     """The splits of a set of texts, whose classes keep their names, as those of tables do."""
     text, label = columns.of(features, where)
-    if text is None:
-        raise DataError(
-            f"{where}: has no image column among {', '.join(features)}, and none of texts",
-            hint=f"Texts are looked for in {', '.join(TEXTS)}. {_NAMED.format(where)}",
-        )
+    text = text or _only([], "image or text", features, where)
     if label is None and (kinds := _of_kind(features, "ClassLabel")):
-        if len(kinds) > 1:
-            raise DataError(
-                f"{where}: has {len(kinds)} label columns among {', '.join(features)}, not one",
-                hint=_NAMED.format(where),
-            )
-        label = kinds[0]
-    labels = {
-        split: list(map(_label, rows[label])) if label else [UNLABELLED] * len(rows)
+        label = _only(kinds, "label", features, where)
+    labels: dict[str, list[Any]] = {
+        split: [*map(_label, rows[label])] if label else [UNLABELLED] * len(rows)
         for split, rows in loaded.items()
     }
-    known: Sequence[str] | None = getattr(features.get(label or ""), "names", None)
-    seen = {value for each in labels.values() for value in each if value != NO_LABEL}
-    ordered = sorted(seen, key=lambda value: (isinstance(value, str), value))
-    place: dict[str | int, int] = {value: index for index, value in enumerate(ordered)}
-    if known:
-        place = {index: index for index in range(len(known))}
+    known = getattr(features.get(label or ""), "names", None)
+    seen = {*chain(*labels.values())} - {NO_LABEL}
+    ordered = range(len(known)) if known else sorted(seen, key=lambda v: (isinstance(v, str), v))
     classes = tuple(known or map(str, ordered)) or (UNLABELLED,)
+    place = {value: index for index, value in enumerate(ordered)}
     splits: dict[str, Samples] = {
         split: TextSamples(
-            _column(rows[text], f"{where} {split}"),
+            tuple(checked_text(t, f"{where} {split}: row {n}") for n, t in enumerate(rows[text])),
             [place.get(value, NO_LABEL) for value in labels[split]],
             classes,
         )
@@ -161,17 +148,6 @@ def _label(value: object) -> str | int:
     if isinstance(value, Integral):
         return max(int(value), NO_LABEL)
     return value if isinstance(value, str) and value else NO_LABEL
-
-
-def _column(texts: Iterable[object], where: str) -> tuple[str, ...]:
-    """The texts of a split, which fit into memory."""
-    checked, letters = [], 0
-    for index, text in enumerate(texts):
-        checked.append(checked_text(text, f"{where}: row {index}"))
-        letters += len(checked[-1])
-        if letters > LARGEST:
-            raise DataError(f"{where}: more than {LARGEST:,} letters")
-    return tuple(checked)
 
 
 def _load(id: str, config: str | None, *, download: bool) -> Mapping[str, Any]:  # noqa: A002
@@ -245,13 +221,18 @@ def _columns(
     images, labels = _of_kind(features, "Image"), _of_kind(features, "ClassLabel")
     usual = [name for name in _LABELS if name in (labels or features)]
     labels = [named] if named else usual[:1] or labels
-    for kind, names in (("image", images), ("label", labels)):
-        if len(names) != 1:
-            raise DataError(
-                f"{where}: has {len(names)} {kind} columns among {', '.join(features)}, not one",
-                hint=_NAMED.format(where) if kind == "label" else None,
-            )
-    return images[0], labels[0]
+    return _only(images, "image", features, where), _only(labels, "label", features, where)
+
+
+def _only(names: Sequence[str], kind: str, features: Mapping[str, Any], where: str) -> str:
+    """The one column of a kind; DataError: none, or several."""
+    if len(names) != 1:
+        raise DataError(
+            f"{where}: has {len(names)} {kind} columns among {', '.join(features)}, not one",
+            hint=f"Columns are named as in 'hfds/{where}?text=COLUMN&label=COLUMN'; without, texts "
+            f"are looked for in {', '.join(TEXTS)}.",
+        )
+    return names[0]
 
 
 def _first_label(raw: Mapping[str, Sequence[Any]], task: PaperTask | None) -> int:

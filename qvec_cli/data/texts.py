@@ -27,7 +27,7 @@ LABELS: Final = ("label", "labels", "class", "category", "target")
 UNLABELLED: Final = "unlabelled"
 """The one class of rows without labels."""
 
-LARGEST: Final = 1 << 30  # bytes of a table, letters of a column
+_LARGEST: Final = 1 << 30  # bytes of a table
 _LONGEST: Final = 1 << 20  # letters of a text
 
 
@@ -136,8 +136,8 @@ def _tables(folder: Path) -> dict[str, Path]:
 
 def _rows(table: Path, columns: Columns) -> Iterator[tuple[str, str]]:
     """Text and label of each row; a table without labels has one class, "unlabelled"."""
-    if table.stat().st_size > LARGEST:
-        raise DataError(f"{table}: {table.stat().st_size:,} bytes, more than {LARGEST:,}")
+    if table.stat().st_size > _LARGEST:
+        raise DataError(f"{table}: {table.stat().st_size:,} bytes, more than {_LARGEST:,}")
     text_column = label_column = None
     for number, row in _records(table):
         if text_column is None:

@@ -24,20 +24,15 @@ FILES: Final = (
 )
 """What a tokenizer is kept in, beside the weights."""
 
-
 PLACE: Final = "tokenizer"
 """The word of a lineage for the folder where the tokenizer was."""
-
-_LONGEST_PATH: Final = 4096
 
 
 def places_of(checkpoint: Checkpoint) -> tuple[Path, ...]:
     """The folders where the tokenizer of a file may be, the likeliest first."""
     own = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     named = checkpoint.card.provenance.get(PLACE)
-    if not isinstance(named, str) or not named.isprintable() or len(named) > _LONGEST_PATH:
-        return (own,)
-    return tuple(dict.fromkeys((own, Path(named))))
+    return tuple(dict.fromkeys((own, Path(named)))) if isinstance(named, str) else (own,)
 
 
 def home_among(places: Iterable[Path]) -> Path | None:
@@ -49,8 +44,9 @@ def place_in_lineage(parents: Iterable[Checkpoint]) -> dict[str, str]:
     """What a lineage says of the tokenizer: of the first parent that reads texts, if one does."""
     for parent in parents:
         if is_reading(parent.card.model, parent.config):
-            places = places_of(parent)
-            return {PLACE: str(home_among(places) or places[-1])}
+            own, *named = places_of(parent)
+            home = home_among((own, *named)) or next(iter(named), None)
+            return {PLACE: str(home)} if home else {}
     return {}
 
 
@@ -58,7 +54,7 @@ def files_in(folder: Path) -> dict[str, Path]:
     """The files of a tokenizer in a folder, by name; none where it is closed to us."""
     try:
         return {name: folder / name for name in FILES if (folder / name).is_file()}
-    except OSError:
+    except (OSError, ValueError):  # closed to us, or no name that can be
         return {}
 
 
