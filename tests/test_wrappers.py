@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -388,11 +390,19 @@ def test_a_model_of_the_hub_is_fetched_by_name_or_told_that_it_cannot_be(
 
     def fetch(name: str, revision: str | None, allow_patterns: list[str]) -> str:
         asked.append((name, revision))
-        return str(tmp_path)
+        cache.mkdir(exist_ok=True)
+        for path in tmp_path.iterdir():
+            if path.is_file() and any(fnmatch.fnmatch(path.name, p) for p in allow_patterns):
+                shutil.copy(path, cache)
+        return str(cache)
 
+    cache = tmp_path / "cache"
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3]}')
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     with Checkpoint(Path("hf-hub:org/name@main")) as file:
         assert {*file} == {"a.weight"}
+        assert file.processor == {"image_mean": [0.1, 0.2, 0.3]}
     assert asked == [("org/name", "main")]
 
 

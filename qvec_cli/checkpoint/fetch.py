@@ -14,8 +14,9 @@ NAMES: Final = ("hf-hub:", "hf_hub:")
 _PATIENCE: Final = 5.0
 """Seconds within which the hub must answer anything at all."""
 
-_FILES: Final = ("config.json", "model*.safetensors", "model.safetensors.index.json")
-_PICKLES: Final = ("config.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+_BESIDE: Final = ("config.json", "preprocessor_config.json")
+_FILES: Final = (*_BESIDE, "model*.safetensors", "model.safetensors.index.json")
+_PICKLES: Final = (*_BESIDE, "pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
 def fetched(path: Path) -> Path:
@@ -39,7 +40,7 @@ def fetched(path: Path) -> Path:
                     identity, revision=revision or None, allow_patterns=list(patterns)
                 )
             )
-            if any(file.name != "config.json" for file in folder.iterdir()):
+            if any(file.name not in _BESIDE for file in folder.iterdir()):
                 return folder
     except Exception as fault:  # of whichever client the library has
         line = next(iter(str(fault).splitlines()), type(fault).__name__)
