@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from qvec_cli.quant.gptq import gptq
-from qvec_cli.quant.moments import Inputs, is_smaller, pack, pool, rounded, shapes, unpack
+from qvec_cli.quant.moments import (
+    Inputs,
+    from_half,
+    is_smaller,
+    pack,
+    pool,
+    rounded,
+    shapes,
+    to_half,
+    unpack,
+)
 from qvec_cli.specs import Granularity, Grid, Scale
 
 RNG = np.random.default_rng(0)
@@ -114,3 +124,29 @@ def test_a_number_beyond_float32_is_infinite_and_not_wrong() -> None:
 def test_inputs_that_are_all_zero_stay_so(rank: int | None) -> None:
     none = Inputs(np.zeros((WIDTH, WIDTH)), np.zeros(WIDTH), np.zeros(WIDTH))
     assert not unpack(pack(none, rank)).moment.any()
+
+
+@every_rank
+def test_half_of_it_keeps_the_diagonal_and_loses_of_each_cosine_less_than_a_thousandth(
+    rank: int | None,
+) -> None:
+    for unit in (1.0, 1e-6, 1e6):  # beyond float16 and below
+        whole = pack(seen(TOKENS * unit), rank)
+        half = to_half(whole)
+        shape = {name: array.shape for name, array in half.items()}
+        if rank is None or is_smaller(WIDTH, rank):
+            assert shape == shapes(WIDTH, rank, half=True)
+        expected, moment = unpack(whole).moment, unpack(from_half(half)).moment
+        size = np.sqrt(np.diag(expected))
+        np.testing.assert_allclose(np.diag(moment), np.diag(expected), rtol=2e-3 if rank else 1e-6)
+        assert (np.abs(moment - expected) <= 2e-3 * np.outer(size, size)).all()
+        assert half["mean"] is whole["mean"]
+
+
+def test_inputs_that_are_always_zero_come_back_from_half_as_zeros() -> None:
+    dead = TOKENS.copy()
+    dead[:, 3] = 0
+    for rank in (None, 5):
+        moment = unpack(from_half(to_half(pack(seen(dead), rank)))).moment
+        assert np.isfinite(moment).all()
+        np.testing.assert_allclose(moment[3], 0, atol=1e-12)

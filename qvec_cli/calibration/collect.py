@@ -48,6 +48,7 @@ class MomentsRequest:
     out: Path
     samples: int = SAMPLES
     rank: int | None = None  # eigenpairs to keep of each moment; None: all of it
+    half: bool = False  # whether moments are stored in float16
     split: str = "train"
     loading: Loading = field(default_factory=Loading)
     patterns: tuple[str, ...] = ()  # globs that name the targets; else the card or a rule does
@@ -75,7 +76,7 @@ class _Collection:
 
 
 def collect(request: MomentsRequest, listener: Listener) -> Metrics:
-    """Writes the moments of every target's inputs, float32.
+    """Writes the moments of every target's inputs.
     Raises MismatchError: a target whose inputs cannot be seen, a rank that saves nothing;
     DataError: no such data set or split; NotFiniteError: inputs that overflow.
     """
@@ -88,6 +89,7 @@ def collect(request: MomentsRequest, listener: Listener) -> Metrics:
             "split": request.split,
             "samples": job.count,
             "rank": request.rank,
+            "half": request.half,
         }
         if request.dry_run:
             # Which layers share their inputs only a forward tells, so the size is not foretold.
@@ -98,8 +100,9 @@ def collect(request: MomentsRequest, listener: Listener) -> Metrics:
             planned = Plan("moments", request.out, fates, theta, parameters, images, data=data)
             return planned.metrics((theta,), started)
         sites, facts = _measured(request, job, listener)
-        entries = plan({site: len(inputs.mean) for site, inputs in sites.items()}, facts.rank)
-        tensors = _tensors(theta, sites, facts.rank)
+        widths = {site: len(inputs.mean) for site, inputs in sites.items()}
+        entries = plan(widths, facts.rank, half=facts.half)
+        tensors = _tensors(theta, sites, facts)
         card = Card(
             Kind.MOMENTS,
             model=job.model.to_json(),
@@ -174,12 +177,12 @@ def _measured(
     name, classes, model = Path(task.name).name, digest_of(task.classes), theta.settle()
     base = theta.card.base
     source = MomentsSource(name, task.digest, classes, job.count, model, start, base)
-    return sites, MomentsFacts(request.rank, tokens, aliases, (source,))
+    return sites, MomentsFacts(request.rank, tokens, aliases, (source,), request.half)
 
 
 def _tensors(
-    theta: Checkpoint, sites: Mapping[str, Inputs], rank: int | None
+    theta: Checkpoint, sites: Mapping[str, Inputs], facts: MomentsFacts
 ) -> Iterator[tuple[str, Iterable[Array]]]:
     for site, inputs in sites.items():
         with located(theta.path, NotFiniteError):
-            yield from packed(site, inputs, rank)
+            yield from packed(site, inputs, facts.rank, half=facts.half)

@@ -47,6 +47,7 @@ class MomentsFacts:
     sites: Mapping[str, int]  # tokens, by the weight under whose name the moments are stored
     aliases: Mapping[str, str]  # of the other weights with the same inputs
     sources: tuple[MomentsSource, ...]
+    half: bool = False  # whether they are stored so, see quant/moments.py
 
     @property
     def images(self) -> int:
@@ -60,20 +61,25 @@ class MomentsFacts:
 
     def to_json(self) -> dict[str, Any]:
         """These facts, as a card holds them."""
-        return {**asdict(self), "sources": [asdict(source) for source in self.sources]}
+        facts = {**asdict(self), "sources": [asdict(source) for source in self.sources]}
+        if not self.half:
+            del facts["half"]  # float32 goes without saying
+        return facts
 
     def in_words(self) -> dict[str, Any]:
         """As metrics and the cards of what is made with them name them."""
         keys = ("name", "digest", "images")
         sources = [{key: getattr(one, key) for key in keys} for one in self.sources]
-        return {"images": self.images, "rank": self.rank, "sources": sources}
+        kept = {"rank": self.rank, **({"half": True} if self.half else {})}
+        return {"images": self.images, **kept, "sources": sources}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> MomentsFacts:
         """What a card holds. Raises ValueError: something else."""
         try:
             sources = tuple(MomentsSource(**one) for one in value["sources"])
-            facts = cls(value["rank"], dict(value["sites"]), dict(value["aliases"]), sources)
+            layers = dict(value["sites"]), dict(value["aliases"])
+            facts = cls(value["rank"], *layers, sources, value.get("half", False) is True)
         except (KeyError, TypeError) as fault:
             raise ValueError(str(fault)) from None
         counts = [*facts.sites.values(), *(s.images for s in sources), facts.rank or 1]
@@ -99,7 +105,7 @@ class StoredMoments:
         except ValueError as fault:
             raise self._damaged(f"({fault})") from None
         self.widths = {site: self._width(site) for site in self.facts.sites}
-        planned = plan(self.widths, self.facts.rank)
+        planned = plan(self.widths, self.facts.rank, half=self.facts.half)
         for name in sorted(planned.keys() ^ checkpoint.attached.keys()):
             what = "missing" if name in planned else "not one of its moments"
             raise CheckpointError(f"{checkpoint.path}: {name}: is {what}")
@@ -124,9 +130,9 @@ class StoredMoments:
 
     def of_site(self, site: str) -> Inputs:
         """The same by the name under which it is stored."""
-        parts = moments.shapes(self.widths[site], self.facts.rank)
+        parts = moments.shapes(self.widths[site], self.facts.rank, half=self.facts.half)
         arrays = {part: self.checkpoint.finite(part_name(site, part)) for part in parts}
-        return moments.unpack(arrays)
+        return moments.unpack(moments.from_half(arrays) if self.facts.half else arrays)
 
     def blocks(self) -> Iterator[tuple[str, Iterable[Array]]]:
         """Every array as it stands, to be copied."""
@@ -151,24 +157,28 @@ def part_name(site: str, part: str) -> str:
     return f"{ATTACHED}{site}/{part}"
 
 
-def plan(widths: Mapping[str, int], rank: int | None) -> dict[str, Entry]:
+def plan(widths: Mapping[str, int], rank: int | None, *, half: bool) -> dict[str, Entry]:
     """The arrays for layers of so many inputs each."""
+    halves = (moments.SECOND, moments.FACTOR) if half else ()
     return {
-        part_name(site, part): Entry("F32", shape)
+        part_name(site, part): Entry("F16" if part in halves else "F32", shape)
         for site, width in widths.items()
-        for part, shape in moments.shapes(width, rank).items()
+        for part, shape in moments.shapes(width, rank, half=half).items()
     }
 
 
-def packed(site: str, inputs: Inputs, rank: int | None) -> Iterator[tuple[str, list[Array]]]:
+def packed(
+    site: str, inputs: Inputs, rank: int | None, *, half: bool
+) -> Iterator[tuple[str, list[Array]]]:
     """The arrays of one layer, each as the one block that it is written in.
     Raises NotFiniteError: a moment beyond float32.
     """
     width = len(inputs.mean)
     kept = rank if rank is not None and moments.is_smaller(width, rank) else None
-    for part, array in moments.pack(inputs, kept).items():
-        if not np.isfinite(array).all():
-            raise NotFiniteError(f"{site}: moments of its inputs overflow float32")
+    arrays = moments.pack(inputs, kept)
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise NotFiniteError(f"{site}: moments of its inputs overflow float32")
+    for part, array in (moments.to_half(arrays) if half else arrays).items():
         yield part_name(site, part), [np.ascontiguousarray(array).reshape(-1)]
 
 
@@ -246,8 +256,10 @@ class PooledMoments:
         tokens = {s: sum(one.facts.sites[s] for one in self._many) for s in first.facts.sites}
         ranks = [one.facts.rank for one in self._many]
         rank = None if None in ranks else max(r for r in ranks if r is not None)
-        self.facts = MomentsFacts(rank, tokens, first.facts.aliases, tuple(dict.fromkeys(sources)))
-        self.plan = plan(first.widths, rank)
+        half = all(one.facts.half for one in self._many)
+        once = tuple(dict.fromkeys(sources))
+        self.facts = MomentsFacts(rank, tokens, first.facts.aliases, once, half)
+        self.plan = plan(first.widths, rank, half=half)
 
     def blocks(self) -> Iterator[tuple[str, Iterable[Array]]]:
         """Every array of ``plan``, a layer at a time; one file's go as they stand."""
@@ -257,7 +269,7 @@ class PooledMoments:
         for site in self.facts.sites:
             counts = [one.facts.sites[site] for one in self._many]
             inputs = moments.pool((one.of_site(site) for one in self._many), counts)
-            yield from packed(site, inputs, self.facts.rank)
+            yield from packed(site, inputs, self.facts.rank, half=self.facts.half)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ class Card:
     aliases: dict[str, str] = field(default_factory=dict)  # tied names, and the one that is kept
     moments: dict[str, Any] | None = None  # of what, if it carries any (calibration/moments_file)
     rotation: dict[str, Any] | None = None  # the basis of its tensors, if not the network's own
+    storage: dict[str, Any] | None = None  # the grid that a vector's matrices are kept on, if any
     digest: str = NO_DIGEST  # of names, shapes, dtypes and data; not of this card
 
     @property
@@ -93,6 +94,7 @@ class Card:
             aliases={k: str(v) for k, v in (_load(metadata, "qvec.aliases", dict) or {}).items()},
             moments=_load(metadata, "qvec.moments", dict),
             rotation=_load(metadata, "qvec.rotation", dict),
+            storage=_load(metadata, "qvec.storage", dict),
             digest=metadata.get("qvec.digest", NO_DIGEST),
             **mappings,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -71,6 +71,7 @@ class Checkpoint(Mapping[str, Entry]):
             n: e for n, e in entries.items() if carries and n.startswith(ATTACHED)
         }
         self._own = {n: e for n, e in entries.items() if n not in self.attached}
+        self._decoders: Mapping[str, Callable[[], Array]] = {}  # see ``decode``
 
     def __getitem__(self, name: str) -> Entry:
         return self._own[name]
@@ -86,6 +87,20 @@ class Checkpoint(Mapping[str, Entry]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def decode(
+        self,
+        entries: Mapping[str, Entry],
+        decoders: Mapping[str, Callable[[], Array]],
+        parts: Collection[str],
+    ) -> None:
+        """Shows tensors in place of the ``parts`` that they are stored as.
+
+        ``entries`` says what they look like, a decoder gives all numbers of one. The parts are
+        still read by name, and they are what the digest covers.
+        """
+        others = {name: entry for name, entry in self._own.items() if name not in parts}
+        self._own, self._decoders = {**entries, **others}, decoders
 
     def close(self) -> None:
         """Gives the files back."""
@@ -131,6 +146,10 @@ class Checkpoint(Mapping[str, Entry]):
 
     def blocks(self, name: str) -> Iterator[Array]:
         """The raw elements of a tensor, flat, at most ``BLOCK`` at a time (BF16 as uint16)."""
+        if name in self._decoders:
+            flat = self._decoders[name]().reshape(-1)
+            yield from (flat[start : start + BLOCK] for start in range(0, len(flat), BLOCK))
+            return
         entry = self._contents.entries[name]
         source, dtype = self._contents.sources[entry.part], FORMATS[entry.dtype].numpy
         step, hashing = BLOCK * dtype.itemsize, name not in self._begun
@@ -147,12 +166,12 @@ class Checkpoint(Mapping[str, Entry]):
 
     def floats(self, name: str) -> Iterator[Array]:
         """The blocks of a floating tensor in float32; they may hold what is no number."""
-        dtype = self._contents.entries[name].dtype
+        dtype = self._entry(name).dtype
         return (to_float32(raw, dtype) for raw in self.blocks(name))
 
     def checked(self, name: str) -> Iterator[Array]:
         """The raw blocks of a tensor, every element of a floating one a number."""
-        entry = self._contents.entries[name]
+        entry = self._entry(name)
         for raw in self.blocks(name):
             if entry.floating and not finite(to_float32(raw, entry.dtype)):
                 self.require_finite(name)
@@ -172,7 +191,7 @@ class Checkpoint(Mapping[str, Entry]):
 
     def array(self, name: str) -> Array:
         """A whole tensor in its shape; BF16 becomes float32, all else keeps its dtype."""
-        entry = self._contents.entries[name]
+        entry = self._entry(name)
         flat = np.concatenate([*self.blocks(name), np.empty(0, FORMATS[entry.dtype].numpy)])
         if entry.dtype == "BF16":
             flat = to_float32(flat, "BF16")
@@ -182,11 +201,14 @@ class Checkpoint(Mapping[str, Entry]):
 
     def finite(self, name: str) -> Array:
         """A whole floating tensor in float32, every element finite."""
-        entry = self._contents.entries[name]
+        entry = self._entry(name)
         whole = np.concatenate([*self.floats(name), np.empty(0, np.float32)])
         if not finite(whole):
             self.require_finite(name)
         return whole.reshape(entry.shape)
+
+    def _entry(self, name: str) -> Entry:
+        return self._own.get(name) or self._contents.entries[name]
 
     def contents(self) -> str:
         """The digest of all tensors, also those that nobody has read yet; not of order or card.

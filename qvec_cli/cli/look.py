@@ -211,6 +211,8 @@ def _card_text(card: Facts) -> Iterator[str]:
         yield f"data: {data.get('name', '?')}, {data.get('images', '?')}"
     if card["grid"]:
         yield f"grid: {_grid_text(card['grid'])}"
+    if card["storage"]:
+        yield f"stored on: {_grid_text(card['storage'])}, other tensors in bfloat16"
     if card["targets"] is not None:
         yield f"targets: {counted(len(card['targets']), 'weight')}"
     if recipe := card["recipe"]:

@@ -54,6 +54,7 @@ def accuracy(result: Facts | None) -> str:
 def moments_text(facts: Facts) -> str:
     """Of which images moments are, and how much of them is kept."""
     kept = f"rank {facts['rank']} and diagonal" if facts["rank"] else "whole"
+    kept += " in float16" if facts.get("half") else ""
     names = some(list(dict.fromkeys(source["name"] for source in facts["sources"])))
     return f"moments of {counted(facts['images'], 'image')} ({names}), {kept}"
 

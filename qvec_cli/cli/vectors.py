@@ -24,7 +24,7 @@ from qvec_cli.cli.options import (
 from qvec_cli.cli.signature import Adapted, flag
 from qvec_cli.cli.text import Facts, moments_text, size, some
 from qvec_cli.errors import SpecError
-from qvec_cli.specs import Rule
+from qvec_cli.specs import Grid, Rule
 from qvec_cli.tame import counted
 
 Nameless = Annotated[NetworkFlags, Adapted(without=("class_map",))]
@@ -41,6 +41,13 @@ def extract(
     cross_data: Annotated[
         bool, typer.Option(help="Take twins of different data all the same.")
     ] = False,
+    bits: Annotated[
+        int | None,
+        typer.Option(help="Width of its matrices in the file, 2 to 8.", show_default="float32"),
+    ] = None,
+    group_size: Annotated[
+        int | None, typer.Option(help="With --bits: numbers per scale.", show_default="64")
+    ] = None,
     head: HeadFlags,
     weights: WeightsFlags,
     output: options.OutputFile,
@@ -51,6 +58,7 @@ def extract(
     Examples:
         qvec extract donor.st donor_qat.st -o rho.st
         qvec extract donor.st donor_qat.st --moments moments.st -o rho.st
+        qvec extract donor.st donor_qat.st --bits 4 -o rho_small.st
     """
     from qvec_cli.pipeline import extract as verb
 
@@ -62,6 +70,8 @@ def extract(
         head.options(),
         weights.choice,
         cross_data,
+        bits,
+        group_size,
         **writing.for_request,
     )
     work = partial(verb.extract, request)
@@ -77,6 +87,12 @@ def extract_text(results: Facts) -> Iterator[str]:
         f"{results['output']}: rho of {counted(results['tensors'], 'tensor')}, "
         f"norm {results['norm']:.4g}{share}"
     )
+    if stored := results["storage"]:
+        yield (
+            f"stored in {size(results['bytes'])}, {stored['matrices']} of them on "
+            f"{Grid.from_json(stored['grid'])}, the others in bfloat16: "
+            f"{stored['relative_error']:.2g} of rho's norm is lost"
+        )
     yield f"left out: {some(results['left_out'])}"
     yield f"the head: {some(results['head'])}"
     if carried := results["moments"]:
@@ -209,6 +225,7 @@ class SampleFlags:
         min=1,
         show_default="all of it",
     )
+    half: bool = flag(False, "Store them in float16, in half the room.")
 
 
 def moments(
@@ -236,6 +253,7 @@ def moments(
         out=output,
         samples=sample.samples,
         rank=sample.rank,
+        half=sample.half,
         split=sample.split,
         loading=images.loading(dry_run=writing.dry_run),
         patterns=targets.patterns,

@@ -12,8 +12,8 @@ from qvec_cli.checkpoint.card import FAKE, Card, Kind
 from qvec_cli.checkpoint.naming import is_of_transformers
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.source import WeightsChoice
-from qvec_cli.errors import CheckpointError, MismatchError, located
-from qvec_cli.inputs.foreign import refuse_foreign
+from qvec_cli.errors import CheckpointError, MismatchError, QvecError, located
+from qvec_cli.inputs.foreign import decode_vector, refuse_foreign
 from qvec_cli.model.configuration import Model, of_config
 from qvec_cli.model.tokens import places_of
 from qvec_cli.model.transformers_config import of_folder
@@ -81,7 +81,7 @@ def stated_model(checkpoint: Checkpoint) -> Model | None:
 
 def card_of(checkpoint: Checkpoint, kind: Kind) -> Card:
     """The card to write for what is made from a file; a bare one brings what its folder says."""
-    card = replace(checkpoint.card, kind=kind, moments=None)
+    card = replace(checkpoint.card, kind=kind, moments=None, storage=None)
     model = stated_model(checkpoint) if checkpoint.bare else None
     return replace(card, model=model.to_json()) if model else card
 
@@ -102,6 +102,11 @@ def model_of(checkpoint: Checkpoint) -> Model:
 def opened(path: Path, listener: Listener, choice: WeightsChoice = WeightsChoice()) -> Checkpoint:
     """One open checkpoint, to be used as a context; what it notes of its reading is passed on."""
     checkpoint = Checkpoint(path, choice)
+    try:
+        decode_vector(checkpoint)
+    except QvecError:
+        checkpoint.close()
+        raise
     for note in checkpoint.notes:
         listener.note(f"{path}: {note}")
     return checkpoint

@@ -1,17 +1,21 @@
 """Packed weights of a file: those in qvec's own layout, and those that another tool packed.
 
 Only the own layout, which is compressed-tensors' pack-quantized, is ever decoded. The rule for all
-others: an integer tensor under the name of a weight was packed by another tool.
+others: an integer tensor under the name of a weight was packed by another tool. The matrices of a
+vector that is stored on few bits are read as floats, by whoever reads vectors.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 from qvec_cli.checkpoint.card import Kind
+from qvec_cli.checkpoint.dtypes import Array
+from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import CheckpointError, MismatchError, located
 from qvec_cli.quant.compressed_tensors import of_scheme
@@ -23,8 +27,10 @@ from qvec_cli.quant.qtensor import (
     from_named,
     packed_weights,
     part_names,
+    parts,
+    shape_of,
 )
-from qvec_cli.specs import Grid, ScaleDtype
+from qvec_cli.specs import Granularity, Grid, ScaleDtype
 
 OWN: Final = "compressed-tensors pack-quantized"
 """The layout of qvec's own packed files."""
@@ -179,3 +185,44 @@ def grid_of_packed(checkpoint: Checkpoint, name: str) -> Grid:
     if missing := [part for part in part_names(name, grid) if part not in checkpoint]:
         raise MismatchError(f"{checkpoint.path}: {name}: {missing[0]} is missing")
     return grid
+
+
+def decode_vector(checkpoint: Checkpoint) -> None:
+    """Shows the matrices of a vector that is stored on few bits, see ``extract``, as float32.
+
+    One is decoded as a whole when it is read. Other files stay as they are.
+    Raises MismatchError: parts of a matrix that do not belong together; SpecError: an unknown grid.
+    """
+    if checkpoint.card.storage is None:
+        return
+    entries: dict[str, Entry] = {}
+    decoders: dict[str, Callable[[], Array]] = {}
+    inside: list[str] = []
+    with located(checkpoint.path):
+        grid = Grid.from_json(checkpoint.card.storage)
+        for name in packed_weights(checkpoint):
+            shape, stored = _matrix(checkpoint, name, grid)
+            entries[name] = Entry("F32", shape)
+            decoders[name] = partial(_decoded, checkpoint, name, stored)
+            inside += part_names(name, stored)
+    checkpoint.decode(entries, decoders, set(inside))
+
+
+def _matrix(checkpoint: Checkpoint, name: str, grid: Grid) -> tuple[tuple[int, ...], Grid]:
+    """Shape and grid of one matrix: the group is as long as the number of its scales says."""
+    stated, scale = name + "_shape", checkpoint.get(name + "_scale")
+    shape = shape_of(name, {stated: checkpoint.array(stated)} if stated in checkpoint else {})
+    groups = scale.shape[-1] if scale and scale.shape else 0
+    if len(shape) != 2 or not groups or shape[1] % groups or not shape[1] or name in checkpoint:
+        raise MismatchError(f"{name}: its parts do not belong together")
+    stored = replace(grid, granularity=Granularity.GROUP, group_size=shape[1] // groups)
+    for part, (dtype, size) in parts(name, shape, stored).items():
+        entry = checkpoint.get(part)
+        if entry is None or (entry.dtype, entry.shape) != (dtype, size):
+            raise MismatchError(f"{name}: {part} is not the {dtype} {list(size)} that belongs here")
+    return shape, stored
+
+
+def _decoded(checkpoint: Checkpoint, name: str, grid: Grid) -> Array:
+    arrays = {part: checkpoint.array(part) for part in part_names(name, grid)}
+    return from_named(name, arrays, grid).weight()

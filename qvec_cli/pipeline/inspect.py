@@ -151,6 +151,7 @@ def _card(card: Card) -> dict[str, Any]:
         "base": card.base,
         "recipe": card.recipe,
         "rotation": card.rotation,
+        "storage": card.storage,
         "provenance": card.provenance,
         "digest": card.digest,
     }
