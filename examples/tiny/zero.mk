@@ -61,6 +61,23 @@ $(OUT)/card.st: base.st images.py
 	qvec moments $< --data $(OUT)/base.part/base -o $@ --force
 	rm -rf $(OUT)/base.part
 
+# --- what vectors and moments lose when they are stored small: make -f zero.mk small ---
+
+$(OUT)/card_rank_half.st: base.st images.py
+	mkdir -p $(OUT)
+	python images.py $(OUT)/small.part --tasks base
+	qvec moments $< --data $(OUT)/small.part/base --half -o $(OUT)/card_half.st --force
+	qvec moments $< --data $(OUT)/small.part/base --rank $(RANK) -o $(OUT)/card_rank.st --force
+	qvec moments $< --data $(OUT)/small.part/base --rank $(RANK) --half -o $@ --force
+	rm -rf $(OUT)/small.part
+
+.PHONY: small
+small: small_vectors.py $(OUT)/card.st $(OUT)/card_rank_half.st $(foreach s,$(SEEDS),$(foreach t,$(TASKS),$(OUT)/s$(s)/$(t).st $(OUT)/s$(s)/absmax-2/$(t)_qat.st))
+	python $< $(OUT) --tasks $(TASKS) --numbered $(NUMBERED) --seeds $(SEEDS) > $(OUT)/small.txt
+	mkdir -p $(RESULTS)
+	mv $(OUT)/small.txt $(RESULTS)/small_vectors.txt
+	@cat $(RESULTS)/small_vectors.txt
+
 # pictures that are not the receiver's: those of all other tasks, mixed. $(1) is the task
 define pictures
 $(OUT)/others/$(1): | $(OUT)/images

@@ -58,7 +58,6 @@ def extract(
     Examples:
         qvec extract donor.st donor_qat.st -o rho.st
         qvec extract donor.st donor_qat.st --moments moments.st -o rho.st
-        qvec extract donor.st donor_qat.st --bits 4 -o rho_small.st
     """
     from qvec_cli.pipeline import extract as verb
 
