@@ -90,9 +90,11 @@ def document(right: int, level: str = "none") -> dict[str, Any]:
 def written(out: Path, unit: int) -> None:
     """The files of one receiver and one donor, as the commands would leave them."""
     rows = {"fp": 480, "w2": 250, "other_w2": 280, "qat_w2": 470, "unit_w2": 300, "best_w2": 320}
-    rows |= {"plain_w2": 410, "pictures_w2": 460}
+    rows |= {"plain_w2": 410, "pictures_w2": 460, "advise_w2": 465}
+    (out / "r.json").write_text(json.dumps(document(rows.pop("fp"))))
     for name, right in rows.items():
         (out / f"r_{name}.json").write_text(json.dumps(document(right)))
+    (out / "r_advice.json").write_text(json.dumps({"results": {"decision": "calibrate"}}))
     point = {
         key: {"test": {"n_correct": n, "top1": n / 500}}
         for key, n in {"fp": 480, "ptq": 250, "unit": unit, "best": 320}.items()
@@ -124,7 +126,21 @@ def test_the_summary_holds_what_was_measured(tmp_path: Path) -> None:
     ]
     assert lines[-1] == "pairs that beat RTN absmax: 1 of 1 at lambda 1, 1 at lambda*"
     cells = [line.split()[-2:] for line in summary.alone({"r": found}, 2, "absmax")[1:]]
-    assert cells == [[top1, "none"] for top1 in ("0.960", "0.500", "0.820", "0.920", "0.940")]
+    rows = ("0.960", "0.500", "0.820", "0.920", "0.930", "0.940")
+    assert cells == [[top1, "none"] for top1 in rows]
+    assert summary.advice(tmp_path, {"r": found}) == (
+        "qvec advise: calibrate (1); r 0.930 of 0.960; receiver data used: none"
+    )
+
+
+def test_the_chart_is_one_that_plot_draws(tmp_path: Path) -> None:
+    written(tmp_path, unit=300)
+    facts = {"r": summary.summary(tmp_path, "r", ["d"], 2)}
+    drawn = tmp_path / "demo.json"
+    drawn.write_text(json.dumps(summary.chart(facts, "2-bit channel absmax")))
+    shown = call("plot", drawn, "-o", tmp_path / "demo.svg").out
+    for bar in ("rounding, the paper's grid 50.0", "lambda 1 60.0", "advise 93.0", "QAT 94.0"):
+        assert bar in shown
 
 
 def test_the_summary_refuses_numbers_that_disagree(tmp_path: Path) -> None:

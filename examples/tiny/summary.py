@@ -1,4 +1,4 @@
-"""Prints the table of the tiny example from the metrics in OUT, and writes OUT/summary.json.
+"""Prints the tables of the tiny example from the metrics in OUT; writes summary.json and demo.json.
 
     python summary.py OUT --bits B --scales GRID OTHER --receivers NAME... --donors NAME...
 
@@ -10,8 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+LEVELS = ("none", "proxy_images", "receiver_images", "receiver_labels")
+"""What of a receiver's data a way can have used, the least first."""
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -22,7 +27,7 @@ def read(path: Path) -> dict[str, Any]:
 def rows(out: Path, receiver: str, bits: int) -> dict[str, dict[str, Any]]:
     """The measured models of a receiver, by their key in the summary."""
     names = {
-        "fp": "fp",
+        "fp": "",
         "ptq": f"w{bits}",
         "ptq_other": f"other_w{bits}",
         "patched_unit": f"unit_w{bits}",
@@ -30,8 +35,10 @@ def rows(out: Path, receiver: str, bits: int) -> dict[str, dict[str, Any]]:
         "qat": f"qat_w{bits}",
         "plain": f"plain_w{bits}",
         "pictures": f"pictures_w{bits}",
+        "advise": f"advise_w{bits}",
     }
-    return {key: read(out / f"{receiver}_{name}.json") for key, name in names.items()}
+    files = {key: f"{receiver}_{name}" if name else receiver for key, name in names.items()}
+    return {key: read(out / f"{file}.json") for key, file in files.items()}
 
 
 def summary(out: Path, receiver: str, donors: list[str], bits: int) -> dict[str, Any]:
@@ -105,6 +112,7 @@ def alone(receivers: dict[str, dict[str, Any]], bits: int, scale: str) -> list[s
         "ptq": f"RTN {scale}, the paper's way" if scale == "absmax" else f"RTN {scale}",
         "plain": "qvec quantize, told no grid",
         "pictures": "qvec quantize --preset best",
+        "advise": "qvec advise, donors' pictures",
         "qat": "own QAT",
     }
     title = f"{bits} bits without a donor"
@@ -116,8 +124,45 @@ def alone(receivers: dict[str, dict[str, Any]], bits: int, scale: str) -> list[s
     return lines
 
 
+def advice(out: Path, receivers: dict[str, dict[str, Any]]) -> str:
+    """What advise decided, in a line."""
+    documents = {name: read(out / f"{name}_advice.json") for name in receivers}
+    decisions = Counter(document["results"]["decision"] for document in documents.values())
+    decided = ", ".join(f"{decision} ({n})" for decision, n in decisions.items())
+    told = (
+        f"{name} {facts['advise']:.3f} of {facts['fp']:.3f}" for name, facts in receivers.items()
+    )
+    use = "/".join(sorted({facts["data_use"]["advise"] for facts in receivers.values()}))
+    return f"qvec advise: {decided}; {', '.join(told)}; receiver data used: {use}"
+
+
+def chart(receivers: dict[str, dict[str, Any]], title: str) -> dict[str, Any]:
+    """Means over the receivers, as the document of kind ways that ``qvec plot`` draws as bars."""
+    labels = {
+        "ptq": "rounding, the paper's grid" if "absmax" in title else "rounding, the vectors' grid",
+        "plain": "qvec quantize, told no grid",
+        "pair": "a donor's vector, lambda 1",
+        "advise": "qvec advise",
+        "qat": "the receiver's own QAT",
+    }
+    ways = []
+    for key in ("fp", *labels):
+        if key == "pair":  # every donor on every receiver; no data of a receiver
+            top1 = [p["patched_unit"] for f in receivers.values() for p in f["pairs"].values()]
+            use = "none"
+        else:
+            top1 = [facts[key] for facts in receivers.values()]
+            use = max((f["data_use"][key] for f in receivers.values()), key=LEVELS.index)
+        ways.append({"way": key, "top1": fmean(top1), "data_use": use})
+    bars = [{"way": way, "label": label} for way, label in labels.items()]
+    ways[0]["way"] = "float"
+    table = {"title": title, "ways": ways, "bars": bars, "reference": "float"}
+    head = f"A tiny ViT, mean of {len(receivers)} receivers, one seed"
+    return {"kind": "ways", "schema": 1, "title": head, "tables": [table]}
+
+
 def main() -> None:
-    """Parses the command line, prints the tables and writes the summary."""
+    """Parses the command line, prints the tables, and writes the summary and the chart."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--bits", type=int, required=True)
@@ -129,6 +174,9 @@ def main() -> None:
     (args.out / "summary.json").write_text(json.dumps(receivers, indent=2, sort_keys=True) + "\n")
     print("\n".join(table(receivers, args.bits, args.scales)))
     print("\n".join(["", *alone(receivers, args.bits, args.scales[0])]))
+    title = f"{args.bits}-bit channel {args.scales[0]}"
+    (args.out / "demo.json").write_text(json.dumps(chart(receivers, title), indent=1) + "\n")
+    print("\n" + advice(args.out, receivers))
 
 
 if __name__ == "__main__":
