@@ -137,7 +137,7 @@ def test_the_chart_is_one_that_plot_draws(tmp_path: Path) -> None:
     written(tmp_path, unit=300)
     facts = {"r": summary.summary(tmp_path, "r", ["d"], 2)}
     drawn = tmp_path / "demo.json"
-    drawn.write_text(json.dumps(summary.chart(facts, "2-bit channel absmax")))
+    drawn.write_text(json.dumps(summary.chart(facts, 2, "absmax")))
     shown = call("plot", drawn, "-o", tmp_path / "demo.svg").out
     for bar in ("rounding, the paper's grid 50.0", "lambda 1 60.0", "advise 93.0", "QAT 94.0"):
         assert bar in shown
@@ -163,3 +163,8 @@ def test_the_demo_runs_on_one_pair(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "qvec extract out/greek.st out/greek_qat.st -o out/rho_greek.st" in done.stdout
     assert set(json.loads((example / "out" / "summary.json").read_text())) == {"digits"}
+    advice, figure, page = done.stdout.splitlines()[-3:]
+    assert re.match(r"qvec advise: .*; digits 0\.\d+ of 0\.\d+; receiver data used: \w+$", advice)
+    assert figure == "figure: examples/tiny/out/demo.svg"
+    assert page == "page:   examples/tiny/out/demo.html"
+    assert all((example / "out" / f"demo.{kind}").exists() for kind in ("svg", "html"))

@@ -115,7 +115,7 @@ def alone(receivers: dict[str, dict[str, Any]], bits: int, scale: str) -> list[s
         "advise": "qvec advise, donors' pictures",
         "qat": "own QAT",
     }
-    title = f"{bits} bits without a donor"
+    title = f"{bits} bits, other ways"
     lines = [f"{title:<32}{''.join(f'{name:>9}' for name in receivers)}  receiver data used"]
     for key, way in ways.items():
         cells = "".join(f"{facts[key]:>9.3f}" for facts in receivers.values())
@@ -136,10 +136,10 @@ def advice(out: Path, receivers: dict[str, dict[str, Any]]) -> str:
     return f"qvec advise: {decided}; {', '.join(told)}; receiver data used: {use}"
 
 
-def chart(receivers: dict[str, dict[str, Any]], title: str) -> dict[str, Any]:
+def chart(receivers: dict[str, dict[str, Any]], bits: int, scale: str) -> dict[str, Any]:
     """Means over the receivers, as the document of kind ways that ``qvec plot`` draws as bars."""
     labels = {
-        "ptq": "rounding, the paper's grid" if "absmax" in title else "rounding, the vectors' grid",
+        "ptq": "rounding, the paper's grid" if scale == "absmax" else "rounding, the vectors' grid",
         "plain": "qvec quantize, told no grid",
         "pair": "a donor's vector, lambda 1",
         "advise": "qvec advise",
@@ -156,8 +156,13 @@ def chart(receivers: dict[str, dict[str, Any]], title: str) -> dict[str, Any]:
         ways.append({"way": key, "top1": fmean(top1), "data_use": use})
     bars = [{"way": way, "label": label} for way, label in labels.items()]
     ways[0]["way"] = "float"
-    table = {"title": title, "ways": ways, "bars": bars, "reference": "float"}
-    head = f"A tiny ViT, mean of {len(receivers)} receivers, one seed"
+    table = {
+        "title": f"{bits}-bit channel {scale}",
+        "ways": ways,
+        "bars": bars,
+        "reference": "float",
+    }
+    head = f"A tiny ViT in {bits} bits, mean of {len(receivers)} receivers, one seed"
     return {"kind": "ways", "schema": 1, "title": head, "tables": [table]}
 
 
@@ -174,8 +179,8 @@ def main() -> None:
     (args.out / "summary.json").write_text(json.dumps(receivers, indent=2, sort_keys=True) + "\n")
     print("\n".join(table(receivers, args.bits, args.scales)))
     print("\n".join(["", *alone(receivers, args.bits, args.scales[0])]))
-    title = f"{args.bits}-bit channel {args.scales[0]}"
-    (args.out / "demo.json").write_text(json.dumps(chart(receivers, title), indent=1) + "\n")
+    drawn = chart(receivers, args.bits, args.scales[0])
+    (args.out / "demo.json").write_text(json.dumps(drawn, indent=1) + "\n")
     print("\n" + advice(args.out, receivers))
 
 
