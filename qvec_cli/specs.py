@@ -62,6 +62,7 @@ class ExportFormat(StrEnum):
 
     ONNX = "onnx"  # one file
     TIMM = "timm"  # a folder
+    TRANSFORMERS_JS = "transformers.js"  # a folder
 
 
 class Null(StrEnum):

@@ -60,6 +60,7 @@ DOORS = {
     "jinja2": {"report/page.py"},
     "msgspec": {"results", "selection/by_labels.py"},
     "onnxscript": {"export/graph.py"},
+    "onnx": {"export/preparation.py"},
     "onnxruntime": {"export/onnx.py"},
     "huggingface_hub": {"checkpoint/fetch.py"},
     "safetensors": {"checkpoint/write.py"},

@@ -128,8 +128,8 @@ def test_groups_that_16_does_not_divide_are_refused(size: int) -> None:
     assert fault.value.hint
 
 
-def test_codes_keep_their_width_or_get_the_next_that_is_fast() -> None:
-    assert [layout(64, Grid(bits)).bits for bits in range(2, 9)] == [4, 4, 4, 8, 8, 8, 8]
+def test_codes_keep_their_width_or_get_the_next_that_the_operator_has() -> None:
+    assert [layout(64, Grid(bits)).bits for bits in range(2, 9)] == [2, 4, 4, 8, 8, 8, 8]
 
 
 def test_a_block_is_as_long_as_the_group_allows() -> None:

@@ -413,7 +413,9 @@ class FormatFlags:
 
     heading: ClassVar[str] = "Format"
     to: ExportFormat | None = flag(
-        None, "An ONNX file, or a folder for timm.", show_default="by the name of the output"
+        None,
+        "An ONNX file, or a folder for timm or transformers.js.",
+        show_default="by the name of the output",
     )
     check: bool = flag(
         True,
@@ -429,18 +431,19 @@ def export(
     kind: FormatFlags,
     network: Annotated[NetworkFlags, Adapted(without=("class_map",))],
     output: Annotated[
-        Path, options.output_option("File to write; timm has a folder.", metavar="FILE|FOLDER")
+        Path, options.output_option("File or folder to write.", metavar="FILE|FOLDER")
     ],
     writing: OutputFlags,
 ) -> None:
-    """Write CHECKPOINT for other programs: ONNX, or timm.
+    """Write CHECKPOINT for other programs, on servers and in browsers.
 
     In ONNX, packed weights stay codes, which onnxruntime multiplies with (MatMulNBits). The input
     is normalised pixels: (x / 255 - mean) / std, with mean and std from the file's metadata.
+    For transformers.js the graph prepares images itself, as eval does.
 
     Examples:
         qvec export receiver_w3.st -o receiver_w3.onnx
-        qvec export receiver_w3.st --to timm -o receiver_timm
+        qvec export receiver_w3.st --to transformers.js -o web/
     """
     from qvec_cli.export import export as verb
 
@@ -462,6 +465,8 @@ def export_text(results: Facts) -> Iterator[str]:
         kinds = Counter((layout["bits"], layout["block_size"]) for layout in layouts.values())
         counts = [f"{n} of {bits} bits in blocks of {block}" for (bits, block), n in kinds.items()]
         yield f"packed weights: {', '.join(counts)}"
+    if dtype := results.get("dtype"):
+        yield f"loaded with dtype {dtype}, which config.json says: {results['model']}"
     if results.get("left"):
         yield f"packed weights that became float: {some(results['left'])}"
     if check := results["check"]:

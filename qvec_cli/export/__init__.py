@@ -1,1 +1,1 @@
-"""What other programs read: ONNX graphs and timm folders."""
+"""What other programs read: ONNX graphs, folders of timm and transformers.js."""

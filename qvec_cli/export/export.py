@@ -9,19 +9,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from qvec_cli.errors import MismatchError, QvecError, SpecError
-from qvec_cli.export import onnx, timm_folder
+from qvec_cli.errors import QvecError, SpecError
+from qvec_cli.export import onnx, timm_folder, transformers_js
 from qvec_cli.export.form import ExportSource, ExportTarget, Form, require_images
 from qvec_cli.inputs.files import opened
 from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.outputs.metrics import Input, Metrics, Plan
 from qvec_cli.quant.qtensor import part_names
-from qvec_cli.specs import ExportFormat, Library, Listener
+from qvec_cli.specs import ExportFormat, Listener
 
 FORMS: Final[Mapping[ExportFormat, Form]] = {
     ExportFormat.ONNX: onnx.FORM,
     ExportFormat.TIMM: timm_folder.FORM,
+    ExportFormat.TRANSFORMERS_JS: transformers_js.FORM,
 }
 
 _SUFFIXES: Final = {".onnx": ExportFormat.ONNX}
@@ -52,17 +53,15 @@ def export(request: ExportRequest, listener: Listener) -> Metrics:
     form, target = FORMS[chosen], ExportTarget(request.out, request.force, request.check)
     for name in form.needs:
         if find_spec(name) is None:
-            raise QvecError(f"the package {name} is not installed", hint="pip install 'qvec[onnx]'")
+            raise QvecError(
+                f"the package {name} is not installed", hint=f"pip install 'qvec[{form.extra}]'"
+            )
     form.refuse(target)
     parameters = {"to": chosen, "check": request.check}
     with opened(request.source, listener, request.network.weights) as checkpoint:
         source = ExportSource.of(checkpoint, request.network, listener)
         require_images(source)
-        if chosen is ExportFormat.TIMM and source.model.library is not Library.TIMM:
-            raise MismatchError(
-                f"{checkpoint.path}: is a network of {source.model.library}",
-                hint="qvec import FILE --to timm -o NEW.st gives it timm's names, if timm has it.",
-            )
+        form.require(source)
         fates = {name: form.fate(source, name) for name in source.packed}
         if request.dry_run:
             plan = _planned(request.out, source, fates, parameters)
@@ -86,7 +85,7 @@ def _format_of(out: Path) -> ExportFormat:
     if named := _SUFFIXES.get(out.suffix.lower()):
         return named
     raise SpecError(
-        f"-o {out} does not tell the format", hint="Pass --to onnx or --to timm, or name it .onnx."
+        f"-o {out} does not tell the format", hint=f"Pass --to {', '.join(ExportFormat)}."
     )
 
 

@@ -74,6 +74,10 @@ class Form(NamedTuple):
     fate: Callable[[ExportSource, str], str]  # what becomes of the packed weight of a name
     write: Callable[[ExportSource, nn.Module, ExportTarget, Listener], dict[str, Any]]  # results
     needs: tuple[str, ...] = ()  # packages of an extra
+    extra: str = "onnx"  # its name
+    require: Callable[[ExportSource], None] = lambda source: (
+        None
+    )  # refuses a network: MismatchError
 
 
 def require_images(source: ExportSource) -> None:
@@ -85,30 +89,35 @@ def require_images(source: ExportSource) -> None:
         )
 
 
+def noise(shape: Sequence[int]) -> Tensor:
+    """Normalised images [N, C, H, W], each of ``shape``, that are always the same."""
+    import torch
+
+    return torch.randn(IMAGES, *shape, generator=torch.Generator().manual_seed(0))
+
+
 def compare(
     target: ExportTarget,
-    network: nn.Module,
-    shape: Sequence[int],
+    images: Tensor,
+    ours: Callable[[Tensor], Tensor],
     theirs: Callable[[Tensor], Tensor],
     bound: float,
 ) -> dict[str, Any]:
-    """How far another program's logits are from ours, on random images that are always the same.
+    """How far another program's logits are from ours, on some images.
 
-    ``theirs`` takes normalised images [N, C, H, W], each of ``shape``, to logits. Raises QvecError
-    where the difference is larger than ``bound``, a share of our largest logit.
+    Raises QvecError where the difference is larger than ``bound``, a share of our largest logit.
     """
     import torch
 
-    images = torch.randn(IMAGES, *shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        ours = network(images)
-        difference = float((theirs(images) - ours).abs().max())
-    largest = float(ours.abs().max())
+        answer = ours(images)
+        difference = float((theirs(images) - answer).abs().max())
+    largest = float(answer.abs().max())
     if not difference <= bound * largest:  # so a difference that is no number is refused too
         raise QvecError(
             f"{target.out}: its logits on random images would be off by {difference:.3g}, and the "
             f"largest is {largest:.3g}",
             hint="--no-check writes it all the same.",
         )
-    facts = {"images": IMAGES, "max_abs_diff": difference, "max_abs_logit": largest}
+    facts = {"images": len(images), "max_abs_diff": difference, "max_abs_logit": largest}
     return {**facts, "bound": bound * largest}

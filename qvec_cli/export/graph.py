@@ -21,15 +21,19 @@ INPUT: Final = "pixel_values"
 OUTPUT: Final = "logits"
 """float32 [batch, classes]."""
 
-_OPSET: Final = 20
+OPSET: Final = 20
 
-_IR_VERSION: Final = 10
+IR_VERSION: Final = 10
 """What onnxruntime reads from 1.20 on; pinned, so that a newer torch does not change the file."""
 
 _DOMAIN: Final = "com.microsoft"
 
 _EXACT: Final = 1
-"""MatMulNBits' accuracy_level for arithmetic in float32; 4 would round activations to int8."""
+"""MatMulNBits' accuracy_level for arithmetic in float32.
+
+4 would round activations to int8: with onnxruntime 1.32 logits of a DeiT-S whose weights are drawn
+at random move by 2.6 % of the largest, in 0.7 of the time (4 bits, one thread).
+"""
 
 _LARGEST: Final = (1 << 31) - (1 << 20)
 """Bytes that one ONNX file can hold, for protobuf counts them in 31 bits."""
@@ -68,7 +72,7 @@ def export(
     onnxscript.optimizer.optimize(model)  # folds constants and drops what nobody reads
     _clean(model)
     model.producer_name, model.producer_version = "qvec", producer
-    model.ir_version = _IR_VERSION
+    model.ir_version = IR_VERSION
     model.metadata_props.update(sorted(facts.items()))
     return Graph(_serialized(model), tuple(left))
 
@@ -86,7 +90,7 @@ def _traced(network: nn.Module, shape: Sequence[int]) -> Any:
                 dynamo=True,
                 optimize=False,
                 verbose=False,
-                opset_version=_OPSET,
+                opset_version=OPSET,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +13,7 @@ import numpy as np
 from qvec_cli.checkpoint.card import canonical
 from qvec_cli.checkpoint.replace import check_target, replacing
 from qvec_cli.errors import QvecError, located
-from qvec_cli.export.form import ExportSource, ExportTarget, Form, compare
+from qvec_cli.export.form import ExportSource, ExportTarget, Form, compare, noise
 from qvec_cli.export.matmulnbits import BlockLayout, layout
 from qvec_cli.outputs.metrics import version
 from qvec_cli.quant.qtensor import as_matrix
@@ -27,7 +29,7 @@ BOUND: Final = 1e-4
 Both sides compute in float32 and differ in the order of their sums.
 """
 
-_GRAPH, _WHOLE = 8, 10
+GRAPH, WHOLE = 8, 10
 """About how much of the time torch takes to export the graph; check and writing share the rest."""
 
 
@@ -36,17 +38,38 @@ def refuse(target: ExportTarget) -> None:
     check_target(target.out, force=target.force)
 
 
+def layout_of(source: ExportSource, name: str) -> BlockLayout:
+    """How a packed weight will lie in the file.
+    Raises MismatchError: groups that the operator does not have.
+    """
+    assert source.grid is not None
+    with located(source.checkpoint.path):
+        return layout(as_matrix(source.packed[name])[1], source.grid.of(name))
+
+
 def fate(source: ExportSource, name: str) -> str:
     """What becomes of a packed weight."""
-    form = _layout(source, name)
+    form = layout_of(source, name)
     return f"MatMulNBits: {form.bits} bits, blocks of {form.block}"
 
 
-def write(
-    source: ExportSource, network: nn.Module, target: ExportTarget, listener: Listener
-) -> dict[str, Any]:
-    """Writes the file once onnxruntime has answered as our network does.
-    Raises QvecError: a network that cannot be exported, or is another one afterwards.
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A network as an ONNX file, and what became of its packed weights."""
+
+    content: bytes
+    layouts: Mapping[str, BlockLayout]  # of those that stay packed
+    left: Sequence[str]  # those that became float
+
+    def facts(self) -> dict[str, Any]:
+        """The same, as metrics hold it."""
+        layouts = {n: {"bits": f.bits, "block_size": f.block} for n, f in self.layouts.items()}
+        return {"quantized": layouts, "left": list(self.left)}
+
+
+def exported(source: ExportSource, network: nn.Module, listener: Listener) -> Exported:
+    """Makes the file.
+    Raises QvecError: a network that cannot be exported.
     """
     from qvec_cli.export.graph import export
     from qvec_cli.inputs.foreign import load_packed
@@ -55,38 +78,44 @@ def write(
     packed = {name: load_packed(checkpoint, name) for name in source.packed}
     # Of a weight with several names, the graph has one, and not always the file's.
     tied = {other: packed[kept] for other, kept in checkpoint.aliases.items() if kept in packed}
-    listener.progress("part 1/3: graph", 0, _WHOLE)
-    graph = export(network, source.model.input_size, packed | tied, _facts(source), version("qvec"))
-    placed = {checkpoint.aliases.get(name, name) for name in {*packed, *tied} - {*graph.left}}
+    listener.progress("part 1/3: graph", 0, WHOLE)
+    whole = export(network, source.model.input_size, packed | tied, _facts(source), version("qvec"))
+    placed = {checkpoint.aliases.get(name, name) for name in {*packed, *tied} - {*whole.left}}
     left = [name for name in packed if name not in placed]
     if left:
         listener.note(
             f"{checkpoint.path}: made float, because more than linear layers need it: "
             f"{counted(len(left), 'packed weight')}, {', '.join(left[:3])}"
         )
-    listener.progress("part 2/3: check", _GRAPH, _WHOLE)
-    checked = _checked(graph.content, source, network, target, listener)
-    listener.progress("part 3/3: file", _GRAPH + 1, _WHOLE)
+    layouts = {n: layout(w.codes.shape[1], w.grid) for n, w in packed.items() if n in placed}
+    return Exported(whole.content, layouts, left)
+
+
+def write(
+    source: ExportSource, network: nn.Module, target: ExportTarget, listener: Listener
+) -> dict[str, Any]:
+    """Writes the file once onnxruntime has answered as our network does.
+    Raises QvecError: a network that cannot be exported, or is another one afterwards.
+    """
+    graph = exported(source, network, listener)
+    listener.progress("part 2/3: check", GRAPH, WHOLE)
+    checked = None
+    if is_run(target, listener):
+        images = noise(source.model.input_size)
+        checked = compare(target, images, network, answers(graph.content), BOUND)
+    listener.progress("part 3/3: file", GRAPH + 1, WHOLE)
     with replacing(target.out, force=target.force) as file:
         file.write(graph.content)
-    listener.progress("written", _WHOLE, _WHOLE)
-    layouts = {name: _layout(source, name) for name in packed if name in placed}
+    listener.progress("written", WHOLE, WHOLE)
     return {
         "digest": hashlib.sha256(graph.content).hexdigest(),
         "bytes_after": len(graph.content),
-        "quantized": {n: {"bits": f.bits, "block_size": f.block} for n, f in layouts.items()},
-        "left": left,
+        **graph.facts(),
         "check": checked,
     }
 
 
 FORM: Final = Form(refuse, fate, write, needs=("onnx", "onnxscript"))
-
-
-def _layout(source: ExportSource, name: str) -> BlockLayout:
-    assert source.grid is not None
-    with located(source.checkpoint.path):
-        return layout(as_matrix(source.packed[name])[1], source.grid.of(name))
 
 
 def _facts(source: ExportSource) -> dict[str, str]:
@@ -107,25 +136,20 @@ def _facts(source: ExportSource) -> dict[str, str]:
     }
 
 
-def _checked(
-    content: bytes,
-    source: ExportSource,
-    network: nn.Module,
-    target: ExportTarget,
-    listener: Listener,
-) -> dict[str, Any] | None:
-    if not target.check:
-        return None
-    if find_spec("onnxruntime") is None:
+def is_run(target: ExportTarget, listener: Listener) -> bool:
+    """Whether a result is to be run: where it may be, and onnxruntime is there."""
+    if target.check and find_spec("onnxruntime") is None:
         missing = "onnxruntime is not installed"
         listener.note(f"{missing}: the file is not run (pip install 'qvec[onnx]')")
-        return None
+        return False
+    return target.check
+
+
+def answers(content: bytes) -> Callable[[Tensor], Tensor]:
+    """From images to logits, as onnxruntime has them of a file."""
     import torch
 
-    def theirs(images: Tensor) -> Tensor:
-        return torch.from_numpy(logits(content, images.numpy()))
-
-    return compare(target, network, source.model.input_size, theirs, BOUND)
+    return lambda images: torch.from_numpy(logits(content, images.numpy()))
 
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -11,14 +11,15 @@ from qvec_cli.checkpoint.card import FAKE, Kind
 from qvec_cli.checkpoint.dtypes import name_of
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.replace import scratch_folder, write_json
-from qvec_cli.export.form import ExportSource, ExportTarget, Form, compare
+from qvec_cli.errors import MismatchError
+from qvec_cli.export.form import ExportSource, ExportTarget, Form, compare, noise
 from qvec_cli.inputs.files import card_of
 from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.model import build
 from qvec_cli.model.configuration import Model, require_stock
 from qvec_cli.outputs.hf_folder import CONFIG, WEIGHTS, check_output, size_of_output, write_output
 from qvec_cli.outputs.metrics import provenance
-from qvec_cli.specs import Listener
+from qvec_cli.specs import Library, Listener
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,6 +56,15 @@ def refuse(target: ExportTarget) -> None:
     check_output(target.out, folder=True, force=target.force)
 
 
+def require(source: ExportSource) -> None:
+    """Refuses a network that is not timm's: MismatchError."""
+    if source.model.library is not Library.TIMM:
+        raise MismatchError(
+            f"{source.checkpoint.path}: is a network of {source.model.library}",
+            hint="qvec import FILE --to timm -o NEW.st gives it timm's names, if timm has it.",
+        )
+
+
 def fate(source: ExportSource, name: str) -> str:
     """What becomes of a packed weight."""
     grid = source.grid.of(name) if source.grid else None
@@ -84,7 +94,8 @@ def write(
                 (folder / WEIGHTS).symlink_to(weights)
                 write_json(folder / CONFIG, document, force=False)
                 theirs = build.from_folder(folder).eval()
-            checked.update(compare(target, network, source.model.input_size, theirs, bound=0))
+            images = noise(source.model.input_size)
+            checked.update(compare(target, images, network, theirs, bound=0))
 
     use = inherited_use(source.checkpoint)
     lineage = provenance("export", {"model": source.checkpoint}, use)
@@ -102,4 +113,4 @@ def write(
     return {"digest": written.digest, "bytes_after": size, "check": checked or None}
 
 
-FORM: Final = Form(refuse, fate, write)
+FORM: Final = Form(refuse, fate, write, require=require)

@@ -40,10 +40,18 @@ Config = Mapping[str, Mapping[str, Any] | bytes]
 """The files beside the weights, by name, as JSON or as they are; empty where one file is meant."""
 
 
-def check_output(path: Path, *, folder: bool, force: bool, size: int = 0) -> None:
+def check_output(
+    path: Path,
+    *,
+    folder: bool,
+    force: bool,
+    size: int = 0,
+    names: Iterable[str] = (CONFIG, WEIGHTS),
+) -> None:
     """Refuses, before any work, an output that could not be written afterwards.
 
-    See ``check_target`` for files; a folder is made where it is missing.
+    See ``check_target`` for files; a folder, of files with these ``names``, is made where it is
+    missing.
     """
     if not folder:
         check_target(path, force=force, size=size)
@@ -51,7 +59,7 @@ def check_output(path: Path, *, folder: bool, force: bool, size: int = 0) -> Non
     with _refusing(path):
         is_folder = path.is_dir()
     if is_folder:
-        for name in (CONFIG, WEIGHTS):
+        for name in names:
             check_target(path / name, force=force, size=size)
     elif is_stream(path):
         raise SpecError(f"{path}: a folder is written, which no stream can take")
