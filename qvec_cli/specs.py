@@ -61,6 +61,7 @@ class ExportFormat(StrEnum):
     """What other programs read; one row each in export/export.py."""
 
     ONNX = "onnx"  # one file
+    OPENVINO = "openvino"  # two files
     TIMM = "timm"  # a folder
     TRANSFORMERS_JS = "transformers.js"  # a folder
 

@@ -46,7 +46,7 @@ MOST_FILES, MOST_LINES = 176, 34_800
 LARGEST_ROOM, MOST_FILES_IN_A_ROOM = 0.15, 16
 IMPORTS = 0.08
 SHORTEST, LONGEST = 60, 500
-EXTRAS = ("hf", "hfds", "onnx", "slurm", "plot")
+EXTRAS = ("hf", "hfds", "onnx", "openvino", "slurm", "plot")
 DOORS = {
     "rich": {"cli/show.py"},
     "timm": {"model/build.py"},
@@ -62,6 +62,7 @@ DOORS = {
     "onnxscript": {"export/graph.py"},
     "onnx": {"export/preparation.py"},
     "onnxruntime": {"export/onnx.py"},
+    "openvino": {"export/openvino.py"},
     "huggingface_hub": {"checkpoint/fetch.py"},
     "safetensors": {"checkpoint/write.py"},
     "array_api_compat": {"quant"},

@@ -414,7 +414,7 @@ class FormatFlags:
     heading: ClassVar[str] = "Format"
     to: ExportFormat | None = flag(
         None,
-        "An ONNX file, or a folder for timm or transformers.js.",
+        "An ONNX file, a pair of files for OpenVINO, or a folder for timm or transformers.js.",
         show_default="by the name of the output",
     )
     check: bool = flag(

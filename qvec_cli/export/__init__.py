@@ -1,1 +1,1 @@
-"""What other programs read: ONNX graphs, folders of timm and transformers.js."""
+"""What other programs read: ONNX graphs, OpenVINO's files, folders of timm and transformers.js."""

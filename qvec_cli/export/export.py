@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from qvec_cli.errors import QvecError, SpecError
-from qvec_cli.export import onnx, timm_folder, transformers_js
+from qvec_cli.export import onnx, openvino, timm_folder, transformers_js
 from qvec_cli.export.form import ExportSource, ExportTarget, Form, require_images
 from qvec_cli.inputs.files import opened
 from qvec_cli.inputs.lineage import inherited_use
@@ -22,10 +22,11 @@ from qvec_cli.specs import ExportFormat, Listener
 FORMS: Final[Mapping[ExportFormat, Form]] = {
     ExportFormat.ONNX: onnx.FORM,
     ExportFormat.TIMM: timm_folder.FORM,
+    ExportFormat.OPENVINO: openvino.FORM,
     ExportFormat.TRANSFORMERS_JS: transformers_js.FORM,
 }
 
-_SUFFIXES: Final = {".onnx": ExportFormat.ONNX}
+_SUFFIXES: Final = {".onnx": ExportFormat.ONNX, ".xml": ExportFormat.OPENVINO}
 """The format by the name of the output, without --to."""
 
 
