@@ -55,7 +55,10 @@ class Card:
         return (self.data or {}).get("digest")
 
     def to_header(self) -> dict[str, str]:
-        """Metadata strings, sorted; no time, no path: the same inputs give the same bytes."""
+        """Metadata strings, sorted: the same inputs give the same bytes.
+
+        No time, and no path but that at which a network of texts has its tokenizer.
+        """
         values = {f"qvec.{f.name}": getattr(self, f.name) for f in fields(self)}
         model = values.pop("qvec.model")
         values |= {"qvec.schema": SCHEMA, _library(model): model, "format": "pt"}

@@ -39,9 +39,9 @@ def refuse(target: ExportTarget) -> None:
         check_target(path, force=target.force)
 
 
-def fate(source: ExportSource, shape: tuple[int, int]) -> str:
+def fate(source: ExportSource, name: str) -> str:
     """What becomes of a packed weight."""
-    form = onnx.layout_of(source, shape)
+    form = onnx.layout_of(source, name)
     return f"u{form.bits}, blocks of {form.block}"
 
 

@@ -89,7 +89,7 @@ class _Storage:
         largest = min(self.grid.group_size or 1, shape[1])
         size = next(n for n in range(largest, 0, -1) if shape[1] % n == 0)
         grid = replace(self.grid, group_size=size)
-        return grid if stored_bits(shape, grid) < 16 * math.prod(shape) else None
+        return grid if stored_bits({"": shape}, grid) < 16 * math.prod(shape) else None
 
     def entries(self, name: str, shape: tuple[int, ...]) -> dict[str, Entry]:
         """The arrays of one tensor."""

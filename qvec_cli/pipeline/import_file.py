@@ -205,6 +205,11 @@ def _require_plain(source: Checkpoint, card: Card) -> None:
             "tensor for timm",
             hint="A scale for each channel or group is the same in both spellings.",
         )
+    if card.quant and Grid.from_json(card.quant).layers:
+        raise MismatchError(
+            f"{source.path}: was made for a grid with widths for single layers, which go by names",
+            hint="Convert the float file, and quantize what comes of it.",
+        )
 
 
 def _trained_on(
