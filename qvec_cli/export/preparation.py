@@ -4,7 +4,7 @@ Image libraries of servers and browsers resize each in its own way, and none as 
 networks are trained and measured. The graph gives Pillow's very pixels: a filter's weights are
 rounded to 22 bits, and sums of whole numbers that float32 holds have no order. Rows are resized
 before columns, as Pillow does, but for images more than twice as high as wide, where Pillow 13
-begins with columns: some levels then differ by one.
+begins with columns: some levels then differ, mostly by one.
 """
 
 from __future__ import annotations
