@@ -23,8 +23,8 @@ _LEFT_OUT: Final = frozenset(
 """
 
 _UNLOADABLE: Final = ("dinov2", "dinov2_with_registers")
-"""Networks of which no version of transformers that was tried (5.10 to 5.24) loads a folder that
-compressed-tensors has packed, by anybody: it fails on a tensor that only their SwiGLU has."""
+"""Networks of which transformers 5.10 to 5.24 load no folder that compressed-tensors has packed, by
+anybody: they fail on a tensor that only their SwiGLU has. 4.57 loads it."""
 
 _READING: Final = "ForSequenceClassification"
 _BEHIND_PAD: Final = ("roberta", "camembert", "mpnet")
@@ -239,8 +239,8 @@ def note_on_packed(model: Model) -> str | None:
     if model.model_args.get("model_type") not in _UNLOADABLE:
         return None
     return (
-        f"transformers fails to load packed folders of {model.architecture}, whoever packed them "
-        "(seen in 5.10 to 5.24); qvec reads it, and --fake writes one that loads"
+        f"transformers 5.10 to 5.24 fail to load packed folders of {model.architecture}, whoever "
+        "packed them; 4.57 does, with dtype=torch.float32; --fake writes one that all load"
     )
 
 
