@@ -1,15 +1,16 @@
 # Widths of single layers against one width for all, at about equal size: included by zero.mk and by ../real/Makefile.
-# OUT has the receivers, %.st, and their pictures, images/; RECEIVERS are the names before .st.
+# OUT has the receivers, %.st, and their pictures, images/; WIDTH_RECEIVERS are the names before .st, and
+# WIDTH_GROUP the weights that share a scale in groups.
 
 WAYS := rtn-2 rtn-2-group rtn-2.5 rtn-3 rtn-3-group rtn-3.5 best-2 best-2-group best-2.5 best-3
 rtn-2 := --bits 2
-rtn-2-group := --bits 2 --group-size $(GROUP) --asymmetric --scale absmax --scale-dtype float16
+rtn-2-group := --bits 2 --group-size $(WIDTH_GROUP) --asymmetric --scale absmax --scale-dtype float16
 rtn-2.5 := --bits 2.5 --no-rotate
 rtn-3 := --bits 3 --no-rotate
-rtn-3-group := --bits 3 --group-size $(GROUP) --asymmetric --scale absmax --scale-dtype float16
+rtn-3-group := --bits 3 --group-size $(WIDTH_GROUP) --asymmetric --scale absmax --scale-dtype float16
 rtn-3.5 := --bits 3.5 --no-rotate
 best-2 := --bits 2 --preset best
-best-2-group := --bits 2 --preset best --group-size $(GROUP) --asymmetric --scale mse --scale-dtype float16
+best-2-group := --bits 2 --preset best --group-size $(WIDTH_GROUP) --asymmetric --scale mse --scale-dtype float16
 best-2.5 := --bits 2.5 --preset best
 best-3 := --bits 3 --preset best
 
@@ -22,7 +23,7 @@ widths:
 	cp $(OUT)/widths/table.txt $(RESULTS)/widths.txt
 	@cat $(RESULTS)/widths.txt
 
-widths-cells: $(foreach w,$(WAYS),$(RECEIVERS:%=$(OUT)/widths/$(w)/%.json))
+widths-cells: $(foreach w,$(WAYS),$(WIDTH_RECEIVERS:%=$(OUT)/widths/$(w)/%.json))
 
 # $(1) is the way; what is measured is kept, and the model is not
 define measured

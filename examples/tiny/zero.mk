@@ -183,8 +183,8 @@ comma := ,
 $(foreach s,$(SEEDS),$(foreach g,$(GRIDS),$(eval $(call grid,$(s),$(g),$(OUT)/s$(s)/$(g)))))
 
 # widths of single layers against one for all: about 10 minutes beside what zero-shot has made
-RECEIVERS := $(foreach s,$(SEEDS),$(TASKS:%=s$(s)/%))
-GROUP := 32
+WIDTH_RECEIVERS := $(foreach s,$(SEEDS),$(TASKS:%=s$(s)/%))
+WIDTH_GROUP := 32
 include widths.mk
 
 clean:
