@@ -167,6 +167,21 @@ def test_a_size_is_met(size: object, folder: bool, drawer: Drawer, tmp_path: Pat
     assert 0.93 * most < sum(file.stat().st_size for file in files) <= most
 
 
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_size_that_the_smallest_width_just_meets_is_met(
+    folder: bool, drawer: Drawer, tmp_path: Path
+) -> None:
+    """Though a card or config.json that lists layers of other widths would be too long."""
+    target = f"{tmp_path}/q/" if folder else tmp_path / "q.st"
+    refused = call("quantize", drawer.receiver, "--target-size", 0, "-o", target, code=2)
+    needed = int(refused.err.split("at 2 bits it takes ")[1].split()[0].replace(",", ""))
+    for size, code in ((needed + 900, 0), (needed - 400, 2)):
+        words = ("--target-size", size, "-o", target, "--force")
+        call("quantize", drawer.receiver, *words, code=code)
+    files = [*(tmp_path / "q").iterdir()] if folder else [tmp_path / "q.st"]
+    assert needed - 400 < sum(file.stat().st_size for file in files) <= needed + 900
+
+
 def test_queries_keys_and_values_get_one_width(tmp_path: Path) -> None:
     from qvec_cli.calibration.widths import _ALIKE
 
@@ -272,6 +287,8 @@ def test_an_embedding_is_no_linear_layer_of_a_folder(drawer: Drawer, tmp_path: P
 WRONG: dict[str, tuple[int, str, tuple[object, ...]]] = {
     "two budgets": (2, "--target-size and --bits", ("--bits", 3, "--target-size", "1MB")),
     "no size": (2, "--target-size 'big' is no size", ("--target-size", "big")),
+    "no size that is": (2, "99' is no size", ("--target-size", "9" * 400)),
+    "a size of floats": (2, "is met with every layer in float", ("--target-size", "1GB")),
     "no width": (2, "--bits-for 'blocks.*'", ("--bits", 3, "--bits-for", "blocks.*")),
     "a wide one": (2, "--bits-for 'a=9'", ("--bits", 3, "--bits-for", "a=9")),
     "a glob of nothing": (1, "'nothing*' matches no", ("--bits", 3, "--bits-for", "nothing*=4")),

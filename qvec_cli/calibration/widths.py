@@ -172,20 +172,21 @@ class _Chooser:
     ) -> tuple[ModelQuantizer, Facts]:
         """So that what is written takes so many bytes at most."""
         least = {key: min(WIDTHS) for key in self._together}
-        smallest = size_of(self._with(least), self._asked)
-        rest = smallest - sum(self._bytes(n, min(WIDTHS)) for n in self._shapes)
-        budget = size - rest
-        for _ in range(_TRIES):
-            try:
-                found = self._allocate(budget, self._bytes)
-            except SpecError:
-                break
+        cheapest = sum(self._bytes(name, min(WIDTHS)) for name in self._shapes)
+        budget = size - size_of(self._with(least), self._asked) + cheapest
+        smallest = 0
+        for left in reversed(range(_TRIES)):
+            budget = max(budget, cheapest) if left else cheapest
+            found = self._allocate(budget, self._bytes)
             chosen, facts = self._with(found.bits), self._facts(found)
             if not chosen.targets:
-                raise SpecError(f"--target-size {size:,} bytes: it is as small already, in float")
-            if (excess := size_of(chosen, facts) - size) <= 0:
+                raise SpecError(f"--target-size {size:,} bytes is met with every layer in float")
+            smallest = size_of(chosen, facts)
+            if smallest <= size:
                 return chosen, facts
-            budget = found.cost - excess  # which the same choice does not meet
+            if budget == cheapest:
+                break
+            budget = found.cost - (smallest - size)  # which the same choice does not meet
         raise SpecError(
             f"--target-size {size:,} bytes is too small: at {min(WIDTHS)} bits it takes "
             f"{smallest:,}",

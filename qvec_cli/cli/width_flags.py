@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -20,6 +21,9 @@ _UNITS: Final = {"": 1, "b": 1} | {
 }
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+
+_LARGEST: Final = 2.0**53
+"""Bytes that a size may have: more no card could tell to the byte."""
 
 NARROWEST: Final = 2
 
@@ -81,11 +85,12 @@ def _bytes(text: str) -> int:
     """A size as people write it, in bytes."""
     match = _SIZE.fullmatch(text.strip())
     unit = _UNITS.get(match[2].lower()) if match else None
-    if match is None or unit is None:
+    size = float(match[1]) * unit if match and unit else math.inf
+    if size > _LARGEST:
         raise SpecError(
             f"--target-size {text!r} is no size", hint="As 6MB, 800kB, 5.5MiB, or 6000000."
         )
-    return int(float(match[1]) * unit)
+    return int(size)
 
 
 def _layer(text: str) -> tuple[str, int]:
