@@ -127,11 +127,13 @@ def test_each_code_is_multiplied_by_the_scale_of_its_place():
         lambda a: {**a, "fc.weight_shape": np.array([-3, -40])},
         lambda a: {**a, "fc.weight_shape": np.array([120])},
         lambda a: {**a, "fc.weight_shape": np.array([3, 2**62])},
+        lambda a: {**a, "fc.weight_shape": np.array([1] * 80 + [3, 40])},
+        lambda a: {**a, "fc.weight_shape": np.array([0, 40])},
     ],
     ids=[
         *("a word short", "a word too many", "a row short", "flat"),
         *("a scale short", "one scale"),
-        *("wider", "taller", "negative", "1-d", "vast"),
+        *("wider", "taller", "negative", "1-d", "vast", "of 82 sides", "no rows"),
     ],
 )
 def test_parts_that_do_not_fit_together_are_refused(damage):

@@ -227,7 +227,7 @@ def edited(path: Path, out: Path, **tensors: np.ndarray | None) -> Path:
 DAMAGED = {
     "no scale": ({"w_scale": None}, "w: its parts do not belong together"),
     "no shape": ({"w_shape": None}, "w: w_shape is missing"),
-    "no rows": ({"w_shape": np.array([0, 64])}, "w: its parts do not belong together"),
+    "no rows": ({"w_shape": np.array([0, 64])}, "w: w_shape [0, 64] is not the shape"),
     "another shape": ({"w_shape": np.array([1 << 30, 64])}, "w: w_packed is not the I32"),
     "too many scales": ({"w_scale": np.ones((64, 7), np.float16)}, "w: its parts do not belong"),
     "other scales": ({"w_scale": np.ones((64, 1))}, "w: w_scale is not the F16"),

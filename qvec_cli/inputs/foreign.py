@@ -213,7 +213,7 @@ def _matrix(checkpoint: Checkpoint, name: str, grid: Grid) -> tuple[tuple[int, .
     stated, scale = name + "_shape", checkpoint.get(name + "_scale")
     shape = shape_of(name, {stated: checkpoint.array(stated)} if stated in checkpoint else {})
     groups = scale.shape[-1] if scale and scale.shape else 0
-    if len(shape) != 2 or not all(shape) or not groups or shape[1] % groups or name in checkpoint:
+    if len(shape) != 2 or not groups or shape[1] % groups or name in checkpoint:
         raise MismatchError(f"{name}: its parts do not belong together")
     stored = replace(grid, granularity=Granularity.GROUP, group_size=shape[1] // groups)
     for part, (dtype, size) in parts(name, shape, stored).items():

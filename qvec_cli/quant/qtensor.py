@@ -22,6 +22,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 PACKED: Final = "_packed"
 """What follows a weight's name where its codes are."""
 
+_DIMENSIONS: Final = 32
+"""Of a tensor, at most: older NumPy has arrays of no more."""
+
 _PARTS: Final = (PACKED, "_scale", "_shape", "_zero_point")
 _BYTES: Final = {"I8": 1, "F16": 2, "I32": 4, "F32": 4, "I64": 8}
 _NUMPY: Final = {"I8": "|i1", "F16": "<f2", "I32": "<i4", "F32": "<f4", "I64": "<i8"}
@@ -147,7 +150,7 @@ def shape_of(name: str, arrays: Mapping[str, Array]) -> tuple[int, ...]:
     if stated is None:
         raise MismatchError(f"{name}: {name}_shape is missing")
     size = tuple(map(int, stated.reshape(-1))) if stated.dtype.kind == "i" else ()
-    if len(size) < 2 or not all(0 <= side < 1 << 40 for side in size):
+    if not 2 <= len(size) <= _DIMENSIONS or not all(0 < side < 1 << 40 for side in size):
         raise MismatchError(f"{name}: {name}_shape {list(size)} is not the shape of a matrix")
     return size
 
