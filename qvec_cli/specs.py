@@ -280,10 +280,12 @@ class Grid:
                 raise ValueError(value)
             words = Granularity(value["granularity"]), value["group_size"], Scale(value["scale"])
             stored = ScaleDtype(value.get("scale_dtype", ScaleDtype.FLOAT32))
-            layers = tuple(dict(value.get("layers", {})).items())
+            layers = tuple(value.get("layers", {}).items())
             return cls(value["bits"], *words, value["symmetric"], stored, layers)
-        except (KeyError, ValueError, TypeError):
-            raise SpecError(f"this version of qvec does not know the grid {dict(value)}") from None
+        except (KeyError, ValueError, TypeError, AttributeError, SpecError):
+            shown = f"{dict(value)}"
+            shown = shown if len(shown) < _SHOWN else f"{shown[:_SHOWN]}..."
+            raise SpecError(f"this version of qvec does not know the grid {shown}") from None
 
 
 UNSAID: Final = {
@@ -473,6 +475,7 @@ class Stage:
 
 
 _LARGEST = 1e38  # about as much as float32 holds
+_SHOWN = 200  # letters of a grid that is not known
 
 
 def _flag(name: str) -> str:

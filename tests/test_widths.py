@@ -292,6 +292,7 @@ WRONG: dict[str, tuple[int, str, tuple[object, ...]]] = {
     "no width": (2, "--bits-for 'blocks.*'", ("--bits", 3, "--bits-for", "blocks.*")),
     "a wide one": (2, "--bits-for 'a=9'", ("--bits", 3, "--bits-for", "a=9")),
     "a glob of nothing": (1, "'nothing*' matches no", ("--bits", 3, "--bits-for", "nothing*=4")),
+    "a fake size": (2, "--target-size goes without", ("--target-size", "1MB", "--fake")),
     "too small": (2, "is too small: at 2 bits it takes", ("--target-size", "10kB")),
     "all are said": (
         2,
@@ -355,6 +356,11 @@ def test_advise_meets_a_size_by_the_command_that_it_prints(drawer: Drawer, tmp_p
     assert out.read_bytes() == again.read_bytes()
     chosen = next(row for row in results["candidates"] if row["name"] == results["chosen"])
     assert chosen["grid"]["layers"]
+    flags = ("--proxy-samples", 32, "--refine", 0, "--resume", "-o", out)
+    for other in (("--target-size", "400kB"), ("--target-size", "390kB", "--head-bits", 8)):
+        assert "another run" in call("advise", drawer.receiver, *other, *flags, code=None).err
+    same = call("advise", drawer.receiver, *words, "--resume", "-o", out)
+    assert "done already" in same.out + same.err
 
 
 def test_advise_takes_no_vector_beside_a_budget(drawer: Drawer, tmp_path: Path) -> None:

@@ -74,10 +74,9 @@ def _stored(card: Card, *, several: bool) -> Facts:
     several: whether a vector in it should be a combination, which counts as its members.
     """
     lineage = card.provenance
-    budget = lineage.get("budget")
-    facts: Facts = {"bits": (card.quant or {}).get("bits")}
-    if isinstance(budget, dict):
-        facts["bits"] = budget.get("target_size") or budget.get("average")
+    facts: Facts = {"widths": lineage.get("widths", {})}
+    if "budget" not in lineage:
+        facts["bits"] = (card.quant or {}).get("bits")
     for parent in _dicts(lineage.get("parents")):
         if (name := parent.get("as")) in ("model", "rho", "moments"):
             facts[name] = (several and _members(parent)) or [parent.get("digest")]
@@ -115,8 +114,7 @@ def _current(
         "images of refinement": learned,
     }
     facts: Facts = {"model": [theta.digest], "rho": rhos, "moments": moments}
-    small = request.widths.size or request.widths.average or request.bits
-    facts |= {"bits": small, "refine": request.steps}
+    facts |= {"bits": request.bits, "widths": request.widths.to_json(), "refine": request.steps}
     for name, options in drawn.items():
         if name in stored:
             ways = [draw_each(theta, model, each, Silence()).facts() for each in options]

@@ -6,7 +6,7 @@ import fnmatch
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from qvec_cli.calibration.damage import Damage, damages
@@ -43,6 +43,11 @@ class WidthOptions:
     def __post_init__(self) -> None:
         if self.average is not None and self.size is not None:
             raise SpecError("--target-size and --bits both say how small, and one will do")
+
+    def to_json(self) -> dict[str, Any]:
+        """As cards hold it: what was said, and nothing else."""
+        said = {key: value for key, value in asdict(self).items() if value}
+        return said | ({"layers": dict(self.layers)} if self.layers else {})
 
     @property
     def mixed(self) -> bool:
@@ -164,7 +169,9 @@ class _Chooser:
         try:
             found = self._allocate(int(bits * weights) - spent, self._bits)
         except SpecError as error:
-            raise SpecError(f"--bits {bits:g} is too small beside --bits-for: {error}") from None
+            raise SpecError(
+                f"--bits {bits:g} is too small beside --bits-for; in bits of all weights, {error}"
+            ) from None
         return self._with(found.bits), self._facts(found)
 
     def by_size(

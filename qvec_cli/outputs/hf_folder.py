@@ -181,7 +181,8 @@ def _require_loadable(theta: Checkpoint, shapes: Mapping[str, tuple[int, ...]], 
         raise MismatchError(
             f"{theta.path}: {strange[0]}: looks like an embedding, and a folder holds packed "
             "weights of linear layers only",
-            hint="Choose others with --targets, or write a single file: -o FILE.",
+            hint="Leave --embed-bits out, choose others with --targets, or write a single file: "
+            "-o FILE.",
         )
     with located(theta.path):
         require_loadable(shapes, grid)

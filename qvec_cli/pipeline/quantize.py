@@ -16,7 +16,7 @@ from qvec_cli.calibration.widths import Unquantized, WidthOptions, with_widths
 from qvec_cli.checkpoint.card import FAKE, PATCHED, Card, Kind
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import MismatchError, SpecError
+from qvec_cli.errors import MismatchError, SpecError, located
 from qvec_cli.inputs.files import InputFiles, card_of, input_files, require, stated_model
 from qvec_cli.inputs.grids import choose_grid, targets_in
 from qvec_cli.inputs.identify import network_of, tells_network
@@ -125,6 +125,11 @@ def check_method(request: QuantizeRequest) -> None:
     """Refuses, before a file is opened, what a method has no use for or lacks.
     Raises SpecError: images, moments or a float target that do not go with the method.
     """
+    if request.fake and request.widths.size is not None:
+        raise SpecError(
+            "--target-size goes without --fake, whose floats are of one size whatever the widths",
+            hint="--bits 2.5, say, is an average.",
+        )
     if request.moments:
         _check_moments(request, request.moments)
         return
@@ -228,6 +233,8 @@ class _Job:
     def facts(self) -> dict[str, Any]:
         """What there is to say beside the grid and the method."""
         facts: dict[str, Any] = {"budget": self.budget} if self.budget else {}
+        if self.request.widths.mixed:
+            facts["widths"] = self.request.widths.to_json()
         if rotation := self.rotation:
             facts["rotation"] = rotation
         if self.calibration:
@@ -382,7 +389,11 @@ def _with_widths(job: _Job, listener: Listener) -> _Job:
         return size_of_output(tried.plan(), tried.card(), tried.config())
 
     looking = Stage(listener, 0, 0, 1, "widths")
-    chosen, facts = with_widths(quantizer, options, images, others, size, looking)
+    with located(theta.path, SpecError):
+        chosen, facts = with_widths(quantizer, options, images, others, size, looking)
+    for other, name in theta.aliases.items():
+        if name in chosen.rounded:
+            listener.note(f"{theta.path}: {other} is tied to {name}: both are packed")
     return replace(job, quantizer=chosen, budget=facts)
 
 
