@@ -42,7 +42,7 @@ FLOORS = {
 }
 """Every room and its floor; imports go down only. The room "" is the files beside the rooms."""
 ROOMS = {f"qvec_cli.{name}" for name in FLOORS}
-MOST_FILES, MOST_LINES = 176, 34_800
+MOST_FILES, MOST_LINES = 176, 35_000
 LARGEST_ROOM, MOST_FILES_IN_A_ROOM = 0.15, 16
 IMPORTS = 0.08
 SHORTEST, LONGEST = 60, 500
