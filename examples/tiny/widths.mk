@@ -2,13 +2,16 @@
 # OUT has the receivers, %.st, and their pictures, images/; WIDTH_RECEIVERS are the names before .st, and
 # WIDTH_GROUP the weights that share a scale in groups.
 
-WAYS := rtn-2 rtn-2-group rtn-2.5 rtn-3 rtn-3-group rtn-3.5 best-2 best-2-group best-2.5 best-3
+WAYS := rtn-2 rtn-2-group rtn-2.5 rtn-2.5-pictures rtn-3 rtn-3-group rtn-3.5 rtn-3.5-pictures \
+	best-2 best-2-group best-2.5 best-3
 rtn-2 := --bits 2
 rtn-2-group := --bits 2 --group-size $(WIDTH_GROUP) --asymmetric --scale absmax --scale-dtype float16
 rtn-2.5 := --bits 2.5 --no-rotate
+rtn-2.5-pictures := --bits 2.5 --no-rotate --calib generated --calib-samples 256
 rtn-3 := --bits 3 --no-rotate
 rtn-3-group := --bits 3 --group-size $(WIDTH_GROUP) --asymmetric --scale absmax --scale-dtype float16
 rtn-3.5 := --bits 3.5 --no-rotate
+rtn-3.5-pictures := --bits 3.5 --no-rotate --calib generated --calib-samples 256
 best-2 := --bits 2 --preset best
 best-2-group := --bits 2 --preset best --group-size $(WIDTH_GROUP) --asymmetric --scale mse --scale-dtype float16
 best-2.5 := --bits 2.5 --preset best

@@ -19,8 +19,11 @@ Json = dict[str, Any]
 PAIRS = (
     ("rtn-2.5", "rtn-2"),
     ("rtn-2.5", "rtn-2-group"),
+    ("rtn-2.5-pictures", "rtn-2.5"),
+    ("rtn-2.5-pictures", "rtn-2-group"),
     ("rtn-3.5", "rtn-3"),
     ("rtn-3.5", "rtn-3-group"),
+    ("rtn-3.5-pictures", "rtn-3-group"),
     ("best-2.5", "best-2"),
     ("best-2.5", "best-2-group"),
     ("best-2.5", "best-3"),
@@ -45,13 +48,13 @@ def table(folder: Path, ways: Sequence[str]) -> Iterator[str]:
     if len(counts) != 1:
         raise SystemExit(f"ways have different receivers: {counts}")
     yield f"{counts.pop()} receivers, none of their data used"
-    yield f"{'way':14}{'top-1':>8}{'kB':>9}{'bits/weight':>13}  widths by"
+    yield f"{'way':18}{'top-1':>8}{'kB':>9}{'bits/weight':>13}  widths by"
     for way, rows in all_cells.items():
         size = fmean(q["bytes_after"] for _, q in rows.values()) / 1000
         bits = fmean(q["bits_per_weight"] for _, q in rows.values())
         by = {q["budget"]["by"] if "budget" in q else "-" for _, q in rows.values()}
         top1 = fmean(top1 for top1, _ in rows.values())
-        yield f"{way:14}{top1:8.4f}{size:9.1f}{bits:13.3f}  {', '.join(sorted(by))}"
+        yield f"{way:18}{top1:8.4f}{size:9.1f}{bits:13.3f}  {', '.join(sorted(by))}"
     for one, other in (pair for pair in PAIRS if {*pair} <= {*ways}):
         apart = [top1 - all_cells[other][name][0] for name, (top1, _) in all_cells[one].items()]
         error = stdev(apart) / math.sqrt(len(apart)) if len(apart) > 1 else float("nan")

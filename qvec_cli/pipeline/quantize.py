@@ -73,7 +73,7 @@ class QuantizeRequest:
     def calibrated_on(self) -> Calibration | None:
         """The images to calibrate with, unless only refinement has a use for those named."""
         named, refinement = self.calibration, self.refinement
-        if named is None or refinement is None or refinement.proxies:
+        if named is None or refinement is None or refinement.proxies or self.widths.budget:
             return named
         return named if QUANTIZERS[self.method].calibrated or named.bias_correction else None
 
@@ -146,10 +146,10 @@ def check_method(request: QuantizeRequest) -> None:
             f"--target float is not for --method {method}",
             hint="Only gptq makes good in one layer what others before it have lost.",
         )
-    if images and not (needs or images.bias_correction):
+    if images and not (needs or images.bias_correction or request.widths.budget):
         raise SpecError(
             f"--calib is of no use to --method {method}",
-            hint="It goes with --method gptq or awq, or with --bias-correction.",
+            hint="It goes with --method gptq or awq, --bias-correction, --target-size or --bits 2.5.",
         )
 
 
@@ -249,9 +249,15 @@ class _Job:
         return facts
 
     @property
+    def follows_images(self) -> bool:
+        """Whether images tell codes or biases, and not the widths of layers alone."""
+        images, method = self.calibration, QUANTIZERS[self.request.method]
+        return images is not None and (method.calibrated or images.options.bias_correction)
+
+    @property
     def calibrated(self) -> bool:
         """Whether codes follow more than the weights, so that noise in these is no measure."""
-        return bool(self.calibration or self.quantizer.moments or self.refinement)
+        return bool(self.follows_images or self.quantizer.moments or self.refinement)
 
     def plan(self) -> dict[str, Entry]:
         """Dtype and shape of every tensor that is written."""
@@ -317,7 +323,7 @@ class _Job:
     def in_memory(self, listener: Listener) -> tuple[QuantizedModel, dict[str, Any]]:
         """What calibration and refinement change before the file is written, and their results."""
         quantized = QuantizedModel()
-        if self.calibration:
+        if self.calibration and self.follows_images:
             quantized = calibrate(self.quantizer, self.calibration)
         options = self.request.refinement
         if not (self.refinement and options):
