@@ -149,7 +149,7 @@ def check_method(request: QuantizeRequest) -> None:
     if images and not (needs or images.bias_correction or request.widths.budget):
         raise SpecError(
             f"--calib is of no use to --method {method}",
-            hint="It goes with --method gptq or awq, --bias-correction, --target-size or --bits 2.5.",
+            hint="It goes with --method gptq or awq, --bias-correction, and --target-size.",
         )
 
 
