@@ -16,7 +16,7 @@ NETWORKS = {"ViT-S": "vit_small_patch16_224", "ViT-B": "vit_base_patch16_224"}
 WIDTHS = (32, 8, 4, 3, 2)  # 32: float
 BATCHES = (1, 16)
 THREADS = 2
-TIMES = {1: 9, 16: 3}
+TIMES = {1: 7, 16: 2}
 
 Run = Callable[[Any], Any]
 """Of images, float32 [N, 3, 224, 224], the logits."""
@@ -108,22 +108,19 @@ class Shipped(NamedTuple):
 
 
 def shipping(folder: Path, qvec: list[str], pair: Callable[..., None]) -> None:
-    """Every width in every runtime, one after the other, three times over; medians are printed."""
-    print(f"on {THREADS} threads, float32 arithmetic; medians of 3 processes", flush=True)
+    """Every width in every runtime, one after the other, each in a process of its own."""
+    print(f"on {THREADS} threads, float32 arithmetic; medians of {TIMES} forwards", flush=True)
     print(f"{'':34}{'file':>9}{'load':>9}{'peak':>9}{'1 image':>10}{'16':>10}", flush=True)
     print(f"{'':34}{'MB':>9}{'s':>9}{'MB':>9}{'ms':>10}{'ms':>10}", flush=True)
     for label, name in NETWORKS.items():
         pair(folder, name)
-        models = [*_models(folder, qvec)]
-        rounds = [[model.measured() for model in models] for _ in range(3)]
-        for place, model in enumerate(models):
-            runs = [one[place] for one in rounds]
-            median = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        for model in _models(folder, qvec):
+            took = model.measured()
             kind = "float32" if model.bits == max(WIDTHS) else f"{model.bits} bits"
             print(
                 f"{f'{label}, {model.runtime}, {kind}':34}{model.megabytes:9.1f}"
-                f"{median['load']:9.2f}{median['peak']:9.0f}"
-                f"{1e3 * median['1']:10.1f}{1e3 * median['16']:10.1f}",
+                f"{took['load']:9.2f}{took['peak']:9.0f}"
+                f"{1e3 * took['1']:10.1f}{1e3 * took['16']:10.1f}",
                 flush=True,
             )
 
