@@ -141,10 +141,10 @@ def _models(folder: Path, qvec: list[str]) -> Iterator[Shipped]:
         else:
             run("quantize", source, "--bits", str(bits), "--no-rotate", "-o", packed)
             run("quantize", source, "--bits", str(bits), "--no-rotate", "-o", f"{hub}/")
-        run("export", packed, "--no-check", "-o", folder / f"w{bits}.onnx")
-        run("export", packed, "--no-check", "-o", folder / f"w{bits}.xml")
-        yield Shipped("onnxruntime", bits, folder / f"w{bits}.onnx")
-        yield Shipped("openvino", bits, folder / f"w{bits}.xml")
+        run("export", packed, "--no-check", "-o", folder / f"onnx{bits}.onnx")
+        run("export", packed, "--no-check", "-o", folder / f"ir{bits}.xml")
+        yield Shipped("onnxruntime", bits, folder / f"onnx{bits}.onnx")
+        yield Shipped("openvino", bits, folder / f"ir{bits}.xml")
         yield Shipped("transformers", bits, hub)
 
 
