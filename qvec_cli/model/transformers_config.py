@@ -24,7 +24,7 @@ _LEFT_OUT: Final = frozenset(
 
 _UNLOADABLE: Final = ("dinov2", "dinov2_with_registers")
 """Networks of which transformers 5.10 to 5.24 load no folder that compressed-tensors has packed, by
-anybody: they fail on a tensor that only their SwiGLU has. 4.57 loads it."""
+anybody: they fail on a tensor that only their SwiGLU has. 4.57 loads symmetric ones."""
 
 _READING: Final = "ForSequenceClassification"
 _BEHIND_PAD: Final = ("roberta", "camembert", "mpnet")
@@ -240,7 +240,7 @@ def note_on_packed(model: Model) -> str | None:
         return None
     return (
         f"transformers 5.10 to 5.24 fail to load packed folders of {model.architecture}, whoever "
-        "packed them; 4.57 does, with dtype=torch.float32; --fake writes one that all load"
+        "packed them; 4.57 loads symmetric ones, with dtype=torch.float32; all load --fake ones"
     )
 
 
