@@ -337,6 +337,11 @@ def test_what_was_made_for_widths_of_its_own_follows_its_card(
     assert odd == {"blocks.1.attn.qkv.weight": 5}
     with Checkpoint(out) as packed:
         assert packed.card.quant == grid
+    words = ("--head-bits", 8, "-o", tmp_path / "h.st", "--json")
+    with_head = call("quantize", trained, *words).json["results"]["widths"]
+    assert with_head == {**results["widths"], "head.weight": 8}
+    words = ("--bits-for", "*.fc1.*=6", "-o", tmp_path / "f.st")
+    assert "was made for" in call("quantize", trained, *words, code=1).err
     rho = tmp_path / "rho.st"
     call("extract", drawer.donor, trained, "-o", rho)
     text = call("combine", drawer.rho, rho, "-o", tmp_path / "c.st", code=1).err

@@ -92,7 +92,8 @@ def with_widths(
     rounded = _rounded(quantizer, options, others)
     names = (*quantizer.targets, *rounded)
     by_hand = _by_hand(quantizer, options, rounded)
-    grid = replace(quantizer.grid, layers=tuple(by_hand.items()))
+    layers = {**dict(quantizer.grid.layers), **by_hand}  # what the file was made for, first
+    grid = replace(quantizer.grid, layers=tuple(layers.items()))
     quantizer = replace(quantizer, rounded=tuple(rounded), grid=grid)
     theta = quantizer.theta
     check_fit({name: as_matrix(theta[name].shape) for name in names}, grid, str(theta.path))

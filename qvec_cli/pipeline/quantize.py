@@ -378,7 +378,8 @@ def _with_widths(job: _Job, listener: Listener) -> _Job:
     """The same with the widths that were asked for."""
     request, theta, quantizer, images = job.request, job.theta, job.quantizer, job.calibration
     options, made_for = request.widths, job.patched.rho if job.patched else theta
-    if options.budget and made_for.card.quant and not request.grid.cross:
+    others_said = options.budget or options.layers  # of the targets
+    if others_said and made_for.card.quant and not request.grid.cross:
         grid = Grid.from_json(made_for.card.quant)
         raise MismatchError(
             f"{made_for.path} was made for {grid}, not for other widths", hint=CROSS
