@@ -211,6 +211,7 @@ class Grid:
     symmetric: bool = True
     scale_dtype: ScaleDtype = ScaleDtype.FLOAT32
     layers: tuple[tuple[str, int], ...] = ()  # weights that have another width, and theirs
+    rows: tuple[str, ...] = ()  # weights that groups do not fit, with a scale a row
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "granularity", Granularity(self.granularity))
@@ -246,7 +247,11 @@ class Grid:
 
     def of(self, name: str) -> Self:
         """The grid of one weight, by its name in a state dict."""
-        return replace(self, bits=dict(self.layers).get(name, self.bits), layers=())
+        kind, size = self.granularity, self.group_size
+        if name in self.rows:
+            kind, size = Granularity.CHANNEL, None
+        bits = dict(self.layers).get(name, self.bits)
+        return replace(self, bits=bits, granularity=kind, group_size=size, layers=(), rows=())
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -264,13 +269,14 @@ class Grid:
     def to_json(self) -> dict[str, Any]:
         """The grid as the card of a file and the metrics hold it.
 
-        float32 goes without saying, and that all weights have one width.
+        float32 goes without saying, and that all weights have one width and the same blocks.
         """
         facts = {k: str(v) if isinstance(v, StrEnum) else v for k, v in asdict(self).items()}
         if self.scale_dtype is ScaleDtype.FLOAT32:
             del facts["scale_dtype"]
-        del facts["layers"]
-        return facts | ({"layers": dict(self.layers)} if self.layers else {})
+        del facts["layers"], facts["rows"]
+        facts |= {"layers": dict(self.layers)} if self.layers else {}
+        return facts | ({"rows": list(self.rows)} if self.rows else {})
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
@@ -281,7 +287,8 @@ class Grid:
             words = Granularity(value["granularity"]), value["group_size"], Scale(value["scale"])
             stored = ScaleDtype(value.get("scale_dtype", ScaleDtype.FLOAT32))
             layers = tuple(value.get("layers", {}).items())
-            return cls(value["bits"], *words, value["symmetric"], stored, layers)
+            rows = tuple(map(str, value.get("rows", ())))
+            return cls(value["bits"], *words, value["symmetric"], stored, layers, rows)
         except (KeyError, ValueError, TypeError, AttributeError, SpecError):
             shown = f"{dict(value)}"
             shown = shown if len(shown) < _SHOWN else f"{shown[:_SHOWN]}..."
@@ -341,6 +348,7 @@ class GridOptions:
             own.symmetric if self.symmetric is None else self.symmetric,
             self.scale_dtype or own.scale_dtype,
             own.layers,
+            own.rows,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -50,6 +51,58 @@ def test_fake_weights_are_the_grid_and_the_rest_is_untouched(
         if name in quantized:
             expected = fake_quantize(torch.from_numpy(expected), grid).numpy()
         assert np.array_equal(array, expected), name
+
+
+IN_GROUPS = Grid(3, Granularity.GROUP, 64, symmetric=False, scale_dtype=ScaleDtype.FLOAT16)
+SAID: dict[tuple[object, ...], Grid] = {
+    ("--bits", 2): replace(IN_GROUPS, bits=2),
+    ("--bits", 3): IN_GROUPS,
+    ("--bits", 4): Grid(4, symmetric=False),
+    ("--bits", 8): Grid(8, symmetric=False),
+    ("--bits", 3, "--granularity", "channel"): Grid(3, symmetric=False),
+    ("--bits", 3, "--group-size", 32): Grid(3, Granularity.GROUP, 32, symmetric=False),
+    ("--bits", 3, "--scale-dtype", "float32"): replace(IN_GROUPS, scale_dtype=ScaleDtype.FLOAT32),
+    ("--bits", 3, "--scale", "mse"): Grid(3, scale=Scale.MSE),
+    ("--bits", 3, "--asymmetric"): Grid(3, symmetric=False),
+    ("--bits", 3, "--preset", "paper"): Grid(3),
+    ("--bits", 3, "--rotate"): Grid(3, scale=Scale.MSE, symmetric=False),
+}
+"""The grid of a file that was made for none, by what is said of it."""
+
+
+@pytest.mark.parametrize("words", SAID, ids=lambda words: " ".join(map(str, words[1:])))
+def test_what_nobody_says_of_the_grid_is_the_best_that_needs_nothing(
+    words: tuple[object, ...], drawer: Drawer, tmp_path: Path
+) -> None:
+    done = call("quantize", drawer.receiver, *words, "-o", tmp_path / "q.st")
+    with Checkpoint(tmp_path / "q.st") as packed:
+        assert packed.card.quant == SAID[words].to_json()
+    chosen = words in [*SAID][:2] or "--scale-dtype" in words
+    _, _, blocks = str(SAID[words]).partition(" ")
+    assert (f"was made for no grid: {blocks}\n" in done.err) == chosen
+
+
+def test_a_file_that_was_made_for_a_grid_keeps_it(drawer: Drawer, tmp_path: Path) -> None:
+    call("patch", drawer.receiver, drawer.rho, "-o", tmp_path / "patched.st")
+    for words in ((), ("--bits", 3)):
+        args = (tmp_path / "patched.st", *words, "-o", tmp_path / "q.st", "--force")
+        assert "no grid" not in call("quantize", *args).err
+        with Checkpoint(tmp_path / "q.st") as packed:
+            assert packed.card.quant == Grid(3).to_json()
+
+
+@pytest.mark.parametrize(
+    ("columns", "size"), [((64, 256), 64), ((96, 384), 32), ((128, 96), 32), ((64, 40), None)]
+)
+def test_groups_are_of_a_size_that_fits_every_layer(
+    columns: tuple[int, int], size: int | None, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    weights = {f"blocks.{n}.fc.weight": rng.normal(size=(8, c)) for n, c in enumerate(columns)}
+    save_file({n: w.astype(np.float32) for n, w in weights.items()}, tmp_path / "x.st")
+    call("quantize", tmp_path / "x.st", "--no-head", "--bits", 3, "-o", tmp_path / "q.st")
+    with Checkpoint(tmp_path / "q.st") as packed:
+        assert Grid.from_json(packed.card.quant or {}).group_size == size
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from qvec_cli.errors import MismatchError
-from qvec_cli.quant.compressed_tensors import of_scheme, require_loadable, to_scheme
+from qvec_cli.quant.compressed_tensors import of_scheme, require_loadable, stored, to_scheme
 from qvec_cli.specs import Granularity, Grid, Scale, ScaleDtype
 
 BLOCKS = [(Granularity.TENSOR, None), (Granularity.CHANNEL, None), (Granularity.GROUP, 16)]
@@ -120,11 +120,15 @@ SHAPES = {"blocks.0.fc.weight": (64, 32)}
 def test_linear_weights_can_be_loaded_on_every_grid(grid):
     require_loadable(SHAPES, grid)
     halves = replace(grid, scale_dtype=HALF)
-    if packs_zero_points(grid):
-        with pytest.raises(MismatchError, match="float16"):
-            require_loadable(SHAPES, halves)
-    else:
-        require_loadable(SHAPES, halves)
+    assert stored(halves) == (grid if packs_zero_points(grid) else halves)
+    assert stored(grid) == grid
+
+
+def test_a_weight_with_a_scale_a_row_beside_groups_is_refused_by_name():
+    grid = Grid(3, Granularity.GROUP, 16, rows=("head.weight",))
+    require_loadable(SHAPES, grid)
+    with pytest.raises(MismatchError, match=r"^head.weight: groups of 16"):
+        require_loadable({**SHAPES, "head.weight": (64, 24)}, grid)
 
 
 @pytest.mark.parametrize("name", ["attn.in_proj_weight", "relative_position_bias_table"])

@@ -234,14 +234,34 @@ def test_head_and_embeddings_are_packed_and_come_back_in_their_shapes(
             restored = codes.weight()
             assert restored.shape == weight.shape
             assert codes.grid.bits == bits
-            rows = np.abs(restored - weight).reshape(len(codes.codes), -1)
-            assert (rows <= 0.5001 * codes.scale.reshape(-1, 1)).all(), name
+            blocks = np.abs(restored - weight).reshape(codes.scale.size, -1)
+            assert (blocks <= 0.55 * codes.scale.reshape(-1, 1)).all(), name
     assert "head.bias" in results["left"]
     accuracies = [
         call("eval", file, "--data", drawer.receiver_data, "--json").json["results"]["top1"]
         for file in (out, drawer.receiver)
     ]
     assert accuracies[0] > accuracies[1] - 0.2
+
+
+def test_an_embedding_that_groups_do_not_fit_has_a_scale_a_row(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    """As patches of 14 pixels have it: 588 input features, and groups of 64."""
+    rng = np.random.default_rng(0)
+    patches = rng.normal(size=(64, 3, 14, 14)).astype(np.float32)
+    theta = load_file(drawer.receiver) | {"patch_embed.proj.weight": patches}
+    save_file(theta, tmp_path / "x.st")
+    call("quantize", tmp_path / "x.st", "--bits", 3, "--embed-bits", 6, "-o", tmp_path / "q.st")
+    with Checkpoint(tmp_path / "q.st") as packed:
+        embedding, layer = (
+            load_packed(packed, name)
+            for name in ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
+        )
+    assert embedding.scale.shape == (len(embedding.codes), 1)
+    assert layer.scale.shape == (len(layer.codes), layer.codes.shape[1] // 64)
+    rows = np.abs(embedding.weight() - patches).reshape(len(patches), -1)
+    assert (rows <= 0.55 * embedding.scale).all()
 
 
 def test_a_fake_twin_has_the_numbers_of_the_packed_file(drawer: Drawer, tmp_path: Path) -> None:

@@ -1,39 +1,39 @@
-# Widths of single layers against one width for all, at about equal size: included by zero.mk and by ../real/Makefile.
-# OUT has the receivers, %.st, and their pictures, images/; WIDTH_RECEIVERS are the names before .st, and
-# WIDTH_GROUP the weights that share a scale in groups.
+# Bits of all layers, of single layers, and groups, from the file alone and on generated pictures: included by zero.mk and by
+# ../real/Makefile. OUT has the receivers, %.st, and their pictures, images/; WIDTH_RECEIVERS are the names before .st.
 
-WAYS := rtn-2 rtn-2-group rtn-2.5 rtn-2.5-pictures rtn-3 rtn-3-group rtn-3.5 rtn-3.5-pictures \
-	best-2 best-2-group best-2.5 best-3
-rtn-2 := --bits 2
-rtn-2-group := --bits 2 --group-size $(WIDTH_GROUP) --asymmetric --scale absmax --scale-dtype float16
-rtn-2.5 := --bits 2.5 --no-rotate
-rtn-2.5-pictures := --bits 2.5 --no-rotate --calib generated --calib-samples 256
-rtn-3 := --bits 3 --no-rotate
-rtn-3-group := --bits 3 --group-size $(WIDTH_GROUP) --asymmetric --scale absmax --scale-dtype float16
-rtn-3.5 := --bits 3.5 --no-rotate
-rtn-3.5-pictures := --bits 3.5 --no-rotate --calib generated --calib-samples 256
+WAYS := float rows-2 alone-2 rows-2.5 alone-2.5 pictures-2.5 rows-3 alone-3 rows-3.5 alone-3.5 pictures-3.5 alone-4 \
+	best-2 best-2-groups best-2.5 best-3
+WIDTH_TABLE := widths.txt
+$(foreach b,2 2.5 3 3.5 4,$(eval alone-$(b) := --bits $(b)))
+$(foreach b,2 2.5 3 3.5,$(eval rows-$(b) := --bits $(b) --granularity channel))
+$(foreach b,2.5 3.5,$(eval pictures-$(b) := --bits $(b) --calib generated --calib-samples 256))
 best-2 := --bits 2 --preset best
-best-2-group := --bits 2 --preset best --group-size $(WIDTH_GROUP) --asymmetric --scale mse --scale-dtype float16
+best-2-groups := --bits 2 --preset best --group-size 64 --asymmetric --scale mse --scale-dtype float16
 best-2.5 := --bits 2.5 --preset best
 best-3 := --bits 3 --preset best
 
 WIDTHS := $(dir $(lastword $(MAKEFILE_LIST)))widths.py
+WIDTH_CELLS := $(OUT)/$(basename $(WIDTH_TABLE))
 
 .PHONY: widths widths-cells
 widths:
 	@$(MAKE) -f $(firstword $(MAKEFILE_LIST)) --no-print-directory --jobs=2 --output-sync=target widths-cells
-	python $(WIDTHS) $(OUT)/widths $(WAYS) > $(OUT)/widths/table.txt
-	cp $(OUT)/widths/table.txt $(RESULTS)/widths.txt
-	@cat $(RESULTS)/widths.txt
+	python $(WIDTHS) $(WIDTH_CELLS) $(WAYS) > $(WIDTH_CELLS)/table.txt
+	cp $(WIDTH_CELLS)/table.txt $(RESULTS)/$(WIDTH_TABLE)
+	@cat $(RESULTS)/$(WIDTH_TABLE)
 
-widths-cells: $(foreach w,$(WAYS),$(WIDTH_RECEIVERS:%=$(OUT)/widths/$(w)/%.json))
+widths-cells: $(foreach w,$(WAYS),$(WIDTH_RECEIVERS:%=$(WIDTH_CELLS)/$(w)/%.json))
 
 # $(1) is the way; what is measured is kept, and the model is not
 define measured
-$(OUT)/widths/$(1)/%.json: $(OUT)/%.st
+$(WIDTH_CELLS)/$(1)/%.json: $(OUT)/%.st
 	@mkdir -p $$(@D)
 	qvec quantize $$< $($(1)) -o $$@.st --metrics $$@.quantize --force --quiet
 	qvec eval $$@.st --data $(OUT)/images/$$(notdir $$*) -o $$@ --device cpu --force
 	@rm $$@.st
 endef
-$(foreach w,$(WAYS),$(eval $(call measured,$(w))))
+$(foreach w,$(filter-out float,$(WAYS)),$(eval $(call measured,$(w))))
+
+$(WIDTH_CELLS)/float/%.json: $(OUT)/%.st
+	@mkdir -p $(@D)
+	qvec eval $< --data $(OUT)/images/$(notdir $*) -o $@ --device cpu --force

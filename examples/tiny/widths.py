@@ -1,7 +1,7 @@
 """The table of widths: accuracy and size of each way, means over receivers.
 
 python widths.py FOLDER WAY...: FOLDER/WAY/**/NAME.json is what qvec eval has written, and
-NAME.json.quantize beside it what qvec quantize has.
+NAME.json.quantize beside it what qvec quantize has, unless the way is float.
 """
 
 from __future__ import annotations
@@ -17,15 +17,12 @@ from typing import Any
 Json = dict[str, Any]
 
 PAIRS = (
-    ("rtn-2.5", "rtn-2"),
-    ("rtn-2.5", "rtn-2-group"),
-    ("rtn-2.5-pictures", "rtn-2.5"),
-    ("rtn-2.5-pictures", "rtn-2-group"),
-    ("rtn-3.5", "rtn-3"),
-    ("rtn-3.5", "rtn-3-group"),
-    ("rtn-3.5-pictures", "rtn-3-group"),
+    *((f"alone-{bits}", f"rows-{bits}") for bits in ("2", "2.5", "3", "3.5")),
+    *((f"pictures-{bits}", f"alone-{bits}") for bits in ("2.5", "3.5")),
+    ("alone-2.5", "alone-2"),
+    ("alone-3", "float"),
     ("best-2.5", "best-2"),
-    ("best-2.5", "best-2-group"),
+    ("best-2.5", "best-2-groups"),
     ("best-2.5", "best-3"),
 )
 """Ways whose accuracies are compared, receiver by receiver."""
@@ -36,7 +33,10 @@ def cells(folder: Path, way: str) -> dict[str, tuple[float, Json]]:
     rows = {}
     for path in sorted((folder / way).rglob("*.json")):
         measured = json.loads(path.read_text())["results"]
-        quantized = json.loads(path.with_name(f"{path.name}.quantize").read_text())["results"]
+        beside = path.with_name(f"{path.name}.quantize")
+        quantized = {"bytes_after": measured["file_bytes"], "bits_per_weight": 32.0}
+        if way != "float":
+            quantized = json.loads(beside.read_text())["results"]
         rows[str(path.relative_to(folder / way))] = measured["top1"], quantized
     return rows
 

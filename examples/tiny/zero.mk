@@ -182,9 +182,8 @@ endef
 comma := ,
 $(foreach s,$(SEEDS),$(foreach g,$(GRIDS),$(eval $(call grid,$(s),$(g),$(OUT)/s$(s)/$(g)))))
 
-# widths of single layers against one for all: about 10 minutes beside what zero-shot has made
+# widths of layers and groups: beside what zero-shot has made
 WIDTH_RECEIVERS := $(foreach s,$(SEEDS),$(TASKS:%=s$(s)/%))
-WIDTH_GROUP := 32
 include widths.mk
 
 clean:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from qvec_cli.data.generated import GENERATED
 from qvec_cli.data.noise import NOISE
 from qvec_cli.errors import QvecError, SpecError
 from qvec_cli.inputs.files import InputFiles
+from qvec_cli.inputs.grids import usual_group
 from qvec_cli.inputs.images import ProxyOptions
 from qvec_cli.inputs.receiver import Anchor
 from qvec_cli.model.build import NetworkOptions
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     from qvec_cli.inputs.images import Proxies
     from qvec_cli.inputs.receiver import Receiver
     from qvec_cli.specs import Use
-
-_GROUPS: Final = (128, 64, 32, 16)
-"""Group sizes that are tried for one that every layer takes, the cheapest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +91,10 @@ class Ways:
             yield self._rounded(Grid(bits, scale=scale))
         for scale in () if self._symmetric else (Scale.ABSMAX, Scale.MSE, Scale.HQQ):
             yield self._rounded(Grid(bits, scale=scale, symmetric=False))
-        shared = math.gcd(*(shape[1] for shape in shapes.values()))
-        if size := next((size for size in _GROUPS if shared % size == 0), None):
-            grid = replace(self.best_grid(bits), scale_dtype=ScaleDtype.FLOAT16)
-            yield self._rounded(replace(grid, granularity=Granularity.GROUP, group_size=size))
+        if size := usual_group(shape[1] for shape in shapes.values()):
+            scale = Scale.MSE_FULL if self._symmetric else Scale.ABSMAX
+            words, stored = (size, scale, self._symmetric), ScaleDtype.FLOAT16
+            yield self._rounded(Grid(bits, Granularity.GROUP, *words, stored))
         yield self.rotated(self._rounded(self.best_grid(bits)))
 
     def _rounded(self, grid: Grid) -> Candidate:

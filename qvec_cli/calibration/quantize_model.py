@@ -13,6 +13,7 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import NotFiniteError
 from qvec_cli.inputs.receiver import Patched
 from qvec_cli.inputs.rotated import Rotated
+from qvec_cli.quant.compressed_tensors import stored
 from qvec_cli.quant.methods import quantize_weight
 from qvec_cli.quant.qtensor import QTensor, as_matrix
 from qvec_cli.specs import Grid, Listener, Method, Silence
@@ -38,11 +39,17 @@ class ModelQuantizer:
     moments: LayerMoments | None = None  # of the targets' inputs, if they come from a file
     rounded: tuple[str, ...] = ()  # of the head and embeddings, what is rounded beside the targets
     listener: Listener = field(default_factory=Silence)  # hears how many targets are quantized
+    folder: bool = False  # whether what is packed is for stock loaders
 
     @property
     def packed(self) -> tuple[str, ...]:
         """Every weight that is quantized."""
         return (*self.targets, *self.rounded)
+
+    @property
+    def stored(self) -> Grid:
+        """The grid as the output holds it, with the same numbers."""
+        return stored(self.grid) if self.folder else self.grid
 
     @property
     def theta(self) -> Checkpoint:
@@ -112,8 +119,9 @@ class ModelQuantizer:
                 yield name, self._float(name, model)
                 continue
             codes = model.weights.get(name) or self.quantize(name, model)
-            stored = {name: codes.weight()} if fake else codes.to_named(name)
-            yield from ((part, [array.reshape(-1)]) for part, array in stored.items())
+            packed = replace(codes, grid=self.stored.of(name))
+            arrays = {name: codes.weight()} if fake else packed.to_named(name)
+            yield from ((part, [array.reshape(-1)]) for part, array in arrays.items())
             if (bias := biases.get(name)) and bias in late:
                 yield bias, self._float(bias, model)
         self.source.settle()

@@ -93,10 +93,12 @@ def with_widths(
     names = (*quantizer.targets, *rounded)
     by_hand = _by_hand(quantizer, options, rounded)
     layers = {**dict(quantizer.grid.layers), **by_hand}  # what the file was made for, first
-    grid = replace(quantizer.grid, layers=tuple(layers.items()))
+    theta, group = quantizer.theta, quantizer.grid.group_size or 1
+    shapes = {name: as_matrix(theta[name].shape) for name in names}
+    rows = tuple(name for name in rounded if shapes[name][1] % group)
+    grid = replace(quantizer.grid, layers=tuple(layers.items()), rows=rows)
     quantizer = replace(quantizer, rounded=tuple(rounded), grid=grid)
-    theta = quantizer.theta
-    check_fit({name: as_matrix(theta[name].shape) for name in names}, grid, str(theta.path))
+    check_fit(shapes, grid, str(theta.path))
     if not options.budget:
         return quantizer, {}
     free = [name for name in quantizer.targets if name not in by_hand]
@@ -222,7 +224,7 @@ class _Chooser:
         """Of a weight in a file, about: what is written is measured again."""
         if bits is None:
             return self._quantizer.theta[name].nbytes
-        grid = replace(self._quantizer.grid, bits=bits, layers=())
+        grid = replace(self._quantizer.grid.of(name), bits=bits)
         return stored_bits({name: self._shapes[name]}, grid) // 8 + ALIGN
 
     def _facts(self, found: Allocation) -> Facts:

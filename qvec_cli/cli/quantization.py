@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 SAMPLES: Final = 256
 """Generated pictures of the best preset."""
 
+_OPEN: Final = ("granularity", "scale", "symmetric", "scale_dtype")
+"""Flags of the grid that --preset fills in."""
+
 
 @dataclass(frozen=True, slots=True)
 class CalibrationFlags:
@@ -83,12 +86,7 @@ class CalibrationFlags:
     lam: str | None = flag(
         None, "Of --anchor.", "--lambda", "-l", metavar="NUMBER", show_default="1"
     )
-    rotate: bool | None = flag(
-        None,
-        "First fold LayerNorms and rotate the basis, as qvec rotate does.",
-        "--rotate/--no-rotate",
-        show_default="where it leaves less noise",
-    )
+    rotate: bool = flag(False, "First fold LayerNorms and rotate the basis, as qvec rotate does.")
     refine: int | None = flag(
         None,
         "Then let scales, biases and norms learn the float network's outputs on --proxy.",
@@ -280,7 +278,7 @@ def quantize(
     *,
     targets: TargetFlags,
     widths: WidthFlags,
-    grid: Annotated[GridFlags, Adapted(without=("bits",))],
+    grid: Annotated[GridFlags, Adapted(("bits",), said=dict.fromkeys(_OPEN, "see --preset"))],
     calibration: CalibrationFlags,
     proxy: Annotated[ProxyFlags, Adapted(without=("measure",))],
     comparison: CompareFlags,

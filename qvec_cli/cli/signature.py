@@ -30,6 +30,7 @@ class Adapted:
 
     without: tuple[str, ...] = ()  # fields that it has no flag for; they keep their defaults
     defaults: Mapping[str, object] = field(default_factory=dict)  # other defaults, by field
+    said: Mapping[str, str] = field(default_factory=dict)  # what help says of a default, by field
 
 
 def flag(default: Any, help_text: str, *names: str, **option: Any) -> Any:
@@ -91,10 +92,12 @@ def _flags(group: type, adapted: Adapted) -> Iterator[Parameter]:
             hint = hints[item.name]
             if "option" in item.metadata:
                 hint = Annotated[hint, item.metadata["option"]]
-            yield _completed(item.name, hint, default, heading)
+            yield _completed(item.name, hint, default, heading, adapted.said.get(item.name))
 
 
-def _completed(name: str, hint: Any, default: object, heading: str) -> Parameter:
+def _completed(
+    name: str, hint: Any, default: object, heading: str, said: str | None = None
+) -> Parameter:
     """A parameter whose metavar, default and section are texts."""
     kind, info = _split(hint)
     info = copy(info)
@@ -104,7 +107,7 @@ def _completed(name: str, hint: Any, default: object, heading: str) -> Parameter
     if kind is bool and not info.param_decls and info.default is ...:
         info.param_decls = (f"--{name.replace('_', '-')}",)  # without typer's --no-x beside it
     info.metavar = info.metavar or _metavar(name, kind, info)
-    info.show_default = _default_text(default, info) or False
+    info.show_default = said or _default_text(default, info) or False
     annotation = Annotated[kind, info]  # type: ignore[valid-type]
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import BLOCK, Checkpoint, finite
-from qvec_cli.errors import CheckpointError, MismatchError, NotFiniteError, QvecError, located
+from qvec_cli.errors import CheckpointError, MismatchError, NotFiniteError, located
 from qvec_cli.inputs.files import DOOR
 from qvec_cli.inputs.receiver import Patched, place
 from qvec_cli.model.basis import Basis, TensorChange, basis_of
@@ -21,9 +21,7 @@ from qvec_cli.model.block_names import basis_of_transformers
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.recognise import heads_of, recognise
 from qvec_cli.quant.moments import Inputs
-from qvec_cli.quant.qtensor import energy
-from qvec_cli.quant.scales import rtn
-from qvec_cli.specs import UNSAID, Grid, Library, Listener, Preset, Silence
+from qvec_cli.specs import Library, Listener
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,23 +31,6 @@ ROTATION: Final = 0
 
 _OTHERWISE: Final = ("block_fn", "use_post_norm", "attn_layer")
 """Arguments of timm's that make other blocks of tensors with the same names."""
-
-_SAMPLED, _ROWS = 8, 256
-"""Layers, and rows of each, that tell whether a rotation leaves less noise."""
-
-_FEWEST: Final = 3
-"""Bits from which on a rotation may help. At 2 bits rounding leaves next to nothing in any basis:
-of the far receivers of the real study .124 for .131 of the best plain grid, of one .078 for .140.
-"""
-
-_CLEAR: Final = 0.4
-"""Decibels of noise less from which on a rotation is worth it.
-
-Measured: .8 at 2 and 1.2 at 3 bits on seven receivers of the real base, all of which gain accuracy
-at 3 bits; at most .1 on seven of the tiny base, which gain nothing or lose.
-"""
-
-_LEAST: Final = 1e-30  # noise and power of zeros
 
 _SMALL: Final = 1e-3
 """Share of the median below which a LayerNorm's weight tells nothing of what it multiplies."""
@@ -152,7 +133,7 @@ class Rotated:
             if not finite(to_float32(from_float32(values, dtype), dtype)):
                 raise NotFiniteError(
                     f"{self.theta.path}: {name}: overflows {dtype} if rotated",
-                    hint="qvec quantize --no-rotate takes it as it is.",
+                    hint="qvec quantize takes it as it is.",
                 )
         return values
 
@@ -268,69 +249,3 @@ def _recognised(shapes: Mapping[str, tuple[int, ...]]) -> str:
     if not names or any(heads_of(name) != heads_of(names[0]) for name in names):
         raise CheckpointError("does not say its architecture", hint=DOOR)
     return names[0]
-
-
-def rotated_if_less_noise(
-    theta: Checkpoint,
-    model: Model | None,
-    targets: Sequence[str],
-    bits: int,
-    listener: Listener,
-) -> Rotated | None:
-    """The model in a rotated basis, if rounding leaves clearly less noise there; else None.
-
-    Some of the weights tell it, and what LayerNorms multiply inputs of variance 1 with: where few
-    weights are large, a rotation spreads them, and where they are normal already it gains nothing.
-    At 2 bits less noise is still too much, and the model stays as it is.
-    """
-    if bits < _FEWEST:
-        return None
-    try:
-        turned = rotated(theta, model, ROTATION, Silence())
-    except QvecError as error:
-        listener.note(f"not rotated: {error}")
-        return None
-    try:
-        gain = _gain(theta, turned, targets, replace(UNSAID[Preset.BEST], bits=bits))
-    except NotFiniteError as error:
-        listener.note(f"not rotated: {error}")
-        return None
-    fate, only = ("rotated", "") if gain >= _CLEAR else ("not rotated", "only ")
-    less = f"{only}{gain:.1f} dB less" if gain >= 0.05 else "no less"
-    listener.note(
-        f"{theta.path}: {fate}: rounding leaves {less} noise in a rotated basis "
-        "(--rotate and --no-rotate overrule it)"
-    )
-    if gain < _CLEAR:
-        return None
-    for reason in turned.basis.kept:
-        listener.note(f"{theta.path}: {reason}")
-    return turned
-
-
-def _gain(theta: Checkpoint, turned: Rotated, targets: Sequence[str], grid: Grid) -> float:
-    """Decibels by which rounding leaves less noise in the outputs of some layers if rotated."""
-    changed = [name for name in targets if name in turned.basis.changes]
-    gains = []
-    for name in changed[:: len(changed) // _SAMPLED | 1]:  # odd: a block has four kinds of layers
-        plain, there = theta.finite(name)[:_ROWS], turned.finite(name)[:_ROWS]
-        ones, zeros = np.ones(plain.shape[1]), np.zeros(plain.shape[1])
-        deviation, mean = ones, zeros
-        if gamma := turned.basis.changes[name].gamma:
-            beta, deviation = f"{gamma.removesuffix('weight')}bias", theta.finite(gamma)
-            mean = theta.finite(beta) if beta in theta else zeros
-        noise = _noise(plain, deviation, mean, grid)
-        gains.append(noise - _noise(there, ones, zeros, grid))
-    return float(np.nan_to_num(np.mean(gains))) if gains else 0.0
-
-
-def _noise(weight: Array, deviation: Array, mean: Array, grid: Grid) -> float:
-    """Noise that rounding leaves in outputs, of the power that inputs' deviations give; decibels.
-
-    ``weight`` [out, in]; its inputs are independent, of these deviations and means [in].
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        apart = np.asarray(rtn(weight, grid).weight()) - weight
-        noise = energy(apart * deviation) + energy(apart @ mean)
-        power = energy(weight * deviation)
-    return 10 * float(np.log10(max(noise, _LEAST) / max(power, _LEAST)))

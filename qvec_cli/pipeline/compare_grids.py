@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import QvecError
 from qvec_cli.inputs.files import opened, require, stated_model
-from qvec_cli.inputs.grids import check_fit, targets_in
+from qvec_cli.inputs.grids import check_fit, targets_in, usual_group
 from qvec_cli.inputs.identify import network_of, tells_network
 from qvec_cli.inputs.images import open_for
 from qvec_cli.inputs.lineage import inherited_use
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
 
 _ROTATED: Final = {(specs.Scale.MSE_FULL, True), (specs.Scale.MSE, False)}
 """Rules of scales, symmetric or not, that are tried in a rotated basis too."""
-
-_GROUPS: Final = (128, 64, 32, 16)
-"""Group sizes that are tried for one that every layer takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +114,10 @@ def _tries(
 
 
 def _grids(base: specs.Grid, typed: specs.GridOptions, columns: set[int]) -> Iterator[specs.Grid]:
-    """Channel and the largest usual group, each with every rule of scales; a typed word holds."""
+    """Channel and the usual group, each with every rule of scales; a typed word holds."""
     kinds: list[tuple[specs.Granularity, int | None]] = [(base.granularity, base.group_size)]
     if typed.granularity is None and typed.group_size is None:
-        shared = math.gcd(*columns)
-        usual = next((size for size in _GROUPS if shared % size == 0), None)
+        usual = usual_group(columns)
         kinds = [(specs.Granularity.CHANNEL, None)]
         kinds += [(specs.Granularity.GROUP, usual)] if usual else []
     for granularity, size in kinds:

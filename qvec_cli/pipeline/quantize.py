@@ -18,12 +18,12 @@ from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import MismatchError, SpecError, located
 from qvec_cli.inputs.files import InputFiles, card_of, input_files, require, stated_model
-from qvec_cli.inputs.grids import choose_grid, targets_in
+from qvec_cli.inputs.grids import choose_grid, fill_in, targets_in
 from qvec_cli.inputs.identify import network_of, tells_network
 from qvec_cli.inputs.images import Proxies
 from qvec_cli.inputs.lineage import CROSS, inherited_use
 from qvec_cli.inputs.receiver import Anchor, Patched, anchored
-from qvec_cli.inputs.rotated import ROTATION, Rotated, rotated, rotated_if_less_noise
+from qvec_cli.inputs.rotated import ROTATION, Rotated, rotated
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import HeadChoice, embeddings
@@ -39,7 +39,6 @@ from qvec_cli.specs import (
     Listener,
     Method,
     Preset,
-    Scale,
     Stage,
     Target,
     Use,
@@ -66,7 +65,7 @@ class QuantizeRequest:
     network: NetworkOptions = NetworkOptions()  # for a file without a card
     head: HeadChoice = HeadChoice()  # the classifier, which stays float
     moments: MomentsOptions | None = None  # from a file, in place of images
-    rotate: bool | None = False  # whether the basis is rotated before; None: where that helps
+    rotate: bool = False  # whether the basis is rotated before
     widths: WidthOptions = field(default_factory=WidthOptions)  # other widths than the grid's
 
     @property
@@ -108,7 +107,7 @@ def quantize(
             "digest": written.digest,
             "bytes_before": theta.weight_bytes,
             "bytes_after": size_of_output(plan, written, config),
-            **_sizes(theta, job.quantizer.packed, job.quantizer.grid),
+            **_sizes(theta, job.quantizer.packed, job.quantizer.stored),
             "head": [name for name in job.head if name not in job.quantizer.packed],
             "widths": {name: job.quantizer.grid.of(name).bits for name in job.quantizer.packed},
             **({"budget": job.budget} if job.budget else {}),
@@ -268,7 +267,7 @@ class _Job:
             if self.request.fake:
                 plan[name] = Entry("F32", shape)
                 continue
-            for part, (dtype, size) in parts(name, shape, quantizer.grid).items():
+            for part, (dtype, size) in parts(name, shape, quantizer.stored).items():
                 if part in plan:
                     place = f"{theta.path}: {part}"
                     raise MismatchError(f"{place}: is where the parts of {name} belong")
@@ -295,7 +294,7 @@ class _Job:
         """The JSON files of a folder; empty where a file is written."""
         if not (self.request.folder and self.model):
             return {}
-        grid = None if self.request.fake else self.quantizer.grid
+        grid = None if self.request.fake else self.quantizer.stored
         return config_of(self.theta, self.model, self.quantizer.packed, grid)
 
     def card(self) -> Card:
@@ -307,7 +306,7 @@ class _Job:
             card,
             role=FAKE if fake else PATCHED if self.patched else _packed_role(card.role),
             model=self.model.to_json() if self.model else card.model,
-            quant=self.quantizer.grid.to_json(),
+            quant=self.quantizer.stored.to_json(),
             targets=self.quantizer.targets,
             rotation=self.rotation or card.rotation,
             provenance=provenance("quantize", self.parents, self.use, **facts),
@@ -352,19 +351,18 @@ def _prepared(request: QuantizeRequest, files: InputFiles, listener: Listener) -
     head = request.head.tensors(theta, stated_model(theta), str(theta.path), bare=theta.bare)
     targets = targets_in(theta, model, request.patterns, head, listener)
     made_for, swept = (patched.rho, patched.choice.grid) if patched else (theta, None)
-    choose_grid(request.grid, made_for, theta, targets, swept)  # refuses, before weights are read
-    source, options = _in_basis(request, patched or theta, model, targets, listener)
-    if request.folder and request.widths.mixed and _may_choose(options, made_for):
-        options = replace(options, scale=Scale.MSE_FULL)
-        listener.note(
-            "stock loaders take no zero points beside layers of different widths: --scale mse-full"
-        )
+    options = _grid_options(request, made_for, theta, targets, listener)
     grid = choose_grid(options, made_for, theta, targets, swept)
+    source: Checkpoint | Patched | Rotated
+    source = before = patched or theta
+    if request.rotate:
+        source = rotated(before, model or stated_model(theta), ROTATION, listener)
     if moments:
         moments.check(targets, listener)
     count, steps = len(targets), refinement.steps if refinement else 0
     stage = Stage(listener, 0, count, count + steps)
-    quantizer = ModelQuantizer(source, targets, grid, request.method, moments, listener=stage)
+    method = request.method
+    quantizer = ModelQuantizer(source, targets, grid, method, moments, (), stage, packed)
     images = others = None
     if model and calibration:
         images = draw_images(theta, model, calibration, listener)
@@ -404,32 +402,26 @@ def _with_widths(job: _Job, listener: Listener) -> _Job:
     return replace(job, quantizer=chosen, budget=facts)
 
 
-def _in_basis(
+def _grid_options(
     request: QuantizeRequest,
-    source: Checkpoint | Patched,
-    model: Model | None,
+    made_for: Checkpoint,
+    theta: Checkpoint,
     targets: Sequence[str],
     listener: Listener,
-) -> tuple[Checkpoint | Patched | Rotated, GridOptions]:
-    """The model in the basis to quantize it in, and the grid that goes with it if none is said."""
-    options, theta = request.grid, source.theta if isinstance(source, Patched) else source
-    calibrated = QUANTIZERS[request.method].calibrated
-    if options.preset is Preset.PLAIN and (calibrated or request.rotate):
+) -> GridOptions:
+    """What was typed of the grid, and the rest of it where the file says nothing either."""
+    options, looks = request.grid, request.rotate or QUANTIZERS[request.method].calibrated
+    if options.preset is Preset.PLAIN and looks:
         options = replace(options, preset=Preset.BEST)
-    network = model or stated_model(theta)
-    if request.rotate:
-        return rotated(source, network, ROTATION, listener), options
-    free = options.preset is Preset.PLAIN and _may_choose(options, theta)
-    told = request.rotate is not None or calibrated or isinstance(source, Patched)
-    if told or not free or options.bits is None:
-        return source, options
-    turned = rotated_if_less_noise(theta, network, targets, options.bits, listener)
-    return (turned, replace(options, preset=Preset.BEST)) if turned else (source, options)
-
-
-def _may_choose(options: GridOptions, made_for: Checkpoint) -> bool:
-    """Whether neither flags nor the file say which grid it is, but for its bits."""
-    return options.preset is not Preset.PAPER and options.silent and not made_for.card.quant
+    if options.preset is Preset.PAPER or not options.silent or made_for.card.quant:
+        return options
+    columns = [theta[name].shape[1] for name in targets]
+    packed = request.folder and not request.fake
+    filled, why = fill_in(options, columns, folder=packed, mixed=request.widths.mixed)
+    if filled != options:
+        _, _, blocks = str(filled.grid(None)).partition(" ")  # its bits are known
+        listener.note(f"{theta.path} was made for no grid: {blocks}{why and f' ({why})'}")
+    return filled
 
 
 def _packed_role(role: str) -> str:

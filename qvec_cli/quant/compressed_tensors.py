@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from qvec_cli.errors import MismatchError, SpecError
@@ -109,6 +110,12 @@ def require_loadable(shapes: Mapping[str, tuple[int, ...]], grid: Grid) -> None:
                 f"{name}: is not the weight of a linear layer, and {_METHOD} packs no other",
                 hint=f"Choose others with --targets. {_SINGLE_FILE}",
             )
+        if name in grid.rows:
+            raise MismatchError(
+                f"{name}: groups of {grid.group_size} do not fit it, and {_METHOD} is told of one "
+                "kind of blocks for all",
+                hint=f"--granularity channel fits all. {_SINGLE_FILE}",
+            )
         if grid.of(name).bits == 4 and _packs_zero_points(grid) and shape[0] <= 8:
             raise MismatchError(
                 f"{name}: {_METHOD} 0.20 cannot unpack 4-bit zero points of {shape[0]} rows",
@@ -119,12 +126,15 @@ def require_loadable(shapes: Mapping[str, tuple[int, ...]], grid: Grid) -> None:
             f"zero points beside layers of different widths: {_METHOD} 0.20 cannot unpack them",
             hint=f"Leave --asymmetric out, or say --symmetric. {_SINGLE_FILE}",
         )
-    if _packs_zero_points(grid) and grid.scale_dtype is ScaleDtype.FLOAT16:
-        raise MismatchError(
-            f"--scale-dtype float16 with --asymmetric: {_METHOD} would multiply in float16, and "
-            "not get qvec's weights",
-            hint="Leave one of them out, or write a single file: -o FILE.",
-        )
+
+
+def stored(grid: Grid) -> Grid:
+    """The grid as a folder holds it: float16 scales beside zero points are float32 numbers there.
+
+    As float16 the stock loader would multiply them in float16, and not get qvec's weights.
+    """
+    wide = _packs_zero_points(grid) and grid.scale_dtype is ScaleDtype.FLOAT16
+    return replace(grid, scale_dtype=ScaleDtype.FLOAT32) if wide else grid
 
 
 def _packs_zero_points(grid: Grid) -> bool:

@@ -96,8 +96,8 @@ def parts(name: str, shape: tuple[int, ...], grid: Grid) -> dict[str, tuple[str,
 
     Zero points are packed down each column of groups, but plain where one serves the matrix.
     """
-    dimensions, shape = len(shape), as_matrix(shape)
-    size, bits = scale_shape(shape, grid), grid.of(name).bits
+    dimensions, shape, grid = len(shape), as_matrix(shape), grid.of(name)
+    size, bits = scale_shape(shape, grid), grid.bits
     scales = "F16" if grid.scale_dtype is ScaleDtype.FLOAT16 else "F32"
     whole = grid.granularity is Granularity.TENSOR
     kinds: tuple[tuple[str, tuple[int, ...]], ...] = (

@@ -143,6 +143,7 @@ class GridRecord(Struct, frozen=True, forbid_unknown_fields=True):
     symmetric: bool
     scale_dtype: ScaleDtype | None = None  # float32 goes without saying
     layers: dict[str, int] = {}  # widths of weights that have another
+    rows: list[str] = []  # weights with a scale a row in place of groups
 
     def __post_init__(self) -> None:
         try:
@@ -155,7 +156,7 @@ class GridRecord(Struct, frozen=True, forbid_unknown_fields=True):
         """The grid itself."""
         stored, layers = self.scale_dtype or ScaleDtype.FLOAT32, tuple(self.layers.items())
         words = self.granularity, self.group_size, self.scale, self.symmetric
-        return Grid(self.bits, *words, stored, layers)
+        return Grid(self.bits, *words, stored, layers, tuple(self.rows))
 
 
 class Measured(Struct, frozen=True):

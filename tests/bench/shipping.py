@@ -139,8 +139,8 @@ def _models(folder: Path, qvec: list[str]) -> Iterator[Shipped]:
             packed = source
             run("quantize", source, "--bits", "8", "--fake", "-o", f"{hub}/")
         else:
-            run("quantize", source, "--bits", str(bits), "--no-rotate", "-o", packed)
-            run("quantize", source, "--bits", str(bits), "--no-rotate", "-o", f"{hub}/")
+            run("quantize", source, "--bits", str(bits), "-o", packed)
+            run("quantize", source, "--bits", str(bits), "-o", f"{hub}/")
         run("export", packed, "--no-check", "-o", folder / f"onnx{bits}.onnx")
         run("export", packed, "--no-check", "-o", folder / f"ir{bits}.xml")
         yield Shipped("onnxruntime", bits, folder / f"onnx{bits}.onnx")
