@@ -33,11 +33,15 @@ def cells(folder: Path, way: str) -> dict[str, tuple[float, Json]]:
     rows = {}
     for path in sorted((folder / way).rglob("*.json")):
         measured = json.loads(path.read_text())["results"]
-        beside = path.with_name(f"{path.name}.quantize")
-        quantized = {"bytes_after": measured["file_bytes"], "bits_per_weight": 32.0}
-        if way != "float":
+        name = str(path.relative_to(folder / way))
+        if way == "float":
+            other = next(folder.glob(f"*/{name}.quantize"))  # which says its size before
+            before = json.loads(other.read_text())["results"]["bytes_before"]
+            quantized = {"bytes_after": before, "bits_per_weight": 32.0}
+        else:
+            beside = path.with_name(f"{path.name}.quantize")
             quantized = json.loads(beside.read_text())["results"]
-        rows[str(path.relative_to(folder / way))] = measured["top1"], quantized
+        rows[name] = measured["top1"], quantized
     return rows
 
 

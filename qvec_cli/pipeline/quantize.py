@@ -416,8 +416,7 @@ def _grid_options(
     if options.preset is Preset.PAPER or not options.silent or made_for.card.quant:
         return options
     columns = [theta[name].shape[1] for name in targets]
-    packed = request.folder and not request.fake
-    filled, why = fill_in(options, columns, folder=packed, mixed=request.widths.mixed)
+    filled, why = fill_in(options, columns, folder=request.folder, mixed=request.widths.mixed)
     if filled != options:
         _, _, blocks = str(filled.grid(None)).partition(" ")  # its bits are known
         listener.note(f"{theta.path} was made for no grid: {blocks}{why and f' ({why})'}")
