@@ -5,7 +5,12 @@ from dataclasses import replace
 import pytest
 
 from qvec_cli.errors import MismatchError
-from qvec_cli.quant.compressed_tensors import of_scheme, require_loadable, stored, to_scheme
+from qvec_cli.quant.compressed_tensors import (
+    for_stock_loaders,
+    of_scheme,
+    require_loadable,
+    to_scheme,
+)
 from qvec_cli.specs import Granularity, Grid, Scale, ScaleDtype
 
 BLOCKS = [(Granularity.TENSOR, None), (Granularity.CHANNEL, None), (Granularity.GROUP, 16)]
@@ -120,8 +125,8 @@ SHAPES = {"blocks.0.fc.weight": (64, 32)}
 def test_linear_weights_can_be_loaded_on_every_grid(grid):
     require_loadable(SHAPES, grid)
     halves = replace(grid, scale_dtype=HALF)
-    assert stored(halves) == (grid if packs_zero_points(grid) else halves)
-    assert stored(grid) == grid
+    assert for_stock_loaders(halves) == (grid if packs_zero_points(grid) else halves)
+    assert for_stock_loaders(grid) == grid
 
 
 def test_a_weight_with_a_scale_a_row_beside_groups_is_refused_by_name():

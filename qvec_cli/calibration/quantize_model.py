@@ -13,7 +13,7 @@ from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.errors import NotFiniteError
 from qvec_cli.inputs.receiver import Patched
 from qvec_cli.inputs.rotated import Rotated
-from qvec_cli.quant.compressed_tensors import stored
+from qvec_cli.quant.compressed_tensors import for_stock_loaders
 from qvec_cli.quant.methods import quantize_weight
 from qvec_cli.quant.qtensor import QTensor, as_matrix
 from qvec_cli.specs import Grid, Listener, Method, Silence
@@ -49,7 +49,7 @@ class ModelQuantizer:
     @property
     def stored(self) -> Grid:
         """The grid as the output holds it, with the same numbers."""
-        return stored(self.grid) if self.folder else self.grid
+        return for_stock_loaders(self.grid) if self.folder else self.grid
 
     @property
     def theta(self) -> Checkpoint:

@@ -24,7 +24,7 @@ _FEW: Final = 3
 """Bits up to which groups gain more than they cost.
 
 Rounding alone on four receivers of the real study, float .946, groups of 64 and a scale a row
-(--granularity channel): .376 and .076 at 2 bits, .942 and .878 at 3, .944 and .944 at 4; averages
+(--granularity channel): .376 and .079 at 2 bits, .942 and .878 at 3, .944 and .944 at 4; averages
 of 2.5 and 3.5 bits .863 and .222, .947 and .935. Groups take about .23 bits a weight more.
 """
 

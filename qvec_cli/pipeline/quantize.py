@@ -413,7 +413,9 @@ def _grid_options(
     options, looks = request.grid, request.rotate or QUANTIZERS[request.method].calibrated
     if options.preset is Preset.PLAIN and looks:
         options = replace(options, preset=Preset.BEST)
-    if options.preset is Preset.PAPER or not options.silent or made_for.card.quant:
+    if options.preset is Preset.PAPER or not options.silent:
+        return options
+    if made_for.card.quant or theta.card.quant:
         return options
     columns = [theta[name].shape[1] for name in targets]
     filled, why = fill_in(options, columns, folder=request.folder, mixed=request.widths.mixed)

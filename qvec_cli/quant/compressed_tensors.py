@@ -128,7 +128,7 @@ def require_loadable(shapes: Mapping[str, tuple[int, ...]], grid: Grid) -> None:
         )
 
 
-def stored(grid: Grid) -> Grid:
+def for_stock_loaders(grid: Grid) -> Grid:
     """The grid as a folder holds it: float16 scales beside zero points are float32 numbers there.
 
     As float16 the stock loader would multiply them in float16, and not get qvec's weights.
