@@ -17,7 +17,8 @@ from qvec_cli.specs import Grid
 def typed(grid: Grid) -> tuple[object, ...]:
     size = ("--group-size", grid.group_size) if grid.group_size else ()
     kind = "--symmetric" if grid.symmetric else "--asymmetric"
-    return ("--bits", grid.bits, *size, "--scale", grid.scale, kind)
+    stored = ("--scale-dtype", grid.scale_dtype)
+    return ("--bits", grid.bits, *size, "--scale", grid.scale, kind, *stored)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_without_images_nothing_is_used_and_torch_is_not_loaded(drawer: Drawer) 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     table = done.stdout.splitlines()
-    assert table[0] == "grid\tbits per weight\tsize\tSQNR"
+    assert table[0] == "grid\tbits/weight\tsize\tSQNR"
     assert len(table) == 1 + 4 + 1
     assert table[-1] == "receiver data used: none"
 
@@ -113,8 +114,8 @@ def test_without_images_nothing_is_used_and_torch_is_not_loaded(drawer: Drawer) 
 @pytest.mark.parametrize(
     ("args", "names"),
     [
-        (("--scale", "mse"), {"channel mse", "group 64 mse", "channel mse asymmetric",
-                              "group 64 mse asymmetric"}),
+        (("--scale", "mse"), {"channel mse", "group 64 mse float16", "channel mse asymmetric",
+                              "group 64 mse asymmetric float16"}),
         (("--asymmetric", "--group-size", "16"), {f"group 16 {scale} asymmetric"
                                                   for scale in ("absmax", "mse", "hqq")}),
         (("--granularity", "tensor", "--symmetric", "--scale-dtype", "float16"),
@@ -127,8 +128,8 @@ def test_what_is_typed_holds_for_every_row(
     found = call("quantize", drawer.receiver, "--bits", 3, "--compare", *args, "--json").json
     rows = {row["name"]: row["rotated"] for row in found["results"]["compared"]}
     assert {name for name, turned in rows.items() if not turned} == {f"3-bit {n}" for n in names}
-    best = {f"3-bit {n}, rotated" for n in names if n.endswith(("mse asymmetric", "mse-full"))}
-    best |= {f"3-bit {n}, rotated" for n in names if "mse-full float16" in n}
+    rules = ("mse asymmetric", "mse-full")
+    best = {f"3-bit {n}, rotated" for n in names if n.removesuffix(" float16").endswith(rules)}
     assert {name for name, turned in rows.items() if turned} == best
 
 

@@ -64,7 +64,7 @@ def test_names_that_differ_are_told_apart_at_any_width() -> None:
         for s in ("mse", "hqq", "absmax")
         for z in ("", " asymmetric", " asymmetric, rotated")
     ]
-    lines = ["grid\tbits per weight\tsize\tSQNR\ttest top-1"]
+    lines = ["grid\tbits/weight\tsize\tSQNR\ttest top-1"]
     lines += [f"{name}\t2.375\t92.2 kB\t8.8 dB\t0.5580 +- 0.0222 (279/500)" for name in grids]
     for width in range(40, 120, 8):
         rows = [line.split("  ")[0] for line in shown(width, lines)[1 : len(lines)]]

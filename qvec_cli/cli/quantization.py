@@ -358,7 +358,7 @@ def _compared_text(results: Facts) -> Iterator[str]:
     """One row a grid; the accuracy is there if images were given."""
     split = next((name for name in ("val", "test", "train") if name in results["compared"][0]), "")
     column = f"\t{split} top-1" if split else ""
-    yield f"grid\tbits per weight\tsize\tSQNR{column}"
+    yield f"grid\tbits/weight\tsize\tSQNR{column}"
     if split:
         before = size(results["bytes_before"])
         yield f"float, not quantized\t\t{before}\t\t{accuracy(results['fp'])}"
@@ -366,7 +366,8 @@ def _compared_text(results: Facts) -> Iterator[str]:
         ratio = "-" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f} dB"
         measured = f"\t{accuracy(row[split])}" if split else ""
         cost = f"{row['bits_per_weight']:.3f}\t{size(row['tensor_bytes'])}"
-        yield f"{row['name']}\t{cost}\t{ratio}{measured}"
+        _, _, name = row["name"].partition(" ")  # all have the same bits
+        yield f"{name}\t{cost}\t{ratio}{measured}"
 
 
 def rotate(

@@ -14,7 +14,7 @@ _SHORTEST: Final = 24
 """Characters of the first column, names mostly, to which it may be shortened if they differ."""
 
 _SPARE: Final = (
-    *("dtype", "norm", "SQNR", "size", "bits/weight", "bits per weight", "shape", "median"),
+    *("dtype", "norm", "SQNR", "size", "bits/weight", "shape", "median"),
     *("gap closed", "regret", "receiver data used"),
 )
 """Headings of columns that are left out first where a terminal is too narrow, in this order."""

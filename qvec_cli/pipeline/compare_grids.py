@@ -114,19 +114,19 @@ def _tries(
 
 
 def _grids(base: specs.Grid, typed: specs.GridOptions, columns: set[int]) -> Iterator[specs.Grid]:
-    """Channel and the usual group, each with every rule of scales; a typed word holds."""
-    kinds: list[tuple[specs.Granularity, int | None]] = [(base.granularity, base.group_size)]
+    """Channel and the groups of quantize, with every rule of scales; a typed word holds."""
+    kinds: list[tuple[specs.Granularity, int | None, specs.ScaleDtype]]
+    kinds = [(base.granularity, base.group_size, base.scale_dtype)]
     if typed.granularity is None and typed.group_size is None:
-        usual = usual_group(columns)
-        kinds = [(specs.Granularity.CHANNEL, None)]
-        kinds += [(specs.Granularity.GROUP, usual)] if usual else []
-    for granularity, size in kinds:
+        kinds = [(specs.Granularity.CHANNEL, None, base.scale_dtype)]
+        if usual := usual_group(columns):
+            stored = typed.scale_dtype or specs.ScaleDtype.FLOAT16
+            kinds.append((specs.Granularity.GROUP, usual, stored))
+    for granularity, size, stored in kinds:
         for symmetric in (True, False) if typed.symmetric is None else (typed.symmetric,):
             for scale in specs.Scale if typed.scale is None else (typed.scale,):
                 if symmetric or scale is not specs.Scale.MSE_FULL:
-                    yield specs.Grid(
-                        base.bits, granularity, size, scale, symmetric, base.scale_dtype
-                    )
+                    yield specs.Grid(base.bits, granularity, size, scale, symmetric, stored)
 
 
 def _row(
