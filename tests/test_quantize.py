@@ -82,6 +82,21 @@ def test_what_nobody_says_of_the_grid_is_the_best_that_needs_nothing(
     assert (f"was made for no grid: {blocks}\n" in done.err) == chosen
 
 
+@pytest.mark.parametrize(("factor", "word"), [(1e7, "large"), (1e-5, "small")])
+def test_weights_that_float16_scales_do_not_fit_are_refused_by_name(
+    factor: float, word: str, drawer: Drawer, tmp_path: Path
+) -> None:
+    name, path = "blocks.1.mlp.fc1.weight", tmp_path / "x.st"
+    state = load_file(drawer.receiver)
+    save_file(state | {name: state[name] * np.float32(factor)}, path)
+    args = ("quantize", path, "--bits", 3, "-o", tmp_path / "q.st")
+    refused = call(*args, code=1)
+    assert refused.errors[0] == (
+        f"error: {path}: {name}: its weights are too {word} for float16 scales"
+    )
+    call(*args, "--scale-dtype", "float32")
+
+
 def test_a_file_that_was_made_for_a_grid_keeps_it(drawer: Drawer, tmp_path: Path) -> None:
     call("patch", drawer.receiver, drawer.rho, "-o", tmp_path / "patched.st")
     for words in ((), ("--bits", 3)):

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 import numpy as np
 
 from qvec_cli.calibration.moments_file import LayerMoments
 from qvec_cli.checkpoint.dtypes import Array, from_float32, to_float32
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import NotFiniteError
+from qvec_cli.errors import MismatchError, NotFiniteError, located
 from qvec_cli.inputs.receiver import Patched
 from qvec_cli.inputs.rotated import Rotated
 from qvec_cli.quant.compressed_tensors import for_stock_loaders
-from qvec_cli.quant.methods import quantize_weight
+from qvec_cli.quant.methods import FloatTarget, QuantizedWeight, quantize_weight
+from qvec_cli.quant.moments import Inputs
 from qvec_cli.quant.qtensor import QTensor, as_matrix
-from qvec_cli.specs import Grid, Listener, Method, Silence
+from qvec_cli.specs import Grid, Listener, Method, ScaleDtype, Silence
+
+LEAST_HALF: Final = 2.0**-18
+"""Of the largest weight, the least step between codes that float16 holds to some 6 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,7 @@ class ModelQuantizer:
         inputs = self.moments.inputs(name) if self.moments else None
         if inputs is not None and isinstance(self.source, Rotated):
             inputs = self.source.inputs(name, inputs)
-        quantized = quantize_weight(name, weight, self.grid, self.method, inputs)
+        quantized = self.on_grid(name, weight, self.method, inputs)
         model.sqnr_db[name] = quantized.sqnr_db
         if inputs is not None and (bias := self._bias(name)):
             mean_error = (quantized.restored - weight) @ inputs.mean
@@ -79,11 +84,32 @@ class ModelQuantizer:
         self.tell(model)
         return quantized.codes
 
+    def on_grid(
+        self,
+        name: str,
+        weight: Array,
+        method: Method,
+        inputs: Inputs | None = None,
+        target: FloatTarget | None = None,
+    ) -> QuantizedWeight:
+        """One weight [out, in], float32, on the grid; see ``quantize_weight``.
+        Raises MismatchError: names the file; weights that float16 scales do not fit.
+        """
+        with located(self.theta.path):
+            if self.grid.scale_dtype is ScaleDtype.FLOAT16:
+                bits, largest = self.grid.of(name).bits, float(np.abs(weight).max(initial=0))
+                if 0 < largest < LEAST_HALF * 2**bits:
+                    raise MismatchError(
+                        f"{name}: its weights are too small for float16 scales",
+                        hint="Use --scale-dtype float32.",
+                    )
+            return quantize_weight(name, weight, self.grid, method, inputs, target)
+
     def _rounded(self, name: str, weight: Array, model: QuantizedModel) -> QTensor:
         """The codes of a tensor of two or more dimensions that is only rounded."""
         shape = weight.shape
         matrix = weight.reshape(as_matrix(shape))
-        quantized = quantize_weight(name, matrix, self.grid, Method.RTN)
+        quantized = self.on_grid(name, matrix, Method.RTN)
         model.sqnr_db[name] = quantized.sqnr_db
         self.tell(model)
         return quantized.codes if len(shape) == 2 else replace(quantized.codes, shape=shape)

@@ -16,7 +16,7 @@ from qvec_cli.inputs.images import Proxies, draw_each
 from qvec_cli.inputs.receiver import Patched
 from qvec_cli.inputs.rotated import Rotated
 from qvec_cli.model.configuration import Model
-from qvec_cli.quant.methods import QUANTIZERS, FloatTarget, quantize_weight
+from qvec_cli.quant.methods import QUANTIZERS, FloatTarget
 from qvec_cli.quant.moments import Inputs
 from qvec_cli.specs import Calibration, Listener, Stage, Target
 
@@ -180,13 +180,13 @@ class _LayerQuantizer:
     def quantize(self, segment: Segment, site: Site, inputs: Inputs, call: Call) -> None:
         """Quantizes the weights of a site and corrects their biases."""
         inputs = self._divided(segment, site, inputs, call)
-        grid, method = self._quantizer.grid, self._quantizer.method
+        method = self._quantizer.method
         for name, parameter in zip(site.names, site.weights, strict=True):
             target, change = None, self._bias_change(name)
             if self._goal is not None:
                 target = FloatTarget(_numbers(self._goal.weights[name]), change)
             weight = _numbers(parameter)
-            quantized = quantize_weight(name, weight, grid, method, inputs, target)
+            quantized = self._quantizer.on_grid(name, weight, method, inputs, target)
             self.model.weights[name] = quantized.codes
             self.model.sqnr_db[name] = quantized.sqnr_db
             _put(parameter, quantized.restored)
