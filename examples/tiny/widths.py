@@ -24,6 +24,8 @@ PAIRS = (
     ("best-2.5", "best-2"),
     ("best-2.5", "best-2-groups"),
     ("best-2.5", "best-3"),
+    *((f"{way}-3-groups", f"{way}-3") for way in ("best", "others", "own")),
+    *((f"{way}-3-groups", "float") for way in ("best", "others", "own")),
 )
 """Ways whose accuracies are compared, receiver by receiver."""
 
@@ -37,12 +39,23 @@ def cells(folder: Path, way: str) -> dict[str, tuple[float, Json]]:
         if way == "float":
             other = next(folder.glob(f"*/{name}.quantize"))  # which says its size before
             before = json.loads(other.read_text())["results"]["bytes_before"]
-            quantized = {"bytes_after": before, "bits_per_weight": 32.0}
+            quantized = {"bytes_after": before, "bits_per_weight": 32.0, "data_use": "none"}
         else:
             beside = path.with_name(f"{path.name}.quantize")
-            quantized = json.loads(beside.read_text())["results"]
+            document = json.loads(beside.read_text())
+            quantized = document["results"] | {"data_use": document["data_use"]["level"]}
         rows[name] = measured["top1"], quantized
     return rows
+
+
+def _data_used(all_cells: dict[str, dict[str, tuple[float, Json]]]) -> str:
+    used: dict[str, list[str]] = {}
+    for way, rows in all_cells.items():
+        for use in sorted({str(q["data_use"]) for _, q in rows.values()} - {"none"}):
+            used.setdefault(use.replace("_", " "), []).append(way)
+    if not used:
+        return "none of their data used"
+    return "; ".join(["data used", *(f"{use}: {', '.join(ways)}" for use, ways in used.items())])
 
 
 def table(folder: Path, ways: Sequence[str]) -> Iterator[str]:
@@ -51,7 +64,7 @@ def table(folder: Path, ways: Sequence[str]) -> Iterator[str]:
     counts = {len(rows) for rows in all_cells.values()}
     if len(counts) != 1:
         raise SystemExit(f"ways have different receivers: {counts}")
-    yield f"{counts.pop()} receivers, none of their data used"
+    yield f"{counts.pop()} receivers, {_data_used(all_cells)}"
     yield f"{'way':18}{'top-1':>8}{'kB':>9}{'bits/weight':>13}  widths by"
     for way, rows in all_cells.items():
         size = fmean(q["bytes_after"] for _, q in rows.values()) / 1000

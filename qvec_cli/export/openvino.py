@@ -3,6 +3,7 @@
 Each is a constant of codes less its zero points times its scales, which OpenVINO multiplies with as
 they are: its own reader makes this of MatMulNBits. On a CPU it would round activations to int8 in
 groups of 32, which displaces logits by up to a hundredth; what is written says that it is not to.
+That they are not to be bfloat16, on processors that multiply so, only who compiles it can say.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ if TYPE_CHECKING:
 TOPOLOGY, CONSTANTS = ".xml", ".bin"
 """How the names of the two files end."""
 
-_EXACT: Final = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "INFERENCE_PRECISION_HINT": "f32"}
-"""Settings of a CPU with which activations stay float32."""
+_WRITTEN: Final = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+"""Settings that a CPU takes from a file: no activations in int8."""
+
+_EXACT: Final = {"INFERENCE_PRECISION_HINT": "f32"}
+"""Settings that it takes from the call alone: none in bfloat16."""
 
 
 def refuse(target: ExportTarget) -> None:
@@ -93,7 +97,7 @@ def _convert(content: bytes, path: Path) -> None:
         model = openvino.Core().read_model(content)
     except RuntimeError as fault:
         raise QvecError(f"OpenVINO cannot read what was exported: {_reason(fault)}") from None
-    for name, value in _EXACT.items():
+    for name, value in _WRITTEN.items():
         model.set_rt_info(value, ["runtime_options", name])
     for place, node in enumerate(model.get_ordered_ops()):  # else numbered by the process
         if node.get_type_name() not in ("Parameter", "Result"):
