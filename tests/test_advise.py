@@ -503,6 +503,28 @@ def test_to_go_on_needs_a_file_to_keep_what_is_measured_beside(drawer: Drawer) -
         assert "--resume needs -o FILE or --metrics FILE" in lines[0]
 
 
+def test_half_of_few_pictures_are_used_unless_their_number_is_typed(
+    drawer: Drawer, planted: Planted, tmp_path: Path
+) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for place, path in enumerate(sorted(planted.pictures.rglob("*.png"))[:40]):
+        shutil.copy(path, few / f"{place}.png")
+    cases: dict[tuple[object, ...], tuple[int, str]] = {
+        (planted.pictures,): (45, f"{planted.pictures}: has 90 images: 45 are used, and others"),
+        (planted.pictures, "--proxy", few): (40, f"{few}: has 40 images: 20 of each data set are"),
+        ("generated",): (256, ""),
+        (planted.pictures, "--proxy-samples", 60): (60, ""),
+    }
+    for words, (samples, note) in cases.items():
+        told = call(
+            "advise", drawer.receiver, "--bits", 2, "--dry-run", "--json", "--proxy", *words
+        )
+        assert told.json["parameters"]["samples"] == samples
+        assert note in told.err
+        assert bool(note) == ("others judge" in told.err)
+
+
 FAULTS: dict[str, tuple[tuple[str, ...], str]] = {
     "pictures twice": (("--proxy", "PICTURES", "--proxy", "PICTURES"), "stands twice"),
     "a vector of other bits": (("--rho", "RHO3"), "was made for 3-bit channel absmax, not for 2"),

@@ -38,7 +38,7 @@ from qvec_cli.errors import (
 )
 from qvec_cli.inputs.files import InputFiles, opened, require
 from qvec_cli.inputs.identify import network_of
-from qvec_cli.inputs.images import Proxies, find_proxies
+from qvec_cli.inputs.images import Proxies, find_proxies, fitted
 from qvec_cli.inputs.lineage import inherited_use
 from qvec_cli.inputs.receiver import ReceiverOptions, resolve
 from qvec_cli.inputs.rotated import ROTATION
@@ -91,7 +91,8 @@ def advise(request: AdviseRequest, listener: Listener) -> Metrics:
     with files, scratch_folder() as folder:
         theta, rhos = files.open(request.receiver), [files.open(path) for path in request.vectors]
         require(theta, Kind.CHECKPOINT)
-        network_of(theta, request.network, listener)
+        model = network_of(theta, request.network, listener)
+        request = replace(request, proxy=fitted(request.proxy, model, listener))
         ways = Ways(request, folder)
         if request.moments is not None:  # refuses, as quantize would, those of another receiver
             grid = Grid(request.bits, scale=Scale.MSE_FULL)

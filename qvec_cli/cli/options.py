@@ -403,7 +403,8 @@ class ProxyFlags:
         """The images that were named; SpecError: none, or too few."""
         from qvec_cli.inputs.images import ProxyOptions
 
-        return ProxyOptions(listed(self.proxy), self.proxy_samples or 256, loading)
+        samples, typed = self.proxy_samples or 256, self.proxy_samples is not None
+        return ProxyOptions(listed(self.proxy), samples, loading, fewer=not typed)
 
 
 def globs(typed: list[str] | None) -> tuple[str, ...]:

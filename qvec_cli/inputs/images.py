@@ -46,6 +46,7 @@ class ProxyOptions:
     specs: tuple[str, ...]
     samples: int = 256  # in all, shared between the data sets
     loading: Loading = field(default_factory=Loading)
+    fewer: bool = False  # whether fewer do, see ``fitted``
 
     def __post_init__(self) -> None:
         if not self.specs:
@@ -158,6 +159,24 @@ def find_proxies(
             f"{options.specs[0]}: has one image, and one cannot tell how sure a choice is"
         )
     return proxies
+
+
+def fitted(options: ProxyOptions, model: Model, listener: Listener) -> ProxyOptions:
+    """The same, but for so few images that too few would be left to be held back: half of them.
+
+    The user has not said how many (``fewer``). DataError: no such data set.
+    """
+    if not options.fewer:
+        return options
+    opened = [open_images(spec, model, options.loading, Silence()) for spec in options.specs]
+    sizes = [len(any_split(task)) for task in opened]
+    half, share = min(sizes) // 2, -(-options.samples // len(sizes))
+    if min(sizes) - share >= LEAST or half < LEAST:
+        return options
+    spec = options.specs[sizes.index(min(sizes))]
+    each = "" if len(sizes) == 1 else " of each data set"
+    listener.note(f"{spec}: has {min(sizes)} images: {half}{each} are used, and others judge")
+    return replace(options, samples=half * len(sizes))
 
 
 def draw_each(
