@@ -344,6 +344,15 @@ def test_arithmetic_on_files_needs_no_torch(drawer: Drawer, tmp_path: Path) -> N
     assert [result.code for result in results] == [0] * len(lines), results
 
 
+def test_an_output_after_an_equals_sign_has_the_name_that_was_typed(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    lines = (f"quantize {drawer.donor} --bits 3 {flag}" for flag in ("-o=a.st", "-ob.st"))
+    results = without_torch([line.split() for line in lines], tmp_path)
+    assert [result.code for result in results] == [0, 0], results
+    assert (tmp_path / "a.st").read_bytes() == (tmp_path / "b.st").read_bytes()
+
+
 def test_json_is_the_only_thing_on_stdout(drawer: Drawer, tmp_path: Path) -> None:
     out = call("quantize", drawer.donor, "--bits", 3, "-o", tmp_path / "q.st", "--json")
     assert out.json["command"] == "quantize"

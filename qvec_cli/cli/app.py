@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Annotated, Any, Final, NoReturn
 
@@ -175,7 +175,7 @@ def _closing(code: int) -> int:
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code."""
     try:
-        words = list(sys.argv[1:] if argv is None else argv)
+        words = list(_split(sys.argv[1:] if argv is None else argv))
         code = _program("".join(words[:1]))(words, prog_name="qvec", standalone_mode=False)
     except SystemExit as exit_:
         left = isinstance(exit_.__context__, BrokenPipeError)  # rich ends with 1 there
@@ -191,6 +191,12 @@ def run(argv: Sequence[str] | None = None) -> int:
     if code in _SIGNALS and _world().size == 1:  # torchrun reports a signal itself
         show.complain(_SIGNALS[code], None)
     return code if isinstance(code, int) else 0
+
+
+def _split(words: Iterable[str]) -> Iterator[str]:
+    """What was typed, with -o=FILE in two words: click would name the file =FILE."""
+    for word in words:
+        yield from ("-o", word[3:]) if word.startswith("-o=") else (word,)
 
 
 def _world() -> distributed.World:
