@@ -6,6 +6,8 @@ SHELL := /bin/bash
 BIN ?= $(CURDIR)/../../.venv/bin
 export PATH := $(BIN):$(PATH)
 export OMP_NUM_THREADS := 1
+# each of the many commands would compile all of torch anew
+unexport PYTHONDONTWRITEBYTECODE
 
 BITS := 2
 SEEDS := 0 1 2

@@ -6,6 +6,8 @@ SHELL := /bin/bash
 BIN ?= $(CURDIR)/../../.venv/bin
 export PATH := $(BIN):$(PATH)
 export OMP_NUM_THREADS := 1
+# each of the many commands would compile all of torch anew
+unexport PYTHONDONTWRITEBYTECODE
 
 SEEDS := 0 1 2
 # a width at which rounding collapses, on the paper's grid and on a better one, and one at which it does not
