@@ -156,7 +156,13 @@ def test_the_demo_runs_on_one_pair(tmp_path: Path) -> None:
     shutil.copytree(TINY, example, ignore=shutil.ignore_patterns("out"))
     recipe = example / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("epochs: 8", "epochs: 1"))
-    command = ["make", "demo", f"BIN={Path(sys.executable).parent}", "DONORS=greek"]
+    command = [
+        "make",
+        "--no-print-directory",
+        "demo",
+        f"BIN={Path(sys.executable).parent}",
+        "DONORS=greek",
+    ]
     done = subprocess.run(
         [*command, "RECEIVERS=digits"], cwd=example, capture_output=True, text=True, check=False
     )

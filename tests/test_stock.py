@@ -24,18 +24,19 @@ from qvec_cli.model import build
 PEER = Path(__file__).parents[1] / ".bench" / "ct" / "bin" / "python"
 BITS = (2, 3, 4, 8)
 BLOCKS: dict[str, tuple[object, ...]] = {
-    "channel": (),
+    "channel": ("--granularity", "channel"),
     "group": ("--group-size", 16),
     "tensor": ("--granularity", "tensor"),
 }
 GRIDS: dict[str, tuple[object, ...]] = {
-    f"{bits}-bit {block}{zero}": ("--bits", bits, *flags, *(("--asymmetric",) if zero else ()))
+    f"{bits}-bit {block}{zero}": ("--bits", bits, *flags, f"--{zero.strip() or 'symmetric'}")
     for bits in BITS
     for block, flags in BLOCKS.items()
     for zero in ("", " asymmetric")
 }
-GRIDS["3-bit float16 scales"] = ("--bits", 3, "--scale-dtype", "float16")
-GRIDS["2-bit mse-full"] = ("--bits", 2, "--scale", "mse-full")
+GRIDS["3-bit float16 scales"] = ("--bits", 3, "--symmetric", "--scale-dtype", "float16")
+GRIDS["2-bit mse-full"] = ("--bits", 2, "--scale", "mse-full", "--granularity", "channel")
+GRIDS |= {f"{bits}-bit, nothing else said": ("--bits", bits) for bits in (2, 3)}
 GRIDS["some targets"] = ("--bits", 3, "--targets", "*.fc1.weight")
 GRIDS["fake"] = ("--bits", 3, "--fake")
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
