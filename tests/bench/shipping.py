@@ -37,7 +37,8 @@ def openvino(path: str) -> Run:
     """The same in IR."""
     import openvino
 
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_NUM_THREADS": THREADS})
+    settings = {"INFERENCE_NUM_THREADS": THREADS, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
     return lambda images: compiled([images])[0]
 
 
