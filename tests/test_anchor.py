@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Drawer, call
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.specs import Target
@@ -93,6 +93,24 @@ def test_the_grid_of_a_sweep_comes_with_its_lambda(drawer: Drawer, tmp_path: Pat
     assert one["parameters"]["grid"] == two["parameters"]["grid"]
     assert one["parameters"]["grid"]["bits"] == 2
     assert one["data_use"] == two["data_use"]
+
+
+def test_the_grid_of_a_sweep_counts_beside_bits_where_the_vector_has_none(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    bare = [tmp_path / f"{name}.safetensors" for name in ("donor", "qat")]
+    for path, source in zip(bare, (drawer.donor, drawer.donor_qat), strict=True):
+        save_file(load_file(source), path)
+    rho, sweep = tmp_path / "rho.st", tmp_path / "s.json"
+    call("extract", *bare, "-o", rho)
+    flags = ("--lambdas", "0.5", "--device", "cpu", "-o", sweep)
+    call("sweep-lambda", drawer.receiver, rho, "--data", drawer.receiver_data, "--bits", 2, *flags)
+    call("patch", drawer.receiver, rho, "--lambda", sweep, "-o", tmp_path / "p.st")
+    args = ("quantize", drawer.receiver, "--anchor", rho, "--lambda", sweep, "--bits", 2)
+    once = call(*args, "-o", tmp_path / "one.st")
+    assert "was made for no grid" not in once.err
+    call("quantize", tmp_path / "p.st", "--bits", 2, "-o", tmp_path / "two.st")
+    assert equal(tmp_path / "one.st", tmp_path / "two.st")
 
 
 def test_the_float_networks_outputs_are_another_target(drawer: Drawer, tmp_path: Path) -> None:

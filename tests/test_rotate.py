@@ -233,8 +233,8 @@ def test_rotate_then_quantize_is_quantize_rotate(drawer: Drawer, tmp_path: Path)
     turned = tmp_path / "turned.st"
     call("rotate", drawer.receiver, "-o", turned)
     images = ("--method", "gptq", "--calib", "noise", "--calib-samples", 16)
-    for words in ((), images, (*images, "--target", "float")):
-        flags = ("--bits", 3, "--scale", "mse", *words)
+    said = ("--bits", 3, "--scale", "mse")
+    for flags in (("--bits", 3), said, (*said, *images), (*said, *images, "--target", "float")):
         call("quantize", turned, *flags, "-o", tmp_path / "first.st", "--force")
         call("quantize", drawer.receiver, *flags, "--rotate", "-o", tmp_path / "q.st", "--force")
         first, second = (load_file(tmp_path / name) for name in ("first.st", "q.st"))

@@ -141,6 +141,18 @@ def test_a_network_that_takes_no_usual_group_is_compared_without_groups(tmp_path
     assert len(rows) == 7
 
 
+def test_scales_that_nobody_typed_and_weights_do_not_fit_have_no_row(tmp_path: Path) -> None:
+    bare = tmp_path / "bare.st"
+    save_file({"fc1.weight": np.eye(64, dtype=np.float32) * 1e9}, bare)
+    args = ("quantize", bare, "--no-head", "--bits", 3, "--compare", "--json")
+    told = call(*args)
+    names = {row["name"] for row in told.json["results"]["compared"]}
+    assert len(names) == 7
+    assert not any("float16" in name for name in names)
+    assert f"no row for 3-bit group 64 absmax float16: {bare}: fc1.weight" in told.err
+    assert "too large for float16" in call(*args, "--scale-dtype", "float16", code=1).err
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

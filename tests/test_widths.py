@@ -184,6 +184,34 @@ def test_a_size_that_the_smallest_width_just_meets_is_met(
     assert needed - 400 < sum(file.stat().st_size for file in files) <= needed + 900
 
 
+def test_a_size_that_groups_do_not_meet_has_a_scale_a_row(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    layers = {f"blocks.{place}.mlp.fc1.weight": draw.normal(size=(64, 512)) for place in range(4)}
+    source, out = tmp_path / "m.safetensors", tmp_path / "q.st"
+    save_file({name: weight.astype(np.float32) for name, weight in layers.items()}, source)
+    args = ("quantize", source, "--no-head")
+    call(*args, "--bits", 2, "--granularity", "channel", "-o", out)
+    size = out.stat().st_size + 1000  # of groups, the scales alone take more
+    told = call(*args, "--target-size", size, "-o", out, "--force", "--json")
+    assert "a scale a row" in told.err
+    assert told.json["parameters"]["grid"]["granularity"] == "channel"
+    assert out.stat().st_size <= size
+    groups = ("--group-size", 64, "--target-size", size)
+    assert "is too small" in call(*args, *groups, "-o", out, "--force", code=2).err
+
+
+def test_the_width_of_all_said_twice_changes_nothing_of_a_folder(
+    drawer: Drawer, tmp_path: Path
+) -> None:
+    for bits in (3, 8):
+        words = ("quantize", drawer.receiver, "--bits", bits, "-o")
+        plain = call(*words, f"{tmp_path}/plain{bits}/", "--json")
+        again = call(*words, f"{tmp_path}/again{bits}/", "--bits-for", f"*={bits}", "--json")
+        assert plain.json["parameters"]["grid"] == again.json["parameters"]["grid"]
+        with Checkpoint(tmp_path / f"plain{bits}") as folder:
+            assert folder.card.quant == plain.json["parameters"]["grid"]
+
+
 def test_queries_keys_and_values_get_one_width(tmp_path: Path) -> None:
     from qvec_cli.calibration.widths import _ALIKE
 

@@ -75,7 +75,7 @@ class Ways:
     def __init__(self, request: AdviseRequest, folder: Path) -> None:
         self._request, self.folder = request, folder  # for files that are made on the way
         # A folder's loaders take no zero points beside layers of different widths.
-        self._symmetric = request.folder and request.widths.mixed
+        self._symmetric = request.folder and request.widths.differ_from(request.bits)
 
     def best_grid(self, bits: int) -> Grid:
         """The grid of ways that look at more than weights."""
@@ -93,7 +93,9 @@ class Ways:
             yield self._rounded(Grid(bits, scale=scale, symmetric=False))
         if size := usual_group(shape[1] for shape in shapes.values()):
             scale = Scale.MSE_FULL if self._symmetric else Scale.ABSMAX
-            words, stored = (size, scale, self._symmetric), ScaleDtype.FLOAT16
+            words = (size, scale, self._symmetric)
+            # a folder's loaders would multiply float16 scales in float16
+            stored = ScaleDtype.FLOAT32 if self._request.folder else ScaleDtype.FLOAT16
             yield self._rounded(Grid(bits, Granularity.GROUP, *words, stored))
         yield self.rotated(self._rounded(self.best_grid(bits)))
 

@@ -70,7 +70,8 @@ def damages(
         elif quantizer.moments is not None:
             moment = quantizer.moments.inputs(name).moment
             loss = _relative_output_noise(weight, moment)
-        result[name] = {bits: loss(_error(name, weight, grid, bits)) for bits in widths}
+        with located(quantizer.theta.path):
+            result[name] = {bits: loss(_error(name, weight, grid, bits)) for bits in widths}
         listener.progress(f"layer {done}/{len(targets)}", done, len(targets))
     return result
 

@@ -30,6 +30,10 @@ _TRIES: Final = 8
 """How often widths are chosen until the file, whose card lists them, is small enough."""
 
 
+class TooSmallError(SpecError):
+    """A size that the smallest width does not meet."""
+
+
 @dataclass(frozen=True, slots=True)
 class WidthOptions:
     """Which weights have another width than the grid's, as a user says it."""
@@ -53,6 +57,11 @@ class WidthOptions:
     def mixed(self) -> bool:
         """Whether weights may get different widths."""
         return self != WidthOptions()
+
+    def differ_from(self, bits: int | None) -> bool:
+        """Whether any weight may have another width than so many bits."""
+        said = (*(width for _, width in self.layers), self.head, self.embed)
+        return self.budget or any(width not in (None, bits) for width in said)
 
     @property
     def budget(self) -> bool:
@@ -87,7 +96,7 @@ def with_widths(
         listener: hears of layers that are looked at.
 
     Raises MismatchError: a glob that matches nothing, a network without a head; SpecError: a budget
-    that is too small.
+    that is too small, a TooSmallError if it is a size.
     """
     rounded = _rounded(quantizer, options, others)
     names = (*quantizer.targets, *rounded)
@@ -197,7 +206,7 @@ class _Chooser:
             if budget == cheapest:
                 break
             budget = found.cost - (smallest - size)  # which the same choice does not meet
-        raise SpecError(
+        raise TooSmallError(
             f"--target-size {size:,} bytes is too small: at {min(WIDTHS)} bits it takes "
             f"{smallest:,}",
             hint="--head-bits 8 and --embed-bits 8 make what is float smaller.",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qvec_cli import specs
+from qvec_cli.calibration.quantize_model import ModelQuantizer
 from qvec_cli.checkpoint.card import Kind
 from qvec_cli.checkpoint.read import Checkpoint
-from qvec_cli.errors import QvecError
+from qvec_cli.errors import MismatchError, QvecError
 from qvec_cli.inputs.files import opened, require, stated_model
 from qvec_cli.inputs.grids import check_fit, targets_in, usual_group
 from qvec_cli.inputs.identify import network_of, tells_network
@@ -23,7 +24,6 @@ from qvec_cli.model.build import NetworkOptions
 from qvec_cli.model.configuration import Model
 from qvec_cli.model.targets import HeadChoice
 from qvec_cli.outputs.metrics import Input, Metrics
-from qvec_cli.quant.methods import quantize_weight
 from qvec_cli.quant.qtensor import energy, ratio_db, stored_bits
 
 if TYPE_CHECKING:
@@ -74,11 +74,8 @@ def compare_grids(request: CompareGridsRequest, listener: specs.Listener) -> Met
             examples = open_for(theta, model, request.data, request.loading, listener)
             receiver = Receiver(theta, model, targets, (), None, examples, None)
             trial = load_trial(receiver, (request.split,), request.device, listener)
-        rows = []
         tries = [*_tries(theta, model, grids, trial, listener)]
-        for done, (source, grid, measured) in enumerate(tries, start=1):
-            rows.append(_row(source, targets, grid, measured, request.split))
-            listener.progress(f"grid {done}/{len(tries)}", done, len(tries))
+        rows = [*_rows(tries, targets, base, request.split, listener)]
         inputs = [Input.of(theta)]
         use = inherited_use(theta)
     results: dict[str, Any] = {"compared": rows, "bytes_before": theta.weight_bytes}
@@ -113,6 +110,24 @@ def _tries(
     yield from ((turned, grid, trial) for grid in best)
 
 
+def _rows(
+    tries: Sequence[tuple[Checkpoint | Rotated, specs.Grid, Trial | None]],
+    targets: tuple[str, ...],
+    base: specs.Grid,
+    split: str,
+    listener: specs.Listener,
+) -> Iterator[dict[str, Any]]:
+    """A row a grid, but for those whose scales weights do not fit and nobody has typed."""
+    for done, (source, grid, trial) in enumerate(tries, start=1):
+        try:
+            yield _row(source, targets, grid, trial, split)
+        except MismatchError as error:
+            if grid.scale_dtype is base.scale_dtype:
+                raise
+            listener.note(f"no row for {grid}: {error}")
+        listener.progress(f"grid {done}/{len(tries)}", done, len(tries))
+
+
 def _grids(base: specs.Grid, typed: specs.GridOptions, columns: set[int]) -> Iterator[specs.Grid]:
     """Channel and the groups of quantize, with every rule of scales; a typed word holds."""
     kinds: list[tuple[specs.Granularity, int | None, specs.ScaleDtype]]
@@ -140,8 +155,9 @@ def _row(
     signal, noise, stored, weights = 0.0, 0.0, 0, 0
     theta = source if isinstance(source, Checkpoint) else source.theta
     rotation = "" if isinstance(source, Checkpoint) else ", rotated"
+    rounding = ModelQuantizer(source, targets, grid, specs.Method.RTN)
     for name in targets:
-        quantized = quantize_weight(name, source.finite(name), grid, specs.Method.RTN)
+        quantized = rounding.on_grid(name, source.finite(name), specs.Method.RTN)
         signal += energy(quantized.original)
         noise += energy(quantized.restored - quantized.original)
         stored += stored_bits({name: quantized.original.shape}, grid)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from qvec_cli.calibration.moments_file import LayerMoments, MomentsOptions
 from qvec_cli.calibration.quantize_model import ModelQuantizer, QuantizedModel
 from qvec_cli.calibration.refine import SEED, RefinementOptions, find_refinement_images, refine
 from qvec_cli.calibration.sequential import CalibrationImages, calibrate, check_images, draw_images
-from qvec_cli.calibration.widths import Unquantized, WidthOptions, with_widths
+from qvec_cli.calibration.widths import TooSmallError, Unquantized, WidthOptions, with_widths
 from qvec_cli.checkpoint.card import FAKE, PATCHED, Card, Kind
 from qvec_cli.checkpoint.header import Entry
 from qvec_cli.checkpoint.read import Checkpoint
@@ -30,6 +30,7 @@ from qvec_cli.model.targets import HeadChoice, embeddings
 from qvec_cli.model.transformers_config import note_on_packed
 from qvec_cli.outputs.hf_folder import Config, check_output, config_of, size_of_output, write_output
 from qvec_cli.outputs.metrics import Input, Metrics, Plan, provenance
+from qvec_cli.quant.compressed_tensors import for_stock_loaders
 from qvec_cli.quant.methods import QUANTIZERS
 from qvec_cli.quant.qtensor import parts, stored_bits
 from qvec_cli.specs import (
@@ -224,7 +225,7 @@ class _Job:
     @property
     def parameters(self) -> dict[str, Any]:
         """The parameters, as metrics name them."""
-        grid, request = self.quantizer.grid, self.request
+        grid, request = self.quantizer.stored, self.request
         known = {"grid": grid.to_json(), "method": request.method, "fake": request.fake}
         return known | self.facts
 
@@ -281,7 +282,7 @@ class _Job:
         fates |= dict.fromkeys(self.head, "kept: the classifier's")
         if self.patched:
             fates |= dict.fromkeys(self.patched.names, "patched: no target")
-        grid = self.quantizer.grid
+        grid = self.quantizer.stored
         fates |= {name: f"quantized to {grid.of(name)}" for name in self.quantizer.packed}
         specs = [source.spec for images in self.images.values() for source in images.sources]
         counts = {name: images.count for name, images in self.images.items()}
@@ -351,7 +352,7 @@ def _prepared(request: QuantizeRequest, files: InputFiles, listener: Listener) -
     head = request.head.tensors(theta, stated_model(theta), str(theta.path), bare=theta.bare)
     targets = targets_in(theta, model, request.patterns, head, listener)
     made_for, swept = (patched.rho, patched.choice.grid) if patched else (theta, None)
-    options = _grid_options(request, made_for, theta, targets, listener)
+    options = _grid_options(request, made_for, theta, targets, swept, listener)
     grid = choose_grid(options, made_for, theta, targets, swept)
     source: Checkpoint | Patched | Rotated
     source = before = patched or theta
@@ -369,11 +370,11 @@ def _prepared(request: QuantizeRequest, files: InputFiles, listener: Listener) -
     if model and refinement:
         others = find_refinement_images(theta, model, refinement, request.calibration, listener)
     job = _Job(request, theta, patched, quantizer, head, model, images, others)
-    return _with_widths(job, listener) if request.widths.mixed else job
+    return _with_widths(job, options, listener) if request.widths.mixed else job
 
 
-def _with_widths(job: _Job, listener: Listener) -> _Job:
-    """The same with the widths that were asked for."""
+def _with_widths(job: _Job, filled: GridOptions, listener: Listener) -> _Job:
+    """The same with the widths that were asked for; groups that were ``filled`` in may go."""
     request, theta, quantizer, images = job.request, job.theta, job.quantizer, job.calibration
     options, made_for = request.widths, job.patched.rho if job.patched else theta
     others_said = options.budget or options.layers  # of the targets
@@ -395,11 +396,26 @@ def _with_widths(job: _Job, listener: Listener) -> _Job:
 
     looking = Stage(listener, 0, 0, 1, "widths")
     with located(theta.path, SpecError):
-        chosen, facts = with_widths(quantizer, options, images, others, size, looking)
+        try:
+            chosen, facts = with_widths(quantizer, options, images, others, size, looking)
+        except TooSmallError:
+            rows = replace(filled, group_size=None, scale_dtype=request.grid.scale_dtype)
+            typed = filled.group_size == request.grid.group_size
+            if typed or not _is_smaller(rows.grid(None), quantizer):
+                raise
+            listener.note(f"{theta.path}: groups take more than that at 2 bits: a scale a row")
+            quantizer = replace(quantizer, grid=rows.grid(None))
+            chosen, facts = with_widths(quantizer, options, images, others, size, looking)
     for other, name in theta.aliases.items():
         if name in chosen.rounded:
             listener.note(f"{theta.path}: {other} is tied to {name}: both are packed")
     return replace(job, quantizer=chosen, budget=facts)
+
+
+def _is_smaller(grid: Grid, quantizer: ModelQuantizer) -> bool:
+    """Whether the targets take less on a grid than on the quantizer's."""
+    shapes = {name: quantizer.theta[name].shape for name in quantizer.targets}
+    return stored_bits(shapes, grid) < stored_bits(shapes, quantizer.stored)
 
 
 def _grid_options(
@@ -407,20 +423,25 @@ def _grid_options(
     made_for: Checkpoint,
     theta: Checkpoint,
     targets: Sequence[str],
+    swept: Mapping[str, Any] | None,
     listener: Listener,
 ) -> GridOptions:
-    """What was typed of the grid, and the rest of it where the file says nothing either."""
-    options, looks = request.grid, request.rotate or QUANTIZERS[request.method].calibrated
-    if options.preset is Preset.PLAIN and looks:
+    """What was typed of the grid, and the rest of it where neither file nor sweep says it."""
+    options, turned = request.grid, request.rotate or theta.card.rotation
+    if options.preset is Preset.PLAIN and (turned or QUANTIZERS[request.method].calibrated):
         options = replace(options, preset=Preset.BEST)
     if options.preset is Preset.PAPER or not options.silent:
         return options
-    if made_for.card.quant or theta.card.quant:
+    if swept or made_for.card.quant or theta.card.quant:
         return options
     columns = [theta[name].shape[1] for name in targets]
-    filled, why = fill_in(options, columns, folder=request.folder, mixed=request.widths.mixed)
+    mixed = request.widths.differ_from(options.bits)
+    filled, why = fill_in(options, columns, folder=request.folder, mixed=mixed)
     if filled != options:
-        _, _, blocks = str(filled.grid(None)).partition(" ")  # its bits are known
+        grid = filled.grid(None)
+        if request.folder and not request.fake:
+            grid = for_stock_loaders(grid)
+        _, _, blocks = str(grid).partition(" ")  # its bits are known
         listener.note(f"{theta.path} was made for no grid: {blocks}{why and f' ({why})'}")
     return filled
 
