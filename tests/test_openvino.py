@@ -86,6 +86,7 @@ def test_openvino_gives_the_logits_of_qvec_and_multiplies_with_codes_as_they_are
     assert written[kind] >= len(results["quantized"])
 
 
+@pytest.mark.slow
 def test_the_same_file_gives_the_same_bytes_and_a_fault_leaves_what_was_there(
     openvino: ModuleType, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
