@@ -24,7 +24,7 @@ PAIRS = (
     ("best-2.5", "best-2"),
     ("best-2.5", "best-2-groups"),
     ("best-2.5", "best-3"),
-    *((f"{way}-3-groups", f"{way}-3") for way in ("best", "others", "own")),
+    *((f"{way}-3-groups", f"{way}-3") for way in ("best", "others")),
     *((f"{way}-3-groups", "float") for way in ("best", "others", "own")),
 )
 """Ways whose accuracies are compared, receiver by receiver."""
@@ -53,9 +53,8 @@ def _data_used(all_cells: dict[str, dict[str, tuple[float, Json]]]) -> str:
     for way, rows in all_cells.items():
         for use in sorted({str(q["data_use"]) for _, q in rows.values()} - {"none"}):
             used.setdefault(use.replace("_", " "), []).append(way)
-    if not used:
-        return "none of their data used"
-    return "; ".join(["data used", *(f"{use}: {', '.join(ways)}" for use, ways in used.items())])
+    told = "; ".join(f"{use} used by {', '.join(ways)}" for use, ways in used.items())
+    return told or "none of their data used"
 
 
 def table(folder: Path, ways: Sequence[str]) -> Iterator[str]:
