@@ -20,12 +20,14 @@ import pytest
 from conftest import Counts, Drawer, Planted, Result, call, counting, hearing, light, one_bar
 
 from qvec_cli.advise import advise as operation
+from qvec_cli.advise.candidates import AdviseRequest, Ways
 from qvec_cli.advise.decision import Family
 from qvec_cli.checkpoint.read import Checkpoint
 from qvec_cli.checkpoint.write import write
 from qvec_cli.errors import MismatchError
 from qvec_cli.outputs.metrics import SCHEMA_FILE
 from qvec_cli.selection import by_agreement, trial
+from qvec_cli.specs import ScaleDtype
 
 VALIDATOR = jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_text()))
 FLAGS = ("--device", "cpu", "--proxy-samples", 40, "--batch-size", 16, "--refine", 2)
@@ -523,6 +525,17 @@ def test_half_of_few_pictures_are_used_unless_their_number_is_typed(
         assert told.json["parameters"]["samples"] == samples
         assert note in told.err
         assert bool(note) == ("others judge" in told.err)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_groups_are_judged_as_the_output_stores_them(
+    folder: bool, drawer: Drawer, tmp_path: Path
+) -> None:
+    request = AdviseRequest(drawer.receiver, 3, folder=folder)
+    shapes = {"fc1.weight": (64, 64)}
+    grids = [each.grid for each in Ways(request, tmp_path).plain(3, shapes)]
+    (groups,) = [grid for grid in grids if grid.group_size]
+    assert groups.scale_dtype is (ScaleDtype.FLOAT32 if folder else ScaleDtype.FLOAT16)
 
 
 FAULTS: dict[str, tuple[tuple[str, ...], str]] = {

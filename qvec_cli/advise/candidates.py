@@ -23,6 +23,7 @@ from qvec_cli.inputs.receiver import Anchor
 from qvec_cli.model.build import NetworkOptions
 from qvec_cli.pipeline import combine
 from qvec_cli.pipeline.quantize import QuantizeRequest
+from qvec_cli.quant.compressed_tensors import for_stock_loaders
 from qvec_cli.selection import by_agreement
 from qvec_cli.specs import (
     Calibration,
@@ -93,10 +94,9 @@ class Ways:
             yield self._rounded(Grid(bits, scale=scale, symmetric=False))
         if size := usual_group(shape[1] for shape in shapes.values()):
             scale = Scale.MSE_FULL if self._symmetric else Scale.ABSMAX
-            words = (size, scale, self._symmetric)
-            # a folder's loaders would multiply float16 scales in float16
-            stored = ScaleDtype.FLOAT32 if self._request.folder else ScaleDtype.FLOAT16
-            yield self._rounded(Grid(bits, Granularity.GROUP, *words, stored))
+            words, stored = (size, scale, self._symmetric), ScaleDtype.FLOAT16
+            grid = Grid(bits, Granularity.GROUP, *words, stored)
+            yield self._rounded(for_stock_loaders(grid) if self._request.folder else grid)
         yield self.rotated(self._rounded(self.best_grid(bits)))
 
     def _rounded(self, grid: Grid) -> Candidate:
