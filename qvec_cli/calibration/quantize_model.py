@@ -20,7 +20,7 @@ from qvec_cli.quant.moments import Inputs
 from qvec_cli.quant.qtensor import QTensor, as_matrix
 from qvec_cli.specs import Grid, Listener, Method, ScaleDtype, Silence
 
-LEAST_HALF: Final = 2.0**-18
+_LEAST_HALF: Final = 2.0**-18
 """Of the largest weight, the least step between codes that float16 holds to some 6 bits."""
 
 
@@ -98,7 +98,7 @@ class ModelQuantizer:
         with located(self.theta.path):
             if self.grid.scale_dtype is ScaleDtype.FLOAT16:
                 bits, largest = self.grid.of(name).bits, float(np.abs(weight).max(initial=0))
-                if 0 < largest < LEAST_HALF * 2**bits:
+                if 0 < largest < _LEAST_HALF * 2**bits:
                     raise MismatchError(
                         f"{name}: its weights are too small for float16 scales",
                         hint="Use --scale-dtype float32.",

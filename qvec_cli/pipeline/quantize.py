@@ -403,7 +403,7 @@ def _with_widths(job: _Job, filled: GridOptions, listener: Listener) -> _Job:
             typed = filled.group_size == request.grid.group_size
             if typed or not _is_smaller(rows.grid(None), quantizer):
                 raise
-            listener.note(f"{theta.path}: groups take more than that at 2 bits: a scale a row")
+            listener.note(f"{theta.path}: groups are too large for --target-size: a scale a row")
             quantizer = replace(quantizer, grid=rows.grid(None))
             chosen, facts = with_widths(quantizer, options, images, others, size, looking)
     for other, name in theta.aliases.items():
