@@ -81,6 +81,22 @@ def test_a_turn_is_its_matrix_along_any_axis() -> None:
             assert np.allclose(np.moveaxis(turned, axis, -1), expected, atol=1e-5)
 
 
+def test_a_turn_is_exact_on_whole_numbers_whatever_lies_beside_them() -> None:
+    """Sums of products in whole numbers, once more and elsewhere: no bit depends on their order."""
+    draws = np.random.default_rng(0)
+    for order in (*ORDERS, 768, 1024):
+        numbers = draws.integers(-(1 << 20), 1 << 20, size=(3, order))
+        whole = numbers.astype(np.float32)
+        turn = Turn(order, seed=1)
+        integers = (turn.matrix().astype(np.float64) * order).round().astype(np.int64)
+        exact = ((numbers @ integers) / order).astype(np.float32)
+        assert np.array_equal(turn.along(whole, 1), exact)
+        assert np.array_equal(turn.along(whole.T.copy(), 0), exact.T)
+        assert np.array_equal(turn.along(whole[:1], 1), exact[:1])
+        tiled = np.tile(whole.T, (1, 1 + (1 << 18) // order))
+        assert np.array_equal(turn.along(tiled, 0)[:, -3:], exact.T), "in another piece"
+
+
 def test_a_layernorm_without_affine_part_commutes_with_a_rotation() -> None:
     stream = torch.randn(50, 96, generator=torch.Generator().manual_seed(0)) + 3
     turn = torch.from_numpy(Turn(96, 0).matrix())

@@ -42,7 +42,8 @@ class Rotated:
 
     source: Checkpoint | Patched
     basis: Basis
-    _biases: dict[str, Array] = field(default_factory=dict)  # what LayerNorms add, by bias
+    _biases: dict[str, Array] = field(default_factory=dict)  # what LayerNorms add, by weight
+    _read: dict[str, Array] = field(default_factory=dict)  # the weight that told the last of them
 
     @property
     def theta(self) -> Checkpoint:
@@ -52,7 +53,7 @@ class Rotated:
     @property
     def unpatched(self) -> Rotated:
         """The receiver's file in the same basis."""
-        return replace(self, source=self.theta, _biases={})
+        return replace(self, source=self.theta, _biases={}, _read={})
 
     def checked(self, name: str) -> Iterator[Array]:
         """The raw blocks of a tensor, every element of a floating one a number."""
@@ -127,7 +128,8 @@ class Rotated:
         change, dtype = self.basis.changes[name], self.theta[name].dtype
         if change.fill is not None:
             return np.full(self.theta[name].shape, change.fill, np.float32)
-        values = self.source.finite(name)
+        values = self._read.pop(name, None)
+        values = self.source.finite(name) if values is None else values
         with np.errstate(all="ignore"):  # found below, by name
             values = self._rows(name, self._columns(values, change), change)
             if not finite(to_float32(from_float32(values, dtype), dtype)):
@@ -161,7 +163,8 @@ class Rotated:
     def _product(self, weight: str, beta: str) -> Array:
         """A weight times a LayerNorm's bias, float32 [out]."""
         if weight not in self._biases:
-            matrix = self.source.finite(weight)
+            self._read.clear()
+            matrix = self._read[weight] = self.source.finite(weight)  # which is next in a file
             added = matrix * _beside(self.source.finite(beta), matrix)
             self._biases[weight] = added.sum(axis=1, dtype=np.float64).astype(np.float32)
         return self._biases[weight]

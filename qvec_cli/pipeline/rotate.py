@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qvec_cli.checkpoint.card import Card, Kind
+from qvec_cli.checkpoint.dtypes import Array
 from qvec_cli.checkpoint.replace import check_target
 from qvec_cli.checkpoint.write import Blocks, size_of, write
 from qvec_cli.inputs.files import InputFiles, card_of, require, stated_model
@@ -64,8 +67,18 @@ def rotate(request: RotateRequest, listener: Listener) -> Metrics:
 
 
 def _tensors(turned: Rotated) -> Blocks:
-    for name in turned.theta:
-        yield name, turned.checked(name)
+    """Every tensor; while one is written, a thread turns the next."""
+
+    def blocks(name: str) -> tuple[str, list[Array]]:
+        return name, [*turned.checked(name)]
+
+    with ThreadPoolExecutor(1) as thread:
+        ready: deque[Future[tuple[str, list[Array]]]] = deque()
+        for name in turned.theta:
+            ready.append(thread.submit(blocks, name))
+            if len(ready) > 1:
+                yield ready.popleft().result()
+        yield from (last.result() for last in ready)
     turned.settle()
 
 

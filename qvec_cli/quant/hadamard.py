@@ -6,14 +6,20 @@ With all ones in its first column and signs e from a seed, R = H diag(1, e_2, ..
 orthogonal, symmetric, and keeps the vector of ones: what a LayerNorm takes for mean and variance
 is the same before and after. (QuaRot, arXiv:2404.00456, and SpinQuant, arXiv:2405.16406, rotate
 RMSNorms, for which any orthogonal matrix does.)
+
+Numbers are turned as multiples of one small unit, in float64, whose sums are exact in any order: a
+library of matrix products does them, and the bits are the same on any machine and its threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
+from itertools import product
 from math import prod
 from typing import Any, Final
 
@@ -21,11 +27,14 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_PIECE: Final = 1 << 19
-"""Elements that are turned at a time, so that they stay in a cache."""
+_BITS: Final = 53
+"""Of the whole numbers that float64 holds."""
 
-_LINE: Final = 16
-"""Numbers in a line of the cache."""
+_THREADS: Final = 2
+"""That turn pieces side by side."""
+
+_PIECE: Final = 1 << 17
+"""Elements that are turned at a time, so that they stay in a cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,49 +55,52 @@ class Turn:
 
     def along(self, array: Array, axis: int) -> Array:
         """The array, float32, with every vector along an axis turned; a new array."""
-        before, length, after = _sizes(array.shape, axis)
-        whole = np.array(array, np.float32, order="C").reshape(before, length, after)
-        for start in range(self.start, length, self.order):
-            part = whole[:, start : start + self.order]
-            if after == 1:  # rows, which are turned as columns
-                self._turn(part[:, :, 0], _copy_transposed)
-            else:
-                for columns in part:
-                    self._turn(columns.T, lambda to, source: np.copyto(to, source.T))
-        return whole.reshape(array.shape)
+        whole = array.reshape(_sizes(array.shape, axis))
+        turned = np.empty(whole.shape, np.float32)
+        turned[:, : self.start] = whole[:, : self.start]
+        unit = self._unit(whole)
 
-    def _turn(self, vectors: Array, copy: Callable[[Array, Array], None]) -> None:
-        """Turns vectors [n, order] in place, some at a time, which lie as columns meanwhile."""
-        step = max(1, _PIECE // self.order)
-        columns, spare = np.empty((2, self.order * min(step, len(vectors))), np.float32)
-        for start in range(0, len(vectors), step):
-            piece = vectors[start : start + step]
-            work = columns[: piece.size].reshape(self.order, -1)
-            copy(work, piece)
-            copy(piece, self._turned(work, spare[: piece.size]))
+        def turn(piece: tuple[slice, slice, slice]) -> None:
+            with np.errstate(all="ignore"):  # what is no number any more, whoever asked will find
+                turned[piece] = self._turned(whole[piece], unit)
 
-    def _turned(self, columns: Array, spare: Array) -> Array:
-        """Columns [order, n] in the new basis; both arrays are overwritten."""
-        spare = spare.reshape(columns.shape)
-        turned, spare = _product(columns, spare, transposed=True)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            deque(pool.map(turn, self._pieces(whole.shape)), maxlen=0)
+        return turned.reshape(array.shape)
+
+    def _pieces(self, shape: tuple[int, ...]) -> Iterator[tuple[slice, slice, slice]]:
+        """Where vectors lie that are turned together."""
+        before, length, after = shape
+        width = max(1, min(after, _PIECE // self.order))
+        count = max(1, _PIECE // (self.order * width))
+        starts = range(self.start, length, self.order)
+        for n, start, column in product(range(0, before, count), starts, range(0, after, width)):
+            vectors = slice(start, start + self.order)
+            yield slice(n, n + count), vectors, slice(column, column + width)
+
+    def _unit(self, array: Array) -> float:
+        """A power of two to whose multiples numbers are rounded: of those every sum is exact."""
+        largest = max(array.max(initial=0), -array.min(initial=0))
+        growth = (self.order - 1).bit_length() * (1 if self.seed is None else 2)
+        return 2.0 ** (int(np.frexp(largest)[1]) + growth - _BITS)
+
+    def _turned(self, piece: Array, unit: float) -> Array:
+        """Vectors [n, order, m] in the new basis, float64; only the last step is rounded."""
+        high, low = _factors(self.order)
+        turned = np.rint(piece * np.float64(1 / unit))
+        turned = _product(turned, high.T, low.T)
         if self.seed is None:
-            turned /= np.float32(np.sqrt(self.order))
+            turned *= unit / np.sqrt(self.order)
             return turned
         turned *= _signs(self.order, self.seed)[:, None]
-        turned, _ = _product(turned, spare, transposed=False)
-        turned /= np.float32(self.order)
+        turned = _product(turned, high, low)
+        turned *= unit / self.order
         return turned
 
 
 def _sizes(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
     """How many numbers lie before an axis, along it, and behind it."""
     return prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :])
-
-
-def _copy_transposed(to: Array, source: Array) -> None:
-    """``to`` becomes the transpose, a line of the cache at a time."""
-    for start in range(0, len(source), _LINE):
-        to[:, start : start + _LINE] = source[start : start + _LINE].T
 
 
 def has_hadamard(order: int) -> bool:
@@ -134,25 +146,30 @@ def _signs(order: int, seed: int) -> Array:
     return signs
 
 
-def _product(columns: Array, spare: Array, *, transposed: bool) -> tuple[Array, Array]:
-    """H or its transpose times columns [order, n], and an array that is free; both overwritten.
-
-    Additions in a fixed order: the same bits on any machine, whatever its threads.
-    """
-    order, half = len(columns), 1
+@cache
+def _factors(order: int) -> tuple[Array, Array]:
+    """Two matrices of about one size, float64, whose Kronecker product is H."""
     core = _core(order)
     assert core is not None
-    while half < order // core:
-        old, new = (each.reshape(-1, 2, half * each.shape[1]) for each in (columns, spare))
-        np.add(old[:, 0], old[:, 1], out=new[:, 0])
-        np.subtract(old[:, 0], old[:, 1], out=new[:, 1])
-        columns, spare, half = spare, columns, 2 * half
-    if core == 1:
-        return columns, spare
-    matrix = _paley(core).T if transposed else _paley(core)
-    rows, sums = columns.reshape(core, -1), spare.reshape(core, -1)
-    for out, signs in zip(sums, matrix, strict=True):
-        np.multiply(rows[0], signs[0], out=out)
-        for row, sign in zip(rows[1:], signs[1:], strict=True):
-            (np.add if sign > 0 else np.subtract)(out, row, out=out)
-    return spare, columns
+    low = 1
+    while order // (2 * low) >= 2 * low and order // (2 * low) % core == 0:
+        low *= 2
+    high = np.kron(_paley(core) if core > 1 else np.ones((1, 1)), _doubled(order // low // core))
+    return high.astype(np.float64), _doubled(low)
+
+
+def _doubled(order: int) -> Array:
+    """Sylvester's matrix [order, order], for a power of two."""
+    return np.ones((1, 1)) if order == 1 else np.kron([[1, 1], [1, -1]], _doubled(order // 2))
+
+
+def _product(piece: Array, high: Array, low: Array) -> Array:
+    """The Kronecker product of two matrices times vectors [n, order, m]."""
+    count, _, width = piece.shape
+    sides = (count, len(high), len(low))
+    if width == 1:  # a product of matrices where it would be one of a matrix and a vector
+        whole: Array = high @ (piece.reshape(sides) @ low.T)
+    else:
+        inner = low @ piece.reshape(*sides, width)
+        whole = (high @ inner.swapaxes(1, 2)).swapaxes(1, 2)
+    return whole.reshape(piece.shape)
