@@ -97,7 +97,7 @@ def min_and_max(blocks: Array) -> tuple[Array, Array]:
     return low, xp.max(blocks, axis=-1, keepdims=True).clip(min=0.0)
 
 
-def symmetric_params(ratio: float, largest: Array, grid: Grid) -> QParams:
+def symmetric_params(ratio: float | Array, largest: Array, grid: Grid) -> QParams:
     """The symmetric grid on which quant_max stands for ``ratio`` times ``largest``.
 
     Divides by an array, because by a scalar CUDA would multiply by 1 / 3.
@@ -107,7 +107,7 @@ def symmetric_params(ratio: float, largest: Array, grid: Grid) -> QParams:
     return QParams(stored_scale(scale, grid), None)
 
 
-def asymmetric_params(ratio: float, low: Array, high: Array, grid: Grid) -> QParams:
+def asymmetric_params(ratio: float | Array, low: Array, high: Array, grid: Grid) -> QParams:
     """The asymmetric grid whose codes span ``ratio`` times the range (arXiv:1712.05877)."""
     xp = array_namespace(low)
     span = (high * 0.5 - low * 0.5).clip(min=TINY) * xp.full_like(low, ratio)

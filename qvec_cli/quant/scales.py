@@ -11,6 +11,7 @@ the best grid that it has seen, and a symmetric grid tries either sign.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import numpy as np
@@ -58,6 +59,9 @@ _NOISE: Final = 1e-10
 _IN_CACHE: Final = 1 << 18
 """Weights that a search looks at together, so that its steps find them in a cache."""
 
+_THREADS: Final = 2
+"""Searches that go on side by side."""
+
 
 def choose_qparams(blocks: Array, grid: Grid) -> QParams:
     """The scale and zero point of each of the blocks [n_blocks, block_len]: float32 [n_blocks, 1].
@@ -69,8 +73,13 @@ def choose_qparams(blocks: Array, grid: Grid) -> QParams:
     choose, step = SCALES[grid.scale], max(1, _IN_CACHE // blocks.shape[-1])
     if not isinstance(blocks, np.ndarray) or len(blocks) <= step:
         return choose(blocks, grid)
-    parts = [choose(blocks[start : start + step], grid) for start in range(0, len(blocks), step)]
-    scales, zeros = zip(*parts, strict=True)  # blocks do not meet: the same bits
+
+    def chosen(start: int) -> QParams:
+        with np.errstate(over="ignore", invalid="ignore"):  # which the caller looks for
+            return choose(blocks[start : start + step], grid)
+
+    with ThreadPoolExecutor(_THREADS) as pool:  # blocks do not meet: the same bits
+        scales, zeros = zip(*pool.map(chosen, range(0, len(blocks), step)), strict=True)
     return QParams(np.concatenate(scales), None if zeros[0] is None else np.concatenate(zeros))
 
 
@@ -92,8 +101,7 @@ def least_error(blocks: Array, grid: Grid) -> QParams:
     """
     if not isinstance(blocks, np.ndarray) or blocks.shape[-1] < STEPS * grid.quant_max:
         return _tried(blocks, grid)
-    columns = zip(*candidates(blocks, grid), strict=True)
-    tried = QParams(*(None if c[0] is None else np.concatenate(c, axis=-1) for c in columns))
+    tried = _candidates_of_all(blocks, grid)
     place, sure = _by_places(blocks, tried, grid)
     best = QParams(*(None if p is None else np.take_along_axis(p, place, -1) for p in tried))
     if not sure.all():
@@ -136,7 +144,9 @@ def _by_places(blocks: Array, tried: QParams, grid: Grid) -> tuple[Array, Array]
     power = np.square(scaled).sum(axis=-1, keepdims=True)
     codes = np.arange(grid.quant_min, grid.quant_max + 1.0)
     steps = codes if tried.zero_point is None else codes - tried.zero_point[..., None]
-    levels = np.sort(steps * (tried.scale / largest)[..., None], axis=-1)
+    levels = steps * (tried.scale / largest)[..., None]
+    if tried.scale.min() < 0:
+        levels.sort(axis=-1)
     between = ((levels[..., 1:] + levels[..., :-1]) / 2).clip(-1.5, 1.5)
     row = np.arange(rows)[:, None, None]
     scaled += 4.0 * row[..., 0]  # one sorted line, in which rows do not meet
@@ -159,6 +169,19 @@ def candidates(blocks: Array, grid: Grid) -> Iterator[QParams]:
     else:
         ends = min_and_max(blocks)
         yield from (asymmetric_params(ratio, *ends, grid) for ratio in ratios(grid))
+
+
+def _candidates_of_all(blocks: Array, grid: Grid) -> QParams:
+    """The same side by side, [n_blocks, candidates]."""
+    shares = np.array([*ratios(grid)])
+
+    def beside(column: Array) -> Array:
+        return np.broadcast_to(column, (len(blocks), len(shares)))
+
+    if grid.symmetric:
+        return symmetric_params(shares, beside(absmax(blocks)), grid)
+    low, high = map(beside, min_and_max(blocks))
+    return asymmetric_params(shares, low, high, grid)
 
 
 def ratios(grid: Grid) -> Iterator[float]:
