@@ -118,10 +118,11 @@ class Objective(StrEnum):
 
 
 class Measure(StrEnum):
-    """How far the answers of two networks are apart; see selection/agreement.py."""
+    """How far the answers of two networks are apart; see selection/trial.py."""
 
     KL = "kl"  # of class probabilities, nats
     FEATURES = "features"  # of what the classifier is given, relative
+    BOTH = "both"  # their sum, the features with a weight
 
 
 class Library(StrEnum):

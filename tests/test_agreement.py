@@ -14,6 +14,7 @@ from qvec_cli.errors import NotFiniteError
 from qvec_cli.learn.forward import Outputs, outputs
 from qvec_cli.selection.trial import (
     TELLING,
+    WEIGHT,
     choose_measure,
     distances,
     diversity,
@@ -60,6 +61,12 @@ def test_a_shift_of_all_logits_is_no_change() -> None:
     teacher = answers()
     shifted = Outputs(teacher.logits + np.float32(5), teacher.features)
     assert np.allclose(distances(teacher, shifted, Measure.KL), 0, atol=1e-6)
+
+
+def test_both_is_the_sum_of_nats_and_weighted_features() -> None:
+    teacher, student = answers(), answers()
+    nats, features, both = (distances(teacher, student, measure) for measure in Measure)
+    assert np.allclose(both, nats + WEIGHT * features)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 2, 1e3])
@@ -129,7 +136,9 @@ def test_images_that_differ_in_one_direction_only_are_not_diverse() -> None:
 def test_where_classes_say_little_features_are_compared(logits: Array, wanted: Measure) -> None:
     found = Outputs(logits.astype(np.float32), logits.astype(np.float32))
     assert (information(found) >= TELLING) is (wanted is Measure.KL)
-    assert choose_measure(found) is wanted
+    assert choose_measure(found, Measure.KL) is wanted
+    usual = Measure.FEATURES if wanted is Measure.FEATURES else Measure.BOTH
+    assert choose_measure(found, Measure.BOTH) is usual
 
 
 class Toy(nn.Module):

@@ -5,8 +5,11 @@ ZERO := absmax asymmetric2
 # digits, mnist and clothes name their classes 0 to 9, so that none counts as a stranger to the others
 NUMBERED := fashion mnist digits
 others = $(filter-out $(1) $(if $(filter $(1),$(NUMBERED)),$(NUMBERED)),$(TASKS))
-# the matrix: a near donor and a far one; advise has the vectors of all tasks, and GPTQ on their moments
-ZERO_DONORS := greek photos
+# the matrix: every donor; at 2 bits, where none is of use, a near one and a far one. advise has the
+# vectors of all tasks, and GPTQ on their moments
+absmax_donors := $(TASKS)
+asymmetric2_donors := greek photos
+ZERO_NULL := greek
 ZERO_LAMBDAS := 0,0.1,0.25,1
 ZERO_SAMPLES := 128
 # refinement was tried on the digits, where it gained nothing: a third of advise's time
@@ -69,7 +72,7 @@ $(OUT)/zero/$(1)/grid.yaml: zero.mk
 	mkdir -p $$(@D)
 	@{ echo "base: $(OUT)/base.st"; \
 	echo "nulls: random"; \
-	echo "null-donors: $(firstword $(ZERO_DONORS))"; \
+	echo "null-donors: $(ZERO_NULL)"; \
 	echo "lambdas: $(ZERO_LAMBDAS)"; \
 	echo "proxy: [$(subst $() ,$(comma),$(TASKS:%=$(OUT)/images/%))]"; \
 	echo "proxy-samples: $(ZERO_SAMPLES)"; \
@@ -77,7 +80,7 @@ $(OUT)/zero/$(1)/grid.yaml: zero.mk
 	echo "receivers:"; \
 	$(foreach t,$(TASKS),echo "  $(t): {model: $(OUT)/$(t).st, data: $(OUT)/images/$(t), qat: $(OUT)/$(t)_$(1).st, baselines: {gptq own images: $(OUT)/zero/$(1)/$(t)_own.st, quantize: $(OUT)/zero/$(1)/$(t)_default.st, quantize --preset best: $(OUT)/zero/$(1)/$(t)_best.st}}";) \
 	echo "donors:"; \
-	$(foreach t,$(ZERO_DONORS),echo "  $(t): $(OUT)/zero/$(1)/$(t)_rho.st";) } > $$@
+	$(foreach t,$($(1)_donors),echo "  $(t): $(OUT)/zero/$(1)/$(t)_rho.st";) } > $$@
 
 $(OUT)/zero/$(1)/grid.jsonl: $(OUT)/zero/$(1)/grid.yaml $(foreach k,rho own default best,$(TASKS:%=$(OUT)/zero/$(1)/%_$(k).st))
 	qvec transfer $$< -o $$@ --resume --force

@@ -54,6 +54,7 @@ from qvec_cli.specs import (
     Calibration,
     Grid,
     Listener,
+    Measure,
     Scale,
     Silence,
     Stage,
@@ -255,7 +256,7 @@ class Trials:
         loading = Stage(listener, 0, 0, 1, "float answers")
         self._trial = load_trial(inputs.receiver, splits, request.device, loading)
         with located(self._path, NotFiniteError):
-            self._judge = load_judge(self._trial, inputs.judging, loading)
+            self._judge = load_judge(self._trial, inputs.judging, loading, usual=Measure.KL)
             self._proxies = self._judge.proxy_facts(listener)
         self.device = self._trial.device
         self._tried, self._done = 0, 0

@@ -277,14 +277,14 @@ def _agreement_text(results: Facts) -> Iterator[str]:
         yield f"{point['lambda']:g}\t{distance}{val}{mark}"
     yield (
         "chosen: the least distance, if it is below that of lambda 0 by two standard errors and a "
-        "twentieth"
+        "hundredth"
     )
-    yield "donor\tdamage explained\tlambda\tremoved" + ("\ttest top-1" if judged else "")
+    yield "donor\tdamage removed\tlambda\texplained" + ("\ttest top-1" if judged else "")
     for donor in results["donors"]:
         choice = donor["chosen"]
         test = f"\t{accuracy(choice.get('test'))}" if judged else ""
         explained, removed = (f"{donor['score'][key]:.1%}" for key in ("explained", "removed"))
-        yield f"{donor['rho']}\t{explained}\t{choice['lambda']:g}\t{removed}{test}"
+        yield f"{donor['rho']}\t{removed}\t{choice['lambda']:g}\t{explained}{test}"
     if judged:
         for name, row in (("float", "fp"), ("lambda 0", "ptq")):
             yield f"{name} on test: {accuracy(results['baselines'][row]['test'])}"

@@ -396,7 +396,7 @@ class ProxyFlags:
         None, "How many of them in all, at least 2.", min=2, show_default="256"
     )
     measure: Measure | None = flag(
-        None, "How answers are compared.", show_default="kl, or features where classes say little"
+        None, "How answers are compared.", show_default="both, or features where classes say little"
     )
 
     def options(self, loading: Loading) -> ProxyOptions:

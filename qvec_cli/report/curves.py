@@ -26,7 +26,11 @@ Sweep = Document[SweepResults]
 Agreement = Document[AgreementResults]
 Evaluation = Document[EvalResults]
 
-MEASURES: Final[Mapping[str, str]] = {Measure.KL: "KL, nats", Measure.FEATURES: "features, share"}
+MEASURES: Final[Mapping[str, str]] = {
+    Measure.KL: "KL, nats",
+    Measure.FEATURES: "features, share",
+    Measure.BOTH: "KL and features",
+}
 """Distances in an axis's words."""
 
 _Z: Final = 1.959963984540054

@@ -210,7 +210,7 @@ class MeasuredWay(Struct, frozen=True):
 class DonorScore(Struct, frozen=True):
     """What a vector does about the damage of quantization, on proxy images without labels."""
 
-    removed: float  # share that is gone at the chosen lambda
+    removed: float  # share that is gone at the lambda of least distance
     explained: float  # share that one coefficient would cancel, were changes linear
 
 

@@ -126,8 +126,10 @@ class Curve:
         return {"curve": self.points(), **skipped(self.skipped)}
 
     def score(self) -> Point:
-        """The donor's score."""
-        return {"removed": self.removed, "explained": self.explained, "fitted_lambda": self.fitted}
+        """The donor's score: what it removes at its best, chosen or not."""
+        plain = self.distances[self.lambdas.index(0.0)]
+        most = max(removed(distances, plain) for distances in self.distances)
+        return {"removed": most, "explained": self.explained, "fitted_lambda": self.fitted}
 
 
 def curve_of(judge: Judge, answers: Mapping[float, Outputs]) -> Curve:
@@ -247,7 +249,7 @@ def agree(request: AgreementRequest, listener: Listener) -> Metrics:
             run = AgreementRun(receiver, options, listener)
             donors = [run.donor(vector) for vector in receiver.vectors]
             baselines = run.labelled_baselines()
-        order = sorted(range(len(donors)), key=lambda i: -donors[i]["score"]["explained"])
+        order = sorted(range(len(donors)), key=lambda i: -donors[i]["score"]["removed"])
         useful = [i for i in order if donors[i]["chosen"]["lambda"] != 0]
         first = (useful or order)[0]
         results = {

@@ -18,7 +18,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 GUARD: Final = 2.0
 """Standard errors by which a lambda must be better than 0 to be taken at all."""
 
-LEAST: Final = 0.05
+LEAST: Final = 0.01
 """Share of the damage that it must remove besides: where answers have collapsed, any nudge removes
 a little, and helps nobody."""
 
@@ -83,7 +83,7 @@ def choose_lambda(lambdas: Sequence[float], distances: Sequence[Array]) -> int:
     """The place of the least mean distance, of equal ones that of the smallest |lambda|.
 
     Lambda 0, plain quantization, is kept unless the best is better by two standard errors of the
-    difference, image by image, and removes a twentieth of the distance.
+    difference, image by image, and removes a hundredth of the distance.
 
     Args:
         lambdas: 0 among them.
