@@ -59,7 +59,7 @@ class Screen(io.StringIO):
 def shape(line: str) -> str:
     """A line without its numbers and without what hangs on them: they differ by training."""
     line = re.sub(r"\b[0-9a-f]{12,64}\b", "#", line)
-    line = re.sub(r"\s+<- chosen|(?<= proxy images, )(kl|features)", "", line)
+    line = re.sub(r"\s+<- chosen|(?<= proxy images, )(both|features)", "", line)
     line = re.sub(r"[-+]?\d[\d,.]*(e[-+]\d+)?", "#", line)
     line = re.sub(r"(?<=# )(epoch|step|image|picture)s\b", r"\1", line)  # one is enough here
     return re.sub(r" {2,}|\t", "  ", line).strip()  # columns are as wide as their numbers
