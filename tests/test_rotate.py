@@ -97,6 +97,15 @@ def test_a_turn_is_exact_on_whole_numbers_whatever_lies_beside_them() -> None:
         assert np.array_equal(turn.along(tiled, 0)[:, -3:], exact.T), "in another piece"
 
 
+def test_small_vectors_are_turned_as_exactly_beside_large_ones() -> None:
+    vectors = np.random.default_rng(0).normal(size=(4, 48)).astype(np.float32)
+    sizes = np.array([1, 1e-12, 1e12, 0], np.float32)[:, None] ** np.float32(2)
+    for turn in (Turn(48, 0), Turn(48)):
+        exact = (vectors * sizes).astype(np.float64) @ turn.matrix().astype(np.float64)
+        turned = turn.along(vectors * sizes, 1)
+        assert (np.abs(turned - exact) <= 1e-6 * sizes).all()
+
+
 def test_a_layernorm_without_affine_part_commutes_with_a_rotation() -> None:
     stream = torch.randn(50, 96, generator=torch.Generator().manual_seed(0)) + 3
     turn = torch.from_numpy(Turn(96, 0).matrix())
