@@ -200,8 +200,7 @@ def test_each_input_is_opened_once_and_hashed_once(
 def test_every_way_takes_part(full: Run) -> None:
     rows = full.results["candidates"]
     assert {row["way"] for row in rows if not row["way"].endswith(" rotated")} == {
-        *("rtn", "unit", "chosen", "fitted", "moments", "float", "float mixed"),
-        *("refined", "anchored"),
+        *("rtn", "unit", "chosen", "fitted", "moments", "float", "float mixed", "refined"),
     }
     # in place of noise and of generated pictures alone, which take part in the mixed ones
     assert {row["family"] for row in rows} == set(Family) - {Family.NOISE, Family.GENERATED}
@@ -237,7 +236,7 @@ def test_data_use_stands_behind_each_row(full: Run, by_noise: Run, by_generated:
     levels = {(row["way"], row["data_use"]["level"]) for row in full.results["candidates"]}
     costly = {way for way, level in levels if level == "proxy_images"}
     of_images = {"float", "float mixed", "float mixed rotated", "moments rotated"}
-    assert costly - of_images == {"chosen", "fitted", "refined", "anchored"}
+    assert costly - of_images == {"chosen", "fitted", "refined"}
     free = {way for way, level in levels if level == "none"}
     assert free - of_images == {"rtn", "rtn rotated", "unit", "moments"}
     drawn = next(r for r in by_generated.results["candidates"] if r["family"] == "generated")

@@ -34,7 +34,6 @@ WAYS = {
     "float": "GPTQ, others' images",
     "float mixed": "GPTQ, generated and others', diversified",
     "refined": "the same, refined",
-    "anchored": "the same, anchored on the vector",
 }
 """Ways of advise, each on the grid that its own measure prefers among those of equal bits."""
 

@@ -77,8 +77,8 @@ _CALIBRATED: Final = (Family.MOMENTS, Family.NOISE, Family.GENERATED, Family.IMA
 _SLOW: Final = 10
 """How much longer a calibrated way takes than one that rounds, about."""
 
-CHOSEN: Final = frozenset({"chosen", "anchored"})
-"""Ways whose lambda was chosen on images, which the number in their commands does not tell."""
+CHOSEN: Final = "chosen"
+"""The way whose lambda was chosen on images, which the number in its command does not tell."""
 
 
 def advise(request: AdviseRequest, listener: Listener) -> Metrics:
@@ -204,19 +204,17 @@ def _candidates(
         return
     if trials.best(Family.PLAIN, Family.ROTATED) == trials.best(Family.ROTATED):
         yield ways.rotated(best)
-    last = trials.best(*_CALIBRATED)
-    if last is None or last.request.calibration is None:
-        last = ways.on_images(grid, first)
     if request.steps:
-        yield ways.refined(last)
-    yield from vectors.anchored(last)
+        last = trials.best(*_CALIBRATED)
+        on_pictures = last is not None and last.request.calibration is not None
+        yield ways.refined(last if last and on_pictures else ways.on_images(grid, first))
 
 
 def _most(request: AdviseRequest, inputs: AdviseInputs) -> tuple[int, int]:
     """The most ways that there can be, rounding and slow ones: some hang on how others do."""
     plain, on_images, rotated = 7, 1 + inputs.mixed, 1
-    moments, anchored = bool(request.moments or request.vectors), bool(request.vectors)
-    slow = on_images + rotated + bool(request.steps) + moments + anchored
+    moments = bool(request.moments or request.vectors)
+    slow = on_images + rotated + bool(request.steps) + moments
     return plain + (3 if request.vectors else 0), slow
 
 
@@ -321,7 +319,7 @@ class Trials:
         path = candidate.request.out
         with opened(path, Silence()) as file:
             load(self._trial.network, load_state(file), str(path))
-            chosen = (self._inputs.seen,) if candidate.way in CHOSEN else ()
+            chosen = (self._inputs.seen,) if candidate.way == CHOSEN else ()
             use = spent(inherited_use(file), *chosen)
         answers = self._answers(rotated=candidate.request.rotate is True)
         same = answers.logits.argmax(axis=1) == self._judge.teacher.logits.argmax(axis=1)

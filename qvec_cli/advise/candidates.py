@@ -274,7 +274,6 @@ class VectorOffers:
     ) -> None:
         self._request, self._ways, self._files, self._leave_out = request, ways, files, leave_out
         self._receiver = inputs.receiver
-        self._lam = 0.0
         self._mean, self._before = ways.folder / "mean.st", self._command("mean.st")
         if len(request.vectors) == 1:
             self._mean, self._before = request.vectors[0], ()
@@ -288,10 +287,10 @@ class VectorOffers:
         many = len(self._request.vectors) > 1
         name, rho, before = ("mean vector" if many else "vector"), self._mean, self._before
         yield self._patched(rho, 1.0, f"{name} at lambda 1", "unit", before)
-        fit, self._lam = self._fitted() if many else (None, self._chosen())
-        if self._lam:
-            label = f"{name} at lambda {typed(self._lam)}, chosen"
-            yield self._patched(rho, self._lam, label, "chosen", before)
+        fit, lam = self._fitted() if many else (None, self._chosen())
+        if lam:
+            label = f"{name} at lambda {typed(lam)}, chosen"
+            yield self._patched(rho, lam, label, "chosen", before)
         else:
             self._leave_out(f"{name} at a chosen lambda", "no lambda is surely better than 0")
         if fit:
@@ -304,13 +303,6 @@ class VectorOffers:
         if self._request.vectors and self._files.open(self._mean).attached:
             return self._mean, self._before
         return None, ()
-
-    def anchored(self, candidate: Candidate) -> Iterator[Candidate]:
-        """A calibrated candidate that starts from the mean vector, at half of its lambda."""
-        if lam := self._lam / 2:
-            request = replace(candidate.request, anchor=Anchor(self._mean, typed(lam)))
-            name, before = f"{candidate.name}, anchored at {typed(lam)}", self._before
-            yield replace(candidate, name=name, way="anchored", request=request, before=before)
 
     def _patched(
         self, rho: Path, lam: float, name: str, way: str, before: tuple[str, ...]
